@@ -1,0 +1,305 @@
+/* openmsa: MiniMax Sparse Attention (MSA), C API.
+ *
+ * One layer of MSA (arXiv:2606.13392) has two branches. The index branch scores kv_blocks of `block_size` keys with a
+ * light product and keeps `topk` of them per query and KV head; the main branch is exact attention over those alone:
+ *
+ *   s_idx[i,j,r] = index_q[i,r] . index_k[j] / sqrt(index_dim)                                        (token score)
+ *   m[i,b,r]     = max over j in kv_block b, j <= i, of s_idx[i,j,r]                                  (block score)
+ *   T(i,r)       = tokens j <= i of the kv_blocks chosen for query i and KV head r
+ *   lse[i,h]     = log sum_{j in T} exp(softmax_scale * q[i,h] . k[j,r]),      r = h / group_size
+ *   o[i,h]       = sum_{j in T} exp(softmax_scale * q[i,h] . k[j,r] - lse[i,h]) * v[j,r]
+ *
+ * How a call is made:
+ *   1. fill an openmsa_config (shapes, capacities, backend) and create a plan: openmsa_plan_create;
+ *   2. ask for the workspace of an operation: openmsa_plan_workspace_bytes, and allocate it once;
+ *   3. fill an openmsa_tensors with the tensors that the operation names, and call it, as often as wanted.
+ *
+ * Rules that hold for every function:
+ *   - Nothing is printed, nothing aborts: a status comes back, openmsa_last_error() has the text (argument, expected,
+ *     got), and when an argument was refused no output has been written.
+ *   - The CPU backend works in the caller's workspace alone. The reference backend allocates what it needs.
+ *   - A tensor that the operation does not name must be absent; it is refused, not ignored.
+ *   - A plan is read-only after creation. Several threads may use one plan at once, each with its own workspace.
+ *   - Results are bitwise equal from run to run and for every number of threads.
+ *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
+ */
+#ifndef OPENMSA_OPENMSA_H
+#define OPENMSA_OPENMSA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define OPENMSA_VERSION_MAJOR 0
+#define OPENMSA_VERSION_MINOR 1
+#define OPENMSA_VERSION_PATCH 0
+
+#if defined(OPENMSA_STATIC)
+#define OPENMSA_API
+#elif defined(_WIN32)
+#define OPENMSA_API __declspec(dllimport)
+#else
+#define OPENMSA_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------- status --- */
+
+typedef enum openmsa_status {
+  OPENMSA_SUCCESS = 0,
+  OPENMSA_INVALID_ARGUMENT = 1, /* the call contradicts itself or this header; the message names the tensor */
+  OPENMSA_UNSUPPORTED = 2,      /* a legal request that this backend does not serve; the message names the feature */
+  OPENMSA_OUT_OF_MEMORY = 3,    /* creating a plan, or the reference backend, could not allocate */
+  OPENMSA_INTERNAL = 4          /* a defect of openmsa; please report it */
+} openmsa_status;
+
+/* Constant text of a status, for example "invalid argument". */
+OPENMSA_API const char* openmsa_status_string(openmsa_status status);
+
+/* What went wrong in this thread's latest failed call; "" when none has failed. Valid until its next openmsa call. */
+OPENMSA_API const char* openmsa_last_error(void);
+
+/* "0.1.0" */
+OPENMSA_API const char* openmsa_version(void);
+
+/* ---------------------------------------------------------------------------------------------------- tensor --- */
+
+typedef enum openmsa_dtype {
+  OPENMSA_FLOAT32 = 1,
+  OPENMSA_BFLOAT16 = 2,
+  OPENMSA_FLOAT16 = 3,
+  OPENMSA_FLOAT64 = 4, /* reference backend only */
+  OPENMSA_INT32 = 5
+} openmsa_dtype;
+
+enum { OPENMSA_MAX_RANK = 4 };
+
+/* A view of memory that the caller owns. Frozen: this struct will not grow. All zero (data NULL, rank 0) means absent. */
+typedef struct openmsa_tensor {
+  void* data;          /* aligned to its dtype; NULL only where the shape has no element. Inputs are only read. */
+  openmsa_dtype dtype; /* element type */
+  int32_t rank;        /* number of valid entries in shape and strides */
+  int64_t shape[OPENMSA_MAX_RANK];
+  int64_t strides[OPENMSA_MAX_RANK]; /* in elements, >= 0 */
+} openmsa_tensor;
+
+/* A contiguous (row-major) view of `data` with `rank` entries of `shape`. */
+OPENMSA_API openmsa_tensor openmsa_contiguous(void* data, openmsa_dtype dtype, int32_t rank, const int64_t* shape);
+
+/* Size of one element; 0 for a value that is no dtype. */
+OPENMSA_API size_t openmsa_dtype_bytes(openmsa_dtype dtype);
+
+/* ------------------------------------------------------------------------------------------------------ plan --- */
+
+typedef enum openmsa_backend {
+  OPENMSA_BACKEND_CPU = 1,              /* SIMD and threads; fp32, bf16, fp16; sums in fp32 */
+  OPENMSA_BACKEND_REFERENCE = 2,        /* the equations in float64, single-threaded; judges the others */
+  OPENMSA_BACKEND_REFERENCE_FLOAT32 = 3 /* the same code in float32: how far rounding alone takes a result */
+} openmsa_backend;
+
+/* Shapes and capacities of one layer. Capacities bound the calls made with the plan and size the workspace. */
+typedef struct openmsa_config {
+  size_t struct_size;
+  openmsa_backend backend;
+  openmsa_dtype dtype;      /* of q, k, v, index_q, index_k and their caches */
+  int32_t num_heads_q;      /* H_q, a multiple of num_heads_kv; at most 64 query heads per KV head */
+  int32_t num_heads_kv;     /* H_kv: KV heads = GQA groups = index query heads */
+  int32_t head_dim;         /* d_h: multiple of 8, 8 to 256 */
+  int32_t index_dim;        /* d_idx: multiple of 8, 8 to 256 */
+  int32_t block_size;       /* B_k, keys per kv_block: power of two, 8 to 256; default 128 */
+  int32_t topk;             /* kv_blocks kept per query and KV head: 1 to 64; default 16 */
+  int32_t num_init_blocks;  /* first kv_blocks always chosen; default 0 */
+  int32_t num_local_blocks; /* last visible kv_blocks always chosen; default 1. Forced blocks count towards topk; when
+                               they exceed it, local blocks come first, newest first, then initial ones from block 0 */
+  double softmax_scale;     /* 0: 1/sqrt(head_dim) */
+  int32_t page_size;        /* tokens per cache page, a divisor of block_size; 0: keys are contiguous */
+  int64_t max_batch;        /* capacity: sequences */
+  int64_t max_total_q;      /* capacity: query tokens of all sequences together */
+  int64_t max_seqlen_k;     /* capacity: keys of one sequence */
+  int32_t num_threads;      /* 0: one per core that the process may use */
+} openmsa_config;
+
+/* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */
+OPENMSA_API void openmsa_config_init(openmsa_config* config);
+
+typedef struct openmsa_plan openmsa_plan;
+
+/* Checks the configuration and fixes the division of work. Made from shapes and capacities alone, never from values.
+ * Returns INVALID_ARGUMENT, UNSUPPORTED (lists what is missing), OUT_OF_MEMORY. */
+OPENMSA_API openmsa_status openmsa_plan_create(const openmsa_config* config, openmsa_plan** plan);
+OPENMSA_API void openmsa_plan_destroy(openmsa_plan* plan); /* NULL is allowed */
+
+typedef enum openmsa_op {
+  OPENMSA_OP_BLOCK_SCORES = 0,
+  OPENMSA_OP_TOPK = 1,
+  OPENMSA_OP_SELECT_BLOCKS = 2,
+  OPENMSA_OP_SPARSE_ATTENTION = 3,
+  OPENMSA_OP_MSA_ATTENTION = 4,
+  OPENMSA_OP_DENSE_ATTENTION = 5,
+  OPENMSA_OP_SPARSE_ATTENTION_BACKWARD = 6,
+  OPENMSA_OP_DENSE_ATTENTION_BACKWARD = 7,
+  OPENMSA_OP_KL_LOSS = 8,
+  OPENMSA_OP_BLOCK_RECALL = 9,
+  OPENMSA_OP_APPEND_KV = 10,
+  OPENMSA_OP_COUNT = 11
+} openmsa_op;
+
+/* Bytes of workspace that `op` needs for every call within the plan's capacities; 0 is possible. */
+OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan, openmsa_op op, size_t* bytes);
+
+/* --------------------------------------------------------------------------------------------------- tensors --- */
+
+/* The tensors of a call, by name. Dtypes are the plan's unless said. The last dimension, channels, has stride 1; all other
+ * strides, and every stride of tensors without channels (int32 tensors, lse, block_scores, figures), are free, as long
+ * as no output overlaps itself or an input.
+ *
+ * Sequences. Query t (0-based) of a sequence with seqlen_q queries and seqlen_k keys stands at position
+ * seqlen_k - seqlen_q + t; it sees keys 0 to its position. A negative position sees nothing: o = 0, lse = -inf,
+ * topk_indices = -1. The same is written for rows past cu_seqlens_q[batch].
+ * Keys are either contiguous (k, v, index_k, with cu_seqlens_k) or, when the plan has a page_size, paged (the *_cache
+ * tensors with block_table and seqlens_k): token j of a sequence is entry j % page_size of page block_table[b, j / page_size].
+ * Whatever lies past seqlens_k, in a page or behind one, is never used. */
+typedef struct openmsa_tensors {
+  size_t struct_size;
+
+  /* sequences */
+  openmsa_tensor cu_seqlens_q; /* [batch + 1] int32 prefix sums from 0; absent: one sequence of all total_q queries */
+  openmsa_tensor cu_seqlens_k; /* [batch + 1] int32, contiguous keys; absent: one sequence of all total_k keys */
+  openmsa_tensor seqlens_k;    /* [batch] int32 keys of each sequence, paged only (and openmsa_topk) */
+  openmsa_tensor block_table;  /* [batch, max_pages] int32 page numbers, paged only; entries past seqlens_k are free */
+
+  /* layer inputs, after projection, norm and rotary embedding */
+  openmsa_tensor q;       /* [total_q, num_heads_q, head_dim] */
+  openmsa_tensor k;       /* [total_k, num_heads_kv, head_dim] */
+  openmsa_tensor v;       /* [total_k, num_heads_kv, head_dim] */
+  openmsa_tensor index_q; /* [total_q, num_heads_kv, index_dim] */
+  openmsa_tensor index_k; /* [total_k, index_dim] */
+
+  /* paged caches */
+  openmsa_tensor k_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
+  openmsa_tensor v_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
+  openmsa_tensor index_k_cache; /* [num_pages, page_size, index_dim] */
+
+  /* selection */
+  openmsa_tensor block_scores; /* [num_heads_kv, total_q, >= number of kv_blocks of the longest sequence] fp32 */
+  openmsa_tensor topk_indices; /* [num_heads_kv, total_q, topk] int32 kv_block numbers inside the sequence. Written
+                                  ascending, -1 padded; read as a prefix in any order, then -1 */
+
+  /* results */
+  openmsa_tensor o;   /* [total_q, num_heads_q, head_dim], plan's dtype or fp32 */
+  openmsa_tensor lse; /* [total_q, num_heads_q] fp32 (fp64 too on the reference), natural logarithm */
+
+  /* gradients: d_x has the shape of x; those written may be in the plan's dtype or in fp32 */
+  openmsa_tensor d_o;
+  openmsa_tensor d_q;
+  openmsa_tensor d_k;
+  openmsa_tensor d_v;
+  openmsa_tensor d_index_q;
+  openmsa_tensor d_index_k;
+
+  /* training figures, fp32 (fp64 too on the reference) */
+  openmsa_tensor kl_loss;      /* [1] */
+  openmsa_tensor block_recall; /* [num_heads_kv, total_q] */
+  openmsa_tensor score_recall; /* [num_heads_kv, total_q] */
+} openmsa_tensors;
+
+/* All tensors absent, struct_size set. */
+OPENMSA_API void openmsa_tensors_init(openmsa_tensors* tensors);
+
+/* Memory that a call works in: at least openmsa_plan_workspace_bytes, 64-byte aligned; contents undefined before and after. */
+typedef struct openmsa_workspace {
+  void* data;
+  size_t bytes;
+} openmsa_workspace;
+
+/* ------------------------------------------------------------------------------------------------ operations ---
+ * "Keys" below means k, v (and index_k) with optional cu_seqlens_k, or the caches with seqlens_k and block_table.
+ * Every operation takes optional cu_seqlens_q. All return SUCCESS, INVALID_ARGUMENT, UNSUPPORTED or INTERNAL. */
+
+/* block_scores[r,i,b] = m[i,b,r] of the index branch for visible kv_blocks, -inf for the others up to the row's end.
+ * A NaN token score loses to every number; a kv_block with nothing but NaN scores NaN.
+ * Reads index_q and index_k; writes block_scores. */
+OPENMSA_API openmsa_status openmsa_block_scores(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                openmsa_workspace workspace);
+
+/* Exp-free top-k over a score matrix: forced kv_blocks first, then visible ones of highest score; equal scores: the
+ * lower kv_block wins; NaN loses to every number. Reads seqlens_k and block_scores (never past a row's visible
+ * kv_blocks); writes topk_indices. */
+OPENMSA_API openmsa_status openmsa_topk(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                        openmsa_workspace workspace);
+
+/* openmsa_block_scores and openmsa_topk in one pass; scores are never stored.
+ * Reads index_q and index_k; writes topk_indices. */
+OPENMSA_API openmsa_status openmsa_select_blocks(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                 openmsa_workspace workspace);
+
+/* Exact attention over the kv_blocks in topk_indices. A number outside the sequence or twice in a row is refused; a
+ * kv_block after the query contributes nothing. Reads q, keys, topk_indices; writes o and, where present, lse. */
+OPENMSA_API openmsa_status openmsa_sparse_attention(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                    openmsa_workspace workspace);
+
+/* The whole layer: selection, then attention over it.
+ * Reads q, index_q, keys with index_k; writes o and, where present, lse and topk_indices. */
+OPENMSA_API openmsa_status openmsa_msa_attention(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                 openmsa_workspace workspace);
+
+/* Dense causal GQA: T(i,r) = all j <= i. Reads q, keys; writes o and, where present, lse. */
+OPENMSA_API openmsa_status openmsa_dense_attention(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                   openmsa_workspace workspace);
+
+/* Gradient of openmsa_sparse_attention; the selection itself has none.
+ *   p = exp(softmax_scale * q.k - lse),  D[i,h] = d_o[i,h] . o[i,h],  ds = p * (d_o.v - D)
+ *   d_q = softmax_scale * sum_j ds k,    d_k = softmax_scale * sum_i ds q,    d_v = sum_i p d_o
+ * A key that nobody chose gets exactly 0. Contiguous keys only.
+ * Reads q, k, v, topk_indices, o, lse, d_o; writes d_q, d_k, d_v. */
+OPENMSA_API openmsa_status openmsa_sparse_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                             openmsa_workspace workspace);
+
+/* The same for openmsa_dense_attention: no topk_indices. */
+OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                            openmsa_workspace workspace);
+
+/* KL loss that trains the index branch, and its gradients.
+ *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
+ *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
+ *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]      d_index_k[j] = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
+ * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
+ * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
+ * (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j]), and
+ * d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys only.
+ * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
+ * d_index_k, d_q, d_k, at least one. */
+OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                           openmsa_workspace workspace);
+
+/* Health of a selection against dense attention, per KV head and query:
+ *   mass[b]      = mean over the group's heads of the dense attention probability that falls in kv_block b
+ *   block_recall = share of the n kv_blocks of highest mass that are among the n chosen ones
+ *   score_recall = sum of mass over the chosen kv_blocks
+ * A query that sees nothing has recall 1. Reads q, k, topk_indices; writes block_recall and score_recall, at least one.
+ * Contiguous keys only. */
+OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                openmsa_workspace workspace);
+
+/* Stores new tokens in paged caches: row cu_seqlens_q[b] + t of k, v and index_k becomes token
+ * seqlens_k[b] - seqlen_q[b] + t of sequence b, so that seqlens_k is what the following attention takes. Rows of a
+ * sequence with seqlens_k = 0 are padding and are not stored.
+ * Reads k, v with seqlens_k and block_table, and optionally index_k; writes k_cache, v_cache and index_k_cache. */
+OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                             openmsa_workspace workspace);
+
+/* The operation by number; what bindings and tools use. */
+OPENMSA_API openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors,
+                                       openmsa_workspace workspace);
+
+/* -------------------------------------------------------------------------------------------------- machine --- */
+
+/* Instruction sets that the CPU backend can use here, best first, for example "AVX3 AVX2 SSE4". Constant text. */
+OPENMSA_API const char* openmsa_cpu_features(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* OPENMSA_OPENMSA_H */

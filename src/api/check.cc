@@ -1,0 +1,356 @@
+#include "api/check.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "api/operations.h"
+#include "core/error.h"
+
+namespace openmsa::api {
+namespace {
+
+using core::ceil_div;
+using core::element;
+using core::fail;
+using core::present;
+using core::Problem;
+using core::require;
+using core::Sequence;
+
+const char* dtype_name(openmsa_dtype dtype) {
+  switch (dtype) {
+    case OPENMSA_FLOAT32:
+      return "fp32";
+    case OPENMSA_BFLOAT16:
+      return "bf16";
+    case OPENMSA_FLOAT16:
+      return "fp16";
+    case OPENMSA_FLOAT64:
+      return "fp64";
+    case OPENMSA_INT32:
+      return "int32";
+  }
+  return "no dtype";
+}
+
+const char* dim_name(Dim dim) {
+  constexpr const char* kNames[] = {"total_q",   "total_k",   "batch",     "batch + 1",   "num_pages",
+                                    "max_pages", "blocks",    "",          "num_heads_q", "num_heads_kv",
+                                    "head_dim",  "index_dim", "page_size", "topk",        "1"};
+  return kNames[static_cast<int>(dim)];
+}
+
+std::int64_t planned_extent(const core::Plan& plan, Dim dim) {
+  switch (dim) {
+    case Dim::kHeadsQ:
+      return plan.config.num_heads_q;
+    case Dim::kHeadsKv:
+      return plan.config.num_heads_kv;
+    case Dim::kHeadDim:
+      return plan.config.head_dim;
+    case Dim::kIndexDim:
+      return plan.config.index_dim;
+    case Dim::kPageSize:
+      return plan.config.page_size;
+    case Dim::kTopk:
+      return plan.config.topk;
+    default:
+      return 1;
+  }
+}
+
+// ---------------------------------------------------------------------------------------- one tensor at a time
+
+void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tensor& tensor) {
+  const bool reference = plan.config.backend != OPENMSA_BACKEND_CPU;
+  const auto refuse = [&](const std::string& expected) {
+    fail(OPENMSA_INVALID_ARGUMENT, field.name, ": expected dtype ", expected, ", got ", dtype_name(tensor.dtype));
+  };
+  const std::string planned = dtype_name(plan.config.dtype);
+  switch (field.kind) {
+    case Kind::kInt32:
+      if (tensor.dtype != OPENMSA_INT32) refuse("int32");
+      break;
+    case Kind::kData:
+      if (tensor.dtype != plan.config.dtype) refuse(planned);
+      break;
+    case Kind::kResult:
+      if (tensor.dtype != plan.config.dtype && tensor.dtype != OPENMSA_FLOAT32) refuse(planned + " or fp32");
+      break;
+    case Kind::kFigure:
+      if (tensor.dtype != OPENMSA_FLOAT32 && !(reference && tensor.dtype == OPENMSA_FLOAT64)) {
+        refuse(reference ? "fp32 or fp64" : "fp32");
+      }
+      break;
+  }
+}
+
+bool is_empty(const openmsa_tensor& tensor) {
+  return std::any_of(tensor.shape, tensor.shape + tensor.rank, [](std::int64_t extent) { return extent == 0; });
+}
+
+/// No two elements of an output may share memory: sorted by stride, each dimension steps over all smaller ones.
+bool overlaps_itself(const openmsa_tensor& tensor) {
+  std::array<int, OPENMSA_MAX_RANK> order = {0, 1, 2, 3};
+  std::sort(order.begin(), order.begin() + tensor.rank,
+            [&](int a, int b) { return tensor.strides[a] < tensor.strides[b]; });
+  std::int64_t extent = 1;
+  for (int i = 0; i < tensor.rank; ++i) {
+    const std::int64_t size = tensor.shape[order[i]], stride = tensor.strides[order[i]];
+    if (size <= 1) continue;
+    if (stride < extent) return true;
+    extent += (size - 1) * stride;
+  }
+  return false;
+}
+
+void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_written) {
+  require(tensor.rank == field.rank, field.name, ": expected rank ", field.rank, ", got ", tensor.rank);
+  for (int d = 0; d < tensor.rank; ++d) {
+    require(tensor.shape[d] >= 0, field.name, ": expected shape[", d, "] >= 0, got ", tensor.shape[d]);
+    require(tensor.strides[d] >= 0, field.name, ": expected strides[", d, "] >= 0, got ", tensor.strides[d]);
+  }
+  if (is_empty(tensor)) return;
+  require(tensor.data != nullptr, field.name, ": expected data, got NULL");
+  const bool has_channels = field.kind == Kind::kData || field.kind == Kind::kResult;
+  const int last = tensor.rank - 1;
+  require(!has_channels || tensor.strides[last] == 1 || tensor.shape[last] == 1, field.name,
+          ": expected stride 1 in the last dimension, got ", tensor.strides[last]);
+  const auto bytes = openmsa_dtype_bytes(tensor.dtype);
+  require(reinterpret_cast<std::uintptr_t>(tensor.data) % bytes == 0, field.name, ": expected data aligned to ", bytes,
+          " bytes, got ", tensor.data);
+  require(!is_written || !overlaps_itself(tensor), field.name,
+          ": expected strides with which an output does not overlap itself");
+}
+
+// ---------------------------------------------------------------------------------- relations between tensors
+
+/// Extents that the tensors of a call must agree on, with the tensor that said so first.
+class Extents {
+ public:
+  explicit Extents(const core::Plan& plan) : plan_(plan) { values_.fill(-1); }
+
+  void unify(const Field& field, const openmsa_tensor& tensor) {
+    for (int d = 0; d < tensor.rank; ++d) {
+      const Dim dim = field.shape[d];
+      if (dim > Dim::kFree) {
+        const std::int64_t expected = planned_extent(plan_, dim);
+        require(tensor.shape[d] == expected, field.name, ": expected shape[", d, "] = ", dim_name(dim), " = ", expected,
+                ", got ", tensor.shape[d]);
+      } else if (dim == Dim::kBatchPlus1) {
+        require(tensor.shape[d] >= 1, field.name, ": expected shape[0] = batch + 1 >= 1, got 0");
+        set(field, d, Dim::kBatch, tensor.shape[d] - 1);
+      } else if (dim != Dim::kNumPages) {  // each cache has its own number of pages
+        set(field, d, dim, tensor.shape[d]);
+      }
+    }
+  }
+
+  /// The extent, or `fallback` where no tensor has it.
+  std::int64_t get(Dim dim, std::int64_t fallback) const {
+    const std::int64_t value = values_[static_cast<int>(dim)];
+    return value < 0 ? fallback : value;
+  }
+
+ private:
+  void set(const Field& field, int d, Dim dim, std::int64_t value) {
+    std::int64_t& known = values_[static_cast<int>(dim)];
+    const char*& from = from_[static_cast<int>(dim)];
+    require(known < 0 || known == value, field.name, ": expected ", dim_name(dim), " = ", known, " as in ",
+            known < 0 ? "" : from, ", got ", value, " from shape[", d, "]");
+    if (known < 0) from = field.name;
+    known = value;
+  }
+
+  const core::Plan& plan_;
+  std::array<std::int64_t, static_cast<int>(Dim::kFree)> values_;
+  std::array<const char*, static_cast<int>(Dim::kFree)> from_{};
+};
+
+void check_presence(const Operation& operation, const Field& field, std::uint32_t id, const openmsa_tensor& tensor) {
+  const FieldSet required = operation.reads | operation.writes;
+  const FieldSet allowed = required | operation.reads_optional | operation.writes_optional;
+  require(present(tensor) || !contains(required, id), field.name, ": required by ", operation.name, ", got none");
+  require(!present(tensor) || contains(allowed, id), field.name, ": not used by ", operation.name,
+          " with this plan; expected it absent, got a tensor");
+}
+
+/// Refuses an output that starts at the very address of another tensor: the mistake that views make easy. Interleaved
+/// views (K and V as halves of one buffer) overlap as ranges and are fine.
+void check_aliases(const Operation& operation, const openmsa_tensors& tensors) {
+  for (std::uint32_t a = 0; a < kFieldCount; ++a) {
+    const openmsa_tensor& output = tensors.*fields()[a].member;
+    if (!contains(operation.writes | operation.writes_optional, a) || !present(output) || is_empty(output)) continue;
+    for (std::uint32_t b = 0; b < kFieldCount; ++b) {
+      const openmsa_tensor& other = tensors.*fields()[b].member;
+      if (a == b || !present(other) || is_empty(other)) continue;
+      require(output.data != other.data, fields()[a].name, ": expected memory of its own, got that of ",
+              fields()[b].name);
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------------------------- values
+
+void check_prefix_sums(const char* name, const openmsa_tensor& tensor, const char* total_name, std::int64_t total) {
+  const auto at = [&](std::int64_t i) { return std::int64_t{element<std::int32_t>(tensor, i)}; };
+  const std::int64_t batch = tensor.shape[0] - 1;
+  require(at(0) == 0, name, ": expected to start with 0, got ", at(0));
+  for (std::int64_t b = 0; b < batch; ++b) {
+    require(at(b + 1) >= at(b), name, ": expected increasing sums, got ", at(b), " then ", at(b + 1), " at entry ",
+            b + 1);
+  }
+  require(at(batch) <= total, name, ": expected to end at or below ", total_name, " = ", total, ", got ", at(batch));
+}
+
+void check_lengths(const Problem& problem) {
+  const auto& config = problem.plan.config;
+  const auto& tensors = problem.tensors;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const std::int64_t length = problem.sequence(b).seqlen_k;
+    const char* name = present(tensors.seqlens_k)      ? "seqlens_k"
+                       : present(tensors.cu_seqlens_k) ? "cu_seqlens_k"
+                                                       : "total_k";
+    require(length >= 0, name, ": expected lengths >= 0, got ", length, " for sequence ", b);
+    require(length <= config.max_seqlen_k, name, ": expected at most the plan's max_seqlen_k = ", config.max_seqlen_k,
+            " keys, got ", length, " for sequence ", b);
+  }
+}
+
+void check_pages(const Problem& problem, std::int64_t num_pages) {
+  const std::int64_t page_size = problem.plan.config.page_size;
+  const std::int64_t max_pages = problem.tensors.block_table.shape[1];
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence sequence = problem.sequence(b);
+    const std::int64_t used = ceil_div(sequence.seqlen_k, page_size);
+    require(used <= max_pages, "block_table: expected at least ", used, " pages for seqlens_k[", b,
+            "] = ", sequence.seqlen_k, ", got ", max_pages);
+    for (std::int64_t p = 0; p < used; ++p) {
+      require(sequence.page(p) >= 0 && sequence.page(p) < num_pages, "block_table: expected page numbers 0 to ",
+              num_pages - 1, ", got ", sequence.page(p), " at [", b, ", ", p, "]");
+    }
+  }
+}
+
+/// A row of topk_indices: different block numbers inside the sequence, then -1.
+void check_topk_row(const Problem& problem, std::int64_t head, std::int64_t row, std::int64_t num_blocks) {
+  const openmsa_tensor& indices = problem.tensors.topk_indices;
+  std::array<std::int32_t, 64> seen;
+  std::int64_t count = 0;
+  for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
+    const std::int32_t block = element<std::int32_t>(indices, head, row, slot);
+    const auto where = [&] {
+      return " at [" + std::to_string(head) + ", " + std::to_string(row) + ", " + std::to_string(slot) + "]";
+    };
+    if (block == -1) continue;
+    if (block < 0 || block >= num_blocks) {
+      fail(OPENMSA_INVALID_ARGUMENT, "topk_indices: expected -1 or a kv_block below ", num_blocks, ", got ", block,
+           where());
+    }
+    if (count != slot) fail(OPENMSA_INVALID_ARGUMENT, "topk_indices: expected only -1 after -1, got ", block, where());
+    if (std::find(seen.begin(), seen.begin() + count, block) != seen.begin() + count) {
+      fail(OPENMSA_INVALID_ARGUMENT, "topk_indices: expected different kv_blocks in a row, got ", block, " twice",
+           where());
+    }
+    seen[count++] = block;
+  }
+}
+
+void check_topk_indices(const Problem& problem) {
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence sequence = problem.sequence(b);
+    const std::int64_t num_blocks = ceil_div(sequence.seqlen_k, problem.plan.config.block_size);
+    for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+      for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
+        check_topk_row(problem, head, sequence.q_begin + t, num_blocks);
+      }
+    }
+  }
+}
+
+void check_score_columns(const Problem& problem) {
+  const std::int64_t columns = problem.tensors.block_scores.shape[2];
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const std::int64_t num_blocks = ceil_div(problem.sequence(b).seqlen_k, problem.plan.config.block_size);
+    require(columns >= num_blocks, "block_scores: expected at least ", num_blocks, " columns for sequence ", b,
+            ", got ", columns);
+  }
+}
+
+/// New tokens must fit in front of the end of their sequence. Padding (seqlens_k = 0) is skipped.
+void check_append(const Problem& problem) {
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence sequence = problem.sequence(b);
+    require(sequence.seqlen_k == 0 || sequence.seqlen_q <= sequence.seqlen_k, "seqlens_k: expected at least the ",
+            sequence.seqlen_q, " new tokens of sequence ", b, ", got ", sequence.seqlen_k);
+  }
+}
+
+void check_values(const Operation& operation, const Problem& problem, std::int64_t total_k) {
+  const openmsa_tensors& tensors = problem.tensors;
+  if (present(tensors.cu_seqlens_q)) {
+    check_prefix_sums("cu_seqlens_q", tensors.cu_seqlens_q, "total_q", problem.total_q);
+  }
+  if (present(tensors.cu_seqlens_k)) {
+    check_prefix_sums("cu_seqlens_k", tensors.cu_seqlens_k, "total_k", total_k);
+  }
+  check_lengths(problem);
+  if (present(tensors.block_table)) {
+    std::int64_t num_pages = INT64_MAX;
+    for (const auto* cache : {&tensors.k_cache, &tensors.v_cache, &tensors.index_k_cache}) {
+      if (present(*cache)) num_pages = std::min(num_pages, cache->shape[0]);
+    }
+    check_pages(problem, num_pages);
+  }
+  if (present(tensors.topk_indices) && contains(operation.reads | operation.reads_optional, FieldId::kTopkIndices)) {
+    check_topk_indices(problem);
+  }
+  if (present(tensors.block_scores)) check_score_columns(problem);
+}
+
+}  // namespace
+
+Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tensors) {
+  const Operation operation = api::operation(op, plan.is_paged());
+  if (operation.contiguous_only && plan.is_paged()) {
+    fail(OPENMSA_UNSUPPORTED, "page_size: ", operation.name, " works on contiguous keys, got pages of ",
+         plan.config.page_size);
+  }
+  require(op != OPENMSA_OP_APPEND_KV || plan.is_paged(),
+          "page_size: openmsa_append_kv expects a plan with pages, got page_size 0");
+
+  Extents extents(plan);
+  bool writes_any = !operation.writes_any;
+  for (std::uint32_t id = 0; id < kFieldCount; ++id) {
+    const Field& field = fields()[id];
+    const openmsa_tensor& tensor = tensors.*field.member;
+    check_presence(operation, field, id, tensor);
+    if (!present(tensor)) continue;
+    const bool is_written = contains(operation.writes | operation.writes_optional, id);
+    check_dtype(plan, field, tensor);
+    check_layout(field, tensor, is_written);
+    extents.unify(field, tensor);
+    writes_any |= is_written;
+  }
+  require(writes_any, operation.name, ": expected at least one output, got none");
+  check_aliases(operation, tensors);
+
+  // The rows that append_kv stores are new tokens: its k and v count like queries.
+  const Dim rows = op == OPENMSA_OP_APPEND_KV ? Dim::kTotalK : Dim::kTotalQ;
+  Problem problem{plan, tensors, extents.get(Dim::kBatch, 1), extents.get(rows, 0)};
+  require(problem.total_q <= plan.config.max_total_q,
+          "total_q: expected at most the plan's max_total_q = ", plan.config.max_total_q, ", got ", problem.total_q);
+  require(problem.batch <= plan.config.max_batch,
+          "batch: expected at most the plan's max_batch = ", plan.config.max_batch, ", got ", problem.batch);
+  require(problem.batch <= 1 || present(tensors.cu_seqlens_q), "cu_seqlens_q: required for a batch of ", problem.batch,
+          " sequences, got none");
+  require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
+          "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
+  check_values(operation, problem, extents.get(Dim::kTotalK, 0));
+  if (op == OPENMSA_OP_APPEND_KV) check_append(problem);
+  return problem;
+}
+
+}  // namespace openmsa::api

@@ -1,0 +1,218 @@
+// The C entry points: check, run, turn failures into a status. No maths.
+#include <openmsa/openmsa.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "api/check.h"
+#include "core/arena.h"
+#include "core/error.h"
+#include "core/problem.h"
+#include "cpu/cpu.h"
+#include "plan/plan.h"
+#include "ref/ref.h"
+
+struct openmsa_plan {
+  explicit openmsa_plan(const openmsa_config& config)
+      : plan(openmsa::core::make_plan(config, openmsa::cpu::Threads::available())), threads(plan.num_threads) {}
+
+  openmsa::core::Plan plan;
+  openmsa::cpu::Threads threads;
+};
+
+namespace {
+
+using openmsa::core::Failure;
+using openmsa::core::Plan;
+using openmsa::core::require;
+
+thread_local std::string last_error;
+
+/// Keeps the message; if even that has no memory, the status must do.
+openmsa_status failed(openmsa_status status, const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {
+    last_error.clear();
+  }
+  return status;
+}
+
+/// Runs `body`, turning what it throws into a status.
+template <class Body>
+openmsa_status guarded(Body&& body) noexcept {
+  try {
+    body();
+    return OPENMSA_SUCCESS;
+  } catch (const Failure& failure) {
+    return failed(failure.status(), failure.what());
+  } catch (const std::bad_alloc&) {
+    return failed(OPENMSA_OUT_OF_MEMORY, "out of memory");
+  } catch (const std::exception& error) {
+    return failed(OPENMSA_INTERNAL, error.what());
+  } catch (...) {
+    return failed(OPENMSA_INTERNAL, "unknown exception");
+  }
+}
+
+/// A copy of a caller's struct, which may come from an older header (shorter: the rest is zero) or a newer one (longer:
+/// what this version does not know must be zero).
+template <class Struct>
+Struct adopt(const Struct* given, const char* name) {
+  require(given != nullptr, name, ": expected a pointer, got NULL");
+  const std::size_t size = given->struct_size;
+  require(size >= sizeof(size), name, ".struct_size: expected sizeof(openmsa_", name, ") = ", sizeof(Struct), ", got ",
+          size);
+  Struct result{};
+  std::memcpy(static_cast<void*>(&result), given, std::min(size, sizeof(Struct)));
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (std::size_t i = sizeof(Struct); i < size; ++i) {
+    if (bytes[i] != 0) {
+      openmsa::core::fail(OPENMSA_UNSUPPORTED, name, ": expected nothing past the ", sizeof(Struct),
+                          " bytes that version ", openmsa_version(), " knows, got a value at byte ", i);
+    }
+  }
+  result.struct_size = sizeof(Struct);
+  return result;
+}
+
+bool is_cpu(const Plan& plan) { return plan.config.backend == OPENMSA_BACKEND_CPU; }
+
+std::size_t workspace_bytes(const Plan& plan, openmsa_op op) {
+  require(op >= 0 && op < OPENMSA_OP_COUNT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
+  return is_cpu(plan) ? openmsa::cpu::workspace_bytes(op, plan) : 0;
+}
+
+void check_workspace(const Plan& plan, openmsa_op op, openmsa_workspace workspace) {
+  const std::size_t needed = workspace_bytes(plan, op);
+  require(workspace.bytes >= needed, "workspace: expected at least ", needed, " bytes, got ", workspace.bytes);
+  if (needed == 0) return;
+  require(workspace.data != nullptr, "workspace: expected memory, got NULL");
+  require(reinterpret_cast<std::uintptr_t>(workspace.data) % openmsa::core::Arena::kAlignment == 0,
+          "workspace: expected 64-byte alignment, got ", workspace.data);
+}
+
+}  // namespace
+
+const char* openmsa_status_string(openmsa_status status) {
+  switch (status) {
+    case OPENMSA_SUCCESS:
+      return "success";
+    case OPENMSA_INVALID_ARGUMENT:
+      return "invalid argument";
+    case OPENMSA_UNSUPPORTED:
+      return "unsupported";
+    case OPENMSA_OUT_OF_MEMORY:
+      return "out of memory";
+    case OPENMSA_INTERNAL:
+      return "internal error";
+  }
+  return "unknown status";
+}
+
+const char* openmsa_last_error(void) { return last_error.c_str(); }
+
+#define OPENMSA_TEXT(x) #x
+#define OPENMSA_VERSION_TEXT(major, minor, patch) OPENMSA_TEXT(major) "." OPENMSA_TEXT(minor) "." OPENMSA_TEXT(patch)
+const char* openmsa_version(void) {
+  return OPENMSA_VERSION_TEXT(OPENMSA_VERSION_MAJOR, OPENMSA_VERSION_MINOR, OPENMSA_VERSION_PATCH);
+}
+
+const char* openmsa_cpu_features(void) { return openmsa::cpu::features(); }
+
+size_t openmsa_dtype_bytes(openmsa_dtype dtype) {
+  switch (dtype) {
+    case OPENMSA_FLOAT64:
+      return 8;
+    case OPENMSA_FLOAT32:
+    case OPENMSA_INT32:
+      return 4;
+    case OPENMSA_BFLOAT16:
+    case OPENMSA_FLOAT16:
+      return 2;
+  }
+  return 0;
+}
+
+openmsa_tensor openmsa_contiguous(void* data, openmsa_dtype dtype, int32_t rank, const int64_t* shape) {
+  openmsa_tensor tensor{};
+  tensor.data = data;
+  tensor.dtype = dtype;
+  tensor.rank = rank;
+  int64_t stride = 1;
+  for (int32_t d = std::min<int32_t>(rank, OPENMSA_MAX_RANK) - 1; d >= 0; --d) {
+    tensor.shape[d] = shape[d];
+    tensor.strides[d] = stride;
+    stride *= shape[d];
+  }
+  return tensor;
+}
+
+void openmsa_config_init(openmsa_config* config) {
+  *config = {};
+  config->struct_size = sizeof(*config);
+  config->backend = OPENMSA_BACKEND_CPU;
+  config->dtype = OPENMSA_FLOAT32;
+  config->block_size = 128;
+  config->topk = 16;
+  config->num_local_blocks = 1;
+  config->max_batch = 1;
+}
+
+void openmsa_tensors_init(openmsa_tensors* tensors) {
+  *tensors = {};
+  tensors->struct_size = sizeof(*tensors);
+}
+
+openmsa_status openmsa_plan_create(const openmsa_config* config, openmsa_plan** plan) {
+  return guarded([&] {
+    require(plan != nullptr, "plan: expected a pointer, got NULL");
+    *plan = nullptr;
+    *plan = new openmsa_plan(adopt(config, "config"));
+  });
+}
+
+void openmsa_plan_destroy(openmsa_plan* plan) { delete plan; }
+
+openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan, openmsa_op op, size_t* bytes) {
+  return guarded([&] {
+    require(plan != nullptr, "plan: expected a plan, got NULL");
+    require(bytes != nullptr, "bytes: expected a pointer, got NULL");
+    *bytes = workspace_bytes(plan->plan, op);
+  });
+}
+
+openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors,
+                           openmsa_workspace workspace) {
+  return guarded([&] {
+    require(plan != nullptr, "plan: expected a plan, got NULL");
+    const openmsa_tensors adopted = adopt(tensors, "tensors");
+    const openmsa::core::Problem problem = openmsa::api::check(plan->plan, op, adopted);
+    check_workspace(plan->plan, op, workspace);
+    if (is_cpu(plan->plan)) {
+      openmsa::cpu::run(op, problem, openmsa::core::Arena(workspace.data), plan->threads);
+    } else {
+      openmsa::ref::run(op, problem);
+    }
+  });
+}
+
+#define OPENMSA_ENTRY(function, op)                                                                                \
+  openmsa_status function(const openmsa_plan* plan, const openmsa_tensors* tensors, openmsa_workspace workspace) { \
+    return openmsa_run(plan, op, tensors, workspace);                                                              \
+  }
+OPENMSA_ENTRY(openmsa_block_scores, OPENMSA_OP_BLOCK_SCORES)
+OPENMSA_ENTRY(openmsa_topk, OPENMSA_OP_TOPK)
+OPENMSA_ENTRY(openmsa_select_blocks, OPENMSA_OP_SELECT_BLOCKS)
+OPENMSA_ENTRY(openmsa_sparse_attention, OPENMSA_OP_SPARSE_ATTENTION)
+OPENMSA_ENTRY(openmsa_msa_attention, OPENMSA_OP_MSA_ATTENTION)
+OPENMSA_ENTRY(openmsa_dense_attention, OPENMSA_OP_DENSE_ATTENTION)
+OPENMSA_ENTRY(openmsa_sparse_attention_backward, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)
+OPENMSA_ENTRY(openmsa_dense_attention_backward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD)
+OPENMSA_ENTRY(openmsa_kl_loss, OPENMSA_OP_KL_LOSS)
+OPENMSA_ENTRY(openmsa_block_recall, OPENMSA_OP_BLOCK_RECALL)
+OPENMSA_ENTRY(openmsa_append_kv, OPENMSA_OP_APPEND_KV)
+#undef OPENMSA_ENTRY

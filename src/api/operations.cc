@@ -1,0 +1,131 @@
+#include "api/operations.h"
+
+#include <array>
+
+#include "core/error.h"
+
+namespace openmsa::api {
+namespace {
+
+using enum Dim;
+using T = openmsa_tensors;
+
+constexpr std::array<Field, kFieldCount> kFields = {{
+    {"cu_seqlens_q", &T::cu_seqlens_q, Kind::kInt32, 1, {kBatchPlus1}},
+    {"cu_seqlens_k", &T::cu_seqlens_k, Kind::kInt32, 1, {kBatchPlus1}},
+    {"seqlens_k", &T::seqlens_k, Kind::kInt32, 1, {kBatch}},
+    {"block_table", &T::block_table, Kind::kInt32, 2, {kBatch, kMaxPages}},
+    {"q", &T::q, Kind::kData, 3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"k", &T::k, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"v", &T::v, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"index_q", &T::index_q, Kind::kData, 3, {kTotalQ, kHeadsKv, kIndexDim}},
+    {"index_k", &T::index_k, Kind::kData, 2, {kTotalK, kIndexDim}},
+    {"k_cache", &T::k_cache, Kind::kData, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"v_cache", &T::v_cache, Kind::kData, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"index_k_cache", &T::index_k_cache, Kind::kData, 3, {kNumPages, kPageSize, kIndexDim}},
+    {"block_scores", &T::block_scores, Kind::kFigure, 3, {kHeadsKv, kTotalQ, kNumBlocks}},
+    {"topk_indices", &T::topk_indices, Kind::kInt32, 3, {kHeadsKv, kTotalQ, kTopk}},
+    {"o", &T::o, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"lse", &T::lse, Kind::kFigure, 2, {kTotalQ, kHeadsQ}},
+    {"d_o", &T::d_o, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"d_q", &T::d_q, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"d_k", &T::d_k, Kind::kResult, 3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"d_v", &T::d_v, Kind::kResult, 3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"d_index_q", &T::d_index_q, Kind::kResult, 3, {kTotalQ, kHeadsKv, kIndexDim}},
+    {"d_index_k", &T::d_index_k, Kind::kResult, 2, {kTotalK, kIndexDim}},
+    {"kl_loss", &T::kl_loss, Kind::kFigure, 1, {kOne}},
+    {"block_recall", &T::block_recall, Kind::kFigure, 2, {kHeadsKv, kTotalQ}},
+    {"score_recall", &T::score_recall, Kind::kFigure, 2, {kHeadsKv, kTotalQ}},
+}};
+
+/// k, v and index_k below stand for the layer's keys, wherever the plan keeps them.
+Operation unplaced(openmsa_op op) {
+  constexpr FieldSet kNone = 0;
+  switch (op) {
+    case OPENMSA_OP_BLOCK_SCORES:
+      return {"openmsa_block_scores", set_of(kIndexQ, kIndexK), kNone, set_of(kBlockScores), kNone, false, false};
+    case OPENMSA_OP_TOPK:
+      return {"openmsa_topk", set_of(kBlockScores, kSeqlensK), kNone, set_of(kTopkIndices), kNone, false, false};
+    case OPENMSA_OP_SELECT_BLOCKS:
+      return {"openmsa_select_blocks", set_of(kIndexQ, kIndexK), kNone, set_of(kTopkIndices), kNone, false, false};
+    case OPENMSA_OP_SPARSE_ATTENTION:
+      return {
+          "openmsa_sparse_attention", set_of(kQ, kK, kV, kTopkIndices), kNone, set_of(kO), set_of(kLse), false, false};
+    case OPENMSA_OP_MSA_ATTENTION:
+      return {"openmsa_msa_attention",
+              set_of(kQ, kK, kV, kIndexQ, kIndexK),
+              kNone,
+              set_of(kO),
+              set_of(kLse, kTopkIndices),
+              false,
+              false};
+    case OPENMSA_OP_DENSE_ATTENTION:
+      return {"openmsa_dense_attention", set_of(kQ, kK, kV), kNone, set_of(kO), set_of(kLse), false, false};
+    case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
+      return {"openmsa_sparse_attention_backward",
+              set_of(kQ, kK, kV, kTopkIndices, kO, kLse, kDO),
+              kNone,
+              set_of(kDQ, kDK, kDV),
+              kNone,
+              false,
+              true};
+    case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
+      return {"openmsa_dense_attention_backward",
+              set_of(kQ, kK, kV, kO, kLse, kDO),
+              kNone,
+              set_of(kDQ, kDK, kDV),
+              kNone,
+              false,
+              true};
+    case OPENMSA_OP_KL_LOSS:
+      return {"openmsa_kl_loss",
+              set_of(kQ, kK, kLse, kIndexQ, kIndexK),
+              set_of(kTopkIndices),
+              kNone,
+              set_of(kKlLoss, kDIndexQ, kDIndexK, kDQ, kDK),
+              true,
+              true};
+    case OPENMSA_OP_BLOCK_RECALL:
+      return {"openmsa_block_recall",
+              set_of(kQ, kK, kTopkIndices),
+              kNone,
+              kNone,
+              set_of(kBlockRecall, kScoreRecall),
+              true,
+              true};
+    case OPENMSA_OP_APPEND_KV:
+      return {"openmsa_append_kv",
+              set_of(kK, kV, kSeqlensK, kBlockTable),
+              set_of(kIndexK),
+              set_of(kKCache, kVCache),
+              set_of(kIndexKCache),
+              false,
+              false};
+    default:
+      core::fail(OPENMSA_INVALID_ARGUMENT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
+  }
+}
+
+}  // namespace
+
+std::span<const Field, kFieldCount> fields() { return kFields; }
+
+Operation operation(openmsa_op op, bool is_paged) {
+  Operation result = unplaced(op);
+  result.reads_optional |= set_of(kCuSeqlensQ);
+  if (op == OPENMSA_OP_APPEND_KV || op == OPENMSA_OP_TOPK) return result;
+  if (!is_paged) {
+    result.reads_optional |= set_of(kCuSeqlensK);
+    return result;
+  }
+  constexpr FieldSet kContiguous = set_of(kK, kV, kIndexK);
+  const FieldSet keys = result.reads & kContiguous;
+  result.reads &= ~kContiguous;
+  if (contains(keys, kK)) result.reads |= set_of(kKCache);
+  if (contains(keys, kV)) result.reads |= set_of(kVCache);
+  if (contains(keys, kIndexK)) result.reads |= set_of(kIndexKCache);
+  result.reads |= set_of(kSeqlensK, kBlockTable);
+  return result;
+}
+
+}  // namespace openmsa::api

@@ -1,0 +1,136 @@
+// A call as the backends see it: tensors that src/api has checked, and where each sequence's rows lie.
+#pragma once
+
+#include <openmsa/openmsa.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "plan/plan.h"
+
+namespace openmsa::core {
+
+inline bool present(const openmsa_tensor& tensor) { return tensor.data != nullptr || tensor.rank != 0; }
+
+/// Address of element (i, j, k, l); trailing indices may be left out.
+inline std::byte* address(const openmsa_tensor& tensor, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                          std::int64_t l = 0) {
+  const std::int64_t offset =
+      i * tensor.strides[0] + j * tensor.strides[1] + k * tensor.strides[2] + l * tensor.strides[3];
+  return static_cast<std::byte*>(tensor.data) + offset * static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
+}
+
+/// The same with the element's type.
+template <class T>
+T& element(const openmsa_tensor& tensor, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) {
+  return *reinterpret_cast<T*>(address(tensor, i, j, k, l));
+}
+
+/// Reads or writes one element of a float tensor of any dtype, rounding once.
+inline double load(const openmsa_tensor& tensor, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                   std::int64_t l = 0) {
+  return visit_dtype(tensor.dtype, [&]<class T>(T) -> double { return to_float(element<T>(tensor, i, j, k, l)); });
+}
+
+template <class Compute>
+void store(const openmsa_tensor& tensor, Compute value, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+           std::int64_t l = 0) {
+  visit_dtype(tensor.dtype, [&]<class T>(T) { element<T>(tensor, i, j, k, l) = round_to<T>(value); });
+}
+
+/// One sequence of the batch: rows [q_begin, q_begin + seqlen_q) of the query tensors, seqlen_k keys.
+struct Sequence {
+  std::int64_t q_begin;
+  std::int64_t seqlen_q;
+  std::int64_t k_begin;  // contiguous keys: first row of k, v, index_k
+  std::int64_t seqlen_k;
+  const std::int32_t* pages;  // paged keys: this sequence's row of block_table ...
+  std::int64_t pages_stride;  // ... and the distance of its entries
+
+  /// Position of query t; negative: it sees nothing.
+  std::int64_t position(std::int64_t t) const { return seqlen_k - seqlen_q + t; }
+  std::int64_t page(std::int64_t logical) const { return pages[logical * pages_stride]; }
+};
+
+/// Rows of one sequence and head in k, v or index_k, contiguous or paged.
+struct KeyRows {
+  std::byte* data;  // contiguous: token 0; paged: token 0 of page 0
+  std::int64_t token_bytes;
+  std::int64_t page_bytes;
+  std::int64_t page_size;  // 0: contiguous
+  Sequence sequence;
+
+  std::byte* token(std::int64_t j) const {
+    if (page_size == 0) return data + j * token_bytes;
+    return data + sequence.page(j / page_size) * page_bytes + j % page_size * token_bytes;
+  }
+  /// Number of tokens from j on, at most `count`, that lie token_bytes apart.
+  std::int64_t run(std::int64_t j, std::int64_t count) const {
+    const std::int64_t rest = page_size - j % (page_size == 0 ? 1 : page_size);
+    return page_size == 0 || count < rest ? count : rest;
+  }
+};
+
+struct Problem {
+  const Plan& plan;
+  const openmsa_tensors& tensors;
+  std::int64_t batch;
+  std::int64_t total_q;  // rows of the query tensors, those past the last sequence included
+
+  Sequence sequence(std::int64_t b) const;
+  /// Query rows that belong to a sequence; rows from here to total_q are padding.
+  std::int64_t used_q() const {
+    if (batch == 0) return 0;
+    const Sequence last = sequence(batch - 1);
+    return last.q_begin + last.seqlen_q;
+  }
+
+  KeyRows k(const Sequence& sequence, std::int64_t head) const {
+    return key_rows(plan.is_paged() ? tensors.k_cache : tensors.k, sequence, head);
+  }
+  KeyRows v(const Sequence& sequence, std::int64_t head) const {
+    return key_rows(plan.is_paged() ? tensors.v_cache : tensors.v, sequence, head);
+  }
+  KeyRows index_k(const Sequence& sequence) const {
+    return key_rows(plan.is_paged() ? tensors.index_k_cache : tensors.index_k, sequence, 0);
+  }
+
+ private:
+  KeyRows key_rows(const openmsa_tensor& tensor, const Sequence& sequence, std::int64_t head) const;
+};
+
+inline Sequence Problem::sequence(std::int64_t b) const {
+  Sequence result{0, total_q, 0, 0, nullptr, 0};
+  if (present(tensors.cu_seqlens_q)) {
+    result.q_begin = element<std::int32_t>(tensors.cu_seqlens_q, b);
+    result.seqlen_q = element<std::int32_t>(tensors.cu_seqlens_q, b + 1) - result.q_begin;
+  }
+  if (present(tensors.seqlens_k)) {
+    result.seqlen_k = element<std::int32_t>(tensors.seqlens_k, b);
+  } else if (present(tensors.cu_seqlens_k)) {
+    result.k_begin = element<std::int32_t>(tensors.cu_seqlens_k, b);
+    result.seqlen_k = element<std::int32_t>(tensors.cu_seqlens_k, b + 1) - result.k_begin;
+  } else {
+    result.seqlen_k = (present(tensors.k) ? tensors.k : tensors.index_k).shape[0];
+  }
+  if (present(tensors.block_table)) {
+    result.pages = &element<std::int32_t>(tensors.block_table, b);
+    result.pages_stride = tensors.block_table.strides[1];
+  }
+  return result;
+}
+
+inline KeyRows Problem::key_rows(const openmsa_tensor& tensor, const Sequence& sequence, std::int64_t head) const {
+  const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
+  if (plan.is_paged()) {
+    const std::int64_t head_stride = tensor.rank == 4 ? tensor.strides[2] : 0;
+    return {static_cast<std::byte*>(tensor.data) + head * head_stride * bytes, tensor.strides[1] * bytes,
+            tensor.strides[0] * bytes, plan.config.page_size, sequence};
+  }
+  const std::int64_t head_stride = tensor.rank == 3 ? tensor.strides[1] : 0;
+  return {static_cast<std::byte*>(tensor.data) + (sequence.k_begin * tensor.strides[0] + head * head_stride) * bytes,
+          tensor.strides[0] * bytes, 0, 0, sequence};
+}
+
+}  // namespace openmsa::core

@@ -1,0 +1,95 @@
+#include "plan/plan.h"
+
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+
+namespace openmsa::core {
+namespace {
+
+void check_range(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+  require(value >= low && value <= high, name, ": expected ", low, " to ", high, ", got ", value);
+}
+
+bool is_reference(openmsa_backend backend) {
+  return backend == OPENMSA_BACKEND_REFERENCE || backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
+}
+
+void check_dimension(const char* name, std::int64_t value) {
+  require(value > 0, name, ": expected a positive number, got ", value);
+  if (value % 8 != 0 || value > 256) {
+    fail(OPENMSA_UNSUPPORTED, name, ": expected a multiple of 8 up to 256, got ", value);
+  }
+}
+
+void check_backend(const openmsa_config& config) {
+  require(config.backend == OPENMSA_BACKEND_CPU || is_reference(config.backend),
+          "backend: expected OPENMSA_BACKEND_CPU, _REFERENCE or _REFERENCE_FLOAT32, got ", config.backend);
+  require(config.dtype == OPENMSA_FLOAT32 || config.dtype == OPENMSA_BFLOAT16 || config.dtype == OPENMSA_FLOAT16 ||
+              config.dtype == OPENMSA_FLOAT64,
+          "dtype: expected a float type, got ", config.dtype);
+  if (config.dtype == OPENMSA_FLOAT64 && !is_reference(config.backend)) {
+    fail(OPENMSA_UNSUPPORTED, "dtype: expected fp32, bf16 or fp16 on the CPU backend, got fp64");
+  }
+}
+
+void check_heads(const openmsa_config& config) {
+  check_range("num_heads_kv", config.num_heads_kv, 1, 1 << 16);
+  check_range("num_heads_q", config.num_heads_q, 1, 1 << 16);
+  require(config.num_heads_q % config.num_heads_kv == 0,
+          "num_heads_q: expected a multiple of num_heads_kv = ", config.num_heads_kv, ", got ", config.num_heads_q);
+  if (config.num_heads_q / config.num_heads_kv > 64) {
+    fail(OPENMSA_UNSUPPORTED, "num_heads_q: expected at most 64 heads per KV head, got ",
+         config.num_heads_q / config.num_heads_kv);
+  }
+  check_dimension("head_dim", config.head_dim);
+  check_dimension("index_dim", config.index_dim);
+}
+
+void check_selection(const openmsa_config& config) {
+  require(config.block_size > 0, "block_size: expected a positive number, got ", config.block_size);
+  if (!std::has_single_bit(static_cast<std::uint32_t>(config.block_size)) || config.block_size < 8 ||
+      config.block_size > 256) {
+    fail(OPENMSA_UNSUPPORTED, "block_size: expected a power of two from 8 to 256, got ", config.block_size);
+  }
+  require(config.topk > 0, "topk: expected at least 1, got ", config.topk);
+  if (config.topk > 64) fail(OPENMSA_UNSUPPORTED, "topk: expected at most 64, got ", config.topk);
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  check_range("num_init_blocks", config.num_init_blocks, 0, kMost);
+  check_range("num_local_blocks", config.num_local_blocks, 0, kMost);
+  require(config.page_size >= 0 && (config.page_size == 0 || config.block_size % config.page_size == 0),
+          "page_size: expected 0 (contiguous) or a divisor of block_size = ", config.block_size, ", got ",
+          config.page_size);
+  require(std::isfinite(config.softmax_scale), "softmax_scale: expected a finite number, got ", config.softmax_scale);
+}
+
+/// cu_seqlens and seqlens_k are int32, so a sequence has fewer than 2^31 tokens; so has a batch of queries.
+void check_capacities(const openmsa_config& config) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  check_range("max_batch", config.max_batch, 1, kMost);
+  check_range("max_total_q", config.max_total_q, 1, kMost);
+  check_range("max_seqlen_k", config.max_seqlen_k, 1, kMost);
+  check_range("num_threads", config.num_threads, 0, 4096);
+}
+
+}  // namespace
+
+Plan make_plan(const openmsa_config& config, int default_threads) {
+  check_backend(config);
+  check_heads(config);
+  check_selection(config);
+  check_capacities(config);
+
+  Plan plan{};
+  plan.config = config;
+  plan.group_size = config.num_heads_q / config.num_heads_kv;
+  plan.max_blocks = ceil_div(config.max_seqlen_k, config.block_size);
+  plan.softmax_scale = config.softmax_scale != 0 ? config.softmax_scale : 1 / std::sqrt(double(config.head_dim));
+  plan.index_scale = 1 / std::sqrt(double(config.index_dim));
+  plan.num_threads = config.num_threads != 0 ? config.num_threads : default_threads;
+  return plan;
+}
+
+}  // namespace openmsa::core

@@ -1,0 +1,27 @@
+// What is fixed before the first call: a checked configuration and what follows from it. Shapes and capacities only.
+#pragma once
+
+#include <openmsa/openmsa.h>
+
+#include <cstdint>
+
+namespace openmsa::core {
+
+/// Blocks of `size` that cover `count` items.
+constexpr std::int64_t ceil_div(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+struct Plan {
+  openmsa_config config;  // defaults filled in
+  std::int64_t group_size;
+  std::int64_t max_blocks;  // kv_blocks of the longest sequence
+  double softmax_scale;
+  double index_scale;  // 1/sqrt(index_dim)
+  int num_threads;  // of the CPU backend; at least 1
+
+  bool is_paged() const { return config.page_size > 0; }
+};
+
+/// `default_threads` stands in for num_threads = 0. Throws Failure: INVALID_ARGUMENT or UNSUPPORTED.
+Plan make_plan(const openmsa_config& config, int default_threads);
+
+}  // namespace openmsa::core
