@@ -1,0 +1,207 @@
+// Backward of the main branch, sparse and dense, in two passes that both recompute the scores:
+//
+//   p = exp(softmax_scale q.k - lse),  D[i,h] = d_o[i,h] . o[i,h],  ds = p * (d_o.v - D)
+//   1. per tile of queries:  d_q = softmax_scale * sum_j ds k
+//   2. per kv_block:         d_k = softmax_scale * sum_i ds q,   d_v = sum_i p d_o
+//
+// Each gradient is summed by one work item in one order, so no atomics are needed and every run gives the same bits.
+
+#include <algorithm>
+
+#include "cpu/columns.h"
+#include "cpu/stages.h"
+#include "cpu/visits.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::address;
+using core::Arena;
+using core::element;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+/// Probabilities and score gradients of one kv_block against up to kMaxColumns query rows.
+struct ScoreTile {
+  ScoreTile(Arena& arena, const Plan& plan)
+      : q(arena, plan.config.head_dim),
+        d_o(arena, plan.config.head_dim),
+        p(arena.take<float>(plan.config.block_size * kMaxColumns)),
+        ds(arena.take<float>(plan.config.block_size * kMaxColumns)),
+        limit(arena.take<float>(kMaxColumns)),
+        lse(arena.take<float>(kMaxColumns)),
+        delta(arena.take<float>(kMaxColumns)) {}
+
+  /// Fills q, d_o, p and ds. `delta_rows` is D, [total_q][num_heads_q].
+  void compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KeyTile& k,
+               const KeyTile& v, std::int64_t begin, std::int64_t keys, const float* delta_rows);
+
+  QueryTile q, d_o;
+  float *p, *ds;  // [block_size][kMaxColumns]
+  float *limit, *lse, *delta;
+};
+
+void ScoreTile::compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KeyTile& k,
+                        const KeyTile& v, std::int64_t begin, std::int64_t keys, const float* delta_rows) {
+  const TileOps& ops = tile_ops();
+  const std::int64_t n = columns.padded(), heads_q = problem.plan.config.num_heads_q;
+  q.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
+  d_o.load(problem.tensors.d_o, sequence, columns, 1);
+  causal_limits(sequence, columns, begin, keys, limit);
+  for (std::int64_t c = 0; c < n; ++c) {
+    const bool is_padding = c >= columns.size();
+    const std::int64_t row = is_padding ? 0 : sequence.q_begin + columns.queries[c / columns.heads];
+    const std::int64_t head = columns.head + c % columns.heads;
+    lse[c] = is_padding ? 0 : element<float>(problem.tensors.lse, row, head);
+    delta[c] = is_padding ? 0 : delta_rows[row * heads_q + head];
+  }
+  ops.matmul(keys, n, q.dim, k.operand(), q.columns, q.columns_ld, p, kMaxColumns, false);
+  ops.probabilities(p, kMaxColumns, keys, n, limit, lse);
+  ops.matmul(keys, n, d_o.dim, v.operand(), d_o.columns, d_o.columns_ld, ds, kMaxColumns, false);
+  ops.d_scores(p, ds, kMaxColumns, keys, n, delta);
+}
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : width(pad_lanes(plan.config.head_dim)),
+        visits(arena, plan),
+        k(arena, plan.config.block_size, plan.config.head_dim),
+        v(arena, plan.config.block_size, plan.config.head_dim),
+        tile(arena, plan),
+        d_q(arena.take<float>(queries_per_tile(plan) * plan.group_size * width)),
+        d_k(arena.take<float>(plan.config.block_size * width)),
+        d_v(arena.take<float>(plan.config.block_size * width)),
+        product(arena.take<float>(kMaxColumns * width)) {}
+
+  std::int64_t width;
+  TileVisits visits;
+  KeyTile k, v;
+  ScoreTile tile;
+  float* d_q;        // [query rows of a tile][width]
+  float *d_k, *d_v;  // [block_size][width]
+  float* product;    // [kMaxColumns][width]
+};
+
+struct Workspace {
+  Workspace(Arena& arena, const Plan& plan)
+      : threads(arena, plan),
+        visitors(arena, plan),
+        delta(arena.take<float>(plan.config.max_total_q * plan.config.num_heads_q)) {}
+  PerThread<Scratch> threads;
+  Visitors visitors;
+  float* delta;  // D [total_q][num_heads_q]
+};
+
+/// D[i,h] = d_o[i,h] . o[i,h] for one query.
+void write_delta(const Problem& problem, std::int64_t row, float* delta) {
+  constexpr std::int64_t kMaxDim = 256;
+  const openmsa_tensors& tensors = problem.tensors;
+  const TileOps& ops = tile_ops();
+  float o[kMaxDim], d_o[kMaxDim];
+  for (std::int64_t h = 0; h < problem.plan.config.num_heads_q; ++h) {
+    ops.widen(tensors.o.dtype, address(tensors.o, row, h), o, problem.plan.config.head_dim);
+    ops.widen(tensors.d_o.dtype, address(tensors.d_o, row, h), d_o, problem.plan.config.head_dim);
+    float sum = 0;
+    for (std::int64_t c = 0; c < problem.plan.config.head_dim; ++c) sum += o[c] * d_o[c];
+    delta[row * problem.plan.config.num_heads_q + h] = sum;
+  }
+}
+
+void load_block(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t begin,
+                std::int64_t keys, Scratch& s) {
+  s.k.load(problem.k(sequence, head), problem.plan.config.dtype, begin, keys);
+  s.v.load(problem.v(sequence, head), problem.plan.config.dtype, begin, keys);
+}
+
+/// Pass 1: d_q of queries [first, first + count) of one KV head.
+void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                     std::int64_t count, const float* delta, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const TileOps& ops = tile_ops();
+  const std::int64_t group = plan.group_size;
+  if (core::present(problem.tensors.topk_indices)) {
+    s.visits.begin_sparse(problem, sequence, head, first, count);
+  } else {
+    s.visits.begin_dense(plan, sequence, first, count, {0, num_blocks(plan, sequence)});
+  }
+  std::fill_n(s.d_q, count * group * s.width, 0.0f);
+  Visit visit;
+  while (s.visits.next(visit)) {
+    const std::int64_t begin = visit.block * plan.config.block_size;
+    const std::int64_t keys = keys_in_block(plan, sequence, visit.block);
+    load_block(problem, sequence, head, begin, keys, s);
+    for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& columns) {
+      s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, delta);
+      ops.matmul(columns.size(), s.width, keys, {s.tile.ds, 1, kMaxColumns}, s.k.data, s.k.ld, s.product, s.width,
+                 false);
+      for (std::int64_t c = 0; c < columns.size(); ++c) {
+        const std::int64_t row = (columns.queries[c / group] - first) * group + c % group;
+        ops.scale_add(s.d_q + row * s.width, s.product + c * s.width, 1, s.width);
+      }
+    });
+  }
+  const openmsa_tensor& d_q = problem.tensors.d_q;
+  for (std::int64_t row = 0; row < count * group; ++row) {
+    store_row(s.d_q + row * s.width, static_cast<float>(plan.softmax_scale), plan.config.head_dim, d_q.dtype,
+              address(d_q, sequence.q_begin + first + row / group, head * group + row % group));
+  }
+}
+
+/// Pass 2: d_k and d_v of one kv_block of one KV head.
+void key_gradients(const Problem& problem, const Item& item, std::int64_t head, std::int64_t block,
+                   const Workspace& workspace, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const TileOps& ops = tile_ops();
+  const Sequence& sequence = item.sequence;
+  const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
+  const Visit visit = workspace.visitors.of(problem, item.b, sequence, head, block);
+  load_block(problem, sequence, head, begin, keys, s);
+  std::fill_n(s.d_k, keys * s.width, 0.0f);
+  std::fill_n(s.d_v, keys * s.width, 0.0f);
+  for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& columns) {
+    s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, workspace.delta);
+    ops.matmul(keys, s.width, columns.size(), {s.tile.p, kMaxColumns, 1}, s.tile.d_o.rows, s.width, s.d_v, s.width,
+               true);
+    ops.matmul(keys, s.width, columns.size(), {s.tile.ds, kMaxColumns, 1}, s.tile.q.rows, s.width, s.d_k, s.width,
+               true);  // q is scaled already
+  });
+  const openmsa_tensor &d_k = problem.tensors.d_k, &d_v = problem.tensors.d_v;
+  for (std::int64_t j = 0; j < keys; ++j) {
+    const std::int64_t row = sequence.k_begin + begin + j;
+    store_row(s.d_k + j * s.width, 1, plan.config.head_dim, d_k.dtype, address(d_k, row, head));
+    store_row(s.d_v + j * s.width, 1, plan.config.head_dim, d_v.dtype, address(d_v, row, head));
+  }
+}
+
+}  // namespace
+
+void plan_attention_backward(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+
+void attention_backward(const Problem& problem, Arena& arena, const Threads& threads) {
+  const Plan& plan = problem.plan;
+  Workspace workspace(arena, plan);
+  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
+  workspace.visitors.build(problem, threads);
+  threads.for_each(problem.used_q(), [&](std::int64_t row, int) { write_delta(problem, row, workspace.delta); });
+  for_each_item(
+      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        const std::int64_t first = item.index / heads * tile;
+        query_gradients(problem, item.sequence, item.index % heads, first,
+                        std::min(tile, item.sequence.seqlen_q - first), workspace.delta, s);
+      });
+  for_each_item(
+      problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence) * heads; },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        key_gradients(problem, item, item.index % heads, item.index / heads, workspace, s);
+      });
+  write_query_padding(problem, problem.tensors.d_q, 0, 0);
+  write_key_padding(problem, problem.tensors.d_k);
+  write_key_padding(problem, problem.tensors.d_v);
+}
+
+}  // namespace openmsa::cpu

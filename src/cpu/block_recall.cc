@@ -1,0 +1,182 @@
+// How well a selection covers what dense attention looks at. Two walks over all visible kv_blocks of a tile of queries:
+// the first gives the dense lse, the second the probability mass of each block.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "cpu/columns.h"
+#include "cpu/stages.h"
+#include "cpu/visits.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::Arena;
+using core::element;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : visits(arena, plan),
+        q(arena, plan.config.head_dim),
+        k(arena, plan.config.block_size, plan.config.head_dim),
+        scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
+        chunk(arena.take<float>(4 * kMaxColumns)),
+        max(arena.take<float>(queries_per_tile(plan) * plan.group_size)),
+        sum(arena.take<float>(queries_per_tile(plan) * plan.group_size)),
+        mass(arena.take<float>(queries_per_tile(plan) * plan.max_blocks)),
+        order(arena.take<std::int32_t>(plan.max_blocks)) {}
+
+  TileVisits visits;
+  QueryTile q;
+  KeyTile k;
+  float* scores;        // [block_size][kMaxColumns]
+  float* chunk;         // four rows of column values
+  float *max, *sum;     // running softmax of the tile's query rows
+  float* mass;          // [queries of a tile][max_blocks], mean over the group's heads
+  std::int32_t* order;  // kv_blocks by mass
+};
+
+struct Tile {
+  const Sequence& sequence;
+  std::int64_t head;  // KV head
+  std::int64_t first;
+  std::int64_t count;
+};
+
+/// Runs body(columns, block, keys) over all visible kv_blocks with the scores of each chunk in s.scores and its limits
+/// in s.chunk.
+template <class Body>
+void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, const Body& body) {
+  const Plan& plan = problem.plan;
+  s.visits.begin_dense(plan, tile.sequence, tile.first, tile.count, {0, num_blocks(plan, tile.sequence)});
+  Visit visit;
+  while (s.visits.next(visit)) {
+    const std::int64_t begin = visit.block * plan.config.block_size;
+    const std::int64_t keys = keys_in_block(plan, tile.sequence, visit.block);
+    s.k.load(problem.k(tile.sequence, tile.head), plan.config.dtype, begin, keys);
+    for_each_chunk(visit.queries, visit.count, tile.head * plan.group_size, plan.group_size,
+                   [&](const Columns& columns) {
+                     s.q.load(problem.tensors.q, tile.sequence, columns, static_cast<float>(plan.softmax_scale));
+                     causal_limits(tile.sequence, columns, begin, keys, s.chunk);
+                     tile_ops().matmul(keys, columns.padded(), s.q.dim, s.k.operand(), s.q.columns, s.q.columns_ld,
+                                       s.scores, kMaxColumns, false);
+                     body(columns, visit.block, keys);
+                   });
+  }
+}
+
+/// Row of the tile's running softmax that a column stands for; -1 for padding.
+std::int64_t state_row(const Tile& tile, const Columns& columns, std::int64_t column) {
+  if (column >= columns.size()) return -1;
+  return (columns.queries[column / columns.heads] - tile.first) * columns.heads + column % columns.heads;
+}
+
+void compute_softmax(const Problem& problem, const Tile& tile, Scratch& s) {
+  float *limit = s.chunk, *max = limit + kMaxColumns, *sum = max + kMaxColumns, *alpha = sum + kMaxColumns;
+  const std::int64_t rows = tile.count * problem.plan.group_size;
+  std::fill_n(s.max, rows, -kInfinity);
+  std::fill_n(s.sum, rows, 0.0f);
+  for_each_score_tile(problem, tile, s, [&](const Columns& columns, std::int64_t, std::int64_t keys) {
+    for (std::int64_t c = 0; c < columns.padded(); ++c) {
+      const std::int64_t row = state_row(tile, columns, c);
+      max[c] = row < 0 ? -kInfinity : s.max[row];
+      sum[c] = row < 0 ? 0 : s.sum[row];
+    }
+    tile_ops().softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), limit, max, sum, alpha);
+    for (std::int64_t c = 0; c < columns.size(); ++c) {
+      s.max[state_row(tile, columns, c)] = max[c];
+      s.sum[state_row(tile, columns, c)] = sum[c];
+    }
+  });
+}
+
+void compute_mass(const Problem& problem, const Tile& tile, Scratch& s) {
+  float *limit = s.chunk, *lse = limit + kMaxColumns;
+  const std::int64_t blocks = problem.plan.max_blocks;
+  const float share = 1.0f / static_cast<float>(problem.plan.group_size);
+  std::fill_n(s.mass, tile.count * blocks, 0.0f);
+  for_each_score_tile(problem, tile, s, [&](const Columns& columns, std::int64_t block, std::int64_t keys) {
+    for (std::int64_t c = 0; c < columns.padded(); ++c) {
+      const std::int64_t row = state_row(tile, columns, c);
+      lse[c] = row < 0 ? 0 : s.max[row] + std::log(s.sum[row]);
+    }
+    tile_ops().probabilities(s.scores, kMaxColumns, keys, columns.padded(), limit, lse);
+    for (std::int64_t c = 0; c < columns.size(); ++c) {
+      float sum = 0;
+      for (std::int64_t j = 0; j < keys; ++j) sum += s.scores[j * kMaxColumns + c];
+      s.mass[(columns.queries[c / columns.heads] - tile.first) * blocks + block] += sum * share;
+    }
+  });
+}
+
+/// Compares the selection of query `first + i` with the blocks of highest mass.
+void write_recall(const Problem& problem, const Tile& tile, std::int64_t i, Scratch& s) {
+  const openmsa_tensors& tensors = problem.tensors;
+  const std::int64_t row = tile.sequence.q_begin + tile.first + i;
+  const std::int64_t position = tile.sequence.position(tile.first + i);
+  const std::int64_t visible = position < 0 ? 0 : position / problem.plan.config.block_size + 1;
+  const float* mass = s.mass + i * problem.plan.max_blocks;
+
+  // The first `chosen` of the order are the n blocks of highest mass; equal masses: the lower block first.
+  std::int64_t chosen = 0;
+  const auto block_at = [&](std::int64_t slot) {
+    return std::int64_t{element<std::int32_t>(tensors.topk_indices, tile.head, row, slot)};
+  };
+  while (chosen < problem.plan.config.topk && block_at(chosen) >= 0) ++chosen;
+  const auto heavier = [&](std::int32_t a, std::int32_t b) {
+    return mass[a] > mass[b] || (mass[a] == mass[b] && a < b);
+  };
+  std::iota(s.order, s.order + visible, 0);
+  const std::int64_t best = std::min(chosen, visible);
+  std::partial_sort(s.order, s.order + best, s.order + visible, heavier);
+
+  float covered = 0;
+  std::int64_t hits = 0;
+  for (std::int64_t slot = 0; slot < chosen; ++slot) {
+    const std::int64_t block = block_at(slot);
+    if (block >= visible) continue;
+    covered += mass[block];
+    hits += std::find(s.order, s.order + best, block) != s.order + best;
+  }
+  const bool is_empty = visible == 0;
+  if (core::present(tensors.block_recall)) {
+    const float recall = chosen == 0 ? 0 : static_cast<float>(hits) / static_cast<float>(chosen);
+    element<float>(tensors.block_recall, tile.head, row) = is_empty ? 1 : recall;
+  }
+  if (core::present(tensors.score_recall))
+    element<float>(tensors.score_recall, tile.head, row) = is_empty ? 1 : covered;
+}
+
+using Workspace = PerThread<Scratch>;
+
+}  // namespace
+
+void plan_block_recall(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+
+void block_recall(const Problem& problem, Arena& arena, const Threads& threads) {
+  const Plan& plan = problem.plan;
+  const Workspace workspace(arena, plan);
+  const std::int64_t tile_size = queries_per_tile(plan), heads = plan.config.num_heads_kv;
+  for_each_item(
+      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile_size) * heads; },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace[slot];
+        const std::int64_t first = item.index / heads * tile_size;
+        const Tile tile{item.sequence, item.index % heads, first, std::min(tile_size, item.sequence.seqlen_q - first)};
+        compute_softmax(problem, tile, s);
+        compute_mass(problem, tile, s);
+        for (std::int64_t i = 0; i < tile.count; ++i) write_recall(problem, tile, i, s);
+      });
+  write_query_padding(problem, problem.tensors.block_recall, 1, 1);
+  write_query_padding(problem, problem.tensors.score_recall, 1, 1);
+}
+
+}  // namespace openmsa::cpu

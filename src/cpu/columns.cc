@@ -1,0 +1,82 @@
+#include "cpu/columns.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace openmsa::cpu {
+
+using core::address;
+
+void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, std::int64_t dim,
+               float scale, float* rows) {
+  const TileOps& ops = tile_ops();
+  const std::int64_t ld = pad_lanes(dim);
+  float* row = rows;
+  for (std::int64_t member = 0; member < columns.count; ++member) {
+    for (std::int64_t h = 0; h < columns.heads; ++h, row += ld) {
+      ops.widen(tensor.dtype, address(tensor, sequence.q_begin + columns.queries[member], columns.head + h), row, dim);
+      if (scale != 1) {
+        for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
+      }
+      std::fill(row + dim, row + ld, 0.0f);
+    }
+  }
+  std::fill(row, rows + columns.padded() * ld, 0.0f);
+}
+
+QueryTile::QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns)
+    : dim(dim),
+      rows_ld(pad_lanes(dim)),
+      columns_ld(pad_lanes(max_columns)),
+      rows(arena.take<float>(columns_ld * rows_ld)),
+      columns(arena.take<float>(dim * columns_ld)) {}
+
+void QueryTile::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& which, float scale) {
+  load_rows(tensor, sequence, which, dim, scale, rows);
+  tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
+}
+
+KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
+    : dim(dim), scratch(arena.take<float>(block_size * pad_lanes(dim))) {}
+
+void KeyTile::load(const core::KeyRows& keys, openmsa_dtype dtype, std::int64_t begin, std::int64_t count) {
+  if (dtype == OPENMSA_FLOAT32 && dim % kLanes == 0 && keys.run(begin, count) == count) {
+    data = reinterpret_cast<const float*>(keys.token(begin));
+    ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(float));
+    return;
+  }
+  const TileOps& ops = tile_ops();
+  ld = pad_lanes(dim);
+  data = scratch;
+  for (std::int64_t j = 0; j < count; ++j) {
+    float* row = scratch + j * ld;
+    ops.widen(dtype, keys.token(begin + j), row, dim);
+    std::fill(row + dim, row + ld, 0.0f);
+  }
+}
+
+bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::int64_t begin, std::int64_t count,
+                   float* limit) {
+  bool partial = false;
+  for (std::int64_t member = 0; member < columns.count; ++member) {
+    const std::int64_t visible = sequence.position(columns.queries[member]) - begin + 1;
+    const std::int64_t keys = std::clamp<std::int64_t>(visible, 0, count);
+    partial |= keys < count;
+    std::fill_n(limit + member * columns.heads, columns.heads, static_cast<float>(keys));
+  }
+  std::fill(limit + columns.size(), limit + columns.padded(), static_cast<float>(count));
+  return partial;
+}
+
+void store_row(const float* values, float scale, std::int64_t count, openmsa_dtype dtype, std::byte* to) {
+  constexpr std::int64_t kPiece = 64;
+  float scaled[kPiece];
+  const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(dtype));
+  for (std::int64_t begin = 0; begin < count; begin += kPiece) {
+    const std::int64_t size = std::min(kPiece, count - begin);
+    for (std::int64_t i = 0; i < size; ++i) scaled[i] = values[begin + i] * scale;
+    tile_ops().narrow(dtype, scaled, to + begin * bytes, size);
+  }
+}
+
+}  // namespace openmsa::cpu

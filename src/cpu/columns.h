@@ -1,0 +1,74 @@
+// From the caller's tensors to fp32 tiles and back: queries as columns, keys as rows.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arena.h"
+#include "core/problem.h"
+#include "cpu/tile/tile.h"
+
+namespace openmsa::cpu {
+
+/// Columns of one tile of scores that are worked on together.
+inline constexpr std::int64_t kMaxColumns = 64;
+
+/// `heads` consecutive heads, from `head`, of some queries of a sequence; column = member * heads + (h - head).
+struct Columns {
+  const std::int32_t* queries;  // ascending
+  std::int64_t count;
+  std::int64_t head;
+  std::int64_t heads;
+
+  std::int64_t size() const { return count * heads; }
+  std::int64_t padded() const { return pad_lanes(size()); }
+};
+
+/// Rows of q, index_q or d_o for `columns`, times `scale`: rows[column][channel], with zeros in padding columns and in
+/// channels from `dim` to pad_lanes(dim).
+void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, std::int64_t dim,
+               float scale, float* rows);
+
+/// The same rows and their transpose, columns[channel][column], the right operand of a product with keys.
+struct QueryTile {
+  QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns = kMaxColumns);
+  void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
+
+  std::int64_t dim;
+  std::int64_t rows_ld;     // pad_lanes(dim)
+  std::int64_t columns_ld;  // pad_lanes(max_columns)
+  float* rows;              // [max_columns][rows_ld]
+  float* columns;           // [dim][columns_ld]
+};
+
+/// Up to one kv_block of k, v or index_k as fp32 rows.
+struct KeyTile {
+  KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
+  /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
+  void load(const core::KeyRows& keys, openmsa_dtype dtype, std::int64_t begin, std::int64_t count);
+  Operand operand() const { return {data, ld, 1}; }
+
+  std::int64_t dim;
+  float* scratch;  // [block_size][pad_lanes(dim)]
+  const float* data = nullptr;
+  std::int64_t ld = 0;
+};
+
+/// limit[column] = keys of [begin, begin + count) that each column sees, causally; the same for padding columns.
+/// Returns whether some column sees fewer than `count`.
+bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::int64_t begin, std::int64_t count,
+                   float* limit);
+
+/// Writes `count` fp32 values times `scale` to a row of an output of any float dtype.
+void store_row(const float* values, float scale, std::int64_t count, openmsa_dtype dtype, std::byte* to);
+
+/// Runs body(columns) over `queries` in chunks of at most kMaxColumns columns.
+template <class Body>
+void for_each_chunk(const std::int32_t* queries, std::int64_t count, std::int64_t head, std::int64_t heads,
+                    const Body& body) {
+  const std::int64_t most = heads < kMaxColumns ? kMaxColumns / heads : 1;
+  for (std::int64_t begin = 0; begin < count; begin += most) {
+    body(Columns{queries + begin, count - begin < most ? count - begin : most, head, heads});
+  }
+}
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,38 @@
+// The index branch on a tile: block scores of some queries, all KV heads at once, against one kv_block of index keys
+// that is loaded once.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arena.h"
+#include "core/problem.h"
+#include "cpu/columns.h"
+
+namespace openmsa::cpu {
+
+struct IndexTile {
+  /// Queries per tile: 256 columns of a product fill the vector registers and leave the keys in the L2 cache.
+  static std::int64_t max_queries(const core::Plan& plan);
+
+  IndexTile(core::Arena& arena, const core::Plan& plan);
+
+  /// Queries [first, first + count) of a sequence. Column = (query - first) * num_heads_kv + head.
+  void load(const core::Problem& problem, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
+
+  /// top[column] = m[query, block, head], times 1/sqrt(index_dim); -inf for a block that the query does not see.
+  void score(const core::Problem& problem, const core::Sequence& sequence, std::int64_t block);
+
+  Columns columns{};
+  float* top;  // [padded columns]
+
+ private:
+  void mark_nan(std::int64_t keys, bool have_scores);
+
+  QueryTile q_;
+  KeyTile k_;
+  std::int32_t* queries_;
+  float* limit_;
+  float* scores_;  // [block_size][padded columns]
+};
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,223 @@
+// KL loss of the index branch and the gradients of index_q and index_k, over the selection or the whole history:
+//
+//   P = mean over heads of exp(softmax_scale q.k - lse),   P_idx = exp(s_idx - lse_idx),   g = (P_idx - P) / (N H_kv)
+//   0. per tile of queries:  lse_idx = log sum_j exp(s_idx)
+//   1. per tile of queries:  KL = sum_j P (log P - log P_idx),  d_index_q = 1/sqrt(index_dim) sum_j g index_k
+//   2. per kv_block:         d_index_k = 1/sqrt(index_dim) sum_{i,r} g index_q
+//
+// No teacher and no index score outlives its tile.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/kl_tile.h"
+#include "cpu/stages.h"
+#include "cpu/visits.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::address;
+using core::Arena;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : width(pad_lanes(plan.config.index_dim)),
+        visits(arena, plan),
+        keys(arena, plan),
+        tile(arena, plan),
+        max(arena.take<float>(pad_lanes(queries_per_tile(plan)))),
+        sum(arena.take<float>(pad_lanes(queries_per_tile(plan)))),
+        chunk(arena.take<float>(3 * kMaxColumns)),
+        d_index_q(arena.take<float>(queries_per_tile(plan) * width)),
+        d_index_k(arena.take<float>(plan.config.block_size * width)),
+        product(arena.take<float>(kMaxColumns * width)) {}
+
+  std::int64_t width;
+  TileVisits visits;
+  KlKeys keys;
+  KlTile tile;
+  float *max, *sum;  // running softmax of the index scores of a tile of queries
+  float* chunk;      // three rows of column values
+  float* d_index_q;  // [queries of a tile][width]
+  float* d_index_k;  // [block_size][width]
+  float* product;    // [kMaxColumns][width]
+};
+
+struct Workspace {
+  Workspace(Arena& arena, const Plan& plan)
+      : threads(arena, plan),
+        visitors(arena, plan),
+        index_lse(arena.take<float>(plan.config.num_heads_kv * plan.config.max_total_q)),
+        kl(arena.take<float>(plan.config.num_heads_kv * plan.config.max_total_q)) {}
+
+  PerThread<Scratch> threads;
+  Visitors visitors;
+  float* index_lse;  // [num_heads_kv][total_q]
+  float* kl;         // [num_heads_kv][total_q]
+};
+
+/// Step 0 for queries [first, first + count) of one KV head.
+void write_index_lse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                     std::int64_t count, float* index_lse, Scratch& s) {
+  const TileOps& ops = tile_ops();
+  const auto scale = static_cast<float>(problem.plan.index_scale);
+  float *max = s.chunk, *sum = s.chunk + kMaxColumns, *alpha = s.chunk + 2 * kMaxColumns;
+  std::fill_n(s.max, count, -kInfinity);
+  std::fill_n(s.sum, count, 0.0f);
+  begin_visits(s.visits, problem, sequence, head, first, count);
+  Visit visit;
+  while (s.visits.next(visit)) {
+    s.keys.load(problem, sequence, head, visit.block);
+    for_each_chunk(visit.queries, visit.count, head, 1, [&](const Columns& columns) {
+      KlTile& tile = s.tile;
+      const std::int64_t n = columns.padded();
+      tile.index_q.load(problem.tensors.index_q, sequence, columns, scale);
+      causal_limits(sequence, columns, s.keys.begin, s.keys.count, tile.index_limit);
+      for (std::int64_t c = 0; c < n; ++c) {
+        max[c] = c < columns.count ? s.max[columns.queries[c] - first] : -kInfinity;
+        sum[c] = c < columns.count ? s.sum[columns.queries[c] - first] : 0;
+      }
+      ops.matmul(s.keys.count, n, tile.index_q.dim, s.keys.index_k.operand(), tile.index_q.columns,
+                 tile.index_q.columns_ld, tile.scores, kMaxColumns, false);
+      ops.softmax_columns(tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, max, sum, alpha);
+      for (std::int64_t c = 0; c < columns.count; ++c) {
+        s.max[columns.queries[c] - first] = max[c];
+        s.sum[columns.queries[c] - first] = sum[c];
+      }
+    });
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    index_lse[sequence.q_begin + first + i] = s.sum[i] == 0 ? -kInfinity : s.max[i] + std::log(s.sum[i]);
+  }
+}
+
+/// Step 1: loss and d_index_q of queries [first, first + count) of one KV head.
+void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                     std::int64_t count, const float* index_lse, float* kl, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const TileOps& ops = tile_ops();
+  const float weight = kl_weight(problem);
+  std::fill_n(s.d_index_q, count * s.width, 0.0f);
+  std::fill_n(kl + sequence.q_begin + first, count, 0.0f);
+  begin_visits(s.visits, problem, sequence, head, first, count);
+  Visit visit;
+  while (s.visits.next(visit)) {
+    s.keys.load(problem, sequence, head, visit.block);
+    for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
+      KlTile& tile = s.tile;
+      tile.compute(problem, sequence, heads, head, s.keys, index_lse);
+      const std::int64_t n = tile.index_columns.padded();
+      std::fill_n(s.chunk, n, 0.0f);
+      ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse, weight,
+                     s.chunk);
+      ops.matmul(heads.count, s.width, s.keys.count, {tile.scores, 1, kMaxColumns}, s.keys.index_k.data,
+                 s.keys.index_k.ld, s.product, s.width, false);
+      for (std::int64_t c = 0; c < heads.count; ++c) {
+        kl[sequence.q_begin + heads.queries[c]] += s.chunk[c];
+        ops.scale_add(s.d_index_q + (heads.queries[c] - first) * s.width, s.product + c * s.width, 1, s.width);
+      }
+    });
+  }
+  const openmsa_tensor& d_index_q = problem.tensors.d_index_q;
+  for (std::int64_t i = 0; core::present(d_index_q) && i < count; ++i) {
+    store_row(s.d_index_q + i * s.width, static_cast<float>(plan.index_scale), plan.config.index_dim, d_index_q.dtype,
+              address(d_index_q, sequence.q_begin + first + i, head));
+  }
+}
+
+/// Step 2: d_index_k of one kv_block, summed over all KV heads.
+void key_gradients(const Problem& problem, const Item& item, const Workspace& workspace, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const TileOps& ops = tile_ops();
+  const Sequence& sequence = item.sequence;
+  const float weight = kl_weight(problem);
+  s.keys.count = keys_in_block(plan, sequence, item.index);
+  std::fill_n(s.d_index_k, s.keys.count * s.width, 0.0f);
+  for (std::int64_t head = 0; head < plan.config.num_heads_kv; ++head) {
+    const Visit visit = workspace.visitors.of(problem, item.b, sequence, head, item.index);
+    s.keys.load(problem, sequence, head, item.index);
+    for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
+      KlTile& tile = s.tile;
+      tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
+      ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
+                     tile.index_limit, tile.index_lse, weight, s.chunk);
+      ops.matmul(s.keys.count, s.width, heads.count, {tile.scores, kMaxColumns, 1}, tile.index_q.rows, s.width,
+                 s.d_index_k, s.width, true);  // index_q is scaled already
+    });
+  }
+  const openmsa_tensor& d_index_k = problem.tensors.d_index_k;
+  for (std::int64_t j = 0; j < s.keys.count; ++j) {
+    store_row(s.d_index_k + j * s.width, 1, plan.config.index_dim, d_index_k.dtype,
+              address(d_index_k, sequence.k_begin + s.keys.begin + j));
+  }
+}
+
+/// The rows' losses in a fixed order, in float64.
+void write_loss(const Problem& problem, const float* kl) {
+  double sum = 0;
+  for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+    for (std::int64_t row = 0; row < problem.used_q(); ++row) sum += kl[head * problem.total_q + row];
+  }
+  const std::int64_t rows = problem.used_q() * problem.plan.config.num_heads_kv;
+  core::store(problem.tensors.kl_loss, rows == 0 ? 0 : sum / static_cast<double>(rows), 0);
+}
+
+}  // namespace
+
+void plan_kl_loss(const Plan& plan, Arena& arena) {
+  Workspace(arena, plan);
+  plan_kl_teacher_backward(plan, arena);
+}
+
+void kl_loss(const Problem& problem, Arena& arena, const Threads& threads) {
+  const Plan& plan = problem.plan;
+  Workspace workspace(arena, plan);
+  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
+  const auto for_each_tile = [&](const auto& body) {
+    for_each_item(
+        problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
+        [&](const Item& item, int slot) {
+          Scratch s = workspace.threads[slot];
+          const std::int64_t first = item.index / heads * tile;
+          body(item.sequence, item.index % heads, first, std::min(tile, item.sequence.seqlen_q - first), s);
+        });
+  };
+  for_each_tile([&](const Sequence& sequence, std::int64_t head, std::int64_t first, std::int64_t count, Scratch& s) {
+    write_index_lse(problem, sequence, head, first, count, workspace.index_lse + head * problem.total_q, s);
+  });
+  const openmsa_tensors& tensors = problem.tensors;
+  if (core::present(tensors.kl_loss) || core::present(tensors.d_index_q)) {
+    for_each_tile([&](const Sequence& sequence, std::int64_t head, std::int64_t first, std::int64_t count, Scratch& s) {
+      query_gradients(problem, sequence, head, first, count, workspace.index_lse + head * problem.total_q,
+                      workspace.kl + head * problem.total_q, s);
+    });
+  }
+  if (core::present(tensors.kl_loss)) write_loss(problem, workspace.kl);
+  const bool needs_visitors = core::present(tensors.d_index_k) || core::present(tensors.d_k);
+  if (needs_visitors) workspace.visitors.build(problem, threads);
+  if (core::present(tensors.d_index_k)) {
+    for_each_item(
+        problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence); },
+        [&](const Item& item, int slot) {
+          Scratch s = workspace.threads[slot];
+          key_gradients(problem, item, workspace, s);
+        });
+  }
+  if (core::present(tensors.d_q) || core::present(tensors.d_k)) {
+    kl_teacher_backward(problem, arena, threads, workspace.visitors, workspace.index_lse);
+  }
+  write_query_padding(problem, tensors.d_index_q, 0, 0);
+  write_query_padding(problem, tensors.d_q, 0, 0);
+  write_key_padding(problem, tensors.d_index_k);
+  write_key_padding(problem, tensors.d_k);
+}
+
+}  // namespace openmsa::cpu

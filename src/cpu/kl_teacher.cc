@@ -1,0 +1,172 @@
+// The ablation without the teacher's stop-gradient: d_q and d_k of the KL loss through P.
+//
+//   w[j] = log(P / P_idx) / (N H_kv group_size),  E[i,h] = sum_j p[i,h,j] w[j],  ds = p (w - E)
+//   d_q = softmax_scale * sum_j ds k,  d_k = softmax_scale * sum_{i,h} ds q
+
+#include <algorithm>
+
+#include "cpu/kl_tile.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::address;
+using core::Arena;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : width(pad_lanes(plan.config.head_dim)),
+        visits(arena, plan),
+        keys(arena, plan),
+        tile(arena, plan),
+        ds(arena.take<float>(plan.config.block_size * kMaxColumns)),
+        delta(arena.take<float>(kMaxColumns)),
+        d_q(arena.take<float>(queries_per_tile(plan) * plan.group_size * width)),
+        d_k(arena.take<float>(plan.config.block_size * width)),
+        product(arena.take<float>(kMaxColumns * width)) {}
+
+  std::int64_t width;
+  TileVisits visits;
+  KlKeys keys;
+  KlTile tile;
+  float* ds;       // [block_size][kMaxColumns]
+  float* delta;    // E of the columns
+  float* d_q;      // [query rows of a tile][width]
+  float* d_k;      // [block_size][width]
+  float* product;  // [kMaxColumns][width]
+};
+
+struct Workspace {
+  Workspace(Arena& arena, const Plan& plan)
+      : threads(arena, plan), expectation(arena.take<float>(plan.config.max_total_q * plan.config.num_heads_q)) {}
+  PerThread<Scratch> threads;
+  float* expectation;  // E [total_q][num_heads_q]
+};
+
+/// s.ds = w[j], repeated for the heads of each query; the tile is computed first.
+void compute_weights(const Problem& problem, const Sequence& sequence, const Columns& heads, std::int64_t head,
+                     const float* index_lse, Scratch& s) {
+  KlTile& tile = s.tile;
+  tile.compute(problem, sequence, heads, head, s.keys, index_lse + head * problem.total_q);
+  tile_ops().teacher_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
+                             tile.index_limit, tile.index_lse,
+                             kl_weight(problem) / static_cast<float>(problem.plan.group_size));
+  for (std::int64_t j = 0; j < s.keys.count; ++j) {
+    const float* w = tile.scores + j * kMaxColumns;
+    for (std::int64_t c = 0; c < heads.padded(); ++c) {
+      s.ds[j * kMaxColumns + c] = c < heads.size() ? w[c / heads.heads] : 0;
+    }
+  }
+}
+
+/// ds = p (w - E) over w.
+void compute_d_scores(const Problem& problem, const Sequence& sequence, const Columns& heads, const float* expectation,
+                      Scratch& s) {
+  for (std::int64_t c = 0; c < heads.padded(); ++c) {
+    const std::int64_t row = c < heads.size() ? sequence.q_begin + heads.queries[c / heads.heads] : 0;
+    s.delta[c] = expectation[row * problem.plan.config.num_heads_q + heads.head + c % heads.heads];
+  }
+  tile_ops().d_scores(s.tile.p, s.ds, kMaxColumns, s.keys.count, heads.padded(), s.delta);
+}
+
+/// Runs body(columns) for all visits of a tile of queries with weights computed.
+template <class Body>
+void for_each_visit(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                    std::int64_t count, const float* index_lse, Scratch& s, const Body& body) {
+  const std::int64_t group = problem.plan.group_size;
+  begin_visits(s.visits, problem, sequence, head, first, count);
+  Visit visit;
+  while (s.visits.next(visit)) {
+    s.keys.load(problem, sequence, head, visit.block);
+    for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& heads) {
+      compute_weights(problem, sequence, heads, head, index_lse, s);
+      body(heads);
+    });
+  }
+}
+
+void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                     std::int64_t count, const float* index_lse, float* expectation, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const TileOps& ops = tile_ops();
+  const std::int64_t group = plan.group_size, heads_q = plan.config.num_heads_q;
+  for (std::int64_t t = first; t < first + count; ++t) {
+    std::fill_n(expectation + (sequence.q_begin + t) * heads_q + head * group, group, 0.0f);
+  }
+  for_each_visit(problem, sequence, head, first, count, index_lse, s, [&](const Columns& heads) {
+    for (std::int64_t c = 0; c < heads.size(); ++c) {
+      float sum = 0;
+      for (std::int64_t j = 0; j < s.keys.count; ++j) sum += s.tile.p[j * kMaxColumns + c] * s.ds[j * kMaxColumns + c];
+      expectation[(sequence.q_begin + heads.queries[c / group]) * heads_q + heads.head + c % group] += sum;
+    }
+  });
+  if (!core::present(problem.tensors.d_q)) return;
+  std::fill_n(s.d_q, count * group * s.width, 0.0f);
+  for_each_visit(problem, sequence, head, first, count, index_lse, s, [&](const Columns& heads) {
+    compute_d_scores(problem, sequence, heads, expectation, s);
+    ops.matmul(heads.size(), s.width, s.keys.count, {s.ds, 1, kMaxColumns}, s.keys.k.data, s.keys.k.ld, s.product,
+               s.width, false);
+    for (std::int64_t c = 0; c < heads.size(); ++c) {
+      const std::int64_t row = (heads.queries[c / group] - first) * group + c % group;
+      ops.scale_add(s.d_q + row * s.width, s.product + c * s.width, 1, s.width);
+    }
+  });
+  const openmsa_tensor& d_q = problem.tensors.d_q;
+  for (std::int64_t row = 0; row < count * group; ++row) {
+    store_row(s.d_q + row * s.width, static_cast<float>(plan.softmax_scale), plan.config.head_dim, d_q.dtype,
+              address(d_q, sequence.q_begin + first + row / group, head * group + row % group));
+  }
+}
+
+void key_gradients(const Problem& problem, const Item& item, std::int64_t head, std::int64_t block,
+                   const Visitors& visitors, const float* index_lse, const float* expectation, Scratch& s) {
+  const std::int64_t group = problem.plan.group_size;
+  const Sequence& sequence = item.sequence;
+  const Visit visit = visitors.of(problem, item.b, sequence, head, block);
+  s.keys.load(problem, sequence, head, block);
+  std::fill_n(s.d_k, s.keys.count * s.width, 0.0f);
+  for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& heads) {
+    compute_weights(problem, sequence, heads, head, index_lse, s);
+    compute_d_scores(problem, sequence, heads, expectation, s);
+    tile_ops().matmul(s.keys.count, s.width, heads.size(), {s.ds, kMaxColumns, 1}, s.tile.q.rows, s.width, s.d_k,
+                      s.width, true);  // q is scaled already
+  });
+  const openmsa_tensor& d_k = problem.tensors.d_k;
+  for (std::int64_t j = 0; j < s.keys.count; ++j) {
+    store_row(s.d_k + j * s.width, 1, problem.plan.config.head_dim, d_k.dtype,
+              address(d_k, sequence.k_begin + s.keys.begin + j, head));
+  }
+}
+
+}  // namespace
+
+void plan_kl_teacher_backward(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+
+void kl_teacher_backward(const Problem& problem, Arena& arena, const Threads& threads, const Visitors& visitors,
+                         const float* index_lse) {
+  const Plan& plan = problem.plan;
+  const Workspace workspace(arena, plan);
+  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
+  for_each_item(
+      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        const std::int64_t first = item.index / heads * tile;
+        query_gradients(problem, item.sequence, item.index % heads, first,
+                        std::min(tile, item.sequence.seqlen_q - first), index_lse, workspace.expectation, s);
+      });
+  if (!core::present(problem.tensors.d_k)) return;
+  for_each_item(
+      problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence) * heads; },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        key_gradients(problem, item, item.index % heads, item.index / heads, visitors, index_lse, workspace.expectation,
+                      s);
+      });
+}
+
+}  // namespace openmsa::cpu

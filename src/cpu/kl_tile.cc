@@ -1,0 +1,80 @@
+#include "cpu/kl_tile.h"
+
+namespace openmsa::cpu {
+
+using core::Arena;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+KlKeys::KlKeys(Arena& arena, const Plan& plan)
+    : k(arena, plan.config.block_size, plan.config.head_dim),
+      index_k(arena, plan.config.block_size, plan.config.index_dim) {}
+
+void KlKeys::load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
+  begin = block * problem.plan.config.block_size;
+  count = keys_in_block(problem.plan, sequence, block);
+  k.load(problem.k(sequence, head), problem.plan.config.dtype, begin, count);
+  index_k.load(problem.index_k(sequence), problem.plan.config.dtype, begin, count);
+}
+
+KlTile::KlTile(Arena& arena, const Plan& plan)
+    : q(arena, plan.config.head_dim),
+      index_q(arena, plan.config.index_dim),
+      index_columns{},
+      p(arena.take<float>(plan.config.block_size * kMaxColumns)),
+      teacher(arena.take<float>(plan.config.block_size * kMaxColumns)),
+      scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
+      limit(arena.take<float>(kMaxColumns)),
+      lse(arena.take<float>(kMaxColumns)),
+      index_limit(arena.take<float>(kMaxColumns)),
+      index_lse(arena.take<float>(kMaxColumns)) {}
+
+void KlTile::compute(const Problem& problem, const Sequence& sequence, const Columns& heads, std::int64_t head,
+                     const KlKeys& keys, const float* index_lse_rows) {
+  const TileOps& ops = tile_ops();
+  const Plan& plan = problem.plan;
+  index_columns = {heads.queries, heads.count, head, 1};
+  q.load(problem.tensors.q, sequence, heads, static_cast<float>(plan.softmax_scale));
+  index_q.load(problem.tensors.index_q, sequence, index_columns, static_cast<float>(plan.index_scale));
+  causal_limits(sequence, heads, keys.begin, keys.count, limit);
+  causal_limits(sequence, index_columns, keys.begin, keys.count, index_limit);
+  for (std::int64_t c = 0; c < heads.padded(); ++c) {
+    const bool is_padding = c >= heads.size();
+    const std::int64_t row = is_padding ? 0 : sequence.q_begin + heads.queries[c / heads.heads];
+    lse[c] = is_padding ? 0 : core::element<float>(problem.tensors.lse, row, heads.head + c % heads.heads);
+  }
+  for (std::int64_t c = 0; c < index_columns.padded(); ++c) {
+    index_lse[c] = c < heads.count ? index_lse_rows[sequence.q_begin + heads.queries[c]] : 0;
+  }
+
+  ops.matmul(keys.count, heads.padded(), q.dim, keys.k.operand(), q.columns, q.columns_ld, p, kMaxColumns, false);
+  ops.probabilities(p, kMaxColumns, keys.count, heads.padded(), limit, lse);
+  ops.matmul(keys.count, index_columns.padded(), index_q.dim, keys.index_k.operand(), index_q.columns,
+             index_q.columns_ld, scores, kMaxColumns, false);
+  const float share = 1.0f / static_cast<float>(heads.heads);
+  for (std::int64_t j = 0; j < keys.count; ++j) {
+    const float* row = p + j * kMaxColumns;
+    for (std::int64_t c = 0; c < index_columns.padded(); ++c) {
+      float sum = 0;
+      for (std::int64_t h = 0; c < heads.count && h < heads.heads; ++h) sum += row[c * heads.heads + h];
+      teacher[j * kMaxColumns + c] = sum * share;
+    }
+  }
+}
+
+void begin_visits(TileVisits& visits, const Problem& problem, const Sequence& sequence, std::int64_t head,
+                  std::int64_t first, std::int64_t count) {
+  if (core::present(problem.tensors.topk_indices)) {
+    visits.begin_sparse(problem, sequence, head, first, count);
+  } else {
+    visits.begin_dense(problem.plan, sequence, first, count, {0, num_blocks(problem.plan, sequence)});
+  }
+}
+
+float kl_weight(const Problem& problem) {
+  const std::int64_t rows = problem.used_q() * problem.plan.config.num_heads_kv;
+  return rows == 0 ? 0 : static_cast<float>(1.0 / static_cast<double>(rows));
+}
+
+}  // namespace openmsa::cpu

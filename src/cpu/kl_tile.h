@@ -1,0 +1,52 @@
+// Teacher and student of the KL loss on one tile: the main branch's mean probabilities and the index scores of up to
+// kMaxColumns query rows of one KV head against one kv_block.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arena.h"
+#include "core/problem.h"
+#include "cpu/columns.h"
+#include "cpu/visits.h"
+
+namespace openmsa::cpu {
+
+/// Keys of one kv_block for both branches.
+struct KlKeys {
+  KlKeys(core::Arena& arena, const core::Plan& plan);
+  void load(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t block);
+
+  KeyTile k, index_k;
+  std::int64_t begin = 0, count = 0;
+};
+
+struct KlTile {
+  KlTile(core::Arena& arena, const core::Plan& plan);
+
+  /// `heads` has the query rows of KV head `head`, all group_size heads of each query; index_lse is [total_q] of
+  /// `head`.
+  void compute(const core::Problem& problem, const core::Sequence& sequence, const Columns& heads, std::int64_t head,
+               const KlKeys& keys, const float* index_lse);
+
+  QueryTile q, index_q;   // q times softmax_scale, index_q times 1/sqrt(index_dim)
+  Columns index_columns;  // one column per query
+  float* p;               // [block_size][kMaxColumns] probabilities of each head
+  float* teacher;         // [block_size][kMaxColumns] P, their mean over the group's heads
+  float* scores;          // [block_size][kMaxColumns] s_idx
+  float *limit, *lse;     // of the heads' columns
+  float *index_limit, *index_lse;
+};
+
+/// Starts the visits of queries [first, first + count): over the selection, or over the whole history without one.
+void begin_visits(TileVisits& visits, const core::Problem& problem, const core::Sequence& sequence, std::int64_t head,
+                  std::int64_t first, std::int64_t count);
+
+/// 1 / (N H_kv): the weight of one query and KV head in the loss.
+float kl_weight(const core::Problem& problem);
+
+/// The ablation's gradients d_q and d_k through the teacher. index_lse is [num_heads_kv][total_q].
+void kl_teacher_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads,
+                         const Visitors& visitors, const float* index_lse);
+void plan_kl_teacher_backward(const core::Plan& plan, core::Arena& arena);
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,156 @@
+// The index branch and top-k in one pass: scores of a tile of queries against each kv_block go straight into running
+// top-k lists. With few queries over many keys (decode) the kv_blocks are split into segments, whose lists are merged.
+
+#include <algorithm>
+#include <array>
+
+#include "cpu/index_tile.h"
+#include "cpu/stages.h"
+#include "cpu/topk.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::Arena;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : tile(arena, plan),
+        entries(arena.take<ScoredBlock>(max_columns(plan) * plan.config.topk)),
+        lists(arena.take<TopkList>(max_columns(plan))) {}
+  static std::int64_t max_columns(const Plan& plan) { return IndexTile::max_queries(plan) * plan.config.num_heads_kv; }
+
+  IndexTile tile;
+  ScoredBlock* entries;  // [columns][topk]
+  TopkList* lists;       // [columns]
+};
+
+/// The lists of decode rows per segment: [max_decode_rows][num_heads_kv][max_segments][topk], and their sizes.
+struct Partials {
+  Partials(Arena& arena, const Plan& plan)
+      : segments(max_segments(plan)),
+        lists(arena.take<ScoredBlock>(rows(plan) * plan.config.topk)),
+        sizes(arena.take<std::int64_t>(rows(plan))) {}
+
+  std::int64_t rows(const Plan& plan) const {
+    return segments == 1 ? 0 : max_decode_rows(plan) * plan.config.num_heads_kv * segments;
+  }
+  std::int64_t row(const Plan& plan, const Item& item, std::int64_t t, std::int64_t head, std::int64_t segment) const {
+    return (decode_row(plan, item.b, item.sequence, t) * plan.config.num_heads_kv + head) * segments + segment;
+  }
+
+  std::int64_t segments;
+  ScoredBlock* lists;
+  std::int64_t* sizes;
+};
+
+struct Workspace {
+  Workspace(Arena& arena, const Plan& plan) : threads(arena, plan), partials(arena, plan) {}
+  PerThread<Scratch> threads;
+  Partials partials;
+};
+
+/// Range of kv_blocks that compete for some query of a tile, and whether all of them win for every query.
+struct Contest {
+  std::int64_t begin, end;
+  bool is_open;
+};
+
+Contest contest(const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count, Segment segment) {
+  Contest result{segment.end, segment.begin, false};
+  for (std::int64_t t = first; t < first + count; ++t) {
+    const Candidates candidates(plan, sequence.position(t));
+    if (candidates.slots == 0) continue;
+    result.begin = std::min(result.begin, std::max(candidates.init, segment.begin));
+    result.end = std::max(result.end, std::min(candidates.end, segment.end));
+    result.is_open |= candidates.slots < candidates.end - candidates.init;
+  }
+  return result;
+}
+
+/// Fills s.lists, one per column, with the best kv_blocks of one segment for queries [first, first + count).
+void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t first, std::int64_t count,
+                 Segment segment, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const std::int64_t heads = plan.config.num_heads_kv, topk = plan.config.topk;
+  for (std::int64_t c = 0; c < count * heads; ++c) {
+    const Candidates candidates(plan, sequence.position(first + c / heads));
+    s.lists[c] = TopkList(s.entries + c * topk, candidates.slots);
+  }
+  const Contest range = contest(plan, sequence, first, count, segment);
+  if (range.begin >= range.end) return;
+  s.tile.load(problem, sequence, first, count);
+  for (std::int64_t block = range.begin; block < range.end; ++block) {
+    if (range.is_open) {
+      s.tile.score(problem, sequence, block);
+    } else {
+      std::fill_n(s.tile.top, count * heads, 0.0f);
+    }
+    for (std::int64_t t = 0; t < count; ++t) {
+      const Candidates candidates(plan, sequence.position(first + t));
+      if (block < candidates.init || block >= candidates.end) continue;
+      for (std::int64_t c = t * heads; c < (t + 1) * heads; ++c) {
+        s.lists[c].offer({score_key(s.tile.top[c]), static_cast<std::int32_t>(block)});
+      }
+    }
+  }
+}
+
+/// Offers the segments' lists of one row to a last list, lowest kv_blocks first, as one segment would have.
+void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::int64_t head, const Partials& partials) {
+  const Plan& plan = problem.plan;
+  const Candidates candidates(plan, item.sequence.position(t));
+  std::array<ScoredBlock, 64> memory;
+  TopkList list(memory.data(), candidates.slots);
+  for (std::int64_t i = 0; i < num_segments(plan, item.sequence); ++i) {
+    const std::int64_t row = partials.row(plan, item, t, head, i);
+    ScoredBlock* entries = partials.lists + row * plan.config.topk;
+    std::sort(entries, entries + partials.sizes[row],
+              [](const ScoredBlock& a, const ScoredBlock& b) { return a.block < b.block; });
+    for (std::int64_t e = 0; e < partials.sizes[row]; ++e) list.offer(entries[e]);
+  }
+  write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, candidates, list);
+}
+
+}  // namespace
+
+void plan_select_blocks(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+
+void select_blocks(const Problem& problem, Arena& arena, const Threads& threads) {
+  const Plan& plan = problem.plan;
+  const Workspace workspace(arena, plan);
+  const Partials& partials = workspace.partials;
+  const std::int64_t tile = IndexTile::max_queries(plan), heads = plan.config.num_heads_kv;
+  for_each_item(
+      problem, threads,
+      [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * num_segments(plan, sequence); },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        const std::int64_t segments = num_segments(plan, item.sequence), index = item.index % segments;
+        const std::int64_t first = item.index / segments * tile;
+        const std::int64_t count = std::min(tile, item.sequence.seqlen_q - first);
+        select_tile(problem, item.sequence, first, count, segment(plan, item.sequence, index), s);
+        for (std::int64_t c = 0; c < count * heads; ++c) {
+          const std::int64_t t = first + c / heads, head = c % heads;
+          if (segments == 1) {
+            write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t,
+                            Candidates(plan, item.sequence.position(t)), s.lists[c]);
+          } else {
+            const std::int64_t row = partials.row(plan, item, t, head, index);
+            std::copy(s.lists[c].begin(), s.lists[c].end(), partials.lists + row * plan.config.topk);
+            partials.sizes[row] = s.lists[c].size();
+          }
+        }
+      });
+  for_each_item(
+      problem, threads,
+      [&](const Sequence& sequence) { return num_segments(plan, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
+      [&](const Item& item, int) { merge_row(problem, item, item.index / heads, item.index % heads, partials); });
+  write_query_padding(problem, problem.tensors.topk_indices, 1, -1);
+}
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,34 @@
+// The operations of the CPU backend. Each takes its scratch from the arena; run with a measuring arena, plan_* tells
+// how much that is.
+#pragma once
+
+#include "core/arena.h"
+#include "core/problem.h"
+#include "cpu/threads.h"
+
+namespace openmsa::cpu {
+
+void block_scores(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void topk(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void select_blocks(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+/// Sparse when topk_indices is present, else dense; so is its backward.
+void attention(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void attention_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void kl_loss(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void block_recall(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void append_kv(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+
+/// Workspace of each operation within the plan's capacities, carved from a measuring arena.
+void plan_block_scores(const core::Plan& plan, core::Arena& arena);
+void plan_select_blocks(const core::Plan& plan, core::Arena& arena);
+void plan_attention(const core::Plan& plan, core::Arena& arena);
+void plan_attention_backward(const core::Plan& plan, core::Arena& arena);
+void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
+void plan_block_recall(const core::Plan& plan, core::Arena& arena);
+
+/// Rows that belong to no sequence: sets those of an output whose dimension `axis` counts queries, or those of a
+/// gradient of keys (to 0). Absent outputs are left alone.
+void write_query_padding(const core::Problem& problem, const openmsa_tensor& tensor, int axis, double value);
+void write_key_padding(const core::Problem& problem, const openmsa_tensor& tensor);
+
+}  // namespace openmsa::cpu

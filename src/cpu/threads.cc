@@ -1,0 +1,28 @@
+#include "cpu/threads.h"
+
+#include <tbb/info.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+namespace openmsa::cpu {
+
+struct Threads::Arena {
+  explicit Arena(int count) : arena(count) {}
+  mutable tbb::task_arena arena;
+};
+
+int Threads::available() { return tbb::info::default_concurrency(); }
+
+Threads::Threads(int count) : arena_(std::make_unique<Arena>(count)) {}
+Threads::~Threads() = default;
+
+void Threads::run(std::int64_t count, const void* body, Call call) const {
+  arena_->arena.execute([&] {
+    tbb::parallel_for(
+        std::int64_t{0}, count,
+        [&](std::int64_t item) { call(body, item, tbb::this_task_arena::current_thread_index()); },
+        tbb::simple_partitioner());
+  });
+}
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,324 @@
+// Compiled once per instruction set by Highway's foreach_target; tile_ops() picks the best at run time.
+// Scalable vectors (SVE, RVV) are left out: the kernels keep accumulators in arrays of vectors.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/tile/tile.cc"
+#include "cpu/tile/tile.h"
+
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <limits>
+
+#include "core/dtype.h"
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace openmsa::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::CappedTag<float, kLanes>;
+using V = hn::Vec<D>;
+constexpr std::int64_t kL = hn::MaxLanes(D());
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+HWY_INLINE V zero() { return hn::Zero(D()); }
+HWY_INLINE V set(float x) { return hn::Set(D(), x); }
+HWY_INLINE V load(const float* p) { return hn::LoadU(D(), p); }
+HWY_INLINE void store(V v, float* p) { hn::StoreU(v, D(), p); }
+
+/// max(a, b) where a NaN in b is ignored.
+HWY_INLINE V max_number(V a, V b) { return hn::IfThenElse(hn::Gt(b, a), b, a); }
+
+/// exp(x) for x <= 0 (or NaN, which stays NaN).
+HWY_INLINE V exp_of(V x) { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(D(), x)); }
+
+// ------------------------------------------------------------------------------------------------- products
+
+/// Rows and vectors of one register block: 24 accumulators of 32 registers, or 12 of 16.
+constexpr int kWideVectors = kL == 16 ? 4 : static_cast<int>(kLanes / kL);
+constexpr int kWideRows = kL == 4 ? 2 : 6;
+/// One vector per row leaves room for more rows, which hides the latency of the multiply-add.
+constexpr int kNarrowRows = 12;
+
+/// acc[i][v] += sum_p a(i,p) b[p][v-th vector], in order of p.
+template <int kRows, int kVectors>
+HWY_INLINE void accumulate_block(std::int64_t k, Operand a, const float* HWY_RESTRICT b, std::int64_t ldb,
+                                 V (&acc)[kRows][kVectors]) {
+  const float* rows[kRows];
+  for (int i = 0; i < kRows; ++i) rows[i] = a.data + i * a.row;
+  for (std::int64_t p = 0; p < k; ++p) {
+    V right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b + p * ldb + v * kL);
+    for (int i = 0; i < kRows; ++i) {
+      const V left = set(rows[i][p * a.column]);
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = hn::MulAdd(left, right[v], acc[i][v]);
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void matmul_block(std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
+                             bool accumulate) {
+  V acc[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = accumulate ? load(c + i * ldc + v * kL) : zero();
+  }
+  accumulate_block<kRows, kVectors>(k, a, b, ldb, acc);
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) store(acc[i][v], c + i * ldc + v * kL);
+  }
+}
+
+/// All rows of one panel of columns, in blocks of kRows and smaller ones for the rest.
+template <int kRows, int kVectors>
+HWY_INLINE void matmul_panel(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
+                             std::int64_t ldc, bool accumulate) {
+  std::int64_t i = 0;
+  for (; i + kRows <= m; i += kRows) {
+    matmul_block<kRows, kVectors>(k, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc, accumulate);
+  }
+  if constexpr (kRows > 1) {
+    if (i < m) {
+      matmul_panel<kRows / 2, kVectors>(m - i, k, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc,
+                                        accumulate);
+    }
+  }
+}
+
+void matmul(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
+            std::int64_t ldc, bool accumulate) {
+  std::int64_t j = 0;
+  for (; j + kWideVectors * kL <= n; j += kWideVectors * kL) {
+    matmul_panel<kWideRows, kWideVectors>(m, k, a, b + j, ldb, c + j, ldc, accumulate);
+  }
+  for (; j < n; j += kL) matmul_panel<kNarrowRows, 1>(m, k, a, b + j, ldb, c + j, ldc, accumulate);
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void column_max_panel(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
+                                 V (&top)[kVectors]) {
+  std::int64_t i = 0;
+  for (; i + kRows <= m; i += kRows) {
+    V acc[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
+    }
+    accumulate_block<kRows, kVectors>(k, {a.data + i * a.row, a.row, a.column}, b, ldb, acc);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) top[v] = max_number(top[v], acc[r][v]);
+    }
+  }
+  if constexpr (kRows > 1) {
+    if (i < m) {
+      column_max_panel<kRows / 2, kVectors>(m - i, k, {a.data + i * a.row, a.row, a.column}, b, ldb, top);
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void column_max_columns(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
+                                   float* top) {
+  V best[kVectors];
+  for (int v = 0; v < kVectors; ++v) best[v] = set(-kInfinity);
+  column_max_panel<kRows, kVectors>(m, k, a, b, ldb, best);
+  for (int v = 0; v < kVectors; ++v) store(best[v], top + v * kL);
+}
+
+void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
+                       float* top) {
+  std::int64_t j = 0;
+  for (; j + kWideVectors * kL <= n; j += kWideVectors * kL) {
+    column_max_columns<kWideRows, kWideVectors>(m, k, a, b + j, ldb, top + j);
+  }
+  for (; j < n; j += kL) column_max_columns<kNarrowRows, 1>(m, k, a, b + j, ldb, top + j);
+}
+
+// ------------------------------------------------------------------------------------ functions of a column
+
+void column_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top) {
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const V visible = load(limit + j);
+    V best = set(-kInfinity);
+    for (std::int64_t i = 0; i < m; ++i) {
+      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
+      best = max_number(best, hn::IfThenElse(mask, load(s + i * ld + j), best));
+    }
+    store(best, top + j);
+  }
+}
+
+void softmax_columns(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
+                     float* sum, float* alpha) {
+  column_max(s, ld, m, n, limit, alpha);
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const V visible = load(limit + j);
+    const V old_max = load(max + j);
+    const V new_max = max_number(old_max, load(alpha + j));
+    const V shift = hn::IfThenElse(hn::Gt(new_max, set(-kInfinity)), new_max, zero());
+    V total = zero();
+    for (std::int64_t i = 0; i < m; ++i) {
+      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
+      const V p = hn::IfThenElseZero(mask, exp_of(hn::Sub(load(s + i * ld + j), shift)));
+      store(p, s + i * ld + j);
+      total = hn::Add(total, p);
+    }
+    const V scale = exp_of(hn::Sub(old_max, shift));
+    store(scale, alpha + j);
+    store(new_max, max + j);
+    store(hn::MulAdd(load(sum + j), scale, total), sum + j);
+  }
+}
+
+void probabilities(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, const float* lse) {
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const V shift = load(lse + j);
+    const V visible = hn::IfThenElseZero(hn::Ne(shift, set(-kInfinity)), load(limit + j));
+    for (std::int64_t i = 0; i < m; ++i) {
+      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
+      store(hn::IfThenElseZero(mask, exp_of(hn::Sub(load(s + i * ld + j), shift))), s + i * ld + j);
+    }
+  }
+}
+
+void d_scores(const float* p, float* dp, std::int64_t ld, std::int64_t m, std::int64_t n, const float* delta) {
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; j += kL) {
+      const V probability = load(p + i * ld + j);
+      const V ds = hn::Mul(probability, hn::Sub(load(dp + i * ld + j), load(delta + j)));
+      store(hn::IfThenElseZero(hn::Ne(probability, zero()), ds), dp + i * ld + j);
+    }
+  }
+}
+
+/// log of a probability; of 0 too, where the caller discards it.
+HWY_INLINE V log_of(V p) { return hn::Log(D(), hn::Max(p, set(std::numeric_limits<float>::min()))); }
+
+void kl_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
+                const float* lse, float scale, float* kl) {
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const V visible = load(limit + j), shift = load(lse + j);
+    V loss = zero();
+    for (std::int64_t i = 0; i < m; ++i) {
+      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
+      const V teacher = load(p + i * ld + j);
+      const V log_student = hn::Sub(load(s + i * ld + j), shift);
+      const auto counts = hn::And(mask, hn::Gt(teacher, zero()));
+      loss = hn::Add(loss, hn::IfThenElseZero(counts, hn::Mul(teacher, hn::Sub(log_of(teacher), log_student))));
+      const V gradient = hn::Mul(hn::Sub(exp_of(log_student), teacher), set(scale));
+      store(hn::IfThenElseZero(mask, gradient), s + i * ld + j);
+    }
+    store(hn::Add(load(kl + j), loss), kl + j);
+  }
+}
+
+void teacher_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
+                     const float* lse, float scale) {
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const V visible = load(limit + j), shift = load(lse + j);
+    for (std::int64_t i = 0; i < m; ++i) {
+      const V teacher = load(p + i * ld + j);
+      const auto counts = hn::And(hn::Lt(set(static_cast<float>(i)), visible), hn::Gt(teacher, zero()));
+      const V ratio = hn::Sub(log_of(teacher), hn::Sub(load(s + i * ld + j), shift));
+      store(hn::IfThenElseZero(counts, hn::Mul(ratio, set(scale))), s + i * ld + j);
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------- rows
+
+void scale_add(float* o, const float* t, float alpha, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; j += kL) store(hn::MulAdd(load(o + j), set(alpha), load(t + j)), o + j);
+}
+
+#if HWY_TARGET == HWY_SCALAR
+void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
+  for (std::int64_t i = 0; i < 4; ++i) {
+    for (std::int64_t j = 0; j < 4; ++j) to[j * ldo + i] = from[i * ldi + j];
+  }
+}
+#else
+/// 4 x 4: two rounds of interleaving 128-bit vectors.
+HWY_INLINE void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
+  const hn::FixedTag<float, 4> d;
+  const auto row0 = hn::LoadU(d, from), row1 = hn::LoadU(d, from + ldi);
+  const auto row2 = hn::LoadU(d, from + 2 * ldi), row3 = hn::LoadU(d, from + 3 * ldi);
+  const auto low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
+  const auto high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
+  hn::StoreU(hn::InterleaveLower(d, low02, low13), d, to);
+  hn::StoreU(hn::InterleaveUpper(d, low02, low13), d, to + ldo);
+  hn::StoreU(hn::InterleaveLower(d, high02, high13), d, to + 2 * ldo);
+  hn::StoreU(hn::InterleaveUpper(d, high02, high13), d, to + 3 * ldo);
+}
+#endif
+
+void transpose(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo) {
+  for (std::int64_t i = 0; i < m; i += 4) {
+    for (std::int64_t j = 0; j < n; j += 4) transpose_block(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
+  }
+}
+
+bool all_finite(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n) {
+  V sum = zero();  // x * 0 is 0 for finite x and NaN for the others
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; j += kL) sum = hn::MulAdd(load(tile + i * ld + j), zero(), sum);
+  }
+  return hn::AllTrue(D(), hn::Eq(sum, zero()));
+}
+
+void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count) {
+  using HalfInts = hn::Rebind<std::uint16_t, D>;
+  std::int64_t i = 0;
+  if (dtype == OPENMSA_FLOAT32) {
+    const float* source = reinterpret_cast<const float*>(from);
+    for (; i + kL <= count; i += kL) store(load(source + i), to + i);
+    for (; i < count; ++i) to[i] = source[i];
+  } else if (dtype == OPENMSA_BFLOAT16) {
+    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
+    for (; i + kL <= count; i += kL) {
+      const auto bits = hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), hn::LoadU(HalfInts(), source + i));
+      store(hn::BitCast(D(), hn::ShiftLeft<16>(bits)), to + i);
+    }
+    for (; i < count; ++i) to[i] = core::to_float(core::BFloat16{source[i]});
+  } else {
+    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
+    const hn::Rebind<hwy::float16_t, D> halves;
+    for (; i + kL <= count; i += kL) {
+      store(hn::PromoteTo(D(), hn::BitCast(halves, hn::LoadU(HalfInts(), source + i))), to + i);
+    }
+    for (; i < count; ++i) to[i] = core::to_float(core::Float16{source[i]});
+  }
+}
+
+void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count) {
+  if (dtype == OPENMSA_FLOAT32) {
+    for (std::int64_t i = 0; i < count; ++i) reinterpret_cast<float*>(to)[i] = from[i];
+  } else if (dtype == OPENMSA_BFLOAT16) {
+    for (std::int64_t i = 0; i < count; ++i) reinterpret_cast<core::BFloat16*>(to)[i] = core::to_bfloat16(from[i]);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) reinterpret_cast<core::Float16*>(to)[i] = core::to_float16(from[i]);
+  }
+}
+
+TileOps make_ops() {
+  return {matmul,          matmul_column_max, column_max, softmax_columns, probabilities, d_scores, kl_columns,
+          teacher_columns, scale_add,         transpose,  all_finite,      widen,         narrow};
+}
+
+}  // namespace openmsa::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace openmsa::cpu {
+
+HWY_EXPORT(make_ops);
+
+const TileOps& tile_ops() {
+  static const TileOps ops = HWY_DYNAMIC_DISPATCH(make_ops)();
+  return ops;
+}
+
+}  // namespace openmsa::cpu
+#endif

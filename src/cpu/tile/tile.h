@@ -1,0 +1,81 @@
+// The vector code of the CPU backend. Every stage is made of these few functions on small fp32 tiles in scratch memory;
+// what calls them is plain C++.
+//
+// Orientation. A tile of scores is s[key][column]: keys are rows, and one column is one query row (a query of one
+// head). So maxima, sums and exponentials over keys run down the columns, one column per SIMD lane, and no horizontal
+// reduction is ever needed; keys and values are read where they lie, without a transpose.
+//
+// Reproducibility. Each result is computed in one fixed order, over keys or channels, that does not depend on which
+// columns share a tile. Columns are padded to kLanes; what stands in padding columns is never read.
+#pragma once
+
+#include <openmsa/openmsa.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace openmsa::cpu {
+
+/// Columns of a tile come in multiples of this many floats: the widest SIMD vector used.
+inline constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+/// The left operand of a product: element (i, p) is data[i * row + p * column].
+struct Operand {
+  const float* data;
+  std::int64_t row;
+  std::int64_t column;
+};
+
+struct TileOps {
+  /// c[i][j] = sum_p a(i,p) b[p][j] (+ c[i][j] when `accumulate`) for i < m, j < n, p < k; n is a multiple of kLanes.
+  void (*matmul)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
+                 std::int64_t ldc, bool accumulate);
+
+  /// top[j] = max over i < m of sum_p a(i,p) b[p][j], NaN ignored; -inf when there is nothing else.
+  void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
+                            float* top);
+
+  /// top[j] = max over i < min(m, limit[j]) of s[i][j], NaN ignored; -inf when there is nothing else.
+  void (*column_max)(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top);
+
+  /// One step of the online softmax. Column j sees its first limit[j] keys:
+  ///   max' = max(max, max_i s),  alpha = exp(max - max'),  s = exp(s - max'),  sum = sum * alpha + sum_i s.
+  /// A column that has seen nothing keeps max = -inf, sum = 0; s is 0 past the limit. NaN scores give NaN.
+  void (*softmax_columns)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
+                          float* sum, float* alpha);
+
+  /// s[i][j] = exp(s[i][j] - lse[j]) for i < limit[j], else 0; a column with lse = -inf becomes 0.
+  void (*probabilities)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
+                        const float* lse);
+
+  /// ds[i][j] = p[i][j] * (dp[i][j] - delta[j]), stored over dp. Where p is 0, ds is 0.
+  void (*d_scores)(const float* p, float* dp, std::int64_t ld, std::int64_t m, std::int64_t n, const float* delta);
+
+  /// The loss and its gradient for one tile of index scores s, given the teacher's probabilities p, for i < limit[j]:
+  ///   log_p_idx = s - lse,  kl[j] += sum_i p (log p - log_p_idx),  s = (exp(log_p_idx) - p) * scale, 0 past the limit.
+  void (*kl_columns)(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
+                     const float* lse, float scale, float* kl);
+
+  /// s[i][j] = (log p[i][j] - (s[i][j] - lse[j])) * scale where p > 0 and i < limit[j], else 0: dKL/dP of the teacher.
+  void (*teacher_columns)(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
+                          const float* lse, float scale);
+
+  /// o[j] = o[j] * alpha + t[j] for j < n, a multiple of kLanes.
+  void (*scale_add)(float* o, const float* t, float alpha, std::int64_t n);
+
+  /// out[j][i] = in[i][j] for i < m, j < n; m a multiple of 16, n of 8.
+  void (*transpose)(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo);
+
+  /// Whether all values of an m x n tile are finite; n is a multiple of kLanes.
+  bool (*all_finite)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
+
+  /// `count` elements of a storage type to fp32, and back with one rounding.
+  void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count);
+  void (*narrow)(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count);
+};
+
+/// The functions for the best instruction set of this machine.
+const TileOps& tile_ops();
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,68 @@
+// Exp-free top-k: the running selection of one query and KV head.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "core/problem.h"
+
+namespace openmsa::cpu {
+
+/// An integer that orders scores: NaN below -inf, -0 equal to +0.
+inline std::int32_t score_key(float score) {
+  if (std::isnan(score)) return std::numeric_limits<std::int32_t>::min();
+  const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);  // -0 + 0 = +0
+  return bits < 0 ? -(bits & std::numeric_limits<std::int32_t>::max()) : bits;
+}
+
+/// Which kv_blocks of one query row are forced, and which compete for the remaining slots.
+struct Candidates {
+  std::int64_t init;   // kv_blocks [0, init) are forced
+  std::int64_t end;    // [init, end) compete
+  std::int64_t local;  // [end, end + local) are forced: the last visible ones
+  std::int64_t slots;  // for the competitors
+
+  Candidates(const core::Plan& plan, std::int64_t position);
+};
+
+struct ScoredBlock {
+  std::int32_t key;  // score_key
+  std::int32_t block;
+};
+
+/// Keeps the `slots` best of the blocks offered in ascending order; a later block wins only by a higher score.
+class TopkList {
+ public:
+  /// `memory` holds `slots` entries and outlives the list.
+  TopkList(ScoredBlock* memory, std::int64_t slots) : list_(memory), slots_(slots) {}
+
+  void offer(ScoredBlock candidate) {
+    if (size_ < slots_) {
+      append(candidate);
+    } else if (slots_ > 0 && candidate.key > list_[worst_].key) {
+      replace_worst(candidate);
+    }
+  }
+
+  std::int64_t size() const { return size_; }
+  const ScoredBlock* begin() const { return list_; }
+  const ScoredBlock* end() const { return list_ + size_; }
+
+ private:
+  void append(ScoredBlock candidate);
+  void replace_worst(ScoredBlock candidate);
+  void find_worst();
+
+  ScoredBlock* list_;
+  std::int64_t slots_;
+  std::int64_t size_ = 0;
+  std::int64_t worst_ = 0;  // lowest score, of those the highest block; valid when full
+};
+
+/// Writes a row of topk_indices: forced kv_blocks and the list, ascending, then -1.
+void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
+                     const Candidates& candidates, const TopkList& list);
+
+}  // namespace openmsa::cpu
