@@ -1,0 +1,54 @@
+// Index branch: token scores and their maximum over each kv_block.
+#include <algorithm>
+#include <cmath>
+
+#include "ref/softmax.h"
+#include "ref/stages.h"
+
+namespace openmsa::ref {
+
+template <class C>
+Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequence) {
+  const openmsa_config& config = problem.plan.config;
+  const auto index_q = load_rows<C>(problem.tensors.index_q, sequence.q_begin, sequence.seqlen_q);
+  const auto index_k = load_index_k<C>(problem, sequence);
+  const std::int64_t num_blocks = core::ceil_div(sequence.seqlen_k, config.block_size);
+  Array<C> m(config.num_heads_kv, sequence.seqlen_q, num_blocks, -kInfinity<C>);
+  for (std::int64_t r = 0; r < config.num_heads_kv; ++r) {
+    for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
+      const std::int64_t position = sequence.position(t);
+      for (std::int64_t b = 0; b < visible_blocks(position, config.block_size); ++b) {
+        C maximum = std::numeric_limits<C>::quiet_NaN();
+        const std::int64_t end = std::min((b + 1) * config.block_size, position + 1);
+        for (std::int64_t j = b * config.block_size; j < end; ++j) {
+          const C score = dot(index_q.row(t, r), index_k.row(j, 0), config.index_dim) / std::sqrt(C(config.index_dim));
+          if (std::isnan(maximum) || score > maximum) maximum = score;  // a NaN score loses to every number
+        }
+        m(r, t, b) = maximum;
+      }
+    }
+  }
+  return m;
+}
+
+template <class C>
+void run_block_scores(const core::Problem& problem) {
+  const openmsa_tensor& out = problem.tensors.block_scores;
+  for (const core::Sequence& sequence : sequences(problem)) {
+    const auto m = block_scores<C>(problem, sequence);
+    for (std::int64_t r = 0; r < out.shape[0]; ++r) {
+      for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
+        for (std::int64_t b = 0; b < out.shape[2]; ++b) {
+          core::store(out, b < m.size(2) ? m(r, t, b) : -kInfinity<C>, r, sequence.q_begin + t, b);
+        }
+      }
+    }
+  }
+}
+
+template Array<double> block_scores(const core::Problem&, const core::Sequence&);
+template Array<float> block_scores(const core::Problem&, const core::Sequence&);
+template void run_block_scores<double>(const core::Problem&);
+template void run_block_scores<float>(const core::Problem&);
+
+}  // namespace openmsa::ref

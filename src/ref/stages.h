@@ -1,0 +1,54 @@
+// The stages of the layer. Those on one sequence take and return arrays; those named run_* are whole operations of the
+// public API. C is the compute type, double or float.
+#pragma once
+
+#include "ref/arrays.h"
+#include "ref/selection.h"
+
+namespace openmsa::ref {
+
+/// m[r,t,b] of one sequence: [num_heads_kv, seqlen_q, number of kv_blocks], -inf where nothing is visible.
+template <class C>
+Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequence);
+
+/// The kv_blocks kept of each row of `scores`, which has entries for all that are visible.
+template <class C>
+Selection choose_blocks(const core::Plan& plan, const core::Sequence& sequence, const Array<C>& scores);
+
+template <class C>
+struct Attention {
+  Array<C> o;    // [seqlen_q, num_heads_q, head_dim]
+  Array<C> lse;  // [seqlen_q, num_heads_q, 1]
+};
+
+/// Attention of one sequence over `selection`, or over everything visible when it is nullptr.
+template <class C>
+Attention<C> attend(const core::Problem& problem, const core::Sequence& sequence, const Selection* selection);
+
+template <class C>
+void run_block_scores(const core::Problem& problem);
+template <class C>
+void run_topk(const core::Problem& problem);
+template <class C>
+void run_select_blocks(const core::Problem& problem);
+
+/// Sparse over given indices, sparse over its own selection (the whole layer), or dense.
+template <class C>
+void run_sparse_attention(const core::Problem& problem);
+template <class C>
+void run_msa_attention(const core::Problem& problem);
+template <class C>
+void run_dense_attention(const core::Problem& problem);
+
+/// Sparse when the call has topk_indices, else dense.
+template <class C>
+void run_attention_backward(const core::Problem& problem);
+template <class C>
+void run_kl_loss(const core::Problem& problem);
+
+template <class C>
+void run_block_recall(const core::Problem& problem);
+
+void run_append_kv(const core::Problem& problem);
+
+}  // namespace openmsa::ref

@@ -1,0 +1,43 @@
+// Structs that grow: callers built against an older or a newer header.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstring>
+
+#include "support/compare.h"
+
+namespace openmsa::test {
+namespace {
+
+struct NewerConfig {
+  Config config;
+  std::int64_t unknown;
+};
+
+TEST(Growth, ANewerConfigIsTakenWhenItAsksForNothingNew) {
+  NewerConfig newer{make_layer({}).config, 0};
+  newer.config.struct_size = sizeof(newer);
+  openmsa_plan* plan = nullptr;
+  EXPECT_EQ(openmsa_plan_create(&newer.config, &plan), OPENMSA_SUCCESS) << openmsa_last_error();
+  openmsa_plan_destroy(plan);
+
+  newer.unknown = 1;
+  EXPECT_EQ(openmsa_plan_create(&newer.config, &plan), OPENMSA_UNSUPPORTED);
+  EXPECT_THAT(openmsa_last_error(), testing::HasSubstr("config"));
+}
+
+TEST(Growth, AnOlderTensorsHasItsLastMembersAbsent) {
+  // A header that ended before the gradients.
+  const Layer layer = make_layer({});
+  TensorMap outputs = poisoned_outputs(layer, OPENMSA_OP_MSA_ATTENTION);
+  Tensors tensors = gather(layer, OPENMSA_OP_MSA_ATTENTION, outputs);
+  tensors.struct_size = offsetof(openmsa_tensors, d_o);
+  std::memset(&tensors.d_o, 0xff, sizeof(tensors) - offsetof(openmsa_tensors, d_o));
+  Workspace workspace;
+  Plan(layer.config).run(OPENMSA_OP_MSA_ATTENTION, tensors, workspace);
+  expect_same_bits(outputs, run(layer, OPENMSA_OP_MSA_ATTENTION));
+}
+
+}  // namespace
+}  // namespace openmsa::test

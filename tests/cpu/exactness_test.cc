@@ -1,0 +1,151 @@
+// What must not change a single bit: the run, the number of threads, page order, the rest of the batch, chunking.
+#include <gtest/gtest.h>
+#include <tbb/global_control.h>
+
+#include <optional>
+
+#include "api/operations.h"
+#include "support/compare.h"
+
+namespace openmsa::test {
+namespace {
+
+/// As many threads as the tests ask for, also on a machine with fewer cores.
+class ManyThreads : public testing::Environment {
+ public:
+  void SetUp() override { limit_.emplace(tbb::global_control::max_allowed_parallelism, 8); }
+  void TearDown() override { limit_.reset(); }
+
+ private:
+  std::optional<tbb::global_control> limit_;
+};
+const auto* const kManyThreads = testing::AddGlobalTestEnvironment(new ManyThreads);
+
+/// A ragged batch large enough that several threads find work.
+LayerShape batch_shape() {
+  return {.num_heads_q = 8, .topk = 3, .seqlens_q = {150, 1, 75, 40}, .seqlens_k = {150, 333, 75, 200}};
+}
+
+/// Decode and speculation over many kv_blocks, which are split between threads.
+LayerShape decode_shape() {
+  return {.num_heads_q = 8, .block_size = 16, .topk = 6, .seqlens_q = {1, 16, 4}, .seqlens_k = {1000, 700, 40}};
+}
+
+/// The tensors that every operation on contiguous keys reads.
+Layer trained_layer(LayerShape shape) {
+  Layer layer = make_layer(shape);
+  return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+}
+
+constexpr openmsa_op kDeterministic[] = {OPENMSA_OP_BLOCK_SCORES,    OPENMSA_OP_SELECT_BLOCKS,
+                                         OPENMSA_OP_MSA_ATTENTION,   OPENMSA_OP_SPARSE_ATTENTION,
+                                         OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
+                                         OPENMSA_OP_KL_LOSS,         OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                         OPENMSA_OP_BLOCK_RECALL};
+
+class Exactness : public testing::TestWithParam<openmsa_op> {};
+INSTANTIATE_TEST_SUITE_P(Operations, Exactness, testing::ValuesIn(kDeterministic),
+                         [](const testing::TestParamInfo<openmsa_op>& info) {
+                           return std::string(api::operation(info.param, false).name);
+                         });
+
+TEST_P(Exactness, TwentyRunsAreEqual) {
+  Layer layer = trained_layer(batch_shape());
+  layer.config.num_threads = 4;
+  const TensorMap first = run(layer, GetParam());
+  for (int repeat = 1; repeat < 20; ++repeat) {
+    expect_same_bits(run(layer, GetParam()), first);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(Exactness, NumberOfThreadsDoesNotMatter) {
+  for (const LayerShape& shape : {batch_shape(), decode_shape()}) {
+    Layer layer = trained_layer(shape);
+    layer.config.num_threads = 1;
+    const TensorMap alone = run(layer, GetParam());
+    for (const std::int32_t num_threads : {2, 3, 7}) {
+      SCOPED_TRACE(num_threads);
+      layer.config.num_threads = num_threads;
+      expect_same_bits(run(layer, GetParam()), alone);
+    }
+  }
+}
+
+/// The teacher's gradient has sums of its own, and the dense KL loss another path.
+TEST(ExactnessOfKl, NumberOfThreadsDoesNotMatter) {
+  Layer layer = trained_layer(batch_shape());
+  layer.tensors.erase("topk_indices");
+  layer.add(run(layer, OPENMSA_OP_DENSE_ATTENTION));
+  layer.config.num_threads = 1;
+  const std::vector<std::string> outputs = {"kl_loss", "d_q", "d_k", "d_index_q", "d_index_k"};
+  const TensorMap alone = run(layer, OPENMSA_OP_KL_LOSS, outputs);
+  for (const std::int32_t num_threads : {2, 3, 7}) {
+    layer.config.num_threads = num_threads;
+    expect_same_bits(run(layer, OPENMSA_OP_KL_LOSS, outputs), alone);
+  }
+}
+
+TEST(ExactnessOfPages, OrderAndSizeDoNotMatter) {
+  LayerShape shape = batch_shape();
+  const TensorMap contiguous = run(make_layer(shape), OPENMSA_OP_MSA_ATTENTION);
+  for (const std::int32_t page_size : {32, 16, 8, 1}) {
+    shape.page_size = page_size;
+    for (const std::uint64_t page_seed : {1, 2}) {
+      SCOPED_TRACE(testing::Message() << "page_size " << page_size << ", order " << page_seed);
+      expect_same_bits(run(make_layer(shape, 1, page_seed), OPENMSA_OP_MSA_ATTENTION), contiguous);
+    }
+  }
+}
+
+/// Rows of the whole batch's results that belong to the excerpt.
+void expect_rows_equal(const Layer& whole, const TensorMap& results, std::int64_t first_row, const Layer& part) {
+  const TensorMap own = run(part, OPENMSA_OP_MSA_ATTENTION);
+  for (const char* name : {"o", "lse"}) {
+    EXPECT_TRUE(rows(results.at(name), first_row, part.total_q()).same_bits(own.at(name))) << name;
+  }
+  for (std::int64_t r = 0; r < whole.shape.num_heads_kv; ++r) {
+    for (std::int64_t t = 0; t < part.total_q(); ++t) {
+      EXPECT_EQ(selection_row(results.at("topk_indices"), r, first_row + t),
+                selection_row(own.at("topk_indices"), r, t));
+    }
+  }
+}
+
+TEST(ExactnessOfBatches, ASequenceDoesNotSeeItsNeighbours) {
+  const Layer layer = make_layer(batch_shape());
+  const TensorMap results = run(layer, OPENMSA_OP_MSA_ATTENTION);
+  std::int64_t first_row = 0;
+  for (std::size_t b = 0; b < layer.shape.seqlens_q.size(); ++b) {
+    SCOPED_TRACE(b);
+    expect_rows_equal(layer, results, first_row, excerpt(layer, b, 0, layer.shape.seqlens_q[b]));
+    first_row += layer.shape.seqlens_q[b];
+  }
+}
+
+TEST(ExactnessOfChunks, PrefillInPiecesEqualsPrefillAtOnce) {
+  for (const openmsa_dtype dtype : {OPENMSA_FLOAT32, OPENMSA_BFLOAT16}) {
+    LayerShape shape = batch_shape();
+    shape.dtype = dtype;
+    const Layer layer = make_layer(shape);
+    const TensorMap results = run(layer, OPENMSA_OP_MSA_ATTENTION);
+    std::int64_t begin = 0;
+    for (const std::int64_t end : {1, 2, 33, 97, 100, 150}) {  // of sequence 0
+      SCOPED_TRACE(testing::Message() << "queries " << begin << " to " << end);
+      expect_rows_equal(layer, results, begin, excerpt(layer, 0, begin, end));
+      begin = end;
+    }
+  }
+}
+
+TEST(ExactnessOfChunks, DecodeOverManyBlocksEqualsPrefillAtOnce) {
+  const Layer layer = make_layer({.block_size = 16, .topk = 6, .seqlens_q = {1000}, .seqlens_k = {1000}});
+  const TensorMap results = run(layer, OPENMSA_OP_MSA_ATTENTION);
+  for (const auto& [begin, end] : {std::pair{999, 1000}, {984, 1000}, {700, 705}, {30, 900}}) {
+    SCOPED_TRACE(testing::Message() << "queries " << begin << " to " << end);
+    expect_rows_equal(layer, results, begin, excerpt(layer, 0, begin, end));
+  }
+}
+
+}  // namespace
+}  // namespace openmsa::test

@@ -1,0 +1,100 @@
+// Packed documents, masked rows, gradients.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "pitfalls/fixture.h"
+#include "support/compare.h"
+
+namespace openmsa::test {
+namespace {
+
+using testing::ElementsAre;
+
+class TrainingPitfalls : public Pitfalls {};
+INSTANTIATE_TEST_SUITE_P(Backends, TrainingPitfalls, testing::Values(OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_CPU),
+                         backend_name);
+
+/// A layer with the tensors of its forward pass, ready for every backward.
+Layer with_forward(Layer layer) { return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION)); }
+
+TEST_P(TrainingPitfalls, PackedDocumentsStartAtTheirOwnBlockZero) {
+  const Layer packed = layer({.seqlens_q = {39, 35}, .seqlens_k = {39, 35}});
+  const Buffer indices = run(packed, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices");
+  EXPECT_THAT(selection_row(indices, 0, 39), ElementsAre(0, -1, -1, -1));      // position 0 of the second document
+  EXPECT_THAT(selection_row(indices, 0, 39 + 34), ElementsAre(0, 1, -1, -1));  // its position 34
+}
+
+TEST_P(TrainingPitfalls, FullyMaskedRowsStayZeroInBf16) {
+  // Five of the eight queries stand before the first key.
+  Layer masked = with_forward(layer({.dtype = OPENMSA_BFLOAT16, .seqlens_q = {8}, .seqlens_k = {3}}));
+  EXPECT_TRUE(is_zero(rows(masked.tensors.at("o"), 0, 5)));
+  masked.tensors.at("lse") = masked.tensors.at("lse").as(OPENMSA_FLOAT32);
+  for (const openmsa_op op :
+       {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS}) {
+    for (const auto& [name, gradient] : run(masked, op)) EXPECT_TRUE(is_finite(gradient)) << name;
+  }
+  const TensorMap gradients = run(masked, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  EXPECT_TRUE(is_zero(rows(gradients.at("d_q"), 0, 5)));
+  EXPECT_FALSE(is_zero(rows(gradients.at("d_q"), 7, 1)));
+}
+
+TEST_P(TrainingPitfalls, KeysThatNobodyChoseGetExactZeros) {
+  // Block 1 has one owner, block 4 many, the others none. 200 keys: the last block is a tail of 8.
+  Layer owned = layer({.topk = 2, .seqlens_q = {20}, .seqlens_k = {200}});
+  Buffer indices(OPENMSA_INT32, {2, 20, 2});
+  indices.fill(-1);
+  for (std::int64_t r = 0; r < 2; ++r) {
+    for (std::int64_t t = 0; t < 20; ++t) indices.set({r, t, 0}, 4);
+    indices.set({r, 7, 1}, 1);
+  }
+  owned.add({{"topk_indices", indices}});
+  owned.add(run(owned, OPENMSA_OP_SPARSE_ATTENTION));
+  TensorMap gradients = run(owned, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  gradients["d_index_k"] = run(owned, OPENMSA_OP_KL_LOSS).at("d_index_k");
+  for (const char* name : {"d_k", "d_v", "d_index_k"}) {
+    for (std::int64_t b = 0; b < 7; ++b) {
+      const Buffer block = rows(gradients.at(name), b * 32, std::min<std::int64_t>(32, 200 - b * 32));
+      EXPECT_EQ(is_zero(block), b != 1 && b != 4) << name << " of kv_block " << b;
+    }
+  }
+}
+
+TEST_P(TrainingPitfalls, DocumentsSideBySideDoNotMixTheirGradients) {
+  const Layer both = with_forward(layer({.seqlens_q = {39, 35}, .seqlens_k = {39, 35}}));
+  const TensorMap first = run(both, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  // The second document's d_o vanishes: the first one's gradients stay, the second one's become zero.
+  Layer half = both;
+  fill_rows(half.tensors.at("d_o"), 39, 74, 0);
+  const TensorMap second = run(half, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  for (const char* name : {"d_q", "d_k", "d_v"}) {
+    EXPECT_TRUE(rows(first.at(name), 0, 39).same_bits(rows(second.at(name), 0, 39))) << name;
+    EXPECT_TRUE(is_zero(rows(second.at(name), 39, 35))) << name;
+  }
+}
+
+TEST_P(TrainingPitfalls, KlOfASingleVisibleKeyIsZero) {
+  Layer single = with_forward(layer({.seqlens_q = {1, 1}, .seqlens_k = {1, 1}}));
+  const TensorMap out = run(single, OPENMSA_OP_KL_LOSS);
+  EXPECT_NEAR(out.at("kl_loss")[0], 0, 1e-6);
+  for (const char* name : {"d_index_q", "d_index_k"}) {
+    for (const double value : out.at(name).values()) EXPECT_NEAR(value, 0, 1e-6) << name;
+  }
+}
+
+TEST_P(TrainingPitfalls, KlSumsOverTheSelectedTokensAlone) {
+  // Keys outside the selection may be anything.
+  Layer sparse = layer({.topk = 1, .seqlens_q = {10}, .seqlens_k = {100}});
+  Buffer indices(OPENMSA_INT32, {2, 10, 1});
+  indices.fill(1);
+  sparse.add({{"topk_indices", indices}});
+  sparse.add(run(sparse, OPENMSA_OP_SPARSE_ATTENTION));
+  const TensorMap expected = run(sparse, OPENMSA_OP_KL_LOSS);
+  for (const char* name : {"k", "index_k"}) {
+    fill_rows(sparse.tensors.at(name), 0, 32, kNan);
+    fill_rows(sparse.tensors.at(name), 64, 100, 1e30);
+  }
+  expect_same_bits(run(sparse, OPENMSA_OP_KL_LOSS), expected);
+}
+
+}  // namespace
+}  // namespace openmsa::test

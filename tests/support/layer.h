@@ -1,0 +1,76 @@
+// One MSA layer with random inputs, and running operations on it by name: which tensors an operation takes and gives
+// comes from the table that the library itself checks calls with.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <openmsa/openmsa.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "support/buffer.h"
+
+namespace openmsa::test {
+
+/// Tensors under their names in openmsa_tensors.
+using TensorMap = std::map<std::string, Buffer>;
+
+struct LayerShape {
+  openmsa_dtype dtype = OPENMSA_FLOAT32;
+  std::int32_t num_heads_q = 4;
+  std::int32_t num_heads_kv = 2;
+  std::int32_t head_dim = 64;
+  std::int32_t index_dim = 64;
+  std::int32_t block_size = 32;
+  std::int32_t topk = 4;
+  std::int32_t num_init_blocks = 0;
+  std::int32_t num_local_blocks = 1;
+  std::int32_t page_size = 0;
+  std::vector<std::int64_t> seqlens_q = {100};
+  std::vector<std::int64_t> seqlens_k = {100};
+  std::int64_t padding_q = 0;  // query rows past the last sequence
+};
+
+/// A plan's configuration and the tensors at hand. Operations take from `tensors` what they read and ignore the rest.
+struct Layer {
+  LayerShape shape;
+  Config config;
+  TensorMap tensors;
+
+  std::int64_t total_q() const;
+  std::int64_t total_k() const;
+  std::int64_t max_blocks() const;                  // kv_blocks of the longest sequence
+  std::int64_t position(std::int64_t row) const;    // of a query row in its sequence; negative: sees nothing
+  std::size_t sequence_of(std::int64_t row) const;  // seqlens_q.size() for padding
+  std::int64_t visible_blocks(std::int64_t row) const;
+
+  Layer& add(TensorMap more);
+  Layer on(openmsa_backend backend) const;
+};
+
+/// Standard normal values of `dtype`.
+Buffer random_buffer(openmsa_dtype dtype, Shape shape, std::mt19937_64& random);
+
+/// Inputs of every operation: sequence lengths, q, k, v, index_q, index_k, d_o. With a page_size the same keys also lie
+/// in caches, in pages of random order (that of page_seed), with NaN in every tail and in the pages that no sequence
+/// owns.
+Layer make_layer(const LayerShape& shape, std::uint64_t seed = 1, std::uint64_t page_seed = 1);
+
+/// Queries [begin, end) of sequence `b`, with the keys that the last of them sees, as a batch of their own.
+Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_t end);
+
+/// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients). Float results have the
+/// plan's dtype, or fp32 on the reference backends, whose figures are fp64. Workspace and outputs start poisoned.
+TensorMap run(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
+
+/// The same into outputs of one's own.
+void run_into(const Layer& layer, openmsa_op op, TensorMap& outputs);
+
+/// The call's tensors: what `op` reads from `layer`, what it writes from `outputs`.
+Tensors gather(const Layer& layer, openmsa_op op, const TensorMap& outputs);
+
+/// The outputs that run() would allocate.
+TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
+
+}  // namespace openmsa::test

@@ -1,0 +1,78 @@
+#include "support/shapes.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace openmsa::test {
+namespace {
+
+struct Row {
+  std::int32_t num_heads_kv, group_size, head_dim, index_dim, block_size, topk, num_init_blocks, num_local_blocks,
+      page_size;
+};
+
+constexpr Row kRows[] = {
+    {2, 1, 64, 64, 32, 4, 0, 1, 0},     {3, 2, 64, 128, 64, 1, 0, 1, 0},   {2, 4, 128, 64, 32, 3, 1, 1, 0},
+    {1, 16, 128, 128, 128, 2, 0, 1, 0}, {1, 8, 64, 64, 32, 64, 0, 1, 0},   {2, 3, 40, 24, 8, 16, 2, 3, 0},
+    {2, 2, 64, 64, 32, 2, 2, 2, 0},     {2, 4, 128, 64, 32, 3, 0, 1, 16},  {1, 16, 64, 64, 64, 4, 1, 1, 64},
+    {2, 2, 128, 128, 128, 3, 0, 1, 32}, {2, 1, 64, 128, 64, 2, 0, 0, 16},  {1, 8, 128, 64, 128, 16, 0, 2, 128},
+    {1, 64, 8, 8, 8, 3, 0, 1, 0},       {1, 3, 256, 256, 256, 2, 0, 1, 0},
+};
+
+/// Few queries over many kv_blocks, which backends may split and merge.
+constexpr Row kDecodeRows[] = {{2, 4, 64, 64, 16, 6, 1, 2, 0}, {2, 4, 64, 64, 16, 6, 1, 2, 8}};
+
+const char* dtype_name(openmsa_dtype dtype) {
+  return dtype == OPENMSA_FLOAT32 ? "fp32" : dtype == OPENMSA_BFLOAT16 ? "bf16" : "fp16";
+}
+
+struct Lengths {
+  std::vector<std::int64_t> q, k;
+};
+
+LayerShape layer_shape(const Row& row, openmsa_dtype dtype, const Lengths& seqlens) {
+  return {.dtype = dtype,
+          .num_heads_q = row.num_heads_kv * row.group_size,
+          .num_heads_kv = row.num_heads_kv,
+          .head_dim = row.head_dim,
+          .index_dim = row.index_dim,
+          .block_size = row.block_size,
+          .topk = row.topk,
+          .num_init_blocks = row.num_init_blocks,
+          .num_local_blocks = row.num_local_blocks,
+          .page_size = row.page_size,
+          .seqlens_q = seqlens.q,
+          .seqlens_k = seqlens.k,
+          .padding_q = 3};
+}
+
+}  // namespace
+
+NamedShape named(const std::string& prefix, LayerShape shape) {
+  const auto text = [](const char* label, std::int32_t value) { return label + std::to_string(value); };
+  return {prefix + dtype_name(shape.dtype) + text("_kv", shape.num_heads_kv) +
+              text("_group", shape.num_heads_q / shape.num_heads_kv) + text("_d", shape.head_dim) +
+              text("_index", shape.index_dim) + text("_block", shape.block_size) + text("_topk", shape.topk) +
+              text("_init", shape.num_init_blocks) + text("_local", shape.num_local_blocks) +
+              text("_page", shape.page_size),
+          std::move(shape)};
+}
+
+std::vector<NamedShape> all_shapes() {
+  const Lengths ragged{{70, 1, 0, 4, 2, 33}, {70, 259, 20, 133, 0, 97}};
+  const Lengths decode{{1, 16, 5, 0}, {1000, 700, 40, 300}};
+  std::vector<NamedShape> result;
+  for (const openmsa_dtype dtype : {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
+    for (const Row& row : kRows) result.push_back(named("", layer_shape(row, dtype, ragged)));
+    for (const Row& row : kDecodeRows) result.push_back(named("decode_", layer_shape(row, dtype, decode)));
+  }
+  return result;
+}
+
+std::vector<NamedShape> contiguous_shapes() {
+  std::vector<NamedShape> shapes = all_shapes();
+  std::erase_if(shapes, [](const NamedShape& named) { return named.shape.page_size != 0; });
+  return shapes;
+}
+
+}  // namespace openmsa::test
