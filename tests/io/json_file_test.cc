@@ -1,0 +1,45 @@
+#include "io/json_file.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "io/error.h"
+#include "support/temporary_directory.h"
+
+namespace openmsa::io {
+namespace {
+
+using test::TemporaryDirectory;
+
+TEST(JsonFile, RoundTrip) {
+  const TemporaryDirectory directory;
+  const nlohmann::ordered_json value = {{"z", 1.5}, {"a", {1, 2}}, {"text", "\"<\n"}};
+  write_json(directory / "x.json", value);
+  EXPECT_EQ(nlohmann::ordered_json(read_json(directory / "x.json")), nlohmann::ordered_json(nlohmann::json(value)));
+}
+
+TEST(JsonFile, BytesThatAreNoUtf8AreReplaced) {
+  const TemporaryDirectory directory;
+  write_json(directory / "x.json", "a\xff");
+  EXPECT_EQ(read_json(directory / "x.json"), "a\xef\xbf\xbd");
+}
+
+TEST(JsonFile, RefusesWhatIsNoJson) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "bad.json") << "{\"a\":";
+  std::ofstream(directory / "empty.json").flush();
+  EXPECT_THROW(read_json(directory / "bad.json"), InputError);
+  EXPECT_THROW(read_json(directory / "empty.json"), InputError);
+  EXPECT_THROW(read_json(directory / "absent.json"), InputError);
+  EXPECT_THROW(read_json(directory.path()), InputError);
+}
+
+TEST(JsonFile, EmptyFilesAreText) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "empty").flush();
+  EXPECT_EQ(read_text(directory / "empty"), "");
+}
+
+}  // namespace
+}  // namespace openmsa::io
