@@ -11,9 +11,9 @@
 namespace openmsa::io {
 
 std::string read_text(const std::filesystem::path& path) {
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
-  errno = 0;
   if (!file || (file.peek() != std::ifstream::traits_type::eof() && !(text << file.rdbuf()))) {
     throw InputError("cannot read " + path.string() + ": " + std::generic_category().message(errno));
   }

@@ -1,0 +1,37 @@
+// A model as a Hugging Face style directory: config.json and model.safetensors.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "io/safetensors.h"
+#include "lm/config.h"
+#include "lm/parameters.h"
+
+namespace openmsa::lm {
+
+struct Model {
+  ModelConfig config;
+  Parameters weights;
+};
+
+/// InputError: what is missing or has the wrong shape.
+Model load_model(const std::filesystem::path& directory);
+ModelConfig load_config(const std::filesystem::path& directory);
+
+/// Creates the directory; each file appears whole or not at all. Weights are stored as F32.
+void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Parameters& weights);
+
+/// Reads what `file` holds under prefix + name, converted to float; InputError where a shape differs. Returns the
+/// parameters that the file lacks.
+std::vector<const Parameter*> read_parameters(const io::SafetensorsFile& file, const std::string& prefix,
+                                              Parameters& values);
+
+/// Adds every parameter under prefix + name; `values` must live until the writer has written.
+void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer);
+
+/// The same, for a file that must hold all of them.
+void read_all_parameters(const io::SafetensorsFile& file, const std::string& prefix, Parameters& values);
+
+}  // namespace openmsa::lm

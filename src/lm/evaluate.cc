@@ -1,0 +1,79 @@
+#include "lm/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numbers>
+
+#include "io/error.h"
+#include "lm/cross_entropy.h"
+#include "lm/threads.h"
+#include "lm/window_sampler.h"
+
+namespace openmsa::lm {
+namespace {
+
+/// Where the windows begin.
+std::vector<std::size_t> window_offsets(std::size_t bytes, std::size_t seqlen, std::size_t max_bytes) {
+  const std::size_t available = (bytes - 1) / seqlen;
+  const std::size_t count = std::clamp<std::size_t>(max_bytes / seqlen, 1, available);
+  std::vector<std::size_t> offsets;
+  for (std::size_t i = 0; i < count; ++i) offsets.push_back(i * available / count * seqlen);
+  return offsets;
+}
+
+/// Sums over windows.
+struct Sums {
+  double loss = 0.0;
+  double kl_loss = 0.0;
+  Recall recall{0.0, 0.0};  // over batches: only the first window of each is measured
+  double batches = 0.0;
+};
+
+}  // namespace
+
+Evaluation evaluate(const Model& model, const Text& text, const EvaluationOptions& options,
+                    const std::function<void(std::int64_t, std::int64_t)>& on_window) {
+  const ThreadLimit limit(options.num_threads);
+  const auto start = std::chrono::steady_clock::now();
+  if (text.bytes.size() < 2) throw io::InputError("the held-out text has fewer than 2 bytes");
+  const std::size_t seqlen = std::min(static_cast<std::size_t>(options.seqlen), text.bytes.size() - 1);
+  const auto offsets = window_offsets(text.bytes.size(), seqlen, static_cast<std::size_t>(options.max_bytes));
+  const Phase phase = model.config.has_sparse_layers() && !options.dense ? Phase::kSparse : Phase::kDense;
+
+  const auto length = static_cast<std::int64_t>(seqlen);
+  PackedAttention attention(model.config, {options.batch, options.batch * length, length}, options.num_threads);
+  Decoder decoder(model.config, model.weights.layout(), Decoder::Keep::kActivations);
+  Sums sums;
+  for (std::size_t done = 0; done < offsets.size();) {
+    Batch batch;
+    const std::size_t count = std::min(static_cast<std::size_t>(options.batch), offsets.size() - done);
+    for (std::size_t i = 0; i < count; ++i) append_window(text.bytes, offsets[done + i], seqlen, batch);
+    const Sequences sequences = packed_sequences(std::vector<std::int64_t>(count, length));
+    const auto logits = decoder.forward(model.weights, attention, phase, batch.inputs, sequences);
+    const auto weight = static_cast<double>(count);
+    sums.loss += weight * cross_entropy(logits, batch.targets);
+    if (phase == Phase::kSparse) {
+      sums.kl_loss += weight * mean_kl_loss(decoder, attention, phase, sequences);
+      const Recall recall = mean_recall(decoder, attention, sequences);
+      sums.recall.block += recall.block;
+      sums.recall.score += recall.score;
+      sums.batches += 1.0;
+    }
+    done += count;
+    on_window(static_cast<std::int64_t>(done), static_cast<std::int64_t>(offsets.size()));
+  }
+
+  const auto windows = static_cast<double>(offsets.size());
+  Evaluation result{};
+  result.bits_per_byte = sums.loss / windows / std::numbers::ln2;
+  result.bytes = static_cast<std::int64_t>(offsets.size() * seqlen);
+  result.files = static_cast<std::int64_t>(text.files.size());
+  if (phase == Phase::kSparse) {
+    result.kl_loss = sums.kl_loss / windows;
+    result.recall = Recall{sums.recall.block / sums.batches, sums.recall.score / sums.batches};
+  }
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace openmsa::lm

@@ -1,0 +1,36 @@
+// How well a model predicts held-out text, and how well its index branches select.
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "lm/checkpoint.h"
+#include "lm/corpus.h"
+#include "lm/health.h"
+
+namespace openmsa::lm {
+
+struct EvaluationOptions {
+  std::int64_t seqlen = 2048;
+  std::int64_t batch = 2;  // windows at once
+  std::int64_t max_bytes = 1 << 20;
+  bool dense = false;  // sparse layers attend densely
+  int num_threads = 0;
+};
+
+struct Evaluation {
+  double bits_per_byte;
+  std::int64_t bytes;  // that were predicted
+  std::int64_t files;  // of the held-out part
+  double seconds;
+  std::optional<double> kl_loss;  // means over windows and sparse layers; only where those attend sparsely
+  std::optional<Recall> recall;
+};
+
+/// Evenly spaced windows of the text, seqlen bytes each, of at most max_bytes together (one at least). A text shorter
+/// than seqlen + 1 bytes is one window. InputError when the text has fewer than 2 bytes.
+/// `on_window(done, total)` is called after every batch.
+Evaluation evaluate(const Model& model, const Text& text, const EvaluationOptions& options,
+                    const std::function<void(std::int64_t, std::int64_t)>& on_window);
+
+}  // namespace openmsa::lm
