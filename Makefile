@@ -1,0 +1,36 @@
+# What most people need; CMakePresets.json has the debug and sanitizer builds.
+.PHONY: all build deps test test-gpu demo format tidy clean
+all: build
+
+# The libraries and build/msa.
+build: deps
+	cmake --preset release
+	cmake --build --preset release --target msa openmsa_shared
+
+# Does nothing when everything is there.
+deps:
+	@scripts/install_deps.sh
+
+test: build
+	cmake --build --preset release
+	ctest --preset release --parallel 2
+
+# What needs a Hopper GPU; without one it says skipped.
+test-gpu: build
+	cmake --build --preset release
+	ctest --preset release --label-regex gpu
+
+# Trains, evaluates, measures and reports into demo-out/; see scripts/demo.sh.
+demo: build
+	scripts/demo.sh build/msa demo-out
+
+SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc')
+
+format:
+	clang-format -i $(SOURCES)
+
+tidy: build
+	clang-tidy -p build --quiet $(filter %.cc,$(SOURCES))
+
+clean:
+	rm -rf build demo-out

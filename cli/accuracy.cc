@@ -1,0 +1,38 @@
+#include "accuracy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace openmsa::cli {
+
+Tolerance tolerance(openmsa_dtype dtype) {
+  switch (dtype) {
+    case OPENMSA_BFLOAT16:
+      return {5e-3, 1e-3};
+    case OPENMSA_FLOAT16:
+      return {1e-3, 1e-3};
+    default:
+      return {1e-6, 1e-5};
+  }
+}
+
+bool is_best(const Config& config, const float* scores, std::int64_t num_blocks, const std::int32_t* chosen) {
+  const std::int64_t count = std::min<std::int64_t>(config.topk, num_blocks);
+  float largest = 0;
+  float best_left = -std::numeric_limits<float>::infinity();
+  float worst_chosen = std::numeric_limits<float>::infinity();
+  for (std::int64_t b = 0; b < num_blocks; ++b) {
+    const bool is_forced = b >= num_blocks - config.num_local_blocks || b < config.num_init_blocks;
+    const bool is_chosen = std::find(chosen, chosen + count, b) != chosen + count;
+    if (is_forced && !is_chosen && count < num_blocks) return false;
+    largest = std::max(largest, std::abs(scores[b]));
+    if (!is_chosen) best_left = std::max(best_left, scores[b]);
+    if (is_chosen && !is_forced) worst_chosen = std::min(worst_chosen, scores[b]);
+  }
+  const bool is_distinct = std::adjacent_find(chosen, chosen + count, std::greater_equal<>()) == chosen + count;
+  return is_distinct && worst_chosen >= best_left - largest * tolerance(config.dtype).score;
+}
+
+}  // namespace openmsa::cli

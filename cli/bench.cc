@@ -1,0 +1,15 @@
+// msa bench: one nested command per measurement.
+#include "bench.h"
+
+#include "command.h"
+
+namespace openmsa::cli {
+
+void add_bench(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("bench", "Measure the library on this machine");
+  command->require_subcommand(1);
+  add_bench_decode(*command);
+  add_bench_prefill(*command);
+}
+
+}  // namespace openmsa::cli

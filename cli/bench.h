@@ -1,0 +1,11 @@
+// The measurements behind msa bench, each in a file of its own.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace openmsa::cli {
+
+void add_bench_decode(CLI::App& bench);
+void add_bench_prefill(CLI::App& bench);
+
+}  // namespace openmsa::cli

@@ -1,0 +1,44 @@
+// Where a backend's tensors live and its time is taken: this process's memory, or the current CUDA device.
+#pragma once
+
+#include <openmsa/openmsa.h>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+namespace openmsa::cli {
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual void* allocate(std::size_t bytes) = 0;  // 256-byte aligned
+  virtual void release(void* memory) noexcept = 0;
+  /// Between any of host and device memory; waits until it is done.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  /// Milliseconds that `work`, which may only enqueue, takes; the GPU's L2 cache is overwritten first.
+  virtual double time(const std::function<void()>& work) = 0;
+};
+
+std::unique_ptr<Device> make_device(openmsa_backend backend);
+std::unique_ptr<Device> make_host_device();
+/// std::runtime_error in a build without CUDA, and from any call that CUDA refuses.
+std::unique_ptr<Device> make_cuda_device();
+
+class DeviceBuffer {
+ public:
+  DeviceBuffer(Device& device, std::size_t bytes) : memory_(device.allocate(bytes), Release{&device}), bytes_(bytes) {}
+  void* data() const { return memory_.get(); }
+  std::size_t bytes() const { return bytes_; }
+  openmsa_workspace workspace() const { return {data(), bytes_, nullptr}; }
+
+ private:
+  struct Release {
+    Device* device;
+    void operator()(void* memory) const noexcept { device->release(memory); }
+  };
+  std::unique_ptr<void, Release> memory_;
+  std::size_t bytes_;
+};
+
+}  // namespace openmsa::cli

@@ -1,0 +1,138 @@
+// msa generate: continues a prompt.
+#include "lm/generate.h"
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "command.h"
+#include "io/error.h"
+#include "io/json_file.h"
+#include "lm/corpus.h"
+#include "progress.h"
+
+namespace openmsa::cli {
+namespace {
+
+struct Prompt {
+  std::string text;
+  std::string file;      // of a held-out prompt
+  std::string expected;  // what that file goes on with
+};
+
+struct GenerateCommand {
+  std::string model;
+  std::string prompt_text;
+  std::string prompt_file;
+  bool held_out = false;
+  std::vector<std::string> text;
+  std::size_t prompt_bytes = 1024;
+  std::string json;
+  lm::GenerationOptions generation;
+
+  void run() const {
+    const lm::Model loaded = lm::load_model(model);
+    const Prompt prompt = make_prompt();
+    const std::vector<std::int32_t> tokens = lm::to_tokens(prompt.text);
+    Progress progress("generating", generation.max_new_tokens);
+    const lm::Generation result =
+        lm::generate(loaded, tokens, generation, [&](std::int64_t count) { progress.update(count); });
+    progress.finish();
+    const std::string continuation = bytes_of(result.tokens);
+    std::printf("%s\n", continuation.c_str());
+    if (!json.empty()) io::write_json(json, figures(prompt, continuation, result));
+  }
+
+ private:
+  Prompt make_prompt() const {
+    if (held_out) return held_out_prompt();
+    return {prompt_file.empty() ? prompt_text : io::read_text(prompt_file), "", ""};
+  }
+
+  /// The beginning of one of the files that are long enough.
+  Prompt held_out_prompt() const {
+    const lm::Text corpus = text.empty() ? lm::load_text(lm::default_text_paths(), lm::CorpusPart::kHeldOut)
+                                         : lm::load_text({text.begin(), text.end()}, lm::CorpusPart::kHeldOut);
+    const auto wanted = prompt_bytes + static_cast<std::size_t>(generation.max_new_tokens);
+    std::vector<const lm::TextFile*> candidates;
+    for (const lm::TextFile& file : corpus.files) {
+      if (file.end - file.begin >= wanted) candidates.push_back(&file);
+    }
+    if (candidates.empty()) throw io::InputError("no held-out file has " + std::to_string(wanted) + " bytes");
+    const lm::TextFile& file = *candidates[lm::Random(generation.seed).below(candidates.size())];
+    return {corpus.bytes.substr(file.begin, prompt_bytes), file.name,
+            corpus.bytes.substr(file.begin + prompt_bytes, static_cast<std::size_t>(generation.max_new_tokens))};
+  }
+
+  static std::string bytes_of(const std::vector<std::int32_t>& tokens) {
+    std::string bytes;
+    for (const std::int32_t token : tokens) {
+      if (token > 255) throw io::InputError("the model's tokens are not bytes: it generated " + std::to_string(token));
+      bytes += static_cast<char>(token);
+    }
+    return bytes;
+  }
+
+  static nlohmann::ordered_json figures(const Prompt& prompt, const std::string& continuation,
+                                        const lm::Generation& result) {
+    const auto tokens = static_cast<double>(result.tokens.size());
+    nlohmann::ordered_json figures = {{"prompt", prompt.text},
+                                      {"continuation", continuation},
+                                      {"prompt_tokens", prompt.text.size()},
+                                      {"new_tokens", result.tokens.size()},
+                                      {"prefill_seconds", result.prefill_seconds},
+                                      {"tokens_per_second", tokens / result.decode_seconds}};
+    if (!prompt.file.empty()) {
+      figures["file"] = prompt.file;
+      figures["expected"] = prompt.expected;
+    }
+    return figures;
+  }
+};
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  auto options = std::make_shared<GenerateCommand>();
+  lm::GenerationOptions& generation = options->generation;
+  CLI::App* command = app.add_subcommand("generate", "Continue a prompt");
+  command->footer(
+      "Examples:\n"
+      "  msa generate --model sparse --prompt '#include <' --temperature 0.8 --top-p 0.95\n"
+      "  msa generate --model sparse --held-out --prompt-bytes 2048 --json continuation.json");
+  command->add_option("--model", options->model, "Folder with config.json and model.safetensors")
+      ->required()
+      ->type_name("DIR");
+  auto* source = command->add_option_group("prompt", "Where the prompt comes from");
+  source->add_option("--prompt", options->prompt_text, "The prompt itself")->type_name("TEXT");
+  source->add_option("--prompt-file", options->prompt_file, "A file's contents")->type_name("FILE");
+  auto* held_out = source->add_flag("--held-out", options->held_out, "The beginning of a held-out file");
+  source->require_option(1);
+  command->add_option("--text", options->text, "Where held-out files are [/usr/include and Python's library]")
+      ->needs(held_out)
+      ->type_name("PATH");
+  command->add_option("--prompt-bytes", options->prompt_bytes, "Bytes of a held-out prompt [1024]")
+      ->needs(held_out)
+      ->check(CLI::Range(1, 1 << 24));
+  command->add_option("--max-new-tokens", generation.max_new_tokens, "Bytes to generate")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--temperature", generation.sampling.temperature, "0: always the likeliest byte")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  command->add_option("--top-p", generation.sampling.top_p, "Draw from the likeliest bytes of this total probability")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", generation.seed, "Of the draw")->capture_default_str();
+  command->add_option("--chunk", generation.chunk, "Prompt bytes per prefill pass")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--threads", generation.num_threads, "0: one per core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_option("--json", options->json, "Write prompt, continuation and speed as JSON")->type_name("FILE");
+  command->callback([options] { options->run(); });
+}
+
+}  // namespace openmsa::cli

@@ -1,0 +1,14 @@
+// What ran and where: the facts that stand beside every measurement.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+namespace openmsa::cli {
+
+/// Cores that this process may use; the library's default number of threads.
+int usable_cores();
+
+/// {"version", "cpu", "cpu_features", "cuda_device", "cores", "memory_gib", "system", "compiler"}
+nlohmann::ordered_json machine_facts();
+
+}  // namespace openmsa::cli

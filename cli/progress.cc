@@ -1,0 +1,57 @@
+#include "progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <utility>
+
+namespace openmsa::cli {
+namespace {
+
+constexpr std::chrono::seconds kQuietStart{2};
+constexpr std::chrono::milliseconds kInterval{100};
+constexpr int kBarWidth = 24;
+
+}  // namespace
+
+Progress::Progress(std::string label, std::int64_t total)
+    : label_(std::move(label)),
+      total_(std::max<std::int64_t>(total, 1)),
+      enabled_(::isatty(STDERR_FILENO) == 1),
+      start_(Clock::now()),
+      last_(start_) {}
+
+Progress::~Progress() { finish(); }
+
+void Progress::update(std::int64_t done, const std::string& note) {
+  const auto now = Clock::now();
+  if (!enabled_ || now - start_ < kQuietStart || now - last_ < kInterval) return;
+  last_ = now;
+  shown_ = true;
+
+  const double share = std::clamp(static_cast<double>(done) / static_cast<double>(total_), 0.0, 1.0);
+  const int filled = static_cast<int>(share * kBarWidth);
+  const std::string bar = std::string(filled, '#') + std::string(kBarWidth - filled, ' ');
+  std::string eta;
+  if (share > 0) {
+    const double elapsed = std::chrono::duration<double>(now - start_).count();
+    const long rest = std::lround(elapsed * (1 - share) / share);
+    char text[48];
+    std::snprintf(text, sizeof text, "  eta %ld:%02ld", rest / 60, rest % 60);
+    eta = text;
+  }
+  const std::string separator = note.empty() ? "" : "  ";
+  std::fprintf(stderr, "\r\033[K%s  [%s] %3d %%%s%s%s", label_.c_str(), bar.c_str(), static_cast<int>(share * 100),
+               separator.c_str(), note.c_str(), eta.c_str());
+  std::fflush(stderr);
+}
+
+void Progress::finish() {
+  if (shown_) std::fputs("\r\033[K", stderr);
+  shown_ = false;
+  enabled_ = false;
+}
+
+}  // namespace openmsa::cli

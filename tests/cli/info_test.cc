@@ -1,0 +1,34 @@
+#include <gmock/gmock.h>
+
+#include "cli/msa.h"
+#include "io/json_file.h"
+
+namespace openmsa::test {
+namespace {
+
+using testing::HasSubstr;
+using Info = MsaTest;
+
+TEST_F(Info, VersionAndHelp) {
+  EXPECT_EQ(msa({"--version"}).out, std::string("msa ") + openmsa_version() + "\n");
+  for (const char* command : {"attend", "train", "eval", "generate", "bench", "report", "info"}) {
+    EXPECT_THAT(msa({"--help"}).out, HasSubstr(command));
+    EXPECT_EQ(msa({command, "--help"}).status, 0);
+  }
+}
+
+TEST_F(Info, PrintsAndWritesFacts) {
+  const MsaRun run = msa({"info", "--json", directory_ / "info.json"});
+  EXPECT_EQ(run.status, 0);
+  EXPECT_THAT(run.out, HasSubstr(openmsa_cpu_features()));
+  EXPECT_THAT(run.out, HasSubstr(openmsa_cuda_device()));
+  const nlohmann::json facts = io::read_json(directory_ / "info.json");
+  EXPECT_EQ(facts["version"], openmsa_version());
+  EXPECT_GE(facts["cores"], 1);
+  EXPECT_EQ(facts["backends"][0]["name"], "cpu");
+}
+
+TEST_F(Info, JsonToStandardOutput) { EXPECT_THAT(msa({"info", "--json", "/dev/stdout"}).out, HasSubstr("\"cores\"")); }
+
+}  // namespace
+}  // namespace openmsa::test
