@@ -21,6 +21,10 @@
  *   - A tensor that the operation does not name must be absent; it is refused, not ignored.
  *   - A plan is read-only after creation. Several threads may use one plan at once, each with its own workspace.
  *   - Results are bitwise equal from run to run and for every number of threads.
+ *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
+ *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
+ * numbers, block indices) cannot be checked. It serves block_scores, topk, select_blocks, sparse_attention and
+ * msa_attention.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H
@@ -41,18 +45,23 @@
 #define OPENMSA_API __attribute__((visibility("default")))
 #endif
 
+/* In C++ a value outside an enum is then only wrong, not undefined. */
 #ifdef __cplusplus
+#define OPENMSA_ENUM_BASE : int
 extern "C" {
+#else
+#define OPENMSA_ENUM_BASE
 #endif
 
 /* ---------------------------------------------------------------------------------------------------- status --- */
 
-typedef enum openmsa_status {
+typedef enum openmsa_status OPENMSA_ENUM_BASE {
   OPENMSA_SUCCESS = 0,
   OPENMSA_INVALID_ARGUMENT = 1, /* the call contradicts itself or this header; the message names the tensor */
   OPENMSA_UNSUPPORTED = 2,      /* a legal request that this backend does not serve; the message names the feature */
   OPENMSA_OUT_OF_MEMORY = 3,    /* creating a plan, or the reference backend, could not allocate */
-  OPENMSA_INTERNAL = 4          /* a defect of openmsa; please report it */
+  OPENMSA_INTERNAL = 4,         /* a defect of openmsa; please report it */
+  OPENMSA_CUDA_ERROR = 5        /* a CUDA call failed; the message has CUDA's own text */
 } openmsa_status;
 
 /* Constant text of a status, for example "invalid argument". */
@@ -66,7 +75,7 @@ OPENMSA_API const char* openmsa_version(void);
 
 /* ---------------------------------------------------------------------------------------------------- tensor --- */
 
-typedef enum openmsa_dtype {
+typedef enum openmsa_dtype OPENMSA_ENUM_BASE {
   OPENMSA_FLOAT32 = 1,
   OPENMSA_BFLOAT16 = 2,
   OPENMSA_FLOAT16 = 3,
@@ -76,7 +85,8 @@ typedef enum openmsa_dtype {
 
 enum { OPENMSA_MAX_RANK = 4 };
 
-/* A view of memory that the caller owns. Frozen: this struct will not grow. All zero (data NULL, rank 0) means absent. */
+/* A view of memory that the caller owns. Frozen: this struct will not grow. All zero (data NULL, rank 0) means absent.
+ */
 typedef struct openmsa_tensor {
   void* data;          /* aligned to its dtype; NULL only where the shape has no element. Inputs are only read. */
   openmsa_dtype dtype; /* element type */
@@ -93,10 +103,12 @@ OPENMSA_API size_t openmsa_dtype_bytes(openmsa_dtype dtype);
 
 /* ------------------------------------------------------------------------------------------------------ plan --- */
 
-typedef enum openmsa_backend {
-  OPENMSA_BACKEND_CPU = 1,              /* SIMD and threads; fp32, bf16, fp16; sums in fp32 */
-  OPENMSA_BACKEND_REFERENCE = 2,        /* the equations in float64, single-threaded; judges the others */
-  OPENMSA_BACKEND_REFERENCE_FLOAT32 = 3 /* the same code in float32: how far rounding alone takes a result */
+typedef enum openmsa_backend OPENMSA_ENUM_BASE {
+  OPENMSA_BACKEND_CPU = 1,               /* SIMD and threads; fp32, bf16, fp16; sums in fp32 */
+  OPENMSA_BACKEND_REFERENCE = 2,         /* the equations in float64, single-threaded; judges the others */
+  OPENMSA_BACKEND_REFERENCE_FLOAT32 = 3, /* the same code in float32: how far rounding alone takes a result */
+  OPENMSA_BACKEND_CUDA =
+      4 /* Hopper (sm_90a) kernels; bf16 and fp16; tensors in device memory, work enqueued on a stream */
 } openmsa_backend;
 
 /* Shapes and capacities of one layer. Capacities bound the calls made with the plan and size the workspace. */
@@ -131,7 +143,7 @@ typedef struct openmsa_plan openmsa_plan;
 OPENMSA_API openmsa_status openmsa_plan_create(const openmsa_config* config, openmsa_plan** plan);
 OPENMSA_API void openmsa_plan_destroy(openmsa_plan* plan); /* NULL is allowed */
 
-typedef enum openmsa_op {
+typedef enum openmsa_op OPENMSA_ENUM_BASE {
   OPENMSA_OP_BLOCK_SCORES = 0,
   OPENMSA_OP_TOPK = 1,
   OPENMSA_OP_SELECT_BLOCKS = 2,
@@ -151,16 +163,16 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
 
 /* --------------------------------------------------------------------------------------------------- tensors --- */
 
-/* The tensors of a call, by name. Dtypes are the plan's unless said. The last dimension, channels, has stride 1; all other
- * strides, and every stride of tensors without channels (int32 tensors, lse, block_scores, figures), are free, as long
- * as no output overlaps itself or an input.
+/* The tensors of a call, by name. Dtypes are the plan's unless said. The last dimension, channels, has stride 1; all
+ * other strides, and every stride of tensors without channels (int32 tensors, lse, block_scores, figures), are free, as
+ * long as no output overlaps itself or an input.
  *
  * Sequences. Query t (0-based) of a sequence with seqlen_q queries and seqlen_k keys stands at position
  * seqlen_k - seqlen_q + t; it sees keys 0 to its position. A negative position sees nothing: o = 0, lse = -inf,
  * topk_indices = -1. The same is written for rows past cu_seqlens_q[batch].
  * Keys are either contiguous (k, v, index_k, with cu_seqlens_k) or, when the plan has a page_size, paged (the *_cache
- * tensors with block_table and seqlens_k): token j of a sequence is entry j % page_size of page block_table[b, j / page_size].
- * Whatever lies past seqlens_k, in a page or behind one, is never used. */
+ * tensors with block_table and seqlens_k): token j of a sequence is entry j % page_size of page block_table[b, j /
+ * page_size]. Whatever lies past seqlens_k, in a page or behind one, is never used. */
 typedef struct openmsa_tensors {
   size_t struct_size;
 
@@ -208,10 +220,11 @@ typedef struct openmsa_tensors {
 /* All tensors absent, struct_size set. */
 OPENMSA_API void openmsa_tensors_init(openmsa_tensors* tensors);
 
-/* Memory that a call works in: at least openmsa_plan_workspace_bytes, 64-byte aligned; contents undefined before and after. */
+/* Where a call runs. */
 typedef struct openmsa_workspace {
-  void* data;
-  size_t bytes;
+  void* data;   /* 64-byte aligned (CUDA: 256-byte aligned device memory); contents undefined before and after */
+  size_t bytes; /* at least openmsa_plan_workspace_bytes */
+  void* stream; /* CUDA backend: the cudaStream_t that the work is enqueued on; NULL on the CPU */
 } openmsa_workspace;
 
 /* ------------------------------------------------------------------------------------------------ operations ---
@@ -264,11 +277,11 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
 /* KL loss that trains the index branch, and its gradients.
  *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
  *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
- *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]      d_index_k[j] = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
- * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
- * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
- * (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j]), and
- * d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys only.
+ *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]      d_index_k[j] = 1/sqrt(index_dim) sum_{i,r} g
+ * index_q[i,r] N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when
+ * topk_indices is absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and
+ * d_k are asked for (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j
+ * p[i,h,j] w[j]), and d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys only.
  * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
  * d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
@@ -276,7 +289,7 @@ OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openm
 
 /* Health of a selection against dense attention, per KV head and query:
  *   mass[b]      = mean over the group's heads of the dense attention probability that falls in kv_block b
- *   block_recall = share of the n kv_blocks of highest mass that are among the n chosen ones
+ *   block_recall = share of the n kv_blocks of highest mass that are among the n chosen ones that the query sees
  *   score_recall = sum of mass over the chosen kv_blocks
  * A query that sees nothing has recall 1. Reads q, k, topk_indices; writes block_recall and score_recall, at least one.
  * Contiguous keys only. */
@@ -298,6 +311,9 @@ OPENMSA_API openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, 
 
 /* Instruction sets that the CPU backend can use here, best first, for example "AVX3 AVX2 SSE4". Constant text. */
 OPENMSA_API const char* openmsa_cpu_features(void);
+
+/* The GPU that the CUDA backend runs on, or why it cannot, for example "no NVIDIA driver was found". Constant text. */
+OPENMSA_API const char* openmsa_cuda_device(void);
 
 #ifdef __cplusplus
 }

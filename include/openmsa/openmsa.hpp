@@ -74,7 +74,7 @@ class Workspace {
       memory_.reset(static_cast<std::byte*>(::operator new(bytes, kAlignment)));
       bytes_ = bytes;
     }
-    return {memory_.get(), bytes_};
+    return {memory_.get(), bytes_, nullptr};
   }
 
  private:

@@ -64,7 +64,7 @@ std::int64_t planned_extent(const core::Plan& plan, Dim dim) {
 // ---------------------------------------------------------------------------------------- one tensor at a time
 
 void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tensor& tensor) {
-  const bool reference = plan.config.backend != OPENMSA_BACKEND_CPU;
+  const bool reference = core::is_reference(plan.config.backend);
   const auto refuse = [&](const std::string& expected) {
     fail(OPENMSA_INVALID_ARGUMENT, field.name, ": expected dtype ", expected, ", got ", dtype_name(tensor.dtype));
   };
@@ -94,8 +94,8 @@ bool is_empty(const openmsa_tensor& tensor) {
 /// No two elements of an output may share memory: sorted by stride, each dimension steps over all smaller ones.
 bool overlaps_itself(const openmsa_tensor& tensor) {
   std::array<int, OPENMSA_MAX_RANK> order = {0, 1, 2, 3};
-  std::sort(order.begin(), order.begin() + tensor.rank,
-            [&](int a, int b) { return tensor.strides[a] < tensor.strides[b]; });
+  const auto end = order.begin() + tensor.rank;  // partial_sort: GCC 12 sees std::sort leave so short an array
+  std::partial_sort(order.begin(), end, end, [&](int a, int b) { return tensor.strides[a] < tensor.strides[b]; });
   std::int64_t extent = 1;
   for (int i = 0; i < tensor.rank; ++i) {
     const std::int64_t size = tensor.shape[order[i]], stride = tensor.strides[order[i]];
@@ -348,6 +348,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           " sequences, got none");
   require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
           "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
+  if (plan.config.backend == OPENMSA_BACKEND_CUDA) return problem;  // values lie in device memory
   check_values(operation, problem, extents.get(Dim::kTotalK, 0));
   if (op == OPENMSA_OP_APPEND_KV) check_append(problem);
   return problem;

@@ -12,12 +12,15 @@
 #include "core/error.h"
 #include "core/problem.h"
 #include "cpu/cpu.h"
+#include "cuda/cuda.h"
 #include "plan/plan.h"
 #include "ref/ref.h"
 
 struct openmsa_plan {
   explicit openmsa_plan(const openmsa_config& config)
-      : plan(openmsa::core::make_plan(config, openmsa::cpu::Threads::available())), threads(plan.num_threads) {}
+      : plan(openmsa::core::make_plan(config, openmsa::cpu::Threads::available())), threads(plan.num_threads) {
+    if (config.backend == OPENMSA_BACKEND_CUDA) openmsa::cuda::check_plan(plan);
+  }
 
   openmsa::core::Plan plan;
   openmsa::cpu::Threads threads;
@@ -79,20 +82,28 @@ Struct adopt(const Struct* given, const char* name) {
   return result;
 }
 
-bool is_cpu(const Plan& plan) { return plan.config.backend == OPENMSA_BACKEND_CPU; }
-
 std::size_t workspace_bytes(const Plan& plan, openmsa_op op) {
   require(op >= 0 && op < OPENMSA_OP_COUNT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
-  return is_cpu(plan) ? openmsa::cpu::workspace_bytes(op, plan) : 0;
+  switch (plan.config.backend) {
+    case OPENMSA_BACKEND_CPU:
+      return openmsa::cpu::workspace_bytes(op, plan);
+    case OPENMSA_BACKEND_CUDA:
+      return openmsa::cuda::workspace_bytes(op, plan);
+    default:
+      return 0;
+  }
 }
 
 void check_workspace(const Plan& plan, openmsa_op op, openmsa_workspace workspace) {
   const std::size_t needed = workspace_bytes(plan, op);
+  const bool is_cuda = plan.config.backend == OPENMSA_BACKEND_CUDA;
+  require(is_cuda || workspace.stream == nullptr, "workspace.stream: expected NULL on the CPU, got ", workspace.stream);
   require(workspace.bytes >= needed, "workspace: expected at least ", needed, " bytes, got ", workspace.bytes);
   if (needed == 0) return;
   require(workspace.data != nullptr, "workspace: expected memory, got NULL");
-  require(reinterpret_cast<std::uintptr_t>(workspace.data) % openmsa::core::Arena::kAlignment == 0,
-          "workspace: expected 64-byte alignment, got ", workspace.data);
+  const std::size_t alignment = is_cuda ? 256 : openmsa::core::Arena::kAlignment;
+  require(reinterpret_cast<std::uintptr_t>(workspace.data) % alignment == 0, "workspace: expected ", alignment,
+          "-byte alignment, got ", workspace.data);
 }
 
 }  // namespace
@@ -109,6 +120,8 @@ const char* openmsa_status_string(openmsa_status status) {
       return "out of memory";
     case OPENMSA_INTERNAL:
       return "internal error";
+    case OPENMSA_CUDA_ERROR:
+      return "CUDA error";
   }
   return "unknown status";
 }
@@ -122,6 +135,15 @@ const char* openmsa_version(void) {
 }
 
 const char* openmsa_cpu_features(void) { return openmsa::cpu::features(); }
+
+const char* openmsa_cuda_device(void) {
+  try {
+    static const std::string text = openmsa::cuda::describe();
+    return text.c_str();
+  } catch (const std::exception&) {
+    return "unknown";
+  }
+}
 
 size_t openmsa_dtype_bytes(openmsa_dtype dtype) {
   switch (dtype) {
@@ -192,10 +214,14 @@ openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openms
     const openmsa_tensors adopted = adopt(tensors, "tensors");
     const openmsa::core::Problem problem = openmsa::api::check(plan->plan, op, adopted);
     check_workspace(plan->plan, op, workspace);
-    if (is_cpu(plan->plan)) {
-      openmsa::cpu::run(op, problem, openmsa::core::Arena(workspace.data), plan->threads);
-    } else {
-      openmsa::ref::run(op, problem);
+    const openmsa::core::Arena arena(workspace.data);
+    switch (plan->plan.config.backend) {
+      case OPENMSA_BACKEND_CPU:
+        return openmsa::cpu::run(op, problem, arena, plan->threads);
+      case OPENMSA_BACKEND_CUDA:
+        return openmsa::cuda::run(op, problem, arena, workspace.stream);
+      default:
+        return openmsa::ref::run(op, problem);
     }
   });
 }

@@ -125,26 +125,26 @@ void write_recall(const Problem& problem, const Tile& tile, std::int64_t i, Scra
   const std::int64_t visible = position < 0 ? 0 : position / problem.plan.config.block_size + 1;
   const float* mass = s.mass + i * problem.plan.max_blocks;
 
-  // The first `chosen` of the order are the n blocks of highest mass; equal masses: the lower block first.
-  std::int64_t chosen = 0;
+  // n = `chosen` counts the kv_blocks of the selection that the query sees. The first n of the order are those of
+  // highest mass; equal masses: the lower block first.
   const auto block_at = [&](std::int64_t slot) {
     return std::int64_t{element<std::int32_t>(tensors.topk_indices, tile.head, row, slot)};
   };
-  while (chosen < problem.plan.config.topk && block_at(chosen) >= 0) ++chosen;
+  std::int64_t chosen = 0, slots = 0;
+  for (; slots < problem.plan.config.topk && block_at(slots) >= 0; ++slots) chosen += block_at(slots) < visible ? 1 : 0;
   const auto heavier = [&](std::int32_t a, std::int32_t b) {
     return mass[a] > mass[b] || (mass[a] == mass[b] && a < b);
   };
   std::iota(s.order, s.order + visible, 0);
-  const std::int64_t best = std::min(chosen, visible);
-  std::partial_sort(s.order, s.order + best, s.order + visible, heavier);
+  std::partial_sort(s.order, s.order + chosen, s.order + visible, heavier);
 
   float covered = 0;
   std::int64_t hits = 0;
-  for (std::int64_t slot = 0; slot < chosen; ++slot) {
+  for (std::int64_t slot = 0; slot < slots; ++slot) {
     const std::int64_t block = block_at(slot);
     if (block >= visible) continue;
     covered += mass[block];
-    hits += std::find(s.order, s.order + best, block) != s.order + best;
+    hits += std::find(s.order, s.order + chosen, block) != s.order + chosen;
   }
   const bool is_empty = visible == 0;
   if (core::present(tensors.block_recall)) {

@@ -1,8 +1,11 @@
 #include "cpu/threads.h"
 
+#include <tbb/global_control.h>
 #include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+
+#include <algorithm>
 
 namespace openmsa::cpu {
 
@@ -13,7 +16,10 @@ struct Threads::Arena {
 
 int Threads::available() { return tbb::info::default_concurrency(); }
 
-Threads::Threads(int count) : arena_(std::make_unique<Arena>(count)) {}
+// An arena larger than TBB's limit on threads would make TBB print a warning.
+Threads::Threads(int count)
+    : arena_(std::make_unique<Arena>(std::min(
+          count, static_cast<int>(tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism))))) {}
 Threads::~Threads() = default;
 
 void Threads::run(std::int64_t count, const void* body, Call call) const {

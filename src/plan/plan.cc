@@ -13,10 +13,6 @@ void check_range(const char* name, std::int64_t value, std::int64_t low, std::in
   require(value >= low && value <= high, name, ": expected ", low, " to ", high, ", got ", value);
 }
 
-bool is_reference(openmsa_backend backend) {
-  return backend == OPENMSA_BACKEND_REFERENCE || backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
-}
-
 void check_dimension(const char* name, std::int64_t value) {
   require(value > 0, name, ": expected a positive number, got ", value);
   if (value % 8 != 0 || value > 256) {
@@ -25,13 +21,13 @@ void check_dimension(const char* name, std::int64_t value) {
 }
 
 void check_backend(const openmsa_config& config) {
-  require(config.backend == OPENMSA_BACKEND_CPU || is_reference(config.backend),
-          "backend: expected OPENMSA_BACKEND_CPU, _REFERENCE or _REFERENCE_FLOAT32, got ", config.backend);
+  require(config.backend >= OPENMSA_BACKEND_CPU && config.backend <= OPENMSA_BACKEND_CUDA,
+          "backend: expected OPENMSA_BACKEND_CPU, _REFERENCE, _REFERENCE_FLOAT32 or _CUDA, got ", config.backend);
   require(config.dtype == OPENMSA_FLOAT32 || config.dtype == OPENMSA_BFLOAT16 || config.dtype == OPENMSA_FLOAT16 ||
               config.dtype == OPENMSA_FLOAT64,
           "dtype: expected a float type, got ", config.dtype);
   if (config.dtype == OPENMSA_FLOAT64 && !is_reference(config.backend)) {
-    fail(OPENMSA_UNSUPPORTED, "dtype: expected fp32, bf16 or fp16 on the CPU backend, got fp64");
+    fail(OPENMSA_UNSUPPORTED, "dtype: expected fp32, bf16 or fp16 (fp64 is for the reference backend), got fp64");
   }
 }
 

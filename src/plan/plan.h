@@ -10,13 +10,17 @@ namespace openmsa::core {
 /// Blocks of `size` that cover `count` items.
 constexpr std::int64_t ceil_div(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
+inline bool is_reference(openmsa_backend backend) {
+  return backend == OPENMSA_BACKEND_REFERENCE || backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
+}
+
 struct Plan {
   openmsa_config config;  // defaults filled in
   std::int64_t group_size;
   std::int64_t max_blocks;  // kv_blocks of the longest sequence
   double softmax_scale;
   double index_scale;  // 1/sqrt(index_dim)
-  int num_threads;  // of the CPU backend; at least 1
+  int num_threads;     // of the CPU backend; at least 1
 
   bool is_paged() const { return config.page_size > 0; }
 };

@@ -217,6 +217,7 @@ Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_
   const std::int64_t seqlen_k = shape.seqlens_k[b] - shape.seqlens_q[b] + end;
   shape.seqlens_q = {end - begin};
   shape.seqlens_k = {seqlen_k};
+  shape.padding_q = 0;
   Layer result = make_layer(shape);
   for (const char* name : {"q", "index_q"}) {
     result.tensors[name] = rows(layer.tensors.at(name), q_begin + begin, end - begin);

@@ -1,0 +1,41 @@
+// Launching: dynamic shared memory, and overlap of a kernel's start with the end of the one before it
+// (programmatic dependent launch; every kernel begins with cudaGridDependencySynchronize()).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "cuda/common/error.h"
+
+namespace openmsa::cuda {
+
+struct LaunchShape {
+  unsigned int blocks;
+  unsigned int threads;
+  std::size_t shared_bytes;
+};
+
+template <class... Params, class... Args>
+void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cudaStream_t stream, Args... args) {
+  constexpr std::size_t kDefaultShared = 48 << 10;
+  if (shape.blocks == 0) return;
+  if (shape.shared_bytes > kDefaultShared) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          name);
+  }
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
+}
+
+}  // namespace openmsa::cuda

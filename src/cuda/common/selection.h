@@ -1,0 +1,35 @@
+// Which kv_blocks of a query row are forced and which compete, on the device; the rules of spec and CPU backend.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/batch_view.h"
+
+namespace openmsa::cuda {
+
+struct SelectionRules {
+  std::int32_t block_size;
+  std::int32_t topk;
+  std::int32_t num_init_blocks;
+  std::int32_t num_local_blocks;
+};
+
+struct Candidates {
+  std::int32_t init;   // kv_blocks [0, init) are forced
+  std::int32_t end;    // [init, end) compete
+  std::int32_t local;  // [end, end + local) are forced
+  std::int32_t slots;  // for the competitors
+
+  OPENMSA_DEVICE Candidates(const SelectionRules& rules, std::int32_t position) {
+    const std::int32_t visible = position < 0 ? 0 : position / rules.block_size + 1;
+    local = least(least(rules.num_local_blocks, rules.topk), visible);
+    end = visible - local;
+    init = least(least(rules.num_init_blocks, rules.topk - local), end);
+    slots = least(rules.topk - local - init, end - init);
+  }
+
+ private:
+  static OPENMSA_DEVICE std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+};
+
+}  // namespace openmsa::cuda

@@ -1,0 +1,26 @@
+// The CUDA backend (sm_90a): work is enqueued on the caller's stream; nothing is allocated, read back or waited for.
+// In a build without CUDA, absent.cc takes its place and refuses every plan.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "core/arena.h"
+#include "core/problem.h"
+
+namespace openmsa::cuda {
+
+/// Whether the current device can run the kernels and the plan is one that they serve. Throws Failure UNSUPPORTED,
+/// naming what was found or which feature is missing.
+void check_plan(const core::Plan& plan);
+
+/// Workspace of `op` within the plan's capacities.
+std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
+
+/// `problem` has device pointers, whose values have not been checked.
+void run(openmsa_op op, const core::Problem& problem, core::Arena arena, void* stream);
+
+/// What `msa info` prints: the device, or why there is none.
+std::string describe();
+
+}  // namespace openmsa::cuda

@@ -1,0 +1,294 @@
+// Host side of the CUDA backend: workspace, parameters and tensor maps of a call, and the order of its kernels.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <iterator>
+
+#include "core/error.h"
+#include "cuda/common/error.h"
+#include "cuda/common/tensor_map.h"
+#include "cuda/cuda.h"
+#include "cuda/prefill_plan.h"
+#include "cuda/sm90/launches.h"
+#include "cuda/topk.h"
+#include "cuda_variants.h"  // generated: kSelectVariants, kPrefillVariants
+
+namespace openmsa::cuda {
+namespace {
+
+using core::Arena;
+using core::fail;
+using core::Plan;
+using core::present;
+using core::Problem;
+
+// ----------------------------------------------------------------------------------------------- arguments
+
+/// The copy engine and 16-byte accesses want aligned rows.
+void require_aligned_rows(const char* name, const openmsa_tensor& tensor) {
+  if (!present(tensor)) return;
+  bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
+  for (int d = 0; d + 1 < tensor.rank; ++d) aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % 8 == 0;
+  if (!aligned) {
+    fail(OPENMSA_UNSUPPORTED, name, ": expected 16-byte aligned rows on the CUDA backend, got data ", tensor.data,
+         " with strides ", tensor.strides[0], ", ", tensor.strides[1]);
+  }
+}
+
+void check_tensors(const Problem& problem) {
+  const openmsa_tensors& t = problem.tensors;
+  const std::pair<const char*, const openmsa_tensor*> rows[] = {{"q", &t.q},
+                                                                {"k", &t.k},
+                                                                {"v", &t.v},
+                                                                {"index_q", &t.index_q},
+                                                                {"index_k", &t.index_k},
+                                                                {"k_cache", &t.k_cache},
+                                                                {"v_cache", &t.v_cache},
+                                                                {"index_k_cache", &t.index_k_cache},
+                                                                {"o", &t.o}};
+  for (const auto& [name, tensor] : rows) require_aligned_rows(name, *tensor);
+  if (present(t.o) && t.o.dtype != problem.plan.config.dtype) {
+    fail(OPENMSA_UNSUPPORTED, "o: expected the plan's dtype on the CUDA backend, got fp32");
+  }
+}
+
+IntVector int_vector(const openmsa_tensor& tensor) {
+  if (!present(tensor)) return {nullptr, 0};
+  return {static_cast<const std::int32_t*>(tensor.data), tensor.strides[0]};
+}
+
+BatchView batch_view(const Problem& problem) {
+  const openmsa_tensors& t = problem.tensors;
+  BatchView view{};
+  view.batch = static_cast<std::int32_t>(problem.batch);
+  view.total_q = static_cast<std::int32_t>(problem.total_q);
+  view.total_k = static_cast<std::int32_t>((present(t.k) ? t.k : t.index_k).shape[0]);
+  view.cu_seqlens_q = int_vector(t.cu_seqlens_q);
+  view.cu_seqlens_k = int_vector(t.cu_seqlens_k);
+  view.seqlens_k = int_vector(t.seqlens_k);
+  if (present(t.block_table)) {
+    view.block_table = {static_cast<const std::int32_t*>(t.block_table.data), t.block_table.strides[1]};
+    view.table_row = t.block_table.strides[0];
+  }
+  view.page_size = problem.plan.config.page_size;
+  view.block_size = problem.plan.config.block_size;
+  return view;
+}
+
+/// Keys in boxes of `box_rows` tokens of one head: [rows][heads][dim], [pages][page_size][heads][dim], or without
+/// heads.
+CUtensorMap key_map(const Problem& problem, const openmsa_tensor& contiguous, const openmsa_tensor& paged,
+                    bool has_heads, std::int32_t box_rows, const void* stand_in) {
+  const bool is_paged = problem.plan.is_paged();
+  const openmsa_tensor& tensor = is_paged ? paged : contiguous;
+  const int token = is_paged ? 1 : 0, last = tensor.rank - 1;
+  const std::int64_t shape[3] = {has_heads ? tensor.shape[token + 1] : 1, tensor.shape[token],
+                                 is_paged ? tensor.shape[0] : 1};
+  const std::int64_t strides[3] = {has_heads ? tensor.strides[token + 1] : 0, tensor.strides[token],
+                                   is_paged ? tensor.strides[0] : 0};
+  const bool is_empty = shape[0] * shape[1] * shape[2] == 0;  // nothing will be loaded
+  return make_tensor_map(is_empty ? stand_in : tensor.data, problem.plan.config.dtype, tensor.shape[last], shape,
+                         strides, {1, box_rows, 1});
+}
+
+sm90::Launch launch_on(void* stream) {
+  int device = 0, num_sms = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return {static_cast<cudaStream_t>(stream), num_sms};
+}
+
+// -------------------------------------------------------------------------------------------------- stages
+
+/// The smallest compiled list that holds topk.
+const sm90::SelectVariant& select_variant(const Plan& plan, bool stores_scores) {
+  const openmsa_config& config = plan.config;
+  const sm90::SelectVariant* best = nullptr;
+  for (const sm90::SelectVariant& variant : kSelectVariants) {
+    const bool serves = stores_scores ? variant.capacity == 0 : variant.capacity >= config.topk;
+    if (variant.dtype != config.dtype || variant.dim != config.index_dim || variant.block_size != config.block_size ||
+        !serves) {
+      continue;
+    }
+    if (best == nullptr || variant.capacity < best->capacity) best = &variant;
+  }
+  if (best == nullptr) fail(OPENMSA_INTERNAL, "select: no kernel for this plan");
+  return *best;
+}
+
+/// Index branch: topk_indices, or block_scores where they are wanted.
+void run_select(const Problem& problem, Arena& arena, sm90::Launch launch) {
+  const Plan& plan = problem.plan;
+  const openmsa_tensors& t = problem.tensors;
+  const sm90::SelectVariant& variant = select_variant(plan, present(t.block_scores));
+  const SelectWorkspace workspace(arena, plan, variant.capacity);
+
+  sm90::SelectParams p{};
+  p.batch = batch_view(problem);
+  p.index = workspace.index;
+  p.rules = {plan.config.block_size, plan.config.topk, plan.config.num_init_blocks, plan.config.num_local_blocks};
+  p.index_q = t.index_q.data;
+  p.q_row_stride = t.index_q.strides[0];
+  p.q_head_stride = t.index_q.strides[1];
+  p.heads = plan.config.num_heads_kv;
+  p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
+  p.num_splits = workspace.num_splits;
+  p.partial_keys = workspace.partial_keys;
+  p.partial_blocks = workspace.partial_blocks;
+  if (present(t.block_scores)) {
+    p.block_scores = static_cast<float*>(t.block_scores.data);
+    std::copy_n(t.block_scores.strides, 3, p.score_strides);
+    p.score_columns = static_cast<std::int32_t>(t.block_scores.shape[2]);
+    p.index_scale = static_cast<float>(plan.index_scale);
+  } else {
+    p.topk_indices = static_cast<std::int32_t*>(t.topk_indices.data);
+    std::copy_n(t.topk_indices.strides, 3, p.topk_strides);
+  }
+  const CUtensorMap index_k =
+      key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, workspace.index.tiles);
+  const auto tiles = max_tiles(problem.total_q, problem.batch, workspace.queries_per_tile);
+  sm90::index_batch(p.batch, p.index, workspace.queries_per_tile, launch);
+  variant.function(p, index_k, static_cast<int>(tiles), launch);
+}
+
+sm90::PrefillFunction* prefill_function(const Plan& plan) {
+  for (const sm90::PrefillVariant& variant : kPrefillVariants) {
+    if (variant.dtype == plan.config.dtype && variant.dim == plan.config.head_dim &&
+        variant.block_size == plan.config.block_size) {
+      return variant.function;
+    }
+  }
+  fail(OPENMSA_INTERNAL, "sparse_attention: no kernel for this plan");
+}
+
+sm90::PrefillMaps prefill_maps(const Problem& problem, const sm90::Chunk& chunk, std::int32_t key_box_rows) {
+  const Plan& plan = problem.plan;
+  const openmsa_tensors& t = problem.tensors;
+  const auto group = static_cast<std::int32_t>(plan.group_size);
+  const std::int64_t q_shape[3] = {plan.config.num_heads_q, problem.total_q, 1};
+  const std::int64_t q_strides[3] = {t.q.strides[1], t.q.strides[0], 0};
+  const std::int64_t dim = plan.config.head_dim;
+  const std::int64_t rows = std::int64_t{chunk.max_tiles} * chunk.tile_queries * chunk.slots * group;
+  return {make_tensor_map(t.q.data, plan.config.dtype, dim, q_shape, q_strides, {group, 1, 1}),
+          make_tensor_map(t.q.data, plan.config.dtype, dim, q_shape, q_strides, {group, chunk.tile_queries / 2, 1}),
+          key_map(problem, t.k, t.k_cache, true, key_box_rows, chunk.partial_o),
+          key_map(problem, t.v, t.v_cache, true, key_box_rows, chunk.partial_o),
+          make_tensor_map(chunk.partial_o, plan.config.dtype, dim, {rows, 1, 1}, {dim, 0, 0}, {group, 1, 1})};
+}
+
+/// Attention over topk_indices, chunk by chunk.
+void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
+  const Plan& plan = problem.plan;
+  const openmsa_tensors& t = problem.tensors;
+  const PrefillWorkspace workspace(arena, plan);
+  sm90::PrefillFunction* const attend = prefill_function(plan);
+
+  sm90::PrefillParams p{};
+  p.batch = batch_view(problem);
+  p.index = workspace.index;
+  p.chunk = workspace.chunk;
+  p.topk_indices = static_cast<const std::int32_t*>(t.topk_indices.data);
+  std::copy_n(t.topk_indices.strides, 3, p.topk_strides);
+  p.topk = plan.config.topk;
+  // Half of a tile's queries: below that, one pass over all rows costs more than gathering the few.
+  p.union_threshold = std::max(2, p.chunk.tile_queries / 2);
+  p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
+  p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
+  p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
+  p.o = t.o.data;
+  std::copy_n(t.o.strides, 2, p.o_strides);
+  if (present(t.lse)) {
+    p.lse = static_cast<float*>(t.lse.data);
+    std::copy_n(t.lse.strides, 2, p.lse_strides);
+  }
+
+  const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.chunk.tile_queries);
+  p.chunk.max_tiles = static_cast<std::int32_t>(std::min<std::int64_t>(p.chunk.max_tiles, tiles));
+  const sm90::PrefillMaps maps = prefill_maps(problem, p.chunk, p.key_box_rows);
+  check(cudaMemsetAsync(p.chunk.list_counts, 0, sizeof(std::int32_t) * p.chunk.max_lists, launch.stream),
+        "cudaMemsetAsync");
+  sm90::index_batch(p.batch, p.index, p.chunk.tile_queries, launch);
+  for (p.chunk.head = 0; p.chunk.head < plan.config.num_heads_kv; ++p.chunk.head) {
+    for (p.chunk.first_tile = 0; p.chunk.first_tile < tiles; p.chunk.first_tile += p.chunk.max_tiles) {
+      sm90::schedule(p, launch);
+      attend(p, maps, launch);
+    }
+  }
+}
+
+/// topk_indices of a call that does not ask for them.
+std::int32_t* take_indices(Arena& arena, const Plan& plan) {
+  return arena.take<std::int32_t>(plan.config.num_heads_kv * plan.config.max_total_q * plan.config.topk);
+}
+
+void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
+  openmsa_tensors tensors = problem.tensors;
+  std::int32_t* indices = take_indices(arena, problem.plan);
+  if (!present(tensors.topk_indices)) {
+    const std::int64_t shape[] = {problem.plan.config.num_heads_kv, problem.total_q, problem.plan.config.topk};
+    tensors.topk_indices = openmsa_contiguous(indices, OPENMSA_INT32, 3, shape);
+  }
+  const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
+  Arena select = arena, attend = arena;  // one after the other in the same memory
+  run_select(layer, select, launch);
+  run_attention(layer, attend, launch);
+}
+
+[[noreturn]] void refuse(openmsa_op op) {
+  fail(OPENMSA_UNSUPPORTED,
+       "op: expected block_scores, topk, select_blocks, sparse_attention or msa_attention on the "
+       "CUDA backend, got operation ",
+       static_cast<int>(op));
+}
+
+}  // namespace
+
+std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
+  Arena arena;
+  switch (op) {
+    case OPENMSA_OP_BLOCK_SCORES:
+      SelectWorkspace(arena, plan, 0);
+      break;
+    case OPENMSA_OP_SELECT_BLOCKS:
+      SelectWorkspace(arena, plan, select_variant(plan, false).capacity);
+      break;
+    case OPENMSA_OP_SPARSE_ATTENTION:
+      PrefillWorkspace(arena, plan);
+      break;
+    case OPENMSA_OP_MSA_ATTENTION: {
+      take_indices(arena, plan);
+      Arena select = arena, attend = arena;
+      SelectWorkspace(select, plan, select_variant(plan, false).capacity);
+      PrefillWorkspace(attend, plan);
+      return std::max(select.used(), attend.used());
+    }
+    case OPENMSA_OP_TOPK:
+      break;  // works in place
+    default:
+      refuse(op);
+  }
+  return arena.used();
+}
+
+void run(openmsa_op op, const Problem& problem, Arena arena, void* stream) {
+  check_tensors(problem);
+  if (problem.total_q == 0) return;
+  const sm90::Launch launch = launch_on(stream);
+  switch (op) {
+    case OPENMSA_OP_BLOCK_SCORES:
+    case OPENMSA_OP_SELECT_BLOCKS:
+      return run_select(problem, arena, launch);
+    case OPENMSA_OP_TOPK:
+      return run_topk(problem, batch_view(problem), launch);
+    case OPENMSA_OP_SPARSE_ATTENTION:
+      return run_attention(problem, arena, launch);
+    case OPENMSA_OP_MSA_ATTENTION:
+      return run_layer(problem, arena, launch);
+    default:
+      refuse(op);
+  }
+}
+
+}  // namespace openmsa::cuda

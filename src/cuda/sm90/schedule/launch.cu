@@ -1,0 +1,27 @@
+#include <algorithm>
+
+#include "cuda/common/launch.h"
+#include "cuda/sm90/launches.h"
+#include "cuda/sm90/schedule/index_batch.cuh"
+#include "cuda/sm90/schedule/schedule.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+void index_batch(const BatchView& batch, const BatchIndex& index, int queries_per_tile, Launch launch) {
+  cuda::launch("index_batch", index_batch_kernel, {1, kIndexBatchThreads, 0}, launch.stream, batch, index,
+               queries_per_tile);
+}
+
+void schedule(const PrefillParams& p, Launch launch) {
+  const int entries = p.chunk.tile_queries * p.topk;
+  const auto tiles = static_cast<unsigned int>(p.chunk.max_tiles);
+  cuda::launch("split_pairs", split_pairs_kernel,
+               {tiles, kSplitThreads, static_cast<std::size_t>(TileSelection::kEntryBytes * entries)}, launch.stream,
+               p);
+  cuda::launch("make_items", make_items_kernel, {1, kItemThreads, 0}, launch.stream, p);
+  constexpr unsigned int kThreads = 256;
+  const unsigned int pairs = tiles * static_cast<unsigned int>(entries);
+  cuda::launch("place_visits", place_visits_kernel, {(pairs + kThreads - 1) / kThreads, kThreads, 0}, launch.stream, p);
+}
+
+}  // namespace openmsa::cuda::sm90

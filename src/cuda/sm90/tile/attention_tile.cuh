@@ -1,0 +1,197 @@
+// One warpgroup's attention tile: 64 query rows against one kv_block. Shared-memory layouts, the two products, and the
+// register work between them.
+//
+//   s[64][kBlock] = q k^T    (q and k from shared memory)
+//   o[64][kDim]  += p v      (p from registers, v from shared memory)
+//
+// A thread holds two rows of each accumulator, 16 * warp + lane / 4 and the one 8 below, with columns
+// 8 * n + 2 * (lane % 4) + {0, 1}; the four lanes of a quad share a row.
+#pragma once
+
+#include <cutlass/arch/reg_reconfig.h>
+#include <cutlass/numeric_conversion.h>
+
+#include <cute/arch/copy_sm90_tma.hpp>
+#include <cute/atom/mma_atom.hpp>
+#include <cute/tensor.hpp>
+
+namespace openmsa::cuda::sm90 {
+
+inline constexpr int kRows = 64;  // query rows of a warpgroup's tile
+inline constexpr int kHalf = 64;  // channels of one swizzled half tile
+
+template <class Element_, int kDim_, int kBlock_>
+struct AttentionTile {
+  using Element = Element_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kBlock = kBlock_;
+  static constexpr int kHalves = kDim / kHalf;
+
+  using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
+  using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kBlock>, cute::Int<kDim>>{}));
+  // v lies [key][channel] like k; as the right operand of p v it is read [channel][key].
+  using LayoutV = decltype(cute::tile_to_shape(MnMajor{}, cute::Shape<cute::Int<kDim>, cute::Int<kBlock>>{},
+                                               cute::Step<cute::_2, cute::_1>{}));
+  using ScoreShape = cute::Shape<cute::Int<kRows>, cute::Int<kBlock>, cute::_16>;
+  using ValueShape = cute::Shape<cute::Int<kRows>, cute::Int<kDim>, cute::_16>;
+  using ScoreMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float, ScoreShape, cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  using ValueMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float, ValueShape, cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+
+  static constexpr int kScoreColumns = kBlock / 8;  // groups of 8 columns of s
+  static constexpr int kValueColumns = kDim / 8;    // and of o
+
+  using Scores = decltype(cute::partition_fragment_C(ScoreMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kBlock>>{}));
+  using Values = decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+
+  /// Starts s = q k^T; finish with cute::warpgroup_wait and a fence on s.
+  __device__ static void start_scores(const Element* q, const Element* k, Scores& s, int thread) {
+    using namespace cute;
+    ScoreMma mma;
+    const auto slice = mma.get_thread_slice(thread);
+    const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(q), LayoutQ{}));
+    const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(k), LayoutK{}));
+    warpgroup_fence_operand(s);
+    warpgroup_arrive();
+    mma.accumulate_ = GMMA::ScaleOut::Zero;
+    CUTE_UNROLL
+    for (int i = 0; i < size<2>(left); ++i) {
+      gemm(mma, left(_, _, i), right(_, _, i), s);
+      mma.accumulate_ = GMMA::ScaleOut::One;
+    }
+    warpgroup_commit_batch();
+  }
+
+  /// The probabilities in s as the left operand of p v: the same registers, rounded to Element.
+  __device__ static auto round_scores(const Scores& s) {
+    using namespace cute;
+    Tensor p = make_tensor<Element>(Shape<Shape<_2, _2, _2>, _1, Int<kBlock / 16>>{});
+    const cutlass::NumericArrayConverter<Element, float, 2> convert;
+    CUTE_UNROLL
+    for (int i = 0; i < size(p) / 2; ++i) {
+      reinterpret_cast<cutlass::Array<Element, 2>*>(&p(0))[i] =
+          convert(reinterpret_cast<const cutlass::Array<float, 2>*>(&s(0))[i]);
+    }
+    return p;
+  }
+
+  /// Starts o = p v, or o += p v.
+  template <class Probabilities>
+  __device__ static void start_values(const Probabilities& p, const Element* v, Values& o, bool accumulate,
+                                      int thread) {
+    using namespace cute;
+    ValueMma mma;
+    const auto slice = mma.get_thread_slice(thread);
+    const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(v), LayoutV{}));
+    warpgroup_fence_operand(o);
+    warpgroup_arrive();
+    mma.accumulate_ = accumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
+    CUTE_UNROLL
+    for (int i = 0; i < size<2>(p); ++i) {
+      gemm(mma, p(_, _, i), right(_, _, i), o);
+      mma.accumulate_ = GMMA::ScaleOut::One;
+    }
+    warpgroup_commit_batch();
+  }
+
+  /// Element (row, channel) of a swizzled tile of `rows` rows, in elements from its start.
+  __device__ static constexpr int swizzled(int rows, int row, int channel) {
+    return channel / kHalf * rows * kHalf + row * kHalf + ((channel % kHalf / 8) ^ (row % 8)) * 8 + channel % 8;
+  }
+
+  /// Stores o, its rows scaled, as a swizzled [64][kDim] tile: stmatrix writes four 8x8 matrices at once.
+  __device__ static void store_values(const Values& o, float scale0, float scale1, Element* tile, int thread) {
+    using namespace cute;
+    const int lane = thread % 32, warp = thread / 32;
+    const cutlass::NumericArrayConverter<Element, float, 2> convert;
+    CUTE_UNROLL
+    for (int n = 0; n < kValueColumns; n += 2) {
+      std::uint32_t packed[4];
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) {  // rows 0-7 and 8-15 of columns n, then of columns n + 1
+        const float scale = i % 2 == 0 ? scale0 : scale1;
+        cutlass::Array<float, 2> pair;
+        pair[0] = o(make_coord(0, i % 2, n + i / 2), 0, 0) * scale;
+        pair[1] = o(make_coord(1, i % 2, n + i / 2), 0, 0) * scale;
+        const auto rounded = convert(pair);
+        packed[i] = reinterpret_cast<const std::uint32_t&>(rounded);
+      }
+      const int matrix = lane / 8, row = warp * 16 + matrix % 2 * 8 + lane % 8, channel = (n + matrix / 2) * 8;
+      const std::uint32_t address = cast_smem_ptr_to_uint(tile + swizzled(kRows, row, channel));
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(packed[0]),
+                   "r"(packed[1]), "r"(packed[2]), "r"(packed[3])
+                   : "memory");
+    }
+  }
+};
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+/// -inf - -inf must not appear in an exponent: the shift of a row that has seen nothing is 0.
+__device__ __forceinline__ float finite_shift(float x) { return x == -INFINITY ? 0 : x; }
+
+/// Running softmax of one row in units of log2: max is softmax_scale * log2(e) * score, sum counts this thread's
+/// columns.
+struct RowSoftmax {
+  float max = -INFINITY;
+  float sum = 0;
+
+  /// Turns row `half` of s into probabilities and returns the factor for what was accumulated before.
+  template <class Tile>
+  __device__ __forceinline__ float update(typename Tile::Scores& s, int half, float scale_log2) {
+    using namespace cute;
+    float top = s(make_coord(0, half, 0), 0, 0);
+    CUTE_UNROLL
+    for (int n = 0; n < Tile::kScoreColumns; ++n) {
+      top = fmaxf(top, fmaxf(s(make_coord(0, half, n), 0, 0), s(make_coord(1, half, n), 0, 0)));
+    }
+    const float new_max = fmaxf(max, quad_max(top) * scale_log2);
+    const float shift = finite_shift(new_max);
+    const float alpha = exp2_approx(max - shift);
+    max = new_max;
+    sum *= alpha;
+    CUTE_UNROLL
+    for (int n = 0; n < Tile::kScoreColumns; ++n) {
+      CUTE_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        float& x = s(make_coord(c, half, n), 0, 0);
+        x = exp2_approx(fmaf(x, scale_log2, -shift));
+        sum += x;
+      }
+    }
+    return alpha;
+  }
+};
+
+/// o *= alpha, row by row.
+template <class Tile>
+__device__ __forceinline__ void scale_values(typename Tile::Values& o, float alpha0, float alpha1) {
+  using namespace cute;
+  CUTE_UNROLL
+  for (int n = 0; n < Tile::kValueColumns; ++n) {
+    CUTE_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      o(make_coord(c, 0, n), 0, 0) *= alpha0;
+      o(make_coord(c, 1, n), 0, 0) *= alpha1;
+    }
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,92 @@
+// The best candidates of a row, kept by one warp in shared memory.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+
+#include "cuda/sm90/select/topk_list.cuh"
+#include "cuda/sm90/topk/warp_sort.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Score and kv_block as one number: higher scores are greater, and so is the lower of two kv_blocks with equal scores.
+using Ranked = long long;
+
+__device__ __forceinline__ Ranked rank_of(float score, std::int32_t block) {
+  return Ranked{score_key(score)} << 32 | static_cast<std::uint32_t>(~block);
+}
+__device__ __forceinline__ std::int32_t block_of(Ranked ranked) { return ~static_cast<std::int32_t>(ranked); }
+
+/// A score that compares like the one in `ranked`; a NaN gives a NaN.
+__device__ __forceinline__ float score_of(Ranked ranked) {
+  const auto key = static_cast<std::int32_t>(ranked >> 32);
+  return __int_as_float(key < 0 ? key ^ INT_MAX : key);
+}
+
+/// Candidates arrive in any order, at most one per lane at a time. Whenever kCapacity gets close, all but the best
+/// `slots` are dropped; from then on only better ones than the last of those enter.
+template <int kCapacity>
+class BestList {
+ public:
+  __device__ __forceinline__ BestList(Ranked* memory, int slots, int lane)
+      : memory_(memory), slots_(slots), lane_(lane) {}
+
+  /// Whether a candidate has to beat `worst()`.
+  __device__ __forceinline__ bool is_full() const { return worst_ != kNone; }
+  __device__ __forceinline__ Ranked worst() const { return worst_; }
+
+  /// Called by all lanes; those without a candidate pass has_one = false.
+  __device__ __forceinline__ void offer(bool has_one, Ranked candidate) {
+    const bool enters = has_one && candidate > worst_;
+    const std::uint32_t votes = __ballot_sync(kFullWarp, enters);
+    if (enters) memory_[size_ + __popc(votes & ((1u << lane_) - 1))] = candidate;
+    size_ += __popc(votes);
+    if (size_ > kCapacity - 32) keep_best();
+  }
+
+  /// Leaves the best `slots`, in descending order, or as many as there are.
+  __device__ __forceinline__ void keep_best() {
+    __syncwarp();
+    if (size_ < slots_) return;
+    Ranked mine[kRows];
+    int rank[kRows];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int at = row * 32 + lane_;
+      if (row * 32 >= size_) break;
+      mine[row] = at < size_ ? memory_[at] : kNone;
+      rank[row] = 0;
+      for (int i = 0; i < size_; ++i) rank[row] += memory_[i] > mine[row];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      if (row * 32 + lane_ < size_ && rank[row] < slots_) memory_[rank[row]] = mine[row];
+    }
+    __syncwarp();
+    size_ = slots_;
+    worst_ = memory_[slots_ - 1];
+  }
+
+  /// Writes the kept kv_blocks in ascending order.
+  __device__ __forceinline__ void write(std::int32_t* to, std::int64_t stride) const {
+    for (int at = lane_; at < size_; at += 32) {
+      const std::int32_t block = block_of(memory_[at]);
+      int rank = 0;
+      for (int i = 0; i < size_; ++i) rank += block_of(memory_[i]) < block;
+      to[rank * stride] = block;
+    }
+  }
+
+ private:
+  static constexpr int kRows = kCapacity / 32;
+  static constexpr Ranked kNone = LLONG_MIN;
+
+  Ranked* memory_;
+  int slots_;
+  int lane_;
+  int size_ = 0;
+  Ranked worst_ = kNone;
+};
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,100 @@
+// Exp-free top-k of a score matrix: a warp per row, each score read once from memory.
+//
+// A row passes through registers in pieces of 1024. The k-th best of the lanes' maxima, or the worst of the k best so
+// far, bounds what can still be chosen from below; the few scores of a piece that reach the bound go to a list in
+// shared memory, where they are ranked with the best of the pieces before.
+#pragma once
+
+#include "cuda/sm90/topk/best_list.cuh"
+#include "cuda/sm90/topk/params.h"
+#include "cuda/sm90/topk/piece.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+inline constexpr int kTopkWarps = 4;
+
+/// The sequence of a query row: the last b in [0, batch] with cu_seqlens_q[b] <= row. The warp cuts the range by 32 at
+/// a time.
+__device__ __forceinline__ std::int32_t sequence_of_row(const BatchView& batch, std::int32_t row, int lane) {
+  if (batch.cu_seqlens_q.data == nullptr) return 0;
+  std::int32_t low = 0, high = batch.batch + 1;
+  while (high - low > 1) {
+    const std::int32_t step = (high - low + 31) / 32, probe = low + lane * step;
+    const bool starts_before = probe < high && batch.cu_seqlens_q.at(probe) <= row;
+    low += (__popc(__ballot_sync(kFullWarp, starts_before)) - 1) * step;
+    high = min(high, low + step);
+  }
+  return low;
+}
+
+__device__ __forceinline__ std::int32_t position_of_row(const BatchView& batch, std::int32_t row, int lane) {
+  const std::int32_t b = sequence_of_row(batch, row, lane);
+  const SequenceView view = batch.sequence(b);
+  return b == batch.batch ? -1 : view.seqlen_k - view.seqlen_q + row - view.q_row;
+}
+
+/// Bit i: scores[i] is not below `bound`, or above it where `strictly`. A NaN may be chosen too: its bit is set.
+__device__ __forceinline__ std::uint32_t reaching(const float (&scores)[kLaneScores], float bound, bool strictly) {
+  std::uint32_t bits = 0;
+  if (strictly) {
+#pragma unroll
+    for (int i = 0; i < kLaneScores; ++i) bits |= !(scores[i] <= bound) ? 1u << i : 0;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLaneScores; ++i) bits |= !(scores[i] < bound) ? 1u << i : 0;
+  }
+  return bits;
+}
+
+template <bool kWide, class List, class Row>
+__device__ __forceinline__ void search_piece(List& best, const Row& row, std::int32_t first, int slots, int lane) {
+  constexpr int kMany = 32;  // candidates that are worth a tighter bound
+  float scores[kLaneScores];
+  row.load(first, lane, scores);
+  std::uint32_t candidates = row.competing(first, lane);
+  // Earlier pieces hold lower kv_blocks: they win ties.
+  if (best.is_full()) candidates &= reaching(scores, score_of(best.worst()), true);
+  if (__reduce_add_sync(kFullWarp, static_cast<unsigned int>(__popc(candidates))) > kMany) {
+    candidates &= reaching(scores, lower_bound<kWide>(scores, slots, lane), false);
+  }
+  while (__any_sync(kFullWarp, candidates != 0)) {
+    const bool has_one = candidates != 0;
+    const std::int32_t block = first + Row::column(has_one ? __ffs(candidates) - 1 : 0, lane);
+    // Registers cannot be indexed by a variable; the score is still in the L1 cache.
+    best.offer(has_one, has_one ? rank_of(row.at(block), block) : 0);
+    candidates &= candidates - 1;
+  }
+  best.keep_best();
+}
+
+/// kWide: topk above 16.
+template <bool kWide, bool kContiguous>
+__global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
+  constexpr int kCapacity = kWide ? 128 : 64;
+  __shared__ Ranked memory[kTopkWarps][kCapacity];
+  cudaGridDependencySynchronize();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const std::int64_t row = std::int64_t{blockIdx.x} * kTopkWarps + warp;
+  const auto head = static_cast<std::int32_t>(row / p.batch.total_q);
+  const auto query = static_cast<std::int32_t>(row % p.batch.total_q);
+  if (head >= p.heads) return;
+
+  const Candidates rules(p.rules, position_of_row(p.batch, query, lane));
+  const ScoreRow<kContiguous> scores{p.block_scores + head * p.score_strides[0] + query * p.score_strides[1],
+                                     p.score_strides[2], rules.init, rules.end};
+  BestList<kCapacity> best(memory[warp], rules.slots, lane);
+  const std::int32_t end = rules.slots > 0 ? rules.end : 0;
+  for (std::int32_t first = rules.init / kPieceScores * kPieceScores; first < end; first += kPieceScores) {
+    search_piece<kWide>(best, scores, first, rules.slots, lane);
+  }
+
+  std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + query * p.topk_strides[1];
+  const std::int64_t stride = p.topk_strides[2];
+  const std::int32_t local = rules.init + rules.slots;
+  for (std::int32_t i = lane; i < rules.init; i += 32) to[i * stride] = i;
+  best.write(to + rules.init * stride, stride);
+  for (std::int32_t i = lane; i < rules.local; i += 32) to[(local + i) * stride] = rules.end + i;
+  for (std::int32_t i = local + rules.local + lane; i < p.rules.topk; i += 32) to[i * stride] = -1;
+}
+
+}  // namespace openmsa::cuda::sm90

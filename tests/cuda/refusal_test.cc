@@ -1,0 +1,122 @@
+// What the CUDA backend does not serve is refused before anything is launched, naming the feature.
+#include <gmock/gmock.h>
+
+#include <functional>
+
+#include "cuda/support/cases.h"
+#include "cuda/support/device_call.h"
+
+namespace openmsa::test {
+namespace {
+
+using testing::HasSubstr;
+
+LayerShape served_shape() { return {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .seqlens_q = {9}, .seqlens_k = {90}}; }
+
+/// The status and message with which `body` is refused.
+void expect_refusal(openmsa_status status, const std::string& message, const std::function<void()>& body) {
+  try {
+    body();
+    ADD_FAILURE() << "expected a refusal naming " << message;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), status) << error.what();
+    EXPECT_THAT(error.what(), HasSubstr(message));
+  }
+}
+
+struct Feature {
+  std::string name;
+  std::function<void(Config&)> ask;
+};
+
+class RefusedPlan : public OnHopperWith<Feature> {};
+INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
+                         testing::Values(Feature{"dtype", [](Config& c) { c.dtype = OPENMSA_FLOAT32; }},
+                                         Feature{"head_dim", [](Config& c) { c.head_dim = 40; }},
+                                         Feature{"index_dim", [](Config& c) { c.index_dim = 32; }},
+                                         Feature{"block_size", [](Config& c) { c.block_size = 32; }},
+                                         Feature{"num_heads_q", [](Config& c) { c.num_heads_q = 6; }},
+                                         Feature{"page_size", [](Config& c) { c.page_size = 8; }},
+                                         Feature{"softmax_scale", [](Config& c) { c.softmax_scale = -1; }}),
+                         [](const testing::TestParamInfo<Feature>& info) { return info.param.name; });
+
+TEST_P(RefusedPlan, NamesTheFeature) {
+  Config config = make_layer(served_shape()).on(OPENMSA_BACKEND_CUDA).config;
+  Plan{config};
+  GetParam().ask(config);
+  expect_refusal(OPENMSA_UNSUPPORTED, GetParam().name, [&] { Plan{config}; });
+}
+
+class RefusedCall : public OnHopper {
+ protected:
+  void expect_call_refused(openmsa_status status, const std::string& message,
+                           const std::function<void(Tensors&)>& spoil) {
+    DeviceCall call(layer_, OPENMSA_OP_MSA_ATTENTION);
+    const TensorMap before = call.results();
+    spoil(call.tensors());
+    expect_refusal(status, message, [&] { call.enqueue(); });
+    for (const auto& [name, buffer] : call.results()) EXPECT_TRUE(buffer.same_bits(before.at(name))) << name;
+  }
+
+  const Layer layer_ = make_layer(served_shape());
+};
+
+TEST_F(RefusedCall, RowsThatTheCopyEngineCannotRead) {
+  expect_call_refused(OPENMSA_UNSUPPORTED, "q: expected 16-byte aligned rows", [](Tensors& tensors) {
+    tensors.q.data = static_cast<std::byte*>(tensors.q.data) + sizeof(std::uint16_t);
+  });
+  expect_call_refused(OPENMSA_UNSUPPORTED, "v: expected 16-byte aligned rows",
+                      [](Tensors& tensors) { tensors.v.strides[0] += 1; });
+}
+
+TEST_F(RefusedCall, ResultsInAnotherDtype) {
+  expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
+}
+
+TEST_F(RefusedCall, ShapesThatContradictThePlan) {
+  expect_call_refused(OPENMSA_INVALID_ARGUMENT, "k: expected", [](Tensors& tensors) { tensors.k.shape[1] = 1; });
+  expect_call_refused(OPENMSA_INVALID_ARGUMENT, "index_k", [](Tensors& tensors) { tensors.index_k = {}; });
+}
+
+TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
+  const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
+  DeviceCall call(layer_, OPENMSA_OP_MSA_ATTENTION);
+  const std::size_t bytes = plan.workspace_bytes(OPENMSA_OP_MSA_ATTENTION);
+  const DeviceMemory memory(bytes + 64);
+  const auto run_in = [&](std::byte* data, std::size_t size) {
+    plan.run(OPENMSA_OP_MSA_ATTENTION, call.tensors(), {data, size, nullptr});
+  };
+  expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(memory.data(), bytes - 1); });
+  expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(memory.data() + 64, bytes); });
+  expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(nullptr, bytes); });
+}
+
+TEST_F(RefusedCall, OperationsWithoutKernels) {
+  const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
+  for (const openmsa_op op : {OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS,
+                              OPENMSA_OP_BLOCK_RECALL, OPENMSA_OP_APPEND_KV}) {
+    expect_refusal(OPENMSA_UNSUPPORTED, "op: expected", [&] { plan.workspace_bytes(op); });
+  }
+}
+
+class DeviceWorkspace : public OnHopper {};
+
+TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
+  Config config = openmsa::config();
+  config.backend = OPENMSA_BACKEND_CUDA;
+  config.dtype = OPENMSA_BFLOAT16;
+  config.num_heads_q = 64;
+  config.num_heads_kv = 4;
+  config.head_dim = config.index_dim = 128;
+  config.max_total_q = config.max_seqlen_k = 1 << 20;
+  for (const std::int32_t topk : {16, 64}) {
+    config.topk = topk;
+    for (const openmsa_op op : {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
+                                OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION}) {
+      EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << topk << ", op " << op;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace openmsa::test

@@ -1,0 +1,79 @@
+#include "cuda/support/cases.h"
+
+#include <algorithm>
+
+namespace openmsa::test {
+
+std::vector<NamedShape> hopper_shapes() {
+  const LayerShape shapes[] = {
+      {.num_heads_q = 2, .num_heads_kv = 2, .head_dim = 64, .index_dim = 64, .block_size = 64, .topk = 4},
+      {.num_heads_q = 6, .num_heads_kv = 3, .head_dim = 64, .index_dim = 128, .block_size = 64, .topk = 1},
+      {.num_heads_q = 8, .head_dim = 128, .index_dim = 64, .block_size = 64, .topk = 3, .num_init_blocks = 1},
+      {.num_heads_q = 16, .num_heads_kv = 1, .head_dim = 128, .index_dim = 128, .block_size = 128, .topk = 2},
+      {.num_heads_q = 64, .num_heads_kv = 4, .head_dim = 128, .index_dim = 128, .block_size = 128, .topk = 16},
+      {.num_heads_q = 8, .num_heads_kv = 1, .head_dim = 64, .index_dim = 64, .block_size = 64, .topk = 64},
+      {.num_heads_q = 16,
+       .num_heads_kv = 8,
+       .head_dim = 64,
+       .index_dim = 64,
+       .block_size = 64,
+       .topk = 2,
+       .num_init_blocks = 2,
+       .num_local_blocks = 2},
+      {.num_heads_q = 8, .head_dim = 128, .index_dim = 64, .block_size = 128, .topk = 3, .page_size = 16},
+      {.num_heads_q = 16,
+       .num_heads_kv = 1,
+       .head_dim = 64,
+       .index_dim = 64,
+       .block_size = 64,
+       .topk = 4,
+       .num_init_blocks = 1,
+       .page_size = 64},
+      {.num_heads_q = 4, .head_dim = 128, .index_dim = 128, .block_size = 128, .topk = 3, .page_size = 32},
+      {.num_heads_q = 2, .head_dim = 64, .index_dim = 128, .block_size = 64, .num_local_blocks = 0, .page_size = 16},
+      {.num_heads_q = 8,
+       .num_heads_kv = 1,
+       .head_dim = 128,
+       .index_dim = 64,
+       .block_size = 128,
+       .topk = 17,
+       .num_local_blocks = 2,
+       .page_size = 128},
+      {.num_heads_q = 5,
+       .num_heads_kv = 5,
+       .head_dim = 128,
+       .index_dim = 128,
+       .block_size = 64,
+       .topk = 33,
+       .num_init_blocks = 2,
+       .num_local_blocks = 3,
+       .page_size = 32},
+  };
+  std::vector<NamedShape> result;
+  for (const openmsa_dtype dtype : {OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
+    for (LayerShape shape : shapes) {
+      shape.dtype = dtype;
+      shape.seqlens_q = {70, 1, 0, 4, 2, 33, 150};
+      shape.seqlens_k = {70, 900, 20, 333, 0, 297, 150};
+      shape.padding_q = 3;
+      result.push_back(named("", shape));
+    }
+  }
+  return result;
+}
+
+LayerShape boundary_shape(std::int32_t block_size, std::int32_t page_size) {
+  LayerShape shape{.dtype = OPENMSA_BFLOAT16, .block_size = block_size, .topk = 3, .page_size = page_size};
+  shape.seqlens_q.clear();
+  shape.seqlens_k.clear();
+  for (const std::int64_t length : {0, 1, 2, block_size - 1, block_size, block_size + 1, 2 * block_size - 1,
+                                    2 * block_size, 2 * block_size + 1, 5 * block_size + 1}) {
+    for (const std::int64_t queries : {1, 40}) {
+      shape.seqlens_q.push_back(std::min(length, queries));
+      shape.seqlens_k.push_back(length);
+    }
+  }
+  return shape;
+}
+
+}  // namespace openmsa::test

@@ -1,0 +1,58 @@
+#include "cuda/support/device_call.h"
+
+#include <gtest/gtest.h>
+
+#include <utility>
+
+#include "api/operations.h"
+
+namespace openmsa::test {
+
+DeviceCall::DeviceCall(const Layer& layer, openmsa_op op, TensorMap outputs)
+    : op_(op),
+      plan_(layer.on(OPENMSA_BACKEND_CUDA).config),
+      outputs_(std::move(outputs)),
+      tensors_(gather(layer, op, outputs_)),
+      workspace_(plan_.workspace_bytes(op)) {
+  for (const api::Field& field : api::fields()) {
+    openmsa_tensor& tensor = tensors_.*field.member;
+    if (tensor.rank == 0) continue;
+    const auto output = outputs_.find(field.name);
+    const Buffer& buffer = output != outputs_.end() ? output->second : layer.tensors.at(field.name);
+    const auto [entry, is_new] = memory_.emplace(field.name, buffer.bytes().size());
+    entry->second.upload(buffer.bytes());
+    tensor.data = entry->second.data();
+  }
+}
+
+void DeviceCall::update(const Layer& layer) {
+  for (auto& [name, memory] : memory_) {
+    if (!outputs_.contains(name)) memory.upload(layer.tensors.at(name).bytes());
+  }
+}
+
+void DeviceCall::poison() {
+  for (const auto& [name, buffer] : outputs_) memory_.at(name).upload(buffer.bytes());
+  workspace_.poison();
+}
+
+void DeviceCall::enqueue(cudaStream_t stream) const {
+  plan_.run(op_, tensors_, {workspace_.data(), workspace_.bytes(), stream});
+}
+
+TensorMap DeviceCall::results() const {
+  require_cuda(cudaDeviceSynchronize(), "the kernels of the call");
+  for (const auto& [name, memory] : memory_) EXPECT_TRUE(memory.is_fenced()) << "written past the ends of " << name;
+  EXPECT_TRUE(workspace_.is_fenced()) << "written past the ends of the workspace";
+  TensorMap results = outputs_;
+  for (auto& [name, buffer] : results) buffer.assign_bytes(memory_.at(name).download());
+  return results;
+}
+
+TensorMap run_on_device(const Layer& layer, openmsa_op op, const std::vector<std::string>& names) {
+  const DeviceCall call(layer, op, poisoned_outputs(layer.on(OPENMSA_BACKEND_CUDA), op, names));
+  call.enqueue();
+  return call.results();
+}
+
+}  // namespace openmsa::test

@@ -1,0 +1,15 @@
+// MiniMax-M3 layers as Hugging Face transformers computes them, with the attention output in float64.
+#pragma once
+
+#include "io/safetensors.h"
+#include "support/compare.h"
+
+namespace openmsa::test {
+
+/// The inputs in `file`, in bf16.
+Layer read_layer(const io::SafetensorsFile& file);
+
+/// msa_attention on them gave the selection, o and lse of `file`.
+void expect_golden(const io::SafetensorsFile& file, const Layer& layer, const TensorMap& results, Tolerance allowed);
+
+}  // namespace openmsa::test
