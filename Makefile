@@ -2,9 +2,12 @@
 .PHONY: all build deps test test-gpu demo format tidy clean
 all: build
 
+# The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
+CUDA ?= $(if $(shell command -v nvcc),ON,OFF)
+
 # The libraries and build/msa.
 build: deps
-	cmake --preset release
+	cmake --preset release -DOPENMSA_CUDA=$(CUDA)
 	cmake --build --preset release --target msa openmsa_shared
 
 # Does nothing when everything is there.
@@ -21,7 +24,10 @@ test-gpu: build
 	ctest --preset release --label-regex gpu
 
 # Trains, evaluates, measures and reports into demo-out/; see scripts/demo.sh.
-demo: build
+# It runs on the CPU: a fresh clone leaves the CUDA backend out to save its compile time.
+demo: deps
+	test -e build/CMakeCache.txt || cmake --preset release -DOPENMSA_CUDA=OFF
+	cmake --build --preset release --target msa
 	scripts/demo.sh build/msa demo-out
 
 SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc')

@@ -7,10 +7,11 @@ set -eu
 msa=$1
 out=$2
 
-# Both models get the same text, batches, initial weights and optimizer. About two and a half minutes each on 2 cores.
-both="--layers 4 --hidden 192 --heads-q 4 --heads-kv 2 --head-dim 64 --intermediate 512
-  --steps 400 --batch 4 --seqlen 2048 --lr 2e-3 --lr-warmup 40 --seed 1"
-sparse="--dense-layers 1 --index-dim 64 --block-size 32 --topk 16 --warmup-steps 100 --recall-every 20"
+# Both models get the same text, batches, initial weights and optimizer. About two minutes each on 2 cores. A step is one
+# long window and 32 short ones: long ones alone are too alike to learn much from in so few steps.
+both="--layers 4 --hidden 128 --heads-q 4 --heads-kv 2 --head-dim 64 --intermediate 384
+  --steps 250 --batch 1 --seqlen 2048 --short-batch 32 --short-seqlen 128 --lr 4e-3 --min-lr 2e-4 --lr-warmup 20 --seed 1"
+sparse="--dense-layers 1 --index-dim 64 --block-size 32 --topk 8 --warmup-steps 60 --recall-every 10"
 
 if [ -e "$out" ] && [ ! -e "$out/commands.txt" ]; then
   echo "demo.sh: $out exists and is no earlier demo; remove it or name another folder" >&2
@@ -32,8 +33,8 @@ run "$msa" info --json "$out/info.json"
 run "$msa" train --output "$out/msa" --attention msa $both $sparse
 # shellcheck disable=SC2086
 run "$msa" train --output "$out/dense" --attention dense $both
-run "$msa" eval --model "$out/msa" --max-bytes 400000 --json "$out/eval-msa.json" --selection "$out/selection.json"
-run "$msa" eval --model "$out/dense" --max-bytes 400000 --json "$out/eval-dense.json"
+run "$msa" eval --model "$out/msa" --max-bytes 262144 --json "$out/eval-msa.json" --selection "$out/selection.json"
+run "$msa" eval --model "$out/dense" --max-bytes 262144 --json "$out/eval-dense.json"
 run "$msa" bench decode --model "$out/msa" --json "$out/bench-decode.json"
 run "$msa" generate --model "$out/msa" --held-out --prompt-bytes 600 --max-new-tokens 400 --temperature 0.7 --top-p 0.95 \
   --json "$out/generate.json"

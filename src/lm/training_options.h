@@ -12,22 +12,22 @@ namespace openmsa::lm {
 
 struct TrainingOptions {
   std::vector<std::string> text;  // files and folders
-  std::int64_t steps = 400;
-  std::int64_t batch = 1;  // sequences of seqlen bytes per step
+  std::int64_t steps = 300;
+  // Sequences of one step. A few long windows are too alike to learn from, so short ones from many places join them.
+  std::int64_t batch = 1;
   std::int64_t seqlen = 2048;
-  std::int64_t short_batch =
-      16;  // and sequences of short_seqlen bytes: a few long ones alone are too alike to learn from
+  std::int64_t short_batch = 32;
   std::int64_t short_seqlen = 128;
   std::uint64_t seed = 1;
 
-  double lr = 2e-3;
-  double min_lr = 1e-4;
+  double lr = 4e-3;
+  double min_lr = 2e-4;
   std::int64_t lr_warmup = 20;  // steps
   double weight_decay = 0.1;
   double clip = 1.0;  // largest norm of the gradient
 
   KlOptions kl;
-  std::int64_t warmup_steps = 80;  // of the indexer: dense attention, L_KL over the whole history
+  std::int64_t warmup_steps = 60;  // of the indexer: dense attention, L_KL over the whole history
 
   std::int64_t log_every = 1;         // steps
   std::int64_t recall_every = 20;     // steps; 0: never

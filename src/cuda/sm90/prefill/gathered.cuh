@@ -15,6 +15,7 @@
 #pragma once
 
 #include "cuda/sm90/prefill/params.h"
+#include "cuda/sm90/ptx/tma_store.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
@@ -92,7 +93,7 @@ __device__ __forceinline__ void load_visits(const PrefillParams& p, const CUtens
     const int x = lane + 32 * i;
     for (int h = 0; x < count && h < Tile::kHalves; ++h) {
       cute::SM90_TMA_LOAD_4D::copy(
-          &map_q, &storage.q_full[stage], static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
+          &map_q, &storage.q_full[stage], static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST),
           &storage.q[stage][h * kRows * kHalf + x * group * kHalf], h * kHalf, p.chunk.head * group, mine[i].q_row, 0);
     }
   }
@@ -143,8 +144,8 @@ __device__ __forceinline__ void store_partials(const PrefillParams& p, const CUt
   for (int x = lane; x < capacity; x += 32) {
     const int slot = storage.slots[stage][x];
     for (int h = 0; slot >= 0 && h < Tile::kHalves; ++h) {
-      cute::SM90_TMA_STORE_4D::copy(&map_partial, &storage.q[stage][h * kRows * kHalf + x * group * kHalf], h * kHalf,
-                                    slot * group, 0, 0);
+      tma_store_4d(map_partial, cute::TMA::CacheHintSm90::EVICT_FIRST,
+                   &storage.q[stage][h * kRows * kHalf + x * group * kHalf], h * kHalf, slot * group, 0, 0);
     }
   }
   cute::tma_store_arrive();

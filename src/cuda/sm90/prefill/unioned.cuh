@@ -6,8 +6,8 @@
 // through the same ring, slot by slot, and are added with weight exp2(lse - max).
 //
 //   barrier      arrivals                            waited on by  guards
-//   q_full       producer + bytes of q               consumers     the tile's queries
-//   q_empty      one thread per consumer             producer      o, staged where q was, is written
+//   q_full[i]    producer + bytes of q               consumers     the queries of a tile; the next tile's come early
+//   q_empty[i]   one thread per consumer             producer      o, staged where q was, is written
 //   full[i]      producer + bytes                    consumers     k, v or partial results of stage i
 //   empty[i]     one thread per consumer             producer      both warpgroups are done with stage i
 //   named 1, 2   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
@@ -30,12 +30,13 @@ struct UnionConfig {
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kStages = 5;
+  static constexpr int kQueryStages = 2;
   static constexpr int kStageRows = kConsumers * kRows;  // a kv_block, or one slot of all rows
 
   struct Storage {
-    alignas(1024) Element q[kConsumers][kRows * kDim];
+    alignas(1024) Element q[kQueryStages][kConsumers][kRows * kDim];
     alignas(1024) Element ring[kStages][kStageRows * kDim];
-    std::uint64_t full[kStages], empty[kStages], q_full, q_empty;
+    std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
   };
 };
 
@@ -98,18 +99,19 @@ __device__ __forceinline__ void produce_union(const PrefillParams& p, const CUte
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   RingPosition<Config::kStages> ring;
-  std::uint32_t parity = 0;
-  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, parity ^= 1) {
+  RingPosition<Config::kQueryStages> queries;
+  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, queries.advance()) {
     const UnionTile tile(p, number);
     if (lane == 0) {
-      EmptyBarrier::wait(&storage.q_empty, parity ^ 1);
+      EmptyBarrier::wait(&storage.q_empty[queries.stage], queries.parity ^ 1);
       FullBarrier::arrive_and_expect_tx(
-          &storage.q_full, Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(Element)));
+          &storage.q_full[queries.stage],
+          Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(Element)));
       for (int c = 0; c < Config::kConsumers; ++c) {
         for (int h = 0; h < Tile::kHalves; ++h) {
-          cute::SM90_TMA_LOAD_4D::copy(&map_q, &storage.q_full,
+          cute::SM90_TMA_LOAD_4D::copy(&map_q, &storage.q_full[queries.stage],
                                        static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
-                                       &storage.q[c][h * kRows * kHalf], h * kHalf, p.chunk.head * group,
+                                       &storage.q[queries.stage][c][h * kRows * kHalf], h * kHalf, p.chunk.head * group,
                                        tile.queries.q_row + c * per_consumer, 0);
         }
       }
@@ -179,13 +181,13 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
 ///   scores 0 | softmax 0 | scores 1, values 0 | softmax 1 beside values 0 | scores 2, values 1 | ...
 template <class Config>
 __device__ __forceinline__ void attend_union(const PrefillParams& p, const UnionTile& tile, int consumer,
-                                             typename Config::Storage& storage, RingPosition<Config::kStages>& ring,
-                                             ConsumerRow (&rows)[2], typename Config::Tile::Values& o) {
+                                             const typename Config::Tile::Element* q, typename Config::Storage& storage,
+                                             RingPosition<Config::kStages>& ring, ConsumerRow (&rows)[2],
+                                             typename Config::Tile::Values& o) {
   using namespace cute;
   using Tile = typename Config::Tile;
   if (tile.num_entries == 0) return;
   const int thread = threadIdx.x % 128, lane = thread % 32;
-  const auto* q = storage.q[consumer];
   const auto release = [&](int stage) {
     if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
   };
@@ -296,7 +298,7 @@ __device__ __forceinline__ void merge_slots(const PrefillParams& p, const UnionT
 /// Writes o through shared memory, 16 bytes per thread, and lse.
 template <class Config>
 __device__ __forceinline__ void write_results(const PrefillParams& p, const UnionTile& tile, int consumer,
-                                              typename Config::Storage& storage, const ConsumerRow (&rows)[2],
+                                              typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
                                               const typename Config::Tile::Values& o) {
   using Tile = typename Config::Tile;
   using Element = typename Tile::Element;
@@ -315,7 +317,6 @@ __device__ __forceinline__ void write_results(const PrefillParams& p, const Unio
           sum == 0 ? -INFINITY : rows[i].softmax.max * kLn2 + logf(sum);
     }
   }
-  Element* staged = storage.q[consumer];
   Tile::store_values(o, scale[0], scale[1], staged, thread);
   cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
   const int first = consumer * per_consumer;
@@ -331,7 +332,6 @@ __device__ __forceinline__ void write_results(const PrefillParams& p, const Unio
   // The copy engine loads the next queries over what was just read.
   cutlass::arch::fence_view_async_shared();
   cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
-  if (thread == 0) EmptyBarrier::arrive(&storage.q_empty);
 }
 
 template <class Config>
@@ -341,8 +341,8 @@ __device__ __forceinline__ void consume_union(const PrefillParams& p, typename C
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   const int group_mask = (1 << p.log2_group_size) - 1;
   RingPosition<Config::kStages> ring;
-  std::uint32_t parity = 0;
-  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, parity ^= 1) {
+  RingPosition<Config::kQueryStages> queries;
+  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, queries.advance()) {
     const UnionTile tile(p, number);
     ConsumerRow rows[2];
     for (int i = 0; i < 2; ++i) {
@@ -354,10 +354,12 @@ __device__ __forceinline__ void consume_union(const PrefillParams& p, typename C
     }
     typename Tile::Values o;
     cute::clear(o);
-    FullBarrier::wait(&storage.q_full, parity);
-    attend_union<Config>(p, tile, consumer, storage, ring, rows, o);
+    auto* const q = storage.q[queries.stage][consumer];
+    FullBarrier::wait(&storage.q_full[queries.stage], queries.parity);
+    attend_union<Config>(p, tile, consumer, q, storage, ring, rows, o);
     merge_slots<Config>(p, tile, consumer, storage, ring, rows, o);
-    write_results<Config>(p, tile, consumer, storage, rows, o);
+    write_results<Config>(p, tile, consumer, q, rows, o);
+    if (thread == 0) EmptyBarrier::arrive(&storage.q_empty[queries.stage]);
   }
 }
 
@@ -370,8 +372,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   auto& storage = shared_storage<typename Config::Storage>(raw);
   if (threadIdx.x == 0) {
     init_ring(storage.full, storage.empty, Config::kConsumers);
-    FullBarrier::init(&storage.q_full, 1);
-    EmptyBarrier::init(&storage.q_empty, Config::kConsumers);
+    init_ring(storage.q_full, storage.q_empty, Config::kConsumers);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
