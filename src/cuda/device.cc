@@ -67,7 +67,7 @@ void check_plan(const core::Plan& plan) {
 }
 
 std::string describe() {
-  const std::string found = obstacle();
+  std::string found = obstacle();
   if (!found.empty()) return found;
   int device = 0;
   cudaGetDevice(&device);
