@@ -121,11 +121,7 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
   const std::int64_t group = plan.group_size;
-  if (core::present(problem.tensors.topk_indices)) {
-    s.visits.begin_sparse(problem, sequence, head, first, count);
-  } else {
-    s.visits.begin_dense(plan, sequence, first, count, {0, num_blocks(plan, sequence)});
-  }
+  begin_visits(s.visits, problem, sequence, head, first, count);
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
   Visit visit;
   while (s.visits.next(visit)) {

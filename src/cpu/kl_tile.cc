@@ -63,15 +63,6 @@ void KlTile::compute(const Problem& problem, const Sequence& sequence, const Col
   }
 }
 
-void begin_visits(TileVisits& visits, const Problem& problem, const Sequence& sequence, std::int64_t head,
-                  std::int64_t first, std::int64_t count) {
-  if (core::present(problem.tensors.topk_indices)) {
-    visits.begin_sparse(problem, sequence, head, first, count);
-  } else {
-    visits.begin_dense(problem.plan, sequence, first, count, {0, num_blocks(problem.plan, sequence)});
-  }
-}
-
 float kl_weight(const Problem& problem) {
   const std::int64_t rows = problem.used_q() * problem.plan.config.num_heads_kv;
   return rows == 0 ? 0 : static_cast<float>(1.0 / static_cast<double>(rows));

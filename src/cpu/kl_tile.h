@@ -37,10 +37,6 @@ struct KlTile {
   float *index_limit, *index_lse;
 };
 
-/// Starts the visits of queries [first, first + count): over the selection, or over the whole history without one.
-void begin_visits(TileVisits& visits, const core::Problem& problem, const core::Sequence& sequence, std::int64_t head,
-                  std::int64_t first, std::int64_t count);
-
 /// 1 / (N H_kv): the weight of one query and KV head in the loss.
 float kl_weight(const core::Problem& problem);
 

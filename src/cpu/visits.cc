@@ -66,6 +66,15 @@ bool TileVisits::next_dense(Visit& visit) {
   return true;
 }
 
+void begin_visits(TileVisits& visits, const Problem& problem, const Sequence& sequence, std::int64_t head,
+                  std::int64_t first, std::int64_t count) {
+  if (core::present(problem.tensors.topk_indices)) {
+    visits.begin_sparse(problem, sequence, head, first, count);
+  } else {
+    visits.begin_dense(problem.plan, sequence, first, count, {0, num_blocks(problem.plan, sequence)});
+  }
+}
+
 Visitors::Visitors(core::Arena& arena, const core::Plan& plan)
     : offsets_(arena.take<std::int64_t>(plan.config.max_batch * plan.config.num_heads_kv * (plan.max_blocks + 1))),
       queries_(arena.take<std::int32_t>(plan.config.num_heads_kv * plan.config.max_total_q * plan.config.topk)) {}

@@ -44,6 +44,10 @@ class TileVisits {
   std::int64_t count_ = 0;  // dense: queries of the tile
 };
 
+/// Starts the visits of queries [first, first + count): over the selection, or over the whole history without one.
+void begin_visits(TileVisits& visits, const core::Problem& problem, const core::Sequence& sequence, std::int64_t head,
+                  std::int64_t first, std::int64_t count);
+
 /// The queries that visit each kv_block, for all sequences and KV heads.
 class Visitors {
  public:
