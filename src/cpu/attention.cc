@@ -110,7 +110,7 @@ void attend(const Problem& problem, const Sequence& sequence, const Columns& col
   const bool is_partial = causal_limits(sequence, columns, begin, keys, s.limit);
   const std::int64_t n = columns.padded();
   const auto row = [&](std::int64_t column) {  // of the tile's state
-    return (columns.queries[column / columns.heads] - first_query) * columns.heads + column % columns.heads;
+    return columns.row(column, first_query);
   };
 
   ops.matmul(keys, n, s.q.dim, s.k.operand(), s.q.columns, s.q.columns_ld, s.scores, kMaxColumns, false);

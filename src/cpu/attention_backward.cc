@@ -132,17 +132,11 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
       s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, delta);
       ops.matmul(columns.size(), s.width, keys, {s.tile.ds, 1, kMaxColumns}, s.k.data, s.k.ld, s.product, s.width,
                  false);
-      for (std::int64_t c = 0; c < columns.size(); ++c) {
-        const std::int64_t row = (columns.queries[c / group] - first) * group + c % group;
-        ops.scale_add(s.d_q + row * s.width, s.product + c * s.width, 1, s.width);
-      }
+      add_rows(s.product, s.width, columns, first, s.d_q);
     });
   }
-  const openmsa_tensor& d_q = problem.tensors.d_q;
-  for (std::int64_t row = 0; row < count * group; ++row) {
-    store_row(s.d_q + row * s.width, static_cast<float>(plan.softmax_scale), plan.config.head_dim, d_q.dtype,
-              address(d_q, sequence.q_begin + first + row / group, head * group + row % group));
-  }
+  store_rows(s.d_q, s.width, static_cast<float>(plan.softmax_scale), sequence, first, count, head, group,
+             problem.tensors.d_q);
 }
 
 /// Pass 2: d_k and d_v of one kv_block of one KV head.

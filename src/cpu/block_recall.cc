@@ -76,7 +76,7 @@ void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, c
 /// Row of the tile's running softmax that a column stands for; -1 for padding.
 std::int64_t state_row(const Tile& tile, const Columns& columns, std::int64_t column) {
   if (column >= columns.size()) return -1;
-  return (columns.queries[column / columns.heads] - tile.first) * columns.heads + column % columns.heads;
+  return columns.row(column, tile.first);
 }
 
 void compute_softmax(const Problem& problem, const Tile& tile, Scratch& s) {

@@ -79,4 +79,18 @@ void store_row(const float* values, float scale, std::int64_t count, openmsa_dty
   }
 }
 
+void add_rows(const float* product, std::int64_t width, const Columns& columns, std::int64_t first, float* tile) {
+  for (std::int64_t c = 0; c < columns.size(); ++c) {
+    tile_ops().scale_add(tile + columns.row(c, first) * width, product + c * width, 1, width);
+  }
+}
+
+void store_rows(const float* tile, std::int64_t width, float scale, const core::Sequence& sequence, std::int64_t first,
+                std::int64_t count, std::int64_t kv_head, std::int64_t heads, const openmsa_tensor& to) {
+  for (std::int64_t row = 0; row < count * heads; ++row) {
+    store_row(tile + row * width, scale, to.shape[2], to.dtype,
+              address(to, sequence.q_begin + first + row / heads, kv_head * heads + row % heads));
+  }
+}
+
 }  // namespace openmsa::cpu

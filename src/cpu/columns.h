@@ -21,6 +21,10 @@ struct Columns {
 
   std::int64_t size() const { return count * heads; }
   std::int64_t padded() const { return pad_lanes(size()); }
+  /// The column's query row in a tile that begins with query `first`.
+  std::int64_t row(std::int64_t column, std::int64_t first) const {
+    return (queries[column / heads] - first) * heads + column % heads;
+  }
 };
 
 /// Rows of q, index_q or d_o for `columns`, times `scale`: rows[column][channel], with zeros in padding columns and in
@@ -60,6 +64,13 @@ bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::
 
 /// Writes `count` fp32 values times `scale` to a row of an output of any float dtype.
 void store_row(const float* values, float scale, std::int64_t count, openmsa_dtype dtype, std::byte* to);
+
+/// tile[row of c][width] += product[c][width] for the query rows of `columns` in a tile that begins with query `first`.
+void add_rows(const float* product, std::int64_t width, const Columns& columns, std::int64_t first, float* tile);
+
+/// Writes the query rows of a tile, queries [first, first + count) of the heads of one KV head, times `scale`.
+void store_rows(const float* tile, std::int64_t width, float scale, const core::Sequence& sequence, std::int64_t first,
+                std::int64_t count, std::int64_t kv_head, std::int64_t heads, const openmsa_tensor& to);
 
 /// Runs body(columns) over `queries` in chunks of at most kMaxColumns columns.
 template <class Body>

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/layer_selection.h"
 #include "cpu/stages.h"
 
 namespace openmsa::cpu {
@@ -15,14 +16,9 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-/// msa_attention without topk_indices from the caller keeps them here.
-std::int32_t* take_indices(const Plan& plan, Arena& arena) {
-  return arena.take<std::int32_t>(plan.config.num_heads_kv * plan.config.max_total_q * plan.config.topk);
-}
-
 /// The stages of the layer run one after the other in the same scratch.
 void plan_msa_attention(const Plan& plan, Arena& arena) {
-  take_indices(plan, arena);
+  core::take_selection(plan, arena);
   Arena select = arena, attend = arena;
   plan_select_blocks(plan, select);
   plan_attention(plan, attend);
@@ -30,12 +26,7 @@ void plan_msa_attention(const Plan& plan, Arena& arena) {
 }
 
 void msa_attention(const Problem& problem, Arena& arena, const Threads& threads) {
-  openmsa_tensors tensors = problem.tensors;
-  std::int32_t* indices = take_indices(problem.plan, arena);
-  if (!core::present(tensors.topk_indices)) {
-    const std::int64_t shape[] = {problem.plan.config.num_heads_kv, problem.total_q, problem.plan.config.topk};
-    tensors.topk_indices = openmsa_contiguous(indices, OPENMSA_INT32, 3, shape);
-  }
+  const openmsa_tensors tensors = core::with_selection(problem, arena);
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;
   select_blocks(layer, select, threads);

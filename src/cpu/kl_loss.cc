@@ -122,15 +122,13 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
                  s.keys.index_k.ld, s.product, s.width, false);
       for (std::int64_t c = 0; c < heads.count; ++c) {
         kl[sequence.q_begin + heads.queries[c]] += s.chunk[c];
-        ops.scale_add(s.d_index_q + (heads.queries[c] - first) * s.width, s.product + c * s.width, 1, s.width);
       }
+      add_rows(s.product, s.width, tile.index_columns, first, s.d_index_q);
     });
   }
-  const openmsa_tensor& d_index_q = problem.tensors.d_index_q;
-  for (std::int64_t i = 0; core::present(d_index_q) && i < count; ++i) {
-    store_row(s.d_index_q + i * s.width, static_cast<float>(plan.index_scale), plan.config.index_dim, d_index_q.dtype,
-              address(d_index_q, sequence.q_begin + first + i, head));
-  }
+  if (!core::present(problem.tensors.d_index_q)) return;
+  store_rows(s.d_index_q, s.width, static_cast<float>(plan.index_scale), sequence, first, count, head, 1,
+             problem.tensors.d_index_q);
 }
 
 /// Step 2: d_index_k of one kv_block, summed over all KV heads.

@@ -110,16 +110,10 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
     compute_d_scores(problem, sequence, heads, expectation, s);
     ops.matmul(heads.size(), s.width, s.keys.count, {s.ds, 1, kMaxColumns}, s.keys.k.data, s.keys.k.ld, s.product,
                s.width, false);
-    for (std::int64_t c = 0; c < heads.size(); ++c) {
-      const std::int64_t row = (heads.queries[c / group] - first) * group + c % group;
-      ops.scale_add(s.d_q + row * s.width, s.product + c * s.width, 1, s.width);
-    }
+    add_rows(s.product, s.width, heads, first, s.d_q);
   });
-  const openmsa_tensor& d_q = problem.tensors.d_q;
-  for (std::int64_t row = 0; row < count * group; ++row) {
-    store_row(s.d_q + row * s.width, static_cast<float>(plan.softmax_scale), plan.config.head_dim, d_q.dtype,
-              address(d_q, sequence.q_begin + first + row / group, head * group + row % group));
-  }
+  store_rows(s.d_q, s.width, static_cast<float>(plan.softmax_scale), sequence, first, count, head, group,
+             problem.tensors.d_q);
 }
 
 void key_gradients(const Problem& problem, const Item& item, std::int64_t head, std::int64_t block,

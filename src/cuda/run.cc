@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "core/error.h"
+#include "core/layer_selection.h"
 #include "cuda/common/error.h"
 #include "cuda/common/tensor_map.h"
 #include "cuda/cuda.h"
@@ -218,18 +219,8 @@ void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
   }
 }
 
-/// topk_indices of a call that does not ask for them.
-std::int32_t* take_indices(Arena& arena, const Plan& plan) {
-  return arena.take<std::int32_t>(plan.config.num_heads_kv * plan.config.max_total_q * plan.config.topk);
-}
-
 void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
-  openmsa_tensors tensors = problem.tensors;
-  std::int32_t* indices = take_indices(arena, problem.plan);
-  if (!present(tensors.topk_indices)) {
-    const std::int64_t shape[] = {problem.plan.config.num_heads_kv, problem.total_q, problem.plan.config.topk};
-    tensors.topk_indices = openmsa_contiguous(indices, OPENMSA_INT32, 3, shape);
-  }
+  const openmsa_tensors tensors = core::with_selection(problem, arena);
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;  // one after the other in the same memory
   run_select(layer, select, launch);
@@ -258,7 +249,7 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
       PrefillWorkspace(arena, plan);
       break;
     case OPENMSA_OP_MSA_ATTENTION: {
-      take_indices(arena, plan);
+      core::take_selection(plan, arena);
       Arena select = arena, attend = arena;
       SelectWorkspace(select, plan, select_variant(plan, false).capacity);
       PrefillWorkspace(attend, plan);
