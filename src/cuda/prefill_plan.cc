@@ -10,9 +10,15 @@ constexpr std::int64_t kMaxSplits = 16;
 constexpr std::int64_t kMinBlocksPerSplit = 16;
 
 /// Partial results of one chunk: bounded in bytes (with the selection of a million queries, 2 GiB in all), and in rows
-/// so that the chunk's queries stay in the L2 cache (64 MB of q).
+/// so that splitting them into work stays short.
 constexpr std::int64_t kPartialBytes = std::int64_t{960} << 20;
 constexpr std::int64_t kChunkRows = 16384;
+/// Passes through a chunk's gathered work: their q should stay in the L2 cache, and a kv_block should be wanted often
+/// enough in each of them to pay for loading it.
+constexpr std::int64_t kPassBytes = 16 << 20;
+constexpr std::int64_t kMinPassVisits = 48;
+/// Chunks that are scheduled together.
+constexpr std::int64_t kScheduledChunks = 8;
 
 }  // namespace
 
@@ -35,23 +41,30 @@ PrefillWorkspace::PrefillWorkspace(core::Arena& arena, const core::Plan& plan) :
   const std::int64_t rows = std::min(kChunkRows, kPartialBytes / row_bytes);
   const std::int64_t tiles = std::min(std::max<std::int64_t>(rows / tile_queries, 1),
                                       max_tiles(config.max_total_q, config.max_batch, tile_queries));
-  const std::int64_t lists = config.max_batch * plan.max_blocks;
-  const std::int64_t pairs = tiles * tile_queries * config.topk;
+  const std::int64_t pairs = tiles * tile_queries * config.topk, blocks = config.max_batch * plan.max_blocks;
+  const std::int64_t q_bytes = tiles * tile_queries * plan.group_size * config.head_dim * 2;
+  const std::int64_t passes = std::clamp<std::int64_t>(
+      std::min(core::ceil_div(q_bytes, kPassBytes), pairs / (blocks * kMinPassVisits)), 1, sm90::kMaxPasses);
+  const std::int64_t chunks_per_head =
+      core::ceil_div(max_tiles(config.max_total_q, config.max_batch, tile_queries), tiles);
+  scheduled = static_cast<int>(std::min(kScheduledChunks, chunks_per_head * config.num_heads_kv));
 
   chunk = {};
   chunk.max_tiles = static_cast<std::int32_t>(tiles);
   chunk.tile_queries = static_cast<std::int32_t>(tile_queries);
   chunk.slots = config.topk;
-  chunk.max_lists = static_cast<std::int32_t>(lists);
-  chunk.unions = arena.take<sm90::UnionEntry>(pairs);
-  chunk.union_counts = arena.take<std::int32_t>(tiles);
-  chunk.slot_counts = arena.take<std::int32_t>(tiles * tile_queries);
-  chunk.pairs = arena.take<sm90::GatheredPair>(pairs);
-  chunk.visits = arena.take<sm90::Visit>(pairs);
-  chunk.items = arena.take<sm90::GatheredItem>(lists + pairs / sm90::kMaxItemVisits + 1);
-  chunk.list_counts = arena.take<std::int32_t>(lists);
-  chunk.list_offsets = arena.take<std::int32_t>(lists);
-  chunk.num_items = arena.take<std::int32_t>(1);
+  chunk.passes = static_cast<std::int32_t>(passes);
+  chunk.max_lists = static_cast<std::int32_t>(passes * blocks);
+  chunk.max_items = static_cast<std::int32_t>(blocks + pairs / sm90::kItemVisits + 1);
+  chunk.unions = arena.take<sm90::UnionEntry>(scheduled * pairs);
+  chunk.union_counts = arena.take<std::int32_t>(scheduled * tiles);
+  chunk.slot_counts = arena.take<std::int32_t>(scheduled * tiles * tile_queries);
+  chunk.pairs = arena.take<sm90::GatheredPair>(scheduled * pairs);
+  chunk.visits = arena.take<sm90::Visit>(scheduled * pairs);
+  chunk.items = arena.take<sm90::GatheredItem>(scheduled * chunk.max_items);
+  chunk.list_counts = arena.take<std::int32_t>(scheduled * chunk.max_lists);
+  chunk.list_offsets = arena.take<std::int32_t>(scheduled * chunk.max_lists);
+  chunk.num_items = arena.take<std::int32_t>(scheduled);
   chunk.partial_o = arena.take<std::uint16_t>(pairs * plan.group_size * config.head_dim);
   chunk.partial_lse = arena.take<float>(pairs * plan.group_size);
 }

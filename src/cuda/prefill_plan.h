@@ -35,7 +35,8 @@ struct PrefillWorkspace {
   PrefillWorkspace(core::Arena& arena, const core::Plan& plan);
 
   BatchIndex index;
-  sm90::Chunk chunk;  // first_tile and head are set per chunk
+  sm90::Chunk chunk;  // the first of those that are scheduled together
+  int scheduled;      // how many
 };
 
 }  // namespace openmsa::cuda

@@ -85,13 +85,13 @@ CUtensorMap key_map(const Problem& problem, const openmsa_tensor& contiguous, co
   const bool is_paged = problem.plan.is_paged();
   const openmsa_tensor& tensor = is_paged ? paged : contiguous;
   const int token = is_paged ? 1 : 0, last = tensor.rank - 1;
-  const std::int64_t shape[3] = {has_heads ? tensor.shape[token + 1] : 1, tensor.shape[token],
-                                 is_paged ? tensor.shape[0] : 1};
-  const std::int64_t strides[3] = {has_heads ? tensor.strides[token + 1] : 0, tensor.strides[token],
-                                   is_paged ? tensor.strides[0] : 0};
-  const bool is_empty = shape[0] * shape[1] * shape[2] == 0;  // nothing will be loaded
-  return make_tensor_map(is_empty ? stand_in : tensor.data, problem.plan.config.dtype, tensor.shape[last], shape,
-                         strides, {1, box_rows, 1});
+  const std::int64_t heads = has_heads ? tensor.shape[token + 1] : 1, tokens = tensor.shape[token];
+  const std::int64_t pages = is_paged ? tensor.shape[0] : 1;
+  const bool is_empty = heads * tokens * pages == 0;  // nothing will be loaded
+  return make_tensor_map(is_empty ? stand_in : tensor.data, problem.plan.config.dtype, tensor.shape[last],
+                         {{heads, has_heads ? tensor.strides[token + 1] : 0, 1},
+                          {tokens, tensor.strides[token], box_rows},
+                          {pages, is_paged ? tensor.strides[0] : 0, 1}});
 }
 
 sm90::Launch launch_on(void* stream) {
@@ -164,19 +164,31 @@ sm90::PrefillFunction* prefill_function(const Plan& plan) {
   fail(OPENMSA_INTERNAL, "sparse_attention: no kernel for this plan");
 }
 
+/// q in boxes of one query: {channels of a half, 8 heads, halves, 8-head groups, tokens}, so that groups of 8 rows with
+/// their halves follow one another; with fewer heads a box is one half of them.
+CUtensorMap gathered_q_map(const Problem& problem) {
+  const openmsa_tensor& q = problem.tensors.q;
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  const std::int32_t halves = config.head_dim / kSwizzleChannels;
+  return make_tensor_map(q.data, config.dtype, kSwizzleChannels,
+                         {{std::min(config.num_heads_q, 8), q.strides[1], std::min(group, 8)},
+                          {halves, kSwizzleChannels, group < 8 ? 1 : halves},
+                          {core::ceil_div(config.num_heads_q, 8), 8 * q.strides[1], std::max(group / 8, 1)},
+                          {problem.total_q, q.strides[0], 1}});
+}
+
 sm90::PrefillMaps prefill_maps(const Problem& problem, const sm90::Chunk& chunk, std::int32_t key_box_rows) {
-  const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
-  const auto group = static_cast<std::int32_t>(plan.group_size);
-  const std::int64_t q_shape[3] = {plan.config.num_heads_q, problem.total_q, 1};
-  const std::int64_t q_strides[3] = {t.q.strides[1], t.q.strides[0], 0};
-  const std::int64_t dim = plan.config.head_dim;
-  const std::int64_t rows = std::int64_t{chunk.max_tiles} * chunk.tile_queries * chunk.slots * group;
-  return {make_tensor_map(t.q.data, plan.config.dtype, dim, q_shape, q_strides, {group, 1, 1}),
-          make_tensor_map(t.q.data, plan.config.dtype, dim, q_shape, q_strides, {group, chunk.tile_queries / 2, 1}),
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  return {gathered_q_map(problem),
+          make_tensor_map(t.q.data, config.dtype, config.head_dim,
+                          {{config.num_heads_q, t.q.strides[1], group},
+                           {problem.total_q, t.q.strides[0], chunk.tile_queries / 2},
+                           {1, 0, 1}}),
           key_map(problem, t.k, t.k_cache, true, key_box_rows, chunk.partial_o),
-          key_map(problem, t.v, t.v_cache, true, key_box_rows, chunk.partial_o),
-          make_tensor_map(chunk.partial_o, plan.config.dtype, dim, {rows, 1, 1}, {dim, 0, 0}, {group, 1, 1})};
+          key_map(problem, t.v, t.v_cache, true, key_box_rows, chunk.partial_o)};
 }
 
 /// Attention over topk_indices, chunk by chunk.
@@ -193,8 +205,8 @@ void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
   p.topk_indices = static_cast<const std::int32_t*>(t.topk_indices.data);
   std::copy_n(t.topk_indices.strides, 3, p.topk_strides);
   p.topk = plan.config.topk;
-  // Half of a tile's queries: below that, one pass over all rows costs more than gathering the few.
-  p.union_threshold = std::max(2, p.chunk.tile_queries / 2);
+  // Three quarters of a tile's queries: below that, one pass over all rows costs more than gathering the few.
+  p.union_threshold = std::max(2, p.chunk.tile_queries * 3 / 4);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
   p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
@@ -207,14 +219,21 @@ void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
 
   const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.chunk.tile_queries);
   p.chunk.max_tiles = static_cast<std::int32_t>(std::min<std::int64_t>(p.chunk.max_tiles, tiles));
+  p.chunk.chunks_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.chunk.max_tiles));
+  const std::int32_t chunks = plan.config.num_heads_kv * p.chunk.chunks_per_head;
   const sm90::PrefillMaps maps = prefill_maps(problem, p.chunk, p.key_box_rows);
-  check(cudaMemsetAsync(p.chunk.list_counts, 0, sizeof(std::int32_t) * p.chunk.max_lists, launch.stream),
-        "cudaMemsetAsync");
+  const std::int64_t lists = std::int64_t{p.chunk.max_lists} * workspace.scheduled;
+  check(cudaMemsetAsync(p.chunk.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");
   sm90::index_batch(p.batch, p.index, p.chunk.tile_queries, launch);
-  for (p.chunk.head = 0; p.chunk.head < plan.config.num_heads_kv; ++p.chunk.head) {
-    for (p.chunk.first_tile = 0; p.chunk.first_tile < tiles; p.chunk.first_tile += p.chunk.max_tiles) {
-      sm90::schedule(p, launch);
-      attend(p, maps, launch);
+  for (std::int32_t first = 0; first < chunks; first += workspace.scheduled) {
+    sm90::PrefillParams batch = p;
+    batch.chunk.number = first;
+    const std::int32_t count = std::min(workspace.scheduled, chunks - first);
+    sm90::schedule(batch, count, launch);
+    for (std::int32_t i = 0; i < count; ++i) {
+      sm90::PrefillParams one = batch;
+      one.chunk = batch.chunk.after(i);
+      attend(one, maps, launch);
     }
   }
 }

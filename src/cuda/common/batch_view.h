@@ -60,6 +60,18 @@ struct BatchView {
     return s;
   }
 
+  /// Key position of a query row; -1 for padding rows.
+  OPENMSA_DEVICE std::int32_t position_of_row(std::int32_t row) const {
+    std::int32_t b = 0, end = cu_seqlens_q.data == nullptr ? 1 : batch + 1;
+    while (end - b > 1) {  // the last b with cu_seqlens_q[b] <= row
+      const std::int32_t middle = (b + end) / 2;
+      (cu_seqlens_q.at(middle) <= row ? b : end) = middle;
+    }
+    if (b == batch) return -1;
+    const SequenceView view = sequence(b);
+    return view.seqlen_k - view.seqlen_q + row - view.q_row;
+  }
+
   OPENMSA_DEVICE std::int32_t page(std::int32_t b, std::int32_t logical) const {
     return block_table.data[b * table_row + logical * block_table.stride];
   }

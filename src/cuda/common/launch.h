@@ -11,7 +11,7 @@
 namespace openmsa::cuda {
 
 struct LaunchShape {
-  unsigned int blocks;
+  dim3 blocks;
   unsigned int threads;
   std::size_t shared_bytes;
 };
@@ -19,7 +19,7 @@ struct LaunchShape {
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cudaStream_t stream, Args... args) {
   constexpr std::size_t kDefaultShared = 48 << 10;
-  if (shape.blocks == 0) return;
+  if (shape.blocks.x * shape.blocks.y == 0) return;
   if (shape.shared_bytes > kDefaultShared) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),
@@ -29,7 +29,7 @@ void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cuda
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(shape.blocks);
+  config.gridDim = shape.blocks;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;

@@ -26,28 +26,31 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
 
 }  // namespace
 
-CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t dim, const std::int64_t (&shape)[3],
-                            const std::int64_t (&strides)[3], const std::int32_t (&box)[3]) {
+CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t channels,
+                            std::initializer_list<MapDimension> dimensions) {
+  constexpr int kMaxRank = 5;
   constexpr cuuint64_t kElementBytes = 2;
   const auto type = dtype == OPENMSA_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  cuuint64_t extents[4] = {static_cast<cuuint64_t>(dim)};
-  cuuint64_t bytes[3];
-  cuuint32_t boxes[4] = {kSwizzleChannels};
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  for (int d = 0; d < 3; ++d) {
-    extents[d + 1] = static_cast<cuuint64_t>(std::max<std::int64_t>(shape[d], 1));
+  cuuint64_t extents[kMaxRank] = {static_cast<cuuint64_t>(channels)};
+  cuuint64_t bytes[kMaxRank - 1];
+  cuuint32_t boxes[kMaxRank] = {kSwizzleChannels};
+  const cuuint32_t steps[kMaxRank] = {1, 1, 1, 1, 1};
+  int rank = 1;
+  for (const MapDimension& dimension : dimensions) {
+    extents[rank] = static_cast<cuuint64_t>(std::max<std::int64_t>(dimension.extent, 1));
     // A dimension of one element is never stepped over; the encoder wants a stride that is a multiple of 16 all the
     // same.
-    bytes[d] = shape[d] <= 1 ? 16 : static_cast<cuuint64_t>(strides[d]) * kElementBytes;
-    boxes[d + 1] = static_cast<cuuint32_t>(box[d]);
+    bytes[rank - 1] = dimension.extent <= 1 ? 16 : static_cast<cuuint64_t>(dimension.stride) * kElementBytes;
+    boxes[rank] = static_cast<cuuint32_t>(dimension.box);
+    ++rank;
   }
   CUtensorMap map;
-  const CUresult result =
-      encoder()(&map, type, 4, const_cast<void*>(data), extents, bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encoder()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(data), extents, bytes,
+                                    boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
-    core::fail(OPENMSA_CUDA_ERROR, "cuTensorMapEncodeTiled: error ", static_cast<int>(result), " for shape ", dim,
-               " x ", shape[0], " x ", shape[1], " x ", shape[2], ", box 64 x ", box[0], " x ", box[1], " x ", box[2]);
+    core::fail(OPENMSA_CUDA_ERROR, "cuTensorMapEncodeTiled: error ", static_cast<int>(result), " for ", channels,
+               " channels and ", rank - 1, " more dimensions, the first of ", extents[1]);
   }
   return map;
 }

@@ -5,6 +5,7 @@
 #include <openmsa/openmsa.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace openmsa::cuda {
 
@@ -12,9 +13,16 @@ namespace openmsa::cuda {
 /// c ^ (r % 8). A tile with more channels is several such halves, one after the other.
 inline constexpr int kSwizzleChannels = 64;
 
-/// `data` [shape[2]][shape[1]][shape[0]][dim] of bf16 or fp16 with strides in elements; a box is 64 channels x box[i]
-/// of the other dimensions, fastest first.
-CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t dim, const std::int64_t (&shape)[3],
-                            const std::int64_t (&strides)[3], const std::int32_t (&box)[3]);
+/// A dimension of a tensor map outside the channels.
+struct MapDimension {
+  std::int64_t extent;
+  std::int64_t stride;  // in elements
+  std::int32_t box;
+};
+
+/// bf16 or fp16 `data` with `channels` side by side and up to four more dimensions, fastest first; a box is 64 channels
+/// times the boxes of the others.
+CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t channels,
+                            std::initializer_list<MapDimension> dimensions);
 
 }  // namespace openmsa::cuda

@@ -20,8 +20,8 @@ struct Launch {
 /// index.tiles and index.blocks for tiles of `queries_per_tile`.
 void index_batch(const BatchView& batch, const BatchIndex& index, int queries_per_tile, Launch launch);
 
-/// Schedule of p.chunk.
-void schedule(const PrefillParams& p, Launch launch);
+/// Schedules of p.chunk and the chunks behind it, `chunks` in all.
+void schedule(const PrefillParams& p, int chunks, Launch launch);
 
 /// Standalone top-k over a score matrix.
 void topk(const TopkParams& p, Launch launch);
@@ -31,7 +31,6 @@ struct PrefillMaps {
   CUtensorMap union_q;     // boxes of half a tile's queries
   CUtensorMap k;
   CUtensorMap v;
-  CUtensorMap partial;
 };
 
 /// The attention of p.chunk after its schedule.

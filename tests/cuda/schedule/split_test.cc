@@ -30,7 +30,10 @@ using Pair = std::pair<std::int64_t, std::int64_t>;
 /// One KV head's schedule over all tiles, phase by phase as in schedule.cuh.
 class HostSchedule {
  public:
-  HostSchedule(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t union_threshold)
+  static constexpr std::int32_t kPasses = 3;
+
+  HostSchedule(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t union_threshold,
+               std::int32_t log2_group_size)
       : layer_(layer), random_(7) {
     params_.batch.batch = static_cast<std::int32_t>(layer.shape.seqlens_q.size());
     params_.batch.total_q = static_cast<std::int32_t>(layer.total_q());
@@ -42,8 +45,10 @@ class HostSchedule {
     std::copy_n(indices.strides, 3, params_.topk_strides);
     params_.topk = params_.chunk.slots = layer.shape.topk;
     params_.union_threshold = union_threshold;
+    params_.log2_group_size = log2_group_size;
     params_.chunk.head = head;
     params_.chunk.tile_queries = tile_queries;
+    params_.chunk.passes = kPasses;
     index_batch();
     for (std::int32_t number = 0; number < tiles_.back(); ++number) split_pairs(number);
     make_items();
@@ -58,7 +63,7 @@ class HostSchedule {
   QueryTile tile(std::int32_t number) const {
     return find_tile(params_.batch, params_.index, number, params_.chunk.tile_queries);
   }
-  std::int64_t num_lists() const { return blocks_.back(); }
+  std::int64_t num_blocks() const { return blocks_.back(); }
 
  private:
   void index_batch() {
@@ -71,36 +76,42 @@ class HostSchedule {
         blocks_.push_back(blocks_.back() + core::ceil_div(view.seqlen_k, params_.batch.block_size));
     }
     params_.index = {tiles_.data(), blocks_.data()};
-    list_counts_.assign(static_cast<std::size_t>(num_lists()), 0);
+    params_.chunk.max_tiles = tiles_.back();
+    list_counts_.assign(static_cast<std::size_t>(kPasses * num_blocks()), 0);
   }
 
   void split_pairs(std::int32_t number) {
     const QueryTile found = tile(number);
-    const auto entries = static_cast<std::size_t>(found.count * params_.topk);
-    std::vector<std::int32_t> blocks(entries);
-    std::vector<std::uint32_t> members(entries);
-    std::vector<std::uint8_t> flags(entries);
-    const TileSelection s{static_cast<std::int32_t>(entries), params_.topk, blocks.data(), members.data(),
-                          flags.data()};
-    std::vector<int> order(entries);  // that of threads: any
+    const std::int32_t capacity = params_.chunk.tile_queries * params_.topk;
+    const std::size_t table = std::size_t{1} << TileSelection::log2_table_for(capacity);
+    std::vector<std::int32_t> keys(table, TileSelection::kNone);
+    std::vector<std::uint32_t> members(table);
+    std::vector<std::int32_t> places(static_cast<std::size_t>(capacity)), gathered(places.size());
+    std::vector<UnionEntry> union_entries(places.size());
+    std::int32_t num_unions = 0;
+    TileSelection s{.entries = found.count * params_.topk,
+                    .topk = params_.topk,
+                    .log2_table = TileSelection::log2_table_for(capacity),
+                    .keys = keys.data(),
+                    .members = members.data(),
+                    .places = places.data(),
+                    .gathered = gathered.data(),
+                    .unions = union_entries.data(),
+                    .num_unions = &num_unions};
+    std::vector<int> order(static_cast<std::size_t>(s.entries));  // that of threads: any
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
-    for (const int e : order) s.blocks[e] = selected_block(params_, found, e / s.topk, e % s.topk);
-    for (const int e : order) s.flags[e] = s.repeats(e);
-    for (const int e : order) s.blocks[e] = s.flags[e] ? -1 : s.blocks[e];
-    for (const int e : order) {
-      s.members[e] = s.wanted_by(e);
-      s.flags[e] = s.joins(e, found.position, params_.batch.block_size, params_.union_threshold);
-    }
+    for (const int e : order) s.enter(e, selected_block(params_, params_.chunk, found, e / s.topk, e % s.topk));
+    for (const int e : order) s.decide(e, found.position, params_.batch.block_size, params_.union_threshold);
     std::map<int, UnionEntry> ranked;
+    for (int u = 0; u < num_unions; ++u) {
+      EXPECT_TRUE(ranked.emplace(s.rank(u), union_entries[static_cast<std::size_t>(u)]).second);
+    }
     for (const int e : order) {
-      if (s.is_gathered(e)) {
-        GatheredPair pair = gathered_pair(params_, found, s, number, e);
-        pair.rank = list_counts_.at(static_cast<std::size_t>(pair.list))++;
-        pairs.push_back(pair);
-      } else if (s.leads(e)) {
-        EXPECT_TRUE(ranked.emplace(s.union_rank(e), UnionEntry{s.blocks[e], s.members[e]}).second);
-      }
+      if (gathered[static_cast<std::size_t>(e)] == TileSelection::kNone) continue;
+      GatheredPair pair = gathered_pair(params_, params_.chunk, found, s, number, e);
+      pair.rank = list_counts_.at(static_cast<std::size_t>(pair.list))++;
+      pairs.push_back(pair);
     }
     std::vector<UnionEntry>& entries_of_union = unions.emplace_back();
     for (const auto& [rank, entry] : ranked) {
@@ -112,10 +123,16 @@ class HostSchedule {
   void make_items() {
     list_offsets_.resize(list_counts_.size());
     std::exclusive_scan(list_counts_.begin(), list_counts_.end(), list_offsets_.begin(), 0);
-    for (std::size_t list = 0; list < list_counts_.size(); ++list) {
-      for (std::int32_t i = 0; i < num_items(list_counts_[list]); ++i) {
-        items.push_back(
-            gathered_item(params_, static_cast<std::int32_t>(list), list_offsets_[list], list_counts_[list], i));
+    for (std::int32_t pass = 0; pass < kPasses; ++pass) {
+      for (std::int32_t among_all = 0; among_all < blocks_.back(); ++among_all) {
+        const auto first = list_counts_.begin() + among_all * kPasses;
+        const GatheredBlock list(std::accumulate(first, first + kPasses, 0), params_.log2_group_size);
+        const std::int32_t sequence = find_sequence(blocks_.data(), params_.batch.batch, among_all);
+        const std::int32_t block = among_all - blocks_[static_cast<std::size_t>(sequence)];
+        const std::int32_t end = list.first_of_pass(pass + 1, kPasses);
+        for (std::int32_t i = list.first_of_pass(pass, kPasses); i < end; ++i) {
+          items.push_back(list.item(i, sequence, block, list_offsets_[static_cast<std::size_t>(among_all * kPasses)]));
+        }
       }
     }
   }
@@ -147,7 +164,7 @@ std::set<Pair> chosen_pairs(const Layer& layer, std::int32_t head) {
 }
 
 void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t threshold) {
-  const HostSchedule schedule(layer, head, tile_queries, threshold);
+  const HostSchedule schedule(layer, head, tile_queries, threshold, tile_queries == 32 ? 1 : 4);
   std::set<Pair> done;
   const auto work_off = [&](std::int64_t row, std::int64_t block) {
     EXPECT_TRUE(done.emplace(row, block).second) << "query " << row << ", kv_block " << block << " twice";
@@ -165,26 +182,26 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
     }
   }
   std::map<std::int64_t, std::set<std::int32_t>> slots;  // of each query row
-  std::int32_t next_visit = 0;
+  std::set<std::int32_t> visited;
   for (const GatheredItem& item : schedule.items) {
-    EXPECT_EQ(item.begin, next_visit);
-    EXPECT_TRUE(item.count >= 1 && item.count <= kMaxItemVisits) << item.count;
-    next_visit += item.count;
+    EXPECT_TRUE(item.count >= 1 && item.count <= kItemVisits + 64) << item.count;
     for (std::int32_t i = item.begin; i < item.begin + item.count; ++i) {
+      EXPECT_TRUE(visited.insert(i).second) << "visit " << i << " twice";
       const Visit visit = schedule.visits.at(static_cast<std::size_t>(i));
       work_off(visit.q_row, item.block);
       EXPECT_EQ(static_cast<std::size_t>(item.sequence), layer.sequence_of(visit.q_row));
       EXPECT_LE((item.block + 1) * layer.shape.block_size, layer.position(visit.q_row) + 1) << "needs a causal mask";
-      EXPECT_TRUE(slots[visit.q_row].insert(visit.slot % layer.shape.topk).second) << "slot " << visit.slot;
+      EXPECT_TRUE(slots[visit.q_row].insert(visit.slot / tile_queries % layer.shape.topk).second)
+          << "slot " << visit.slot;
     }
   }
-  EXPECT_EQ(next_visit, static_cast<std::int32_t>(schedule.visits.size()));
+  EXPECT_EQ(visited.size(), schedule.visits.size());
   EXPECT_EQ(done, chosen_pairs(layer, head));
   for (const auto& [row, used] : slots) {
     EXPECT_EQ(*used.rbegin() + 1, static_cast<std::int32_t>(used.size())) << "gaps between the slots of query " << row;
   }
   const std::int64_t capacity = static_cast<std::int64_t>(schedule.unions.size()) * tile_queries * layer.shape.topk;
-  EXPECT_LE(static_cast<std::int64_t>(schedule.items.size()), schedule.num_lists() + capacity / kMaxItemVisits + 1);
+  EXPECT_LE(static_cast<std::int64_t>(schedule.items.size()), schedule.num_blocks() + capacity / kItemVisits + 1);
 }
 
 LayerShape schedule_shape(std::int32_t topk) {

@@ -14,11 +14,11 @@ void launch_prefill(const PrefillParams& p, const PrefillMaps& maps, Launch laun
   const auto num_sms = static_cast<unsigned int>(launch.num_sms);
   cuda::launch("gathered", gathered_kernel<Gathered>,
                {num_sms, Gathered::kThreads, sizeof(typename Gathered::Storage) + 1024}, launch.stream, p,
-               maps.gathered_q, maps.k, maps.v, maps.partial);
+               maps.gathered_q, maps.k, maps.v);
   cuda::launch("union", union_kernel<Union>,
                {std::min(num_sms, static_cast<unsigned int>(p.chunk.max_tiles)), Union::kThreads,
                 sizeof(typename Union::Storage) + 1024},
-               launch.stream, p, maps.union_q, maps.k, maps.v, maps.partial);
+               launch.stream, p, maps.union_q, maps.k, maps.v);
 }
 
 }  // namespace openmsa::cuda::sm90

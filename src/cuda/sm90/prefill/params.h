@@ -13,8 +13,10 @@
 namespace openmsa::cuda::sm90 {
 
 inline constexpr int kMaxTileQueries = 32;
-/// Gathered queries of one work item: enough to pay for loading the kv_block, few enough to share hot ones out.
-inline constexpr int kMaxItemVisits = 64;
+/// Gathered queries of one work item, about: enough to pay for loading the kv_block, few enough to share hot ones out.
+inline constexpr int kItemVisits = 80;
+/// A chunk's work items go through its queries in as many passes, so that a pass finds its q in the L2 cache.
+inline constexpr int kMaxPasses = 4;
 
 /// A kv_block of a tile's union and the queries that want it.
 struct UnionEntry {
@@ -28,10 +30,10 @@ struct alignas(8) Visit {
   std::int32_t slot;
 };
 
-/// Pairs that want the same kv_block, before they are put side by side.
+/// A gathered pair before it is put beside the others of its list.
 struct GatheredPair {
   Visit visit;
-  std::int32_t list;  // kv_block, counted over all sequences
+  std::int32_t list;  // kv_block, counted over all sequences, * passes + pass; -1: none
   std::int32_t rank;  // place in its list
 };
 
@@ -43,26 +45,53 @@ struct GatheredItem {
   std::int32_t count;
 };
 
-/// A chunk: tiles [first_tile, first_tile + max_tiles) of one KV head. All arrays are workspace.
+/// A chunk: up to max_tiles tiles of one KV head. Chunks are counted head by head; the arrays of several that are
+/// scheduled together lie one after the other, those of this one are pointed to. All of them are workspace.
 struct Chunk {
-  std::int32_t first_tile;
+  std::int32_t number;
+  std::int32_t chunks_per_head;
+  std::int32_t head;        // KV head
+  std::int32_t first_tile;  // of all tiles
   std::int32_t max_tiles;
-  std::int32_t head;          // KV head
   std::int32_t tile_queries;  // queries per tile
   std::int32_t slots;         // partial results per query: topk
-  std::int32_t max_lists;
+  std::int32_t passes;
+  std::int32_t max_lists;  // passes * kv_blocks of all sequences
+  std::int32_t max_items;
 
   UnionEntry* unions;          // [max_tiles][tile_queries * topk]
   std::int32_t* union_counts;  // [max_tiles]
   std::int32_t* slot_counts;   // [max_tiles][tile_queries]
-  GatheredPair* pairs;         // [max_tiles][tile_queries * topk]; list -1: none
+  GatheredPair* pairs;         // [max_tiles][tile_queries * topk]
   Visit* visits;               // the same number, list after list
-  GatheredItem* items;         // [max_lists + pairs / kMaxItemVisits]
-  std::int32_t* list_counts;   // [max_lists], zero between chunks
+  GatheredItem* items;         // [max_items]
+  std::int32_t* list_counts;   // [max_lists], zero before and after
   std::int32_t* list_offsets;  // [max_lists]
-  std::int32_t* num_items;
-  void* partial_o;     // [max_tiles * tile_queries][slots][group_size][head_dim], each row of weight 1
-  float* partial_lse;  // [max_tiles * tile_queries][slots][group_size], base 2
+  std::int32_t* num_items;     // [1]
+
+  // Not per chunk: one is worked off after the other.
+  void* partial_o;     // [max_tiles][slots][tile_queries][group_size] rows of PartialRow, each normalised
+  float* partial_lse;  // [max_tiles][slots][tile_queries][group_size], base 2
+
+  OPENMSA_DEVICE std::int64_t max_pairs() const { return std::int64_t{max_tiles} * tile_queries * slots; }
+
+  /// The chunk `i` places behind, of those scheduled together.
+  OPENMSA_DEVICE Chunk after(std::int32_t i) const {
+    Chunk next = *this;
+    next.number += i;
+    next.head = next.number / chunks_per_head;
+    next.first_tile = next.number % chunks_per_head * max_tiles;
+    next.unions += i * max_pairs();
+    next.union_counts += i * max_tiles;
+    next.slot_counts += i * max_tiles * tile_queries;
+    next.pairs += i * max_pairs();
+    next.visits += i * max_pairs();
+    next.items += std::int64_t{i} * max_items;
+    next.list_counts += std::int64_t{i} * max_lists;
+    next.list_offsets += std::int64_t{i} * max_lists;
+    next.num_items += i;
+    return next;
+  }
 };
 
 struct PrefillParams {

@@ -6,23 +6,43 @@
 // through the same ring, slot by slot, and are added with weight exp2(lse - max).
 //
 //   barrier      arrivals                            waited on by  guards
-//   q_full[i]    producer + bytes of q               consumers     the queries of a tile; the next tile's come early
+//   q_full[i]    32 lanes + bytes of q               consumers     a tile and its queries; the next tile's come early
 //   q_empty[i]   one thread per consumer             producer      o, staged where q was, is written
 //   full[i]      producer + bytes                    consumers     k, v or partial results of stage i
 //   empty[i]     one thread per consumer             producer      both warpgroups are done with stage i
 //   named 1, 2   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
 //   named 3      256 threads                         the same      values that no query sees are zero
+//   named 4, 5   128 threads of the other warpgroup  one of them   its turn on the tensor cores
 //
 // Per kv_block (head_dim 128, kv_block 128): products 2048 cycles, 16384 exponentials 1024 cycles beside them. Merging
 // reads 32 KB per slot and is bound by memory.
 #pragma once
 
 #include "cuda/sm90/prefill/params.h"
+#include "cuda/sm90/ptx/bulk_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
+#include "cuda/sm90/tile/partial_row.cuh"
 
 namespace openmsa::cuda::sm90 {
+
+/// A tile of the chunk with the work that the schedule gave it, put beside its queries by the producer.
+struct UnionTile {
+  QueryTile queries;
+  std::int32_t number;  // of the chunk
+  std::int32_t num_entries;
+  std::int32_t most_slots;                    // of the query with most of them
+  std::int32_t slot_counts[kMaxTileQueries];  // 0 behind the last query
+
+  __device__ __forceinline__ const UnionEntry* entries(const PrefillParams& p) const {
+    return p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
+  }
+  /// Slot 0 of the first query, counted over the chunk; then slot 0 of the second one.
+  __device__ __forceinline__ std::int64_t first_slot(const PrefillParams& p) const {
+    return static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
+  }
+};
 
 template <class Element, int kDim, int kBlock>
 struct UnionConfig {
@@ -36,103 +56,97 @@ struct UnionConfig {
   struct Storage {
     alignas(1024) Element q[kQueryStages][kConsumers][kRows * kDim];
     alignas(1024) Element ring[kStages][kStageRows * kDim];
+    UnionTile tiles[kQueryStages];
     std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
   };
-};
-
-/// A tile of the chunk with the work that the schedule gave it.
-struct UnionTile {
-  QueryTile queries;
-  const UnionEntry* entries;
-  std::int32_t num_entries;
-  const std::int32_t* slot_counts;  // per query
-  std::int32_t first_slot;          // of the tile's first query, counted over the chunk
-
-  __device__ __forceinline__ UnionTile(const PrefillParams& p, int number) {
-    const Chunk& chunk = p.chunk;
-    queries = find_tile(p.batch, p.index, chunk.first_tile + number, chunk.tile_queries);
-    entries = chunk.unions + static_cast<std::int64_t>(number) * chunk.tile_queries * p.topk;
-    num_entries = chunk.union_counts[number];
-    slot_counts = chunk.slot_counts + number * chunk.tile_queries;
-    first_slot = number * chunk.tile_queries * chunk.slots;
-  }
-  /// Slots of the query with most of them.
-  __device__ __forceinline__ int most_slots() const {
-    int most = 0;
-    for (int x = 0; x < queries.count; ++x) most = max(most, slot_counts[x]);
-    return most;
-  }
 };
 
 __device__ __forceinline__ int tiles_in_chunk(const PrefillParams& p) {
   return max(0, min(p.chunk.max_tiles, p.index.tiles[p.batch.batch + 1] - p.chunk.first_tile));
 }
 
-/// One slot of every query that has it: boxes of group_size rows, with the producer's whole warp.
+/// Slot `slot` of every query that has it: one copy where all do, else one per query, with the producer's whole warp.
+/// `own_slots`: slots of query `lane`.
 template <class Config>
-__device__ __forceinline__ void load_slot(const PrefillParams& p, const CUtensorMap& map_partial, const UnionTile& tile,
-                                          int slot, typename Config::Tile::Element* to, std::uint64_t* full) {
-  using Tile = typename Config::Tile;
-  const int x = threadIdx.x % 32, group = 1 << p.log2_group_size;
-  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
-  const bool has = x < tile.queries.count && tile.slot_counts[x] > slot;
+__device__ __forceinline__ void load_slot(const PrefillParams& p, std::int64_t first_slot, int slot, int own_slots,
+                                          typename Config::Tile::Element* to, std::uint64_t* full) {
+  using Element = typename Config::Tile::Element;
+  const int x = threadIdx.x % 32, elements = Config::Tile::kDim << p.log2_group_size;
+  const int bytes = elements * static_cast<int>(sizeof(Element));
+  const bool has = own_slots > slot;
   const int count = __popc(__ballot_sync(~0u, has));
-  if (x == 0) {
-    FullBarrier::arrive_and_expect_tx(full,
-                                      count * group * Tile::kDim * static_cast<int>(sizeof(typename Tile::Element)));
-  }
+  if (x == 0) FullBarrier::arrive_and_expect_tx(full, count * bytes);
   __syncwarp();
-  for (int h = 0; has && h < Tile::kHalves; ++h) {
-    const int consumer = x / per_consumer, row = x % per_consumer * group;
-    cute::SM90_TMA_LOAD_4D::copy(&map_partial, full, static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
-                                 to + consumer * kRows * Tile::kDim + h * kRows * kHalf + row * kHalf, h * kHalf,
-                                 (tile.first_slot + x * p.chunk.slots + slot) * group, 0, 0);
+  const auto* const from = static_cast<const Element*>(p.chunk.partial_o) +
+                           (first_slot + static_cast<std::int64_t>(slot) * p.chunk.tile_queries) * elements;
+  if (count == p.chunk.tile_queries) {
+    if (x == 0) bulk_load(to, from, count * bytes, full, CacheHintSm90::EVICT_FIRST);
+  } else if (has) {
+    bulk_load(to + x * elements, from + x * elements, bytes, full, CacheHintSm90::EVICT_FIRST);
+  }
+}
+
+/// The tile's queries and what is known of it into one of the two stages, with the producer's whole warp.
+template <class Config>
+__device__ __forceinline__ void load_tile(const PrefillParams& p, const CUtensorMap& map_q, const QueryTile& queries,
+                                          int number, int num_entries, int own_slots, int most_slots,
+                                          RingPosition<Config::kQueryStages> at, typename Config::Storage& storage) {
+  using Tile = typename Config::Tile;
+  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
+  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
+  std::uint64_t* const full = &storage.q_full[at.stage];
+  EmptyBarrier::wait(&storage.q_empty[at.stage], at.parity ^ 1);
+  UnionTile& tile = storage.tiles[at.stage];
+  tile.slot_counts[lane] = own_slots;
+  if (lane != 0) return EmptyBarrier::arrive(full);
+  tile.queries = queries;
+  tile.number = number;
+  tile.num_entries = num_entries;
+  tile.most_slots = most_slots;
+  FullBarrier::arrive_and_expect_tx(
+      full, Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(typename Tile::Element)));
+  for (int c = 0; c < Config::kConsumers; ++c) {
+    for (int h = 0; h < Tile::kHalves; ++h) {
+      cute::SM90_TMA_LOAD_4D::copy(&map_q, full, static_cast<std::uint64_t>(CacheHintSm90::EVICT_FIRST),
+                                   &storage.q[at.stage][c][h * kRows * kHalf], h * kHalf, p.chunk.head * group,
+                                   queries.q_row + c * per_consumer, 0);
+    }
   }
 }
 
 template <class Config>
 __device__ __forceinline__ void produce_union(const PrefillParams& p, const CUtensorMap& map_q,
                                               const CUtensorMap& map_k, const CUtensorMap& map_v,
-                                              const CUtensorMap& map_partial, typename Config::Storage& storage) {
+                                              typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
-  using Element = typename Tile::Element;
-  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
-  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
+  const int lane = threadIdx.x % 32, tiles = tiles_in_chunk(p);
   RingPosition<Config::kStages> ring;
   RingPosition<Config::kQueryStages> queries;
-  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, queries.advance()) {
-    const UnionTile tile(p, number);
-    if (lane == 0) {
-      EmptyBarrier::wait(&storage.q_empty[queries.stage], queries.parity ^ 1);
-      FullBarrier::arrive_and_expect_tx(
-          &storage.q_full[queries.stage],
-          Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(Element)));
-      for (int c = 0; c < Config::kConsumers; ++c) {
-        for (int h = 0; h < Tile::kHalves; ++h) {
-          cute::SM90_TMA_LOAD_4D::copy(&map_q, &storage.q_full[queries.stage],
-                                       static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
-                                       &storage.q[queries.stage][c][h * kRows * kHalf], h * kHalf, p.chunk.head * group,
-                                       tile.queries.q_row + c * per_consumer, 0);
-        }
-      }
-    }
-    for (int u = 0; u < tile.num_entries; ++u) {
-      const int first = tile.entries[u].block * Tile::kBlock;
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
+    const QueryTile tile = find_tile(p.batch, p.index, p.chunk.first_tile + number, p.chunk.tile_queries);
+    const int num_entries = p.chunk.union_counts[number];
+    const int own_slots = lane < tile.count ? p.chunk.slot_counts[number * p.chunk.tile_queries + lane] : 0;
+    const int most_slots = __reduce_max_sync(~0u, own_slots);
+    load_tile<Config>(p, map_q, tile, number, num_entries, own_slots, most_slots, queries, storage);
+    __syncwarp();
+    const UnionEntry* const entries =
+        p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
+    for (int u = 0; u < num_entries; ++u) {
       for (const CUtensorMap* map : {&map_k, &map_v}) {
         if (lane == 0) {
           EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
-          load_keys<Element, Tile::kDim, Tile::kBlock>(*map, p.batch, tile.queries.sequence, tile.queries.view, first,
-                                                       {p.key_box_rows, p.chunk.head}, storage.ring[ring.stage],
-                                                       &storage.full[ring.stage]);
+          load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
+              *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.chunk.head},
+              storage.ring[ring.stage], &storage.full[ring.stage]);
         }
         ring.advance();
       }
     }
     __syncwarp();
-    const int slots = tile.most_slots();
-    for (int slot = 0; slot < slots; ++slot) {
+    const std::int64_t first_slot = static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
+    for (int slot = 0; slot < most_slots; ++slot) {
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
-      load_slot<Config>(p, map_partial, tile, slot, storage.ring[ring.stage], &storage.full[ring.stage]);
+      load_slot<Config>(p, first_slot, slot, own_slots, storage.ring[ring.stage], &storage.full[ring.stage]);
       ring.advance();
     }
   }
@@ -143,23 +157,26 @@ struct ConsumerRow {
   std::int32_t query;     // of the tile
   std::int32_t head;      // of the group
   std::int32_t position;  // -1: no such row
-  RowSoftmax softmax;
 };
 
-/// Hides the keys that a row does not see: all of them where its query is no member, else those past its position.
+/// The last key of the kv_block that a row sees; negative: none, as where its query is no member.
 template <class Tile>
-__device__ __forceinline__ void mask_row(typename Tile::Scores& s, int half, const ConsumerRow& row, UnionEntry entry,
-                                         int lane) {
-  using namespace cute;
+__device__ __forceinline__ int last_visible(const ConsumerRow& row, UnionEntry entry) {
   const bool is_member = row.position >= 0 && (entry.members >> row.query & 1);
-  const int last = is_member ? row.position - entry.block * Tile::kBlock : -1;
-  if (last >= Tile::kBlock - 1) return;
+  return is_member ? row.position - entry.block * Tile::kBlock : -1;
+}
+
+/// Hides the keys that a row does not see.
+template <class Tile>
+__device__ __forceinline__ void mask_block(typename Tile::Scores& s, const ConsumerRow (&rows)[2], UnionEntry entry,
+                                           int lane) {
+  using namespace cute;
+  const int last[2] = {last_visible<Tile>(rows[0], entry), last_visible<Tile>(rows[1], entry)};
+  if (min(last[0], last[1]) >= Tile::kBlock - 1) return;
+  const int limit[2] = {last[0] - lane % 4 * 2, last[1] - lane % 4 * 2};
   CUTE_UNROLL
-  for (int n = 0; n < Tile::kScoreColumns; ++n) {
-    CUTE_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      if (n * 8 + lane % 4 * 2 + c > last) s(make_coord(c, half, n), 0, 0) = -INFINITY;
-    }
+  for (int i = 0; i < size(s); ++i) {  // s(i): row i / 2 % 2, column i / 4 * 8 + lane % 4 * 2 + i % 2
+    if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s(i) = -INFINITY;
   }
 }
 
@@ -176,18 +193,24 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
   cutlass::arch::NamedBarrier::sync(threads, 3);
 }
 
+inline constexpr int kFirstTurn = 4;  // named barriers: consumer 0's turn on the tensor cores, then consumer 1's
+
 /// Online softmax over the union. Product k + 1 of q k^T is under way while p v of k is, and beside both the softmax:
 ///
 ///   scores 0 | softmax 0 | scores 1, values 0 | softmax 1 beside values 0 | scores 2, values 1 | ...
+///
+/// The two warpgroups take turns in starting products: left alone they fall in step, and while both are in their
+/// softmax the tensor cores wait.
 template <class Config>
 __device__ __forceinline__ void attend_union(const PrefillParams& p, const UnionTile& tile, int consumer,
                                              const typename Config::Tile::Element* q, typename Config::Storage& storage,
-                                             RingPosition<Config::kStages>& ring, ConsumerRow (&rows)[2],
-                                             typename Config::Tile::Values& o) {
+                                             RingPosition<Config::kStages>& ring, const ConsumerRow (&rows)[2],
+                                             Softmax& softmax, typename Config::Tile::Values& o, int thread) {
   using namespace cute;
   using Tile = typename Config::Tile;
   if (tile.num_entries == 0) return;
-  const int thread = threadIdx.x % 128, lane = thread % 32;
+  const int lane = thread % 32;
+  const UnionEntry* const entries = tile.entries(p);
   const auto release = [&](int stage) {
     if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
   };
@@ -201,37 +224,42 @@ __device__ __forceinline__ void attend_union(const PrefillParams& p, const Union
     Tile::start_values(probabilities, storage.ring[at.stage], o, true, thread);
   };
 
-  typename Tile::Scores s;
-  UnionEntry entry = tile.entries[0];
-  FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-  Tile::start_scores(q, storage.ring[ring.stage], s, thread);
-  warpgroup_wait<0>();
-  warpgroup_fence_operand(s);
-  release(ring.stage);
-  for (int i = 0; i < 2; ++i) {
-    mask_row<Tile>(s, i, rows[i], entry, lane);
-    rows[i].softmax.template update<Tile>(s, i, p.scale_log2);
-  }
-  auto probabilities = Tile::round_scores(s);
-
+  // s lives from its product to its rounding, no longer: beside o and the probabilities there is no room for a second.
+  UnionEntry entry = entries[0];
+  float alpha[2];
+  const auto first_probabilities = [&] {
+    typename Tile::Scores s;
+    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+    Tile::start_scores(q, storage.ring[ring.stage], s, thread);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(s);
+    release(ring.stage);
+    mask_block<Tile>(s, rows, entry, lane);
+    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    return Tile::round_scores(s);
+  };
+  auto probabilities = first_probabilities();
   for (int u = 1; u < tile.num_entries; ++u) {
     const auto values = ring.after(1);
     ring.advance(2);
+    typename Tile::Scores s;
     FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-    Tile::start_scores(q, storage.ring[ring.stage], s, thread);
+    cutlass::arch::NamedBarrier::sync(128 * Config::kConsumers, kFirstTurn + consumer);
+    Tile::start_scores(opaque(q), storage.ring[ring.stage], s, thread);
     start_values(probabilities, entry, values);
-    entry = tile.entries[u];
+    cutlass::arch::NamedBarrier::arrive(128 * Config::kConsumers, kFirstTurn + 1 - consumer);
+    entry = entries[u];
     warpgroup_wait<1>();
     warpgroup_fence_operand(s);
     release(ring.stage);
-    mask_row<Tile>(s, 0, rows[0], entry, lane);
-    mask_row<Tile>(s, 1, rows[1], entry, lane);
-    const float alpha0 = rows[0].softmax.template update<Tile>(s, 0, p.scale_log2);
-    const float alpha1 = rows[1].softmax.template update<Tile>(s, 1, p.scale_log2);
+    mask_block<Tile>(s, rows, entry, lane);
+    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    softmax.finish();
     warpgroup_wait<0>();
     warpgroup_fence_operand(o);
     release(values.stage);
-    scale_values<Tile>(o, alpha0, alpha1);
+    scale_values<Tile>(o, alpha);
+    warpgroup_fence_operand(s);  // not rounded earlier: the product before reads the probabilities before
     probabilities = Tile::round_scores(s);
   }
   const auto values = ring.after(1);
@@ -242,56 +270,64 @@ __device__ __forceinline__ void attend_union(const PrefillParams& p, const Union
   release(values.stage);
 }
 
-/// Adds the partial results of the gathered pairs: o = sum of exp2(lse - max) * partial o beside what the union gave.
+/// Log-sum-exps of a row's partial results. The four lanes of a quad, which share their rows, look after one slot each
+/// of a group of four.
+struct PartialLse {
+  int count;
+  const float* first;
+  int stride;
+
+  __device__ __forceinline__ PartialLse(const PrefillParams& p, const UnionTile& tile, const ConsumerRow& row)
+      : count(row.query < kMaxTileQueries ? tile.slot_counts[row.query] : 0),
+        first(p.chunk.partial_lse + ((tile.first_slot(p) + row.query) << p.log2_group_size) + row.head),
+        stride(p.chunk.tile_queries << p.log2_group_size) {}
+  __device__ __forceinline__ float of_group(int group, int lane) const {
+    const int slot = 4 * group + lane % 4;
+    return slot < count ? first[slot * stride] : -INFINITY;
+  }
+};
+
+/// Adds the partial results of the gathered pairs to what the union gave, as the online softmax does: a partial o has
+/// weight exp2(lse - max). group_lse: of the first group of slots.
 template <class Config>
 __device__ __forceinline__ void merge_slots(const PrefillParams& p, const UnionTile& tile, int consumer,
                                             typename Config::Storage& storage, RingPosition<Config::kStages>& ring,
-                                            ConsumerRow (&rows)[2], typename Config::Tile::Values& o) {
+                                            const ConsumerRow (&rows)[2], float (&group_lse)[2], Softmax& softmax,
+                                            typename Config::Tile::Values& o, int thread) {
   using namespace cute;
   using Tile = typename Config::Tile;
-  using Element = typename Tile::Element;
-  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const int most = tile.most_slots();
-  if (most == 0) return;
-  int counts[2];
-  const float* lse[2];
-  float alpha[2];
-  for (int i = 0; i < 2; ++i) {
-    ConsumerRow& row = rows[i];
-    const bool exists = row.query < tile.queries.count;
-    counts[i] = exists ? tile.slot_counts[row.query] : 0;
-    const std::int64_t slot = tile.first_slot + row.query * p.chunk.slots;
-    lse[i] = p.chunk.partial_lse + (slot << p.log2_group_size) + row.head;
-    float top = row.softmax.max;
-    for (int j = 0; j < counts[i]; ++j) top = fmaxf(top, lse[i][j << p.log2_group_size]);
-    alpha[i] = exp2_approx(row.softmax.max - finite_shift(top));
-    row.softmax.max = top;
-    row.softmax.sum *= alpha[i];
-  }
-  scale_values<Tile>(o, alpha[0], alpha[1]);
-
-  for (int j = 0; j < most; ++j) {
-    float weight[2];
-    for (int i = 0; i < 2; ++i) {
-      weight[i] = j < counts[i] ? exp2_approx(lse[i][j << p.log2_group_size] - finite_shift(rows[i].softmax.max)) : 0;
-      if (lane % 4 == 0) rows[i].softmax.sum += weight[i];  // sums are added up over the quad later
-    }
-    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-    const Element* partial = storage.ring[ring.stage] + consumer * kRows * Tile::kDim;
+  const int lane = thread % 32, warp = thread / 32;
+  const int first_row = (consumer * (p.chunk.tile_queries / Config::kConsumers) << p.log2_group_size) + warp * 16;
+  const PartialLse lse[2] = {{p, tile, rows[0]}, {p, tile, rows[1]}};
+#pragma unroll 1
+  for (int first = 0; first < tile.most_slots; first += 4) {
+    const float next_lse[2] = {lse[0].of_group(first / 4 + 1, lane), lse[1].of_group(first / 4 + 1, lane)};
+    float alpha[2], weight[2];
     CUTE_UNROLL
     for (int i = 0; i < 2; ++i) {
-      if (j >= counts[i]) continue;  // nothing was loaded there
-      CUTE_UNROLL
-      for (int n = 0; n < Tile::kValueColumns; ++n) {
-        const int at = Tile::swizzled(kRows, warp * 16 + i * 8 + lane / 4, n * 8 + lane % 4 * 2);
-        const auto pair = *reinterpret_cast<const cutlass::Array<Element, 2>*>(partial + at);
-        o(make_coord(0, i, n), 0, 0) += weight[i] * static_cast<float>(pair[0]);
-        o(make_coord(1, i, n), 0, 0) += weight[i] * static_cast<float>(pair[1]);
-      }
+      const float new_max = fmaxf(softmax.max[i], quad_max(group_lse[i])), shift = finite_shift(new_max);
+      alpha[i] = exp2_approx(softmax.max[i] - shift);
+      weight[i] = exp2_approx(group_lse[i] - shift);
+      softmax.max[i] = new_max;
+      softmax.sum[i] = softmax.sum[i] * alpha[i] + weight[i];  // added up over the quad later
     }
-    cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
-    if (thread == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-    ring.advance();
+    scale_values<Tile>(o, alpha);
+#pragma unroll 1
+    for (int slot = first; slot < min(first + 4, tile.most_slots); ++slot) {
+      FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+      CUTE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float of_slot = __shfl_sync(~0u, weight[i], slot % 4, 4);
+        if (slot >= lse[i].count) continue;  // nothing was loaded there
+        const int row = first_row + i * 8 + lane / 4;
+        PartialRow<Tile>::add(o, i, of_slot, storage.ring[ring.stage] + row * Tile::kDim, rows[i].head, lane);
+      }
+      cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+      if (thread == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+      ring.advance();
+    }
+    group_lse[0] = next_lse[0];
+    group_lse[1] = next_lse[1];
   }
 }
 
@@ -299,22 +335,23 @@ __device__ __forceinline__ void merge_slots(const PrefillParams& p, const UnionT
 template <class Config>
 __device__ __forceinline__ void write_results(const PrefillParams& p, const UnionTile& tile, int consumer,
                                               typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
-                                              const typename Config::Tile::Values& o) {
+                                              const Softmax& softmax, const typename Config::Tile::Values& o,
+                                              int thread) {
   using Tile = typename Config::Tile;
   using Element = typename Tile::Element;
   constexpr float kLn2 = 0.69314718055994530942f;
   constexpr int kChunks = Tile::kDim / 8;
-  const int thread = threadIdx.x % 128, lane = thread % 32, group = 1 << p.log2_group_size;
+  const int lane = thread % 32, group = 1 << p.log2_group_size;
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   float scale[2];
   for (int i = 0; i < 2; ++i) {
-    const float sum = quad_sum(rows[i].softmax.sum);
-    scale[i] = sum == 0 ? 0 : 1 / sum;
+    const float sum = quad_sum(softmax.sum[i]);
+    scale[i] = sum == 0 ? 0 : reciprocal_approx(sum);
     const bool exists = rows[i].query < tile.queries.count && rows[i].head >= 0;
     if (p.lse != nullptr && exists && lane % 4 == 0) {
       const int head = p.chunk.head * group + rows[i].head;
       p.lse[(tile.queries.q_row + rows[i].query) * p.lse_strides[0] + head * p.lse_strides[1]] =
-          sum == 0 ? -INFINITY : rows[i].softmax.max * kLn2 + logf(sum);
+          sum == 0 ? -INFINITY : softmax.max[i] * kLn2 + logf(sum);
     }
   }
   Tile::store_values(o, scale[0], scale[1], staged, thread);
@@ -335,15 +372,18 @@ __device__ __forceinline__ void write_results(const PrefillParams& p, const Unio
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_union(const PrefillParams& p, typename Config::Storage& storage, int consumer) {
+__device__ __forceinline__ void consume_union(const PrefillParams& p, typename Config::Storage& storage, int consumer,
+                                              int thread) {
   using Tile = typename Config::Tile;
-  const int thread = threadIdx.x % 128;
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   const int group_mask = (1 << p.log2_group_size) - 1;
   RingPosition<Config::kStages> ring;
   RingPosition<Config::kQueryStages> queries;
-  for (int number = blockIdx.x; number < tiles_in_chunk(p); number += gridDim.x, queries.advance()) {
-    const UnionTile tile(p, number);
+  if (consumer == 1) cutlass::arch::NamedBarrier::arrive(128 * Config::kConsumers, kFirstTurn);
+  const int tiles = tiles_in_chunk(p);
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
+    FullBarrier::wait(&storage.q_full[queries.stage], queries.parity);
+    const UnionTile& tile = storage.tiles[queries.stage];
     ConsumerRow rows[2];
     for (int i = 0; i < 2; ++i) {
       const int row = thread / 32 * 16 + i * 8 + thread % 32 / 4, query = row >> p.log2_group_size;
@@ -355,10 +395,12 @@ __device__ __forceinline__ void consume_union(const PrefillParams& p, typename C
     typename Tile::Values o;
     cute::clear(o);
     auto* const q = storage.q[queries.stage][consumer];
-    FullBarrier::wait(&storage.q_full[queries.stage], queries.parity);
-    attend_union<Config>(p, tile, consumer, q, storage, ring, rows, o);
-    merge_slots<Config>(p, tile, consumer, storage, ring, rows, o);
-    write_results<Config>(p, tile, consumer, q, rows, o);
+    Softmax softmax;
+    float group_lse[2];  // on their way during the union
+    for (int i = 0; i < 2; ++i) group_lse[i] = PartialLse(p, tile, rows[i]).of_group(0, thread % 32);
+    attend_union<Config>(p, tile, consumer, q, storage, ring, rows, softmax, o, thread);
+    merge_slots<Config>(p, tile, consumer, storage, ring, rows, group_lse, softmax, o, thread);
+    write_results<Config>(p, tile, consumer, q, rows, softmax, o, thread);
     if (thread == 0) EmptyBarrier::arrive(&storage.q_empty[queries.stage]);
   }
 }
@@ -366,13 +408,12 @@ __device__ __forceinline__ void consume_union(const PrefillParams& p, typename C
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     union_kernel(const PrefillParams p, const __grid_constant__ CUtensorMap map_q,
-                 const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v,
-                 const __grid_constant__ CUtensorMap map_partial) {
+                 const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   if (threadIdx.x == 0) {
     init_ring(storage.full, storage.empty, Config::kConsumers);
-    init_ring(storage.q_full, storage.q_empty, Config::kConsumers);
+    init_ring(storage.q_full, storage.q_empty, Config::kConsumers, 32);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
@@ -381,10 +422,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // 64512 registers of the block: 40 x 128 for the producer, 232 x 256 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
-    if (threadIdx.x < 32) produce_union<Config>(p, map_q, map_k, map_v, map_partial, storage);
+    if (threadIdx.x < 32) produce_union<Config>(p, map_q, map_k, map_v, storage);
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();
-    consume_union<Config>(p, storage, threadIdx.x / 128 - 1);
+    const int thread = thread_index();
+    consume_union<Config>(p, storage, thread / 128 - 1, thread % 128);
   }
 }
 

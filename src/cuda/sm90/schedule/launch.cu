@@ -8,20 +8,21 @@
 namespace openmsa::cuda::sm90 {
 
 void index_batch(const BatchView& batch, const BatchIndex& index, int queries_per_tile, Launch launch) {
-  cuda::launch("index_batch", index_batch_kernel, {1, kIndexBatchThreads, 0}, launch.stream, batch, index,
+  cuda::launch("index_batch", index_batch_kernel, {{1}, kIndexBatchThreads, 0}, launch.stream, batch, index,
                queries_per_tile);
 }
 
-void schedule(const PrefillParams& p, Launch launch) {
+void schedule(const PrefillParams& p, int chunks, Launch launch) {
   const int entries = p.chunk.tile_queries * p.topk;
-  const auto tiles = static_cast<unsigned int>(p.chunk.max_tiles);
+  const auto tiles = static_cast<unsigned int>(p.chunk.max_tiles), count = static_cast<unsigned int>(chunks);
   cuda::launch("split_pairs", split_pairs_kernel,
-               {tiles, kSplitThreads, static_cast<std::size_t>(TileSelection::kEntryBytes * entries)}, launch.stream,
+               {{tiles, count}, kSplitThreads, static_cast<std::size_t>(split_shared_bytes(entries))}, launch.stream,
                p);
-  cuda::launch("make_items", make_items_kernel, {1, kItemThreads, 0}, launch.stream, p);
+  cuda::launch("make_items", make_items_kernel, {{count}, kItemThreads, 0}, launch.stream, p);
   constexpr unsigned int kThreads = 256;
   const unsigned int pairs = tiles * static_cast<unsigned int>(entries);
-  cuda::launch("place_visits", place_visits_kernel, {(pairs + kThreads - 1) / kThreads, kThreads, 0}, launch.stream, p);
+  cuda::launch("place_visits", place_visits_kernel, {{(pairs + kThreads - 1) / kThreads, count}, kThreads, 0},
+               launch.stream, p);
 }
 
 }  // namespace openmsa::cuda::sm90

@@ -2,107 +2,146 @@
 // tile's selection: the kernels call them with a thread per entry, tests on the host.
 #pragma once
 
+#include <utility>
+
 #include "cuda/sm90/prefill/params.h"
 
 namespace openmsa::cuda::sm90 {
 
-OPENMSA_DEVICE int count_bits(std::uint32_t bits) {
 #ifdef __CUDACC__
-  return __popc(bits);
-#else
-  return __builtin_popcount(bits);
-#endif
+OPENMSA_DEVICE int count_bits(std::uint32_t bits) { return __popc(bits); }
+OPENMSA_DEVICE std::uint32_t fetch_or(std::uint32_t& word, std::uint32_t bits) { return atomicOr(&word, bits); }
+OPENMSA_DEVICE std::int32_t fetch_add(std::int32_t& word, std::int32_t x) { return atomicAdd(&word, x); }
+OPENMSA_DEVICE std::int32_t exchange_if(std::int32_t& word, std::int32_t expected, std::int32_t x) {
+  return atomicCAS(&word, expected, x);
 }
+#else
+inline int count_bits(std::uint32_t bits) { return __builtin_popcount(bits); }
+inline std::uint32_t fetch_or(std::uint32_t& word, std::uint32_t bits) { return std::exchange(word, word | bits); }
+inline std::int32_t fetch_add(std::int32_t& word, std::int32_t x) { return std::exchange(word, word + x); }
+inline std::int32_t exchange_if(std::int32_t& word, std::int32_t expected, std::int32_t x) {
+  return word == expected ? std::exchange(word, x) : word;
+}
+#endif
 
-/// A tile's selection; entry e = query * topk + slot. The arrays fill from the first to the last: each function below
-/// says which of them it needs.
+/// A tile's selection while it is split. Entry e = query * topk + slot of the selection. The phases, each for all
+/// entries before the next begins:
+///
+///   enter     who wants which kv_block: a hash table with open addressing; a kv_block that a query names twice counts
+///             once
+///   decide    union or gathered; the union's kv_blocks are collected in any order
+///   then      rank() of the union's kv_blocks, slot() of the gathered pairs
+///
+/// Threads take the entries in any order: what comes out follows from the selection, but for the order of `unions`.
 struct TileSelection {
+  static constexpr std::int32_t kNone = -1;
+
   std::int32_t entries;
   std::int32_t topk;
-  std::int32_t* blocks;    // -1: unused, not visible, or a repetition
-  std::uint32_t* members;  // queries of the tile that want the same kv_block; 0 where blocks is -1
-  std::uint8_t* flags;     // whether the pair goes to the union
+  std::int32_t log2_table;
+  std::int32_t* keys;        // [1 << log2_table] kv_block; kNone at first
+  std::uint32_t* members;    // beside it, bit x: query x of the tile wants it; 0 at first
+  std::int32_t* places;      // [entries] in the table; kNone: unused, not visible, or a repetition
+  std::int32_t* gathered;    // [entries] kv_block of a gathered pair, else kNone
+  UnionEntry* unions;        // [entries]
+  std::int32_t* num_unions;  // 0 at first
 
-  static constexpr int kEntryBytes = sizeof(*blocks) + sizeof(*members) + sizeof(*flags);
-
-  /// Whether the query names its kv_block in an earlier slot too. Needs blocks as they were read.
-  OPENMSA_DEVICE bool repeats(int e) const {
-    bool found = false;
-    for (int other = e / topk * topk; other < e; ++other) found |= blocks[other] == blocks[e];
-    return found;
+  /// Twice as many places as entries.
+  static constexpr std::int32_t log2_table_for(std::int32_t entries) {
+    std::int32_t log2 = 1;
+    while (1 << log2 < 2 * entries) ++log2;
+    return log2;
   }
 
-  /// Who wants the kv_block of entry e. Needs blocks without repetitions, as do all that follow.
-  OPENMSA_DEVICE std::uint32_t wanted_by(int e) const {
-    std::uint32_t result = 0;
-    for (int query = 0, other = 0; blocks[e] >= 0 && other < entries; ++query) {
-      bool wants = false;
-      for (const int end = other + topk; other < end; ++other) wants |= blocks[other] == blocks[e];
-      result |= std::uint32_t{wants} << query;
+  OPENMSA_DEVICE void enter(int e, std::int32_t block) {
+    places[e] = kNone;
+    if (block < 0) return;
+    const std::uint32_t bit = std::uint32_t{1} << e / topk, mask = (std::uint32_t{1} << log2_table) - 1;
+    std::uint32_t at = static_cast<std::uint32_t>(block) * 2654435761u >> (32 - log2_table);
+    for (std::int32_t found; (found = exchange_if(keys[at], kNone, block)) != kNone && found != block;) {
+      at = (at + 1) & mask;
     }
+    if ((fetch_or(members[at], bit) & bit) == 0) places[e] = static_cast<std::int32_t>(at);
+  }
+
+  /// A kv_block goes to the union where enough queries want it, and where it is not wholly in the past of the tile's
+  /// first query, so that only the union knows a causal mask.
+  OPENMSA_DEVICE void decide(int e, std::int32_t first_position, std::int32_t block_size,
+                             std::int32_t threshold) const {
+    gathered[e] = kNone;
+    if (places[e] == kNone) return;
+    const std::int32_t block = keys[places[e]];
+    const std::uint32_t wanted_by = members[places[e]], bit = std::uint32_t{1} << e / topk;
+    const bool in_past = (block + 1) * block_size <= first_position + 1;
+    if (in_past && count_bits(wanted_by) < threshold) {
+      gathered[e] = block;
+    } else if ((wanted_by & (bit - 1)) == 0) {  // its first member puts it into the union
+      unions[fetch_add(*num_unions, 1)] = {block, wanted_by};
+    }
+  }
+
+  /// Place of unions[u] among the union's kv_blocks, which ascend.
+  OPENMSA_DEVICE int rank(int u) const {
+    int result = 0;
+    for (int other = 0; other < *num_unions; ++other) result += unions[other].block < unions[u].block;
     return result;
-  }
-
-  /// Whether a kv_block goes to the union: wanted by enough, or not wholly in the past of the tile's first query, so
-  /// that only the union knows a causal mask. Needs members.
-  OPENMSA_DEVICE bool joins(int e, std::int32_t first_position, std::int32_t block_size, std::int32_t threshold) const {
-    const bool in_past = (blocks[e] + 1) * block_size <= first_position + 1;
-    return blocks[e] >= 0 && (!in_past || count_bits(members[e]) >= threshold);
-  }
-
-  OPENMSA_DEVICE bool is_gathered(int e) const { return blocks[e] >= 0 && !flags[e]; }
-
-  /// The entry that puts a kv_block into the union: that of its first member. Needs flags, as do all that follow.
-  OPENMSA_DEVICE bool leads(int e) const { return leads(e, e / topk); }
-  OPENMSA_DEVICE bool leads(int e, int query) const {
-    const std::uint32_t before = (std::uint32_t{1} << query) - 1;
-    return flags[e] && (members[e] & before) == 0;
-  }
-
-  /// Place of a leading entry's kv_block in the union, which ascends.
-  OPENMSA_DEVICE int union_rank(int e) const {
-    int rank = 0;
-    for (int query = 0, other = 0; other < entries; ++query) {
-      for (const int end = other + topk; other < end; ++other) rank += leads(other, query) && blocks[other] < blocks[e];
-    }
-    return rank;
   }
 
   /// Place of a gathered pair's partial result among those of its query, in the order of kv_blocks.
   OPENMSA_DEVICE int slot(int e) const {
     int result = 0;
     const int first = e / topk * topk;
-    for (int other = first; other < first + topk; ++other) result += is_gathered(other) && blocks[other] < blocks[e];
+    for (int other = first; other < first + topk; ++other) {
+      result += gathered[other] != kNone && gathered[other] < gathered[e];
+    }
     return result;
   }
 };
 
-/// The kv_block in a slot of a query of the tile; -1 where it is unused or not visible.
-OPENMSA_DEVICE std::int32_t selected_block(const PrefillParams& p, const QueryTile& tile, int query, int slot) {
-  const std::int64_t at = p.chunk.head * p.topk_strides[0] + (tile.q_row + query) * p.topk_strides[1];
+/// The kv_block in a slot of a query of the tile; negative where it is unused or not visible.
+OPENMSA_DEVICE std::int32_t selected_block(const PrefillParams& p, const Chunk& chunk, const QueryTile& tile, int query,
+                                           int slot) {
+  const std::int64_t at = chunk.head * p.topk_strides[0] + (tile.q_row + query) * p.topk_strides[1];
   const std::int32_t block = p.topk_indices[at + slot * p.topk_strides[2]];
   const std::int32_t position = tile.position + query;
   return block >= 0 && position >= 0 && block <= position / p.batch.block_size ? block : -1;
 }
 
-/// A gathered entry of the chunk's tile `number`, but for its rank in the list.
-OPENMSA_DEVICE GatheredPair gathered_pair(const PrefillParams& p, const QueryTile& tile, const TileSelection& s,
-                                          std::int32_t number, int e) {
+/// Gathered entry e of the chunk's tile `number`, but for its rank in the list.
+OPENMSA_DEVICE GatheredPair gathered_pair(const PrefillParams& p, const Chunk& chunk, const QueryTile& tile,
+                                          const TileSelection& s, std::int32_t number, int e) {
   const std::int32_t query = e / s.topk;
-  const std::int32_t slot = (number * p.chunk.tile_queries + query) * p.chunk.slots + s.slot(e);
-  return {{tile.q_row + query, slot}, p.index.blocks[tile.sequence] + s.blocks[e], 0};
+  const std::int32_t slot = (number * chunk.slots + s.slot(e)) * chunk.tile_queries + query;
+  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * chunk.passes / chunk.max_tiles);
+  const std::int32_t list = (p.index.blocks[tile.sequence] + s.gathered[e]) * chunk.passes + pass;
+  return {{tile.q_row + query, slot}, list, 0};
 }
 
-/// Work items of a list of `visits`.
-OPENMSA_DEVICE std::int32_t num_items(std::int32_t visits) { return (visits + kMaxItemVisits - 1) / kMaxItemVisits; }
+/// The gathered work on one kv_block: its visits, in the order of the passes that their queries belong to, cut into
+/// items of even size. Item i is worked off in pass i * passes / items.
+struct GatheredBlock {
+  std::int32_t visits;
+  std::int32_t item_visits;  // of each item but the last
+  std::int32_t items;
 
-/// Item i of a list whose visits are [first_visit, first_visit + visits).
-OPENMSA_DEVICE GatheredItem gathered_item(const PrefillParams& p, std::int32_t list, std::int32_t first_visit,
-                                          std::int32_t visits, std::int32_t i) {
-  const std::int32_t sequence = find_sequence(p.index.blocks, p.batch.batch, list);
-  const std::int32_t begin = i * kMaxItemVisits, rest = visits - begin;
-  return {sequence, list - p.index.blocks[sequence], first_visit + begin,
-          rest < kMaxItemVisits ? rest : kMaxItemVisits};
-}
+  OPENMSA_DEVICE GatheredBlock(std::int32_t visits, std::int32_t log2_group_size) : visits(visits) {
+    const std::int32_t tile = 64 >> log2_group_size;  // items hold whole gathered tiles
+    const std::int32_t shares = ceil_div(visits, kItemVisits);
+    item_visits = shares == 0 ? tile : ceil_div(ceil_div(visits, shares), tile) * tile;
+    items = ceil_div(visits, item_visits);
+  }
+  /// The first item that is worked off in `pass` or later.
+  OPENMSA_DEVICE std::int32_t first_of_pass(std::int32_t pass, std::int32_t passes) const {
+    return ceil_div(pass * items, passes);
+  }
+  OPENMSA_DEVICE GatheredItem item(std::int32_t i, std::int32_t sequence, std::int32_t block,
+                                   std::int32_t first_visit) const {
+    const std::int32_t begin = i * item_visits, rest = visits - begin;
+    return {sequence, block, first_visit + begin, rest < item_visits ? rest : item_visits};
+  }
+
+ private:
+  static OPENMSA_DEVICE std::int32_t ceil_div(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
+};
 
 }  // namespace openmsa::cuda::sm90

@@ -185,6 +185,7 @@ __device__ __forceinline__ float exchange_max(const float (&top)[kHeld], int lan
 template <class Config>
 struct TopkSink {
   TopkList<Config::kCapacity> list;
+  PendingCandidates<Config::kCapacity> pending;
   Candidates candidates;
   bool owns;
 
@@ -193,9 +194,11 @@ struct TopkSink {
     list.clear();
   }
   __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
-    if (owns && block >= candidates.init && block < candidates.end) list.offer(score_key(score), block);
+    const bool competes = owns && block >= candidates.init && block < candidates.end;
+    pending.offer(competes, score_key(score), block, list);
   }
   __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int split) {
+    pending.flush(list);
     if (!owns) return;
     if (p.num_splits == 1) {
       std::int32_t* out = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
@@ -341,17 +344,7 @@ __global__ void merge_lists_kernel(const SelectParams p) {
   const int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.heads;
   const int head = (blockIdx.x * blockDim.x + threadIdx.x) % p.heads;
   if (row >= p.batch.total_q) return;
-  const int b = p.batch.cu_seqlens_q.data == nullptr ? 0 : [&] {
-    int low = 0, high = p.batch.batch + 1;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (p.batch.cu_seqlens_q.at(middle) <= row ? low : high) = middle;
-    }
-    return low;
-  }();
-  const SequenceView view = p.batch.sequence(b);
-  const int position = b == p.batch.batch ? -1 : view.seqlen_k - view.seqlen_q + row - view.q_row;
-  const Candidates candidates(p.rules, position);
+  const Candidates candidates(p.rules, p.batch.position_of_row(row));
   TopkList<kCapacity> list;
   list.clear();
   const std::int64_t at = (static_cast<std::int64_t>(row) * p.heads + head) * p.num_splits * kCapacity;

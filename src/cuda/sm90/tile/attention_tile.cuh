@@ -30,6 +30,9 @@ struct AttentionTile {
   using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
   using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  // The halves of eight rows side by side: whole rows of queries can then be loaded one by one.
+  using LayoutQueries = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{},
+                                                     cute::Step<cute::_2, cute::_1>{}));
   using LayoutK = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kBlock>, cute::Int<kDim>>{}));
   // v lies [key][channel] like k; as the right operand of p v it is read [channel][key].
   using LayoutV = decltype(cute::tile_to_shape(MnMajor{}, cute::Shape<cute::Int<kDim>, cute::Int<kBlock>>{},
@@ -48,11 +51,12 @@ struct AttentionTile {
   using Values = decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
 
   /// Starts s = q k^T; finish with cute::warpgroup_wait and a fence on s.
+  template <class Layout = LayoutQ>
   __device__ static void start_scores(const Element* q, const Element* k, Scores& s, int thread) {
     using namespace cute;
     ScoreMma mma;
     const auto slice = mma.get_thread_slice(thread);
-    const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(q), LayoutQ{}));
+    const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(q), Layout{}));
     const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(k), LayoutK{}));
     warpgroup_fence_operand(s);
     warpgroup_arrive();
@@ -128,9 +132,36 @@ struct AttentionTile {
   }
 };
 
+/// threadIdx.x, read once: left to itself the compiler reads the special register again wherever it is used.
+__device__ __forceinline__ int thread_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
+/// The same pointer, of which the compiler knows nothing: what is computed from it stays inside a loop instead of
+/// taking registers all the way through it.
+template <class T>
+__device__ __forceinline__ const T* opaque(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -147,49 +178,69 @@ __device__ __forceinline__ float quad_sum(float x) {
 /// -inf - -inf must not appear in an exponent: the shift of a row that has seen nothing is 0.
 __device__ __forceinline__ float finite_shift(float x) { return x == -INFINITY ? 0 : x; }
 
-/// Running softmax of one row in units of log2: max is softmax_scale * log2(e) * score, sum counts this thread's
-/// columns.
-struct RowSoftmax {
-  float max = -INFINITY;
-  float sum = 0;
+/// Running softmax of a thread's two rows in units of log2: max is softmax_scale * log2(e) * score, sum counts this
+/// thread's columns. Both rows are worked on side by side: a warp has little else to hide the latency of a chain.
+struct Softmax {
+  float max[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};
 
-  /// Turns row `half` of s into probabilities and returns the factor for what was accumulated before.
+  /// Turns s into probabilities and returns the factors for what was accumulated before.
   template <class Tile>
-  __device__ __forceinline__ float update(typename Tile::Scores& s, int half, float scale_log2) {
+  __device__ __forceinline__ void update(typename Tile::Scores& s, float scale_log2, float (&alpha)[2]) {
     using namespace cute;
-    float top = s(make_coord(0, half, 0), 0, 0);
-    CUTE_UNROLL
-    for (int n = 0; n < Tile::kScoreColumns; ++n) {
-      top = fmaxf(top, fmaxf(s(make_coord(0, half, n), 0, 0), s(make_coord(1, half, n), 0, 0)));
-    }
-    const float new_max = fmaxf(max, quad_max(top) * scale_log2);
-    const float shift = finite_shift(new_max);
-    const float alpha = exp2_approx(max - shift);
-    max = new_max;
-    sum *= alpha;
+    float top[2][2], shift[2];
     CUTE_UNROLL
     for (int n = 0; n < Tile::kScoreColumns; ++n) {
       CUTE_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        float& x = s(make_coord(c, half, n), 0, 0);
-        x = exp2_approx(fmaf(x, scale_log2, -shift));
-        sum += x;
+      for (int row = 0; row < 2; ++row) {
+        CUTE_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          const float x = s(make_coord(c, row, n), 0, 0);
+          top[row][c] = n == 0 ? x : fmaxf(top[row][c], x);
+        }
       }
     }
-    return alpha;
+    CUTE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const float new_max = fmaxf(max[row], quad_max(fmaxf(top[row][0], top[row][1])) * scale_log2);
+      shift[row] = finite_shift(new_max);
+      alpha[row] = exp2_approx(max[row] - shift[row]);
+      max[row] = new_max;
+    }
+    float part[2][2] = {{sum[0] * alpha[0], 0}, {sum[1] * alpha[1], 0}};
+    CUTE_UNROLL
+    for (int n = 0; n < Tile::kScoreColumns; ++n) {
+      CUTE_UNROLL
+      for (int row = 0; row < 2; ++row) {
+        CUTE_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          float& x = s(make_coord(c, row, n), 0, 0);
+          x = exp2_approx(fmaf(x, scale_log2, -shift[row]));
+          part[row][c] += x;
+        }
+      }
+    }
+    sum[0] = part[0][0] + part[0][1];
+    sum[1] = part[1][0] + part[1][1];
+  }
+
+  /// Keeps the work of update() in front of what follows, a wait for a product: the assembler would move it behind, and
+  /// have nothing left to do beside the product. A branch on a result is what it respects.
+  __device__ __forceinline__ void finish() const {
+    if (!(sum[0] + sum[1] >= 0)) asm volatile("nanosleep.u32 0;");  // NaN only
   }
 };
 
 /// o *= alpha, row by row.
 template <class Tile>
-__device__ __forceinline__ void scale_values(typename Tile::Values& o, float alpha0, float alpha1) {
+__device__ __forceinline__ void scale_values(typename Tile::Values& o, const float (&alpha)[2]) {
   using namespace cute;
   CUTE_UNROLL
   for (int n = 0; n < Tile::kValueColumns; ++n) {
     CUTE_UNROLL
     for (int c = 0; c < 2; ++c) {
-      o(make_coord(c, 0, n), 0, 0) *= alpha0;
-      o(make_coord(c, 1, n), 0, 0) *= alpha1;
+      o(make_coord(c, 0, n), 0, 0) *= alpha[0];
+      o(make_coord(c, 1, n), 0, 0) *= alpha[1];
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <cutlass/arch/barrier.h>
 
 #include <cstdint>
+#include <cute/arch/util.hpp>
 
 namespace openmsa::cuda::sm90 {
 
@@ -41,10 +42,14 @@ __device__ __forceinline__ void init_ring(std::uint64_t (&full)[kStages], std::u
 }
 
 /// Dynamic shared memory on the 1024-byte boundary that the 128-byte swizzle wants. Launch with sizeof + 1024 bytes.
+///
+/// Two things to keep from the compiler: a pointer that it does not know to be one to shared memory makes every access
+/// a slow generic one; and where it knows how the address came about it works it out anew in every loop.
 template <class Storage>
 __device__ __forceinline__ Storage& shared_storage(char* raw) {
-  const auto address = (reinterpret_cast<std::uintptr_t>(raw) + 1023) / 1024 * 1024;
-  return *reinterpret_cast<Storage*>(address);
+  std::uint32_t address = (cute::cast_smem_ptr_to_uint(raw) + 1023) / 1024 * 1024;
+  asm volatile("" : "+r"(address));
+  return *static_cast<Storage*>(__cvta_shared_to_generic(address));
 }
 
 }  // namespace openmsa::cuda::sm90

@@ -25,6 +25,7 @@ __device__ __forceinline__ void load_keys(const CUtensorMap& map, const BatchVie
   const std::int32_t used = min(kTileKeys, view.seqlen_k - first);
   const std::int32_t count = is_paged ? (used + boxes.rows - 1) / boxes.rows : kTileKeys / boxes.rows;
   FullBarrier::arrive_and_expect_tx(full, count * boxes.rows * kDim * static_cast<int>(sizeof(Element)));
+#pragma unroll 1
   for (std::int32_t i = 0; i < count; ++i) {
     const std::int32_t row = is_paged ? 0 : view.k_row + first + i * boxes.rows;
     const std::int32_t page = is_paged ? batch.page(sequence, first / batch.page_size + i) : 0;

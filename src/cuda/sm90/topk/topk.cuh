@@ -13,26 +13,6 @@ namespace openmsa::cuda::sm90 {
 
 inline constexpr int kTopkWarps = 4;
 
-/// The sequence of a query row: the last b in [0, batch] with cu_seqlens_q[b] <= row. The warp cuts the range by 32 at
-/// a time.
-__device__ __forceinline__ std::int32_t sequence_of_row(const BatchView& batch, std::int32_t row, int lane) {
-  if (batch.cu_seqlens_q.data == nullptr) return 0;
-  std::int32_t low = 0, high = batch.batch + 1;
-  while (high - low > 1) {
-    const std::int32_t step = (high - low + 31) / 32, probe = low + lane * step;
-    const bool starts_before = probe < high && batch.cu_seqlens_q.at(probe) <= row;
-    low += (__popc(__ballot_sync(kFullWarp, starts_before)) - 1) * step;
-    high = min(high, low + step);
-  }
-  return low;
-}
-
-__device__ __forceinline__ std::int32_t position_of_row(const BatchView& batch, std::int32_t row, int lane) {
-  const std::int32_t b = sequence_of_row(batch, row, lane);
-  const SequenceView view = batch.sequence(b);
-  return b == batch.batch ? -1 : view.seqlen_k - view.seqlen_q + row - view.q_row;
-}
-
 /// Bit i: scores[i] is not below `bound`, or above it where `strictly`. A NaN may be chosen too: its bit is set.
 __device__ __forceinline__ std::uint32_t reaching(const float (&scores)[kLaneScores], float bound, bool strictly) {
   std::uint32_t bits = 0;
@@ -69,7 +49,7 @@ __device__ __forceinline__ void search_piece(List& best, const Row& row, std::in
 
 /// kWide: topk above 16.
 template <bool kWide, bool kContiguous>
-__global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
+__global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 7) topk_kernel(const TopkParams p) {
   constexpr int kCapacity = kWide ? 128 : 64;
   __shared__ Ranked memory[kTopkWarps][kCapacity];
   cudaGridDependencySynchronize();
@@ -79,7 +59,7 @@ __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(co
   const auto query = static_cast<std::int32_t>(row % p.batch.total_q);
   if (head >= p.heads) return;
 
-  const Candidates rules(p.rules, position_of_row(p.batch, query, lane));
+  const Candidates rules(p.rules, p.batch.position_of_row(query));
   const ScoreRow<kContiguous> scores{p.block_scores + head * p.score_strides[0] + query * p.score_strides[1],
                                      p.score_strides[2], rules.init, rules.end};
   BestList<kCapacity> best(memory[warp], rules.slots, lane);

@@ -1,0 +1,28 @@
+// What CuTe 4.2 lacks: plain copies through the copy engine with a hint for the L2 cache. The engine spends some 40
+// cycles per copy beside the transfer, so that few large copies reach a rate that many small ones do not.
+#pragma once
+
+#include <cute/arch/copy_sm90_tma.hpp>
+
+namespace openmsa::cuda::sm90 {
+
+using cute::TMA::CacheHintSm90;
+
+/// cp.async.bulk, shared <- global; `bytes` and both addresses are multiples of 16, `full` counts the bytes.
+__device__ __forceinline__ void bulk_load(void* smem, const void* global, int bytes, std::uint64_t* full,
+                                          CacheHintSm90 hint) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;\n" ::
+          "r"(cute::cast_smem_ptr_to_uint(smem)),
+      "l"(global), "r"(bytes), "r"(cute::cast_smem_ptr_to_uint(full)), "l"(static_cast<std::uint64_t>(hint))
+      : "memory");
+}
+
+/// cp.async.bulk, global <- shared, in the current bulk group.
+__device__ __forceinline__ void bulk_store(void* global, const void* smem, int bytes, CacheHintSm90 hint) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n" ::"l"(global),
+               "r"(cute::cast_smem_ptr_to_uint(smem)), "r"(bytes), "l"(static_cast<std::uint64_t>(hint))
+               : "memory");
+}
+
+}  // namespace openmsa::cuda::sm90
