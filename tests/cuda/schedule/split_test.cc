@@ -64,6 +64,7 @@ class HostSchedule {
     return find_tile(params_.batch, params_.index, number, params_.chunk.tile_queries);
   }
   std::int64_t num_blocks() const { return blocks_.back(); }
+  std::int32_t pass_of(std::int32_t tile) const { return tile * kPasses / params_.chunk.max_tiles; }
 
  private:
   void index_batch() {
@@ -183,17 +184,24 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
   }
   std::map<std::int64_t, std::set<std::int32_t>> slots;  // of each query row
   std::set<std::int32_t> visited;
+  std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t> last_pass;  // of each kv_block
   for (const GatheredItem& item : schedule.items) {
+    std::int32_t first_pass = HostSchedule::kPasses, &last = last_pass[{item.sequence, item.block}];
+    const std::int32_t before = last;
     EXPECT_TRUE(item.count >= 1 && item.count <= kItemVisits + 64) << item.count;
     for (std::int32_t i = item.begin; i < item.begin + item.count; ++i) {
       EXPECT_TRUE(visited.insert(i).second) << "visit " << i << " twice";
       const Visit visit = schedule.visits.at(static_cast<std::size_t>(i));
+      const std::int32_t pass = schedule.pass_of(visit.slot / tile_queries / layer.shape.topk);
+      first_pass = std::min(first_pass, pass);
+      last = std::max(last, pass);
       work_off(visit.q_row, item.block);
       EXPECT_EQ(static_cast<std::size_t>(item.sequence), layer.sequence_of(visit.q_row));
       EXPECT_LE((item.block + 1) * layer.shape.block_size, layer.position(visit.q_row) + 1) << "needs a causal mask";
       EXPECT_TRUE(slots[visit.q_row].insert(visit.slot / tile_queries % layer.shape.topk).second)
           << "slot " << visit.slot;
     }
+    EXPECT_LE(before, first_pass) << "kv_block " << item.block << " goes back to earlier queries";
   }
   EXPECT_EQ(visited.size(), schedule.visits.size());
   EXPECT_EQ(done, chosen_pairs(layer, head));

@@ -185,7 +185,6 @@ __device__ __forceinline__ float exchange_max(const float (&top)[kHeld], int lan
 template <class Config>
 struct TopkSink {
   TopkList<Config::kCapacity> list;
-  PendingCandidates<Config::kCapacity> pending;
   Candidates candidates;
   bool owns;
 
@@ -194,11 +193,9 @@ struct TopkSink {
     list.clear();
   }
   __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
-    const bool competes = owns && block >= candidates.init && block < candidates.end;
-    pending.offer(competes, score_key(score), block, list);
+    if (owns && block >= candidates.init && block < candidates.end) list.offer(score_key(score), block);
   }
   __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int split) {
-    pending.flush(list);
     if (!owns) return;
     if (p.num_splits == 1) {
       std::int32_t* out = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];

@@ -42,9 +42,6 @@ struct TopkList {
     }
   }
 
-  /// The lowest key that counts.
-  __device__ __forceinline__ std::int32_t threshold() const { return keys[kCapacity - 1]; }
-
   /// Writes a row of topk_indices: forced blocks and the best of the list, ascending, then -1.
   template <class Candidates>
   __device__ __forceinline__ void write(const Candidates& candidates, std::int32_t topk, std::int32_t* row,
@@ -63,50 +60,6 @@ struct TopkList {
       row[(candidates.init + candidates.slots + i) * stride] = candidates.end + i;
     }
     for (std::int32_t i = chosen; i < topk; ++i) row[i * stride] = -1;
-  }
-};
-
-/// Candidates of a row that wait until some row of the warp has no room left, and then all enter their lists: a list
-/// costs its warp the same for one lane as for 32.
-template <int kCapacity>
-struct PendingCandidates {
-  static constexpr int kRoom = 4;
-  std::int32_t keys[kRoom];  // the latest first
-  std::int32_t blocks[kRoom];
-  int count = 0;
-
-  /// With the whole warp.
-  __device__ __forceinline__ void offer(bool counts, std::int32_t key, std::int32_t block, TopkList<kCapacity>& list) {
-    if (counts && key > list.threshold()) {
-#pragma unroll
-      for (int i = kRoom - 1; i > 0; --i) {
-        keys[i] = keys[i - 1];
-        blocks[i] = blocks[i - 1];
-      }
-      keys[0] = key;
-      blocks[0] = block;
-      ++count;
-    }
-    if (__any_sync(~0u, count == kRoom)) flush(list);
-  }
-
-  /// The oldest of each lane, then the next one, and so on.
-  __device__ __forceinline__ void flush(TopkList<kCapacity>& list) {
-#pragma unroll 1
-    for (int round = 0; round < kRoom; ++round) {
-      const int at = count - 1;
-      std::int32_t key = TopkList<kCapacity>::kEmpty, block = -1;
-#pragma unroll
-      for (int i = 0; i < kRoom; ++i) {
-        if (i == at) {
-          key = keys[i];
-          block = blocks[i];
-        }
-      }
-      if (!__any_sync(~0u, count > 0)) break;
-      list.offer(key, block);
-      count = max(at, 0);
-    }
   }
 };
 

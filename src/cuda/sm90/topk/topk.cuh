@@ -49,7 +49,7 @@ __device__ __forceinline__ void search_piece(List& best, const Row& row, std::in
 
 /// kWide: topk above 16.
 template <bool kWide, bool kContiguous>
-__global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 7) topk_kernel(const TopkParams p) {
+__global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
   constexpr int kCapacity = kWide ? 128 : 64;
   __shared__ Ranked memory[kTopkWarps][kCapacity];
   cudaGridDependencySynchronize();
