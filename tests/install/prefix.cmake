@@ -1,0 +1,11 @@
+# Installs into PREFIX and moves it to MOVED: nothing in it may depend on where it was.
+file(REMOVE_RECURSE ${PREFIX} ${MOVED})
+execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${PREFIX} COMMAND_ERROR_IS_FATAL ANY)
+file(RENAME ${PREFIX} ${MOVED})
+file(GLOB_RECURSE texts ${MOVED}/*.cmake ${MOVED}/*.pc)
+foreach(text IN LISTS texts)
+  file(STRINGS ${text} absolute REGEX "${PREFIX}")
+  if(absolute)
+    message(FATAL_ERROR "${text} names its first prefix: ${absolute}")
+  endif()
+endforeach()
