@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test test-gpu demo format tidy clean
+.PHONY: all build deps test test-gpu install fuzz demo format tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -22,6 +22,20 @@ test: build
 test-gpu: build
 	cmake --build --preset release
 	ctest --preset release --label-regex gpu
+
+# Headers, libraries, CMake and pkg-config files, and msa; `make install PREFIX=/opt/openmsa`.
+PREFIX ?= /usr/local
+install: build
+	cmake --build --preset release --target openmsa_static
+	cmake --install build --prefix $(PREFIX)
+
+# Fuzz targets, so many seconds each, side by side; what they find they leave in build-fuzz. Needs clang.
+FUZZ_SECONDS ?= 600
+fuzz: deps
+	scripts/install_deps.sh clang
+	cmake --preset fuzz
+	cmake --build --preset fuzz
+	scripts/fuzz.sh build-fuzz $(FUZZ_SECONDS)
 
 # Trains, evaluates, measures and reports into demo-out/; see scripts/demo.sh.
 # It runs on the CPU: a fresh clone leaves the CUDA backend out to save its compile time.

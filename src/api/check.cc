@@ -279,8 +279,13 @@ void check_score_columns(const Problem& problem) {
   }
 }
 
-/// New tokens must fit in front of the end of their sequence. Padding (seqlens_k = 0) is skipped.
+/// New tokens must fit in front of the end of their sequence. Padding (seqlens_k = 0) is skipped. Index keys and their
+/// cache come together.
 void check_append(const Problem& problem) {
+  require(!present(problem.tensors.index_k) || present(problem.tensors.index_k_cache),
+          "index_k_cache: required by openmsa_append_kv with index_k, got none");
+  require(!present(problem.tensors.index_k_cache) || present(problem.tensors.index_k),
+          "index_k: required by openmsa_append_kv with index_k_cache, got none");
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const Sequence sequence = problem.sequence(b);
     require(sequence.seqlen_k == 0 || sequence.seqlen_q <= sequence.seqlen_k, "seqlens_k: expected at least the ",

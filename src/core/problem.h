@@ -115,7 +115,8 @@ inline Sequence Problem::sequence(std::int64_t b) const {
     result.seqlen_k = (present(tensors.k) ? tensors.k : tensors.index_k).shape[0];
   }
   if (present(tensors.block_table)) {
-    result.pages = &element<std::int32_t>(tensors.block_table, b);
+    const bool is_empty = tensors.block_table.data == nullptr;  // no sequence has keys
+    result.pages = is_empty ? nullptr : &element<std::int32_t>(tensors.block_table, b);
     result.pages_stride = tensors.block_table.strides[1];
   }
   return result;
@@ -123,14 +124,13 @@ inline Sequence Problem::sequence(std::int64_t b) const {
 
 inline KeyRows Problem::key_rows(const openmsa_tensor& tensor, const Sequence& sequence, std::int64_t head) const {
   const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
-  if (plan.is_paged()) {
-    const std::int64_t head_stride = tensor.rank == 4 ? tensor.strides[2] : 0;
-    return {static_cast<std::byte*>(tensor.data) + head * head_stride * bytes, tensor.strides[1] * bytes,
-            tensor.strides[0] * bytes, plan.config.page_size, sequence};
-  }
-  const std::int64_t head_stride = tensor.rank == 3 ? tensor.strides[1] : 0;
-  return {static_cast<std::byte*>(tensor.data) + (sequence.k_begin * tensor.strides[0] + head * head_stride) * bytes,
-          tensor.strides[0] * bytes, 0, 0, sequence};
+  const bool is_paged = plan.is_paged();
+  const std::int64_t head_stride = tensor.rank == (is_paged ? 4 : 3) ? tensor.strides[is_paged ? 2 : 1] : 0;
+  const std::int64_t first = head * head_stride + (is_paged ? 0 : sequence.k_begin * tensor.strides[0]);
+  auto* const data = static_cast<std::byte*>(tensor.data);
+  std::byte* const rows = data == nullptr ? nullptr : data + first * bytes;  // no keys: there may be no memory either
+  if (!is_paged) return {rows, tensor.strides[0] * bytes, 0, 0, sequence};
+  return {rows, tensor.strides[1] * bytes, tensor.strides[0] * bytes, plan.config.page_size, sequence};
 }
 
 }  // namespace openmsa::core

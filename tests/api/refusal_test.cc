@@ -261,5 +261,18 @@ TEST(CallRefusals, NewTokensMustFitTheirSequence) {
   expect_same_bits(caches, before);
 }
 
+TEST(CallRefusals, NewIndexKeysAndTheirCacheComeTogether) {
+  const Layer layer = make_layer({.page_size = 16, .seqlens_q = {5}, .seqlens_k = {5}});
+  TensorMap caches = {{"k_cache", layer.tensors.at("k_cache")}, {"v_cache", layer.tensors.at("v_cache")}};
+  EXPECT_THROW(run_into(layer, OPENMSA_OP_APPEND_KV, caches), Error);
+  EXPECT_THAT(openmsa_last_error(), HasSubstr("index_k_cache: required by openmsa_append_kv with index_k, got none"));
+
+  Layer without = layer;
+  without.tensors.erase("index_k");
+  caches.emplace("index_k_cache", layer.tensors.at("index_k_cache"));
+  EXPECT_THROW(run_into(without, OPENMSA_OP_APPEND_KV, caches), Error);
+  EXPECT_THAT(openmsa_last_error(), HasSubstr("index_k: required by openmsa_append_kv with index_k_cache, got none"));
+}
+
 }  // namespace
 }  // namespace openmsa::test

@@ -1,0 +1,20 @@
+#!/bin/sh
+# fuzz.sh BUILD SECONDS: runs every fuzz target in BUILD, all at once, from its corpus there and the seeds in tests/fuzz.
+# Fails if one finds something.
+set -eu
+seeds=$PWD/tests/fuzz/seeds
+cd "$1"
+seconds=$2
+failed=""
+for target in call model_config safetensors; do
+  mkdir -p "corpus/$target"
+  [ ! -d "$seeds/$target" ] || cp -n "$seeds/$target"/* "corpus/$target"
+  ./fuzz_$target -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 "corpus/$target" \
+    >"$target.log" 2>&1 &
+  eval "pid_$target=$!"
+done
+for target in call model_config safetensors; do
+  eval "wait \$pid_$target" || failed="$failed $target"
+  grep -h -E 'stat::number_of_executed_units|ERROR|SUMMARY|Test unit written' "$target.log" | sed "s/^/$target: /"
+done
+[ -z "$failed" ] || { echo "fuzz: found something:$failed" >&2; exit 1; }
