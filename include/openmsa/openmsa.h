@@ -299,7 +299,8 @@ OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const 
 /* Stores new tokens in paged caches: row cu_seqlens_q[b] + t of k, v and index_k becomes token
  * seqlens_k[b] - seqlen_q[b] + t of sequence b, so that seqlens_k is what the following attention takes. Rows of a
  * sequence with seqlens_k = 0 are padding and are not stored.
- * Reads k, v with seqlens_k and block_table; writes k_cache and v_cache. Where present, index_k goes to index_k_cache. */
+ * Reads k, v with seqlens_k and block_table; writes k_cache and v_cache. index_k and index_k_cache come together or not
+ * at all. */
 OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                              openmsa_workspace workspace);
 

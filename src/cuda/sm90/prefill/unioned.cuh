@@ -218,7 +218,7 @@ __device__ __forceinline__ void attend_union(const PrefillParams& p, const Union
     FullBarrier::wait(&storage.full[at.stage], at.parity);
     const int last = tile.queries.position + tile.queries.count - 1;
     const int valid = last + 1 - entry.block * Tile::kBlock;
-    if (valid < Tile::kBlock) {
+    if (valid < Tile::kBlock) {  // the last entry at most: nobody holds its turn while both meet in there
       clear_tail<Tile>(storage.ring[at.stage], valid, consumer * 128 + thread, 128 * Config::kConsumers);
     }
     Tile::start_values(probabilities, storage.ring[at.stage], o, true, thread);
