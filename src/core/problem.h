@@ -115,8 +115,9 @@ inline Sequence Problem::sequence(std::int64_t b) const {
     result.seqlen_k = (present(tensors.k) ? tensors.k : tensors.index_k).shape[0];
   }
   if (present(tensors.block_table)) {
-    const bool is_empty = tensors.block_table.data == nullptr;  // no sequence has keys
-    result.pages = is_empty ? nullptr : &element<std::int32_t>(tensors.block_table, b);
+    static constexpr std::int32_t kNoPage = -1;  // of a table without entries: no sequence has keys
+    const bool is_empty = tensors.block_table.data == nullptr;
+    result.pages = is_empty ? &kNoPage : &element<std::int32_t>(tensors.block_table, b);
     result.pages_stride = tensors.block_table.strides[1];
   }
   return result;
