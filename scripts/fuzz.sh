@@ -5,15 +5,16 @@ set -eu
 seeds=$PWD/tests/fuzz/seeds
 cd "$1"
 seconds=$2
+targets="call model_config safetensors"
 failed=""
-for target in call model_config safetensors; do
+for target in $targets; do
   mkdir -p "corpus/$target"
   [ ! -d "$seeds/$target" ] || cp -n "$seeds/$target"/* "corpus/$target"
   ./fuzz_$target -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 "corpus/$target" \
     >"$target.log" 2>&1 &
   eval "pid_$target=$!"
 done
-for target in call model_config safetensors; do
+for target in $targets; do
   eval "wait \$pid_$target" || failed="$failed $target"
   grep -h -E 'stat::number_of_executed_units|ERROR|SUMMARY|Test unit written' "$target.log" | sed "s/^/$target: /"
 done

@@ -18,6 +18,20 @@ struct IntVector {
   OPENMSA_DEVICE std::int32_t at(std::int64_t i) const { return data[i * stride]; }
 };
 
+/// The last b in [0, count) with offsets[b] <= value.
+OPENMSA_DEVICE std::int32_t find_sequence(IntVector offsets, std::int32_t count, std::int32_t value) {
+  std::int32_t low = 0, high = count;
+  while (high - low > 1) {
+    const std::int32_t middle = (low + high) / 2;
+    if (offsets.at(middle) <= value) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 /// One sequence: rows [q_row, q_row + seqlen_q) of the query tensors, seqlen_k keys from row k_row (contiguous).
 struct SequenceView {
   std::int32_t q_row;
@@ -62,11 +76,7 @@ struct BatchView {
 
   /// Key position of a query row; -1 for padding rows.
   OPENMSA_DEVICE std::int32_t position_of_row(std::int32_t row) const {
-    std::int32_t b = 0, end = cu_seqlens_q.data == nullptr ? 1 : batch + 1;
-    while (end - b > 1) {  // the last b with cu_seqlens_q[b] <= row
-      const std::int32_t middle = (b + end) / 2;
-      (cu_seqlens_q.at(middle) <= row ? b : end) = middle;
-    }
+    const std::int32_t b = cu_seqlens_q.data == nullptr ? 0 : find_sequence(cu_seqlens_q, batch + 1, row);
     if (b == batch) return -1;
     const SequenceView view = sequence(b);
     return view.seqlen_k - view.seqlen_q + row - view.q_row;
@@ -92,24 +102,10 @@ struct QueryTile {
   SequenceView view;
 };
 
-/// The last b in [0, count) with offsets[b] <= value.
-OPENMSA_DEVICE std::int32_t find_sequence(const std::int32_t* offsets, std::int32_t count, std::int32_t value) {
-  std::int32_t low = 0, high = count;
-  while (high - low > 1) {
-    const std::int32_t middle = (low + high) / 2;
-    if (offsets[middle] <= value) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 OPENMSA_DEVICE QueryTile find_tile(const BatchView& batch, const BatchIndex& index, std::int32_t tile,
                                    std::int32_t queries_per_tile) {
   QueryTile result;
-  result.sequence = find_sequence(index.tiles, batch.batch + 1, tile);
+  result.sequence = find_sequence({index.tiles, 1}, batch.batch + 1, tile);
   result.view = batch.sequence(result.sequence);
   const std::int32_t first = (tile - index.tiles[result.sequence]) * queries_per_tile;
   const std::int32_t rest = result.view.seqlen_q - first;

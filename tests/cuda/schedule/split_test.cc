@@ -128,7 +128,7 @@ class HostSchedule {
       for (std::int32_t among_all = 0; among_all < blocks_.back(); ++among_all) {
         const auto first = list_counts_.begin() + among_all * kPasses;
         const GatheredBlock list(std::accumulate(first, first + kPasses, 0), params_.log2_group_size);
-        const std::int32_t sequence = find_sequence(blocks_.data(), params_.batch.batch, among_all);
+        const std::int32_t sequence = find_sequence({blocks_.data(), 1}, params_.batch.batch, among_all);
         const std::int32_t block = among_all - blocks_[static_cast<std::size_t>(sequence)];
         const std::int32_t end = list.first_of_pass(pass + 1, kPasses);
         for (std::int32_t i = list.first_of_pass(pass, kPasses); i < end; ++i) {
@@ -270,6 +270,23 @@ TEST_P(Schedule, OfOneHotBlock) {
   indices.fill(-1);
   for (std::int64_t row = 0; row < layer.total_q(); ++row) indices.set({0, row, 0}, 3);
   expect_all_invariants(layer.add({{"topk_indices", indices}}));
+}
+
+TEST(BatchView, KnowsThePositionOfEveryRow) {
+  const Layer layer = make_layer(schedule_shape(1));
+  BatchView batch{};
+  batch.batch = static_cast<std::int32_t>(layer.shape.seqlens_q.size());
+  batch.total_q = static_cast<std::int32_t>(layer.total_q());
+  batch.cu_seqlens_q = int_vector(layer.tensors.at("cu_seqlens_q"));
+  batch.cu_seqlens_k = int_vector(layer.tensors.at("cu_seqlens_k"));
+  std::int32_t row = 0;
+  for (std::size_t b = 0; b < layer.shape.seqlens_q.size(); ++b) {
+    const std::int64_t before = layer.shape.seqlens_k[b] - layer.shape.seqlens_q[b];
+    for (std::int64_t t = 0; t < layer.shape.seqlens_q[b]; ++t, ++row) {
+      EXPECT_EQ(batch.position_of_row(row), before + t) << "sequence " << b;
+    }
+  }
+  for (; row < batch.total_q; ++row) EXPECT_EQ(batch.position_of_row(row), -1) << "padding row " << row;
 }
 
 }  // namespace

@@ -34,15 +34,17 @@ struct UnionTile {
   std::int32_t num_entries;
   std::int32_t most_slots;                    // of the query with most of them
   std::int32_t slot_counts[kMaxTileQueries];  // 0 behind the last query
-
-  __device__ __forceinline__ const UnionEntry* entries(const PrefillParams& p) const {
-    return p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
-  }
-  /// Slot 0 of the first query, counted over the chunk; then slot 0 of the second one.
-  __device__ __forceinline__ std::int64_t first_slot(const PrefillParams& p) const {
-    return static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
-  }
 };
+
+/// The union of the chunk's tile `number`.
+__device__ __forceinline__ const UnionEntry* entries_of_tile(const PrefillParams& p, int number) {
+  return p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
+}
+
+/// Its slot 0 of the first query, counted over the chunk; then slot 0 of the second one.
+__device__ __forceinline__ std::int64_t first_slot_of_tile(const PrefillParams& p, int number) {
+  return static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
+}
 
 template <class Element, int kDim, int kBlock>
 struct UnionConfig {
@@ -129,8 +131,7 @@ __device__ __forceinline__ void produce_union(const PrefillParams& p, const CUte
     const int most_slots = __reduce_max_sync(~0u, own_slots);
     load_tile<Config>(p, map_q, tile, number, num_entries, own_slots, most_slots, queries, storage);
     __syncwarp();
-    const UnionEntry* const entries =
-        p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
+    const UnionEntry* const entries = entries_of_tile(p, number);
     for (int u = 0; u < num_entries; ++u) {
       for (const CUtensorMap* map : {&map_k, &map_v}) {
         if (lane == 0) {
@@ -143,7 +144,7 @@ __device__ __forceinline__ void produce_union(const PrefillParams& p, const CUte
       }
     }
     __syncwarp();
-    const std::int64_t first_slot = static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
+    const std::int64_t first_slot = first_slot_of_tile(p, number);
     for (int slot = 0; slot < most_slots; ++slot) {
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
       load_slot<Config>(p, first_slot, slot, own_slots, storage.ring[ring.stage], &storage.full[ring.stage]);
@@ -210,7 +211,7 @@ __device__ __forceinline__ void attend_union(const PrefillParams& p, const Union
   using Tile = typename Config::Tile;
   if (tile.num_entries == 0) return;
   const int lane = thread % 32;
-  const UnionEntry* const entries = tile.entries(p);
+  const UnionEntry* const entries = entries_of_tile(p, tile.number);
   const auto release = [&](int stage) {
     if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
   };
@@ -279,7 +280,7 @@ struct PartialLse {
 
   __device__ __forceinline__ PartialLse(const PrefillParams& p, const UnionTile& tile, const ConsumerRow& row)
       : count(row.query < kMaxTileQueries ? tile.slot_counts[row.query] : 0),
-        first(p.chunk.partial_lse + ((tile.first_slot(p) + row.query) << p.log2_group_size) + row.head),
+        first(p.chunk.partial_lse + ((first_slot_of_tile(p, tile.number) + row.query) << p.log2_group_size) + row.head),
         stride(p.chunk.tile_queries << p.log2_group_size) {}
   __device__ __forceinline__ float of_group(int group, int lane) const {
     const int slot = 4 * group + lane % 4;

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const PrefillP
   for (int first = 0; first < blocks; first += kItemThreads) {
     const GatheredBlock list = gathered_block(first + threadIdx.x);
     for (int pass = 0; pass < passes; ++pass) {
-      const int items = list.first_of_pass(pass + 1, passes) - list.first_of_pass(pass, passes);
+      const int items = list.items_of_pass(pass, passes);
       const int sum = __reduce_add_sync(~0u, items);
       if (threadIdx.x % 32 == 0) atomicAdd(&pass_items[pass], sum);
     }
@@ -134,13 +134,13 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const PrefillP
     const GatheredBlock list = gathered_block(among_all);
     ListSums mine{0, list.visits}, before, sum;
     for (int pass = 0; pass < passes; ++pass) {
-      const int items = list.first_of_pass(pass + 1, passes) - list.first_of_pass(pass, passes);
+      const int items = list.items_of_pass(pass, passes);
       mine.items |= static_cast<std::uint64_t>(items) << 16 * pass;
     }
     Scan(storage).ExclusiveScan(
         mine, before, ListSums{0, 0}, [](ListSums a, ListSums b) { return a + b; }, sum);
     if (among_all < blocks) {
-      const int sequence = find_sequence(p.index.blocks, p.batch.batch, among_all);
+      const int sequence = find_sequence({p.index.blocks, 1}, p.batch.batch, among_all);
       const int block = among_all - p.index.blocks[sequence], visit = next_visit + before.visits;
       int offset = visit;
       for (int pass = 0; pass < passes; ++pass) {

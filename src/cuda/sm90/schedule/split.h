@@ -134,6 +134,9 @@ struct GatheredBlock {
   OPENMSA_DEVICE std::int32_t first_of_pass(std::int32_t pass, std::int32_t passes) const {
     return ceil_div(pass * items, passes);
   }
+  OPENMSA_DEVICE std::int32_t items_of_pass(std::int32_t pass, std::int32_t passes) const {
+    return first_of_pass(pass + 1, passes) - first_of_pass(pass, passes);
+  }
   OPENMSA_DEVICE GatheredItem item(std::int32_t i, std::int32_t sequence, std::int32_t block,
                                    std::int32_t first_visit) const {
     const std::int32_t begin = i * item_visits, rest = visits - begin;
