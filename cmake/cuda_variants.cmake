@@ -6,6 +6,8 @@ set(cuda_dtype_bf16 OPENMSA_BFLOAT16)
 set(cuda_dtype_fp16 OPENMSA_FLOAT16)
 set(cuda_dims 64 128)
 set(cuda_block_sizes 64 128)
+set(cuda_cached_bf16 bf16)  # element types of the caches that go with queries of one type
+set(cuda_cached_fp16 fp16)
 set(cuda_list_capacities 0 16 64)  # topk that the selection's registers hold; 0: block scores
 
 # openmsa_cuda_variants(OUT_SOURCES): writes the files and lists the .cu ones. One file per element type and dimension:
@@ -38,7 +40,24 @@ void ${name}(const SelectParams& p, const CUtensorMap& index_k, int max_tiles, L
 ")
         endforeach()
       endforeach()
-      foreach(stage prefill select)
+      set(decode "")
+      foreach(cached IN LISTS cuda_cached_${element})
+        set(name ${element}_${cached}_${dim})
+        set(template "${cuda_element_type_${element}}, ${cuda_element_type_${cached}}, ${dim}")
+        set(row "${cuda_dtype_${element}}, ${cuda_dtype_${cached}}, ${dim}")
+        string(APPEND declarations "DecodeSelectFunction decode_select_${name};\nDecodeAttendFunction decode_attend_${name};\n")
+        string(APPEND decode_select_rows "    {${row}, &sm90::decode_select_${name}},\n")
+        string(APPEND decode_attend_rows "    {${row}, &sm90::decode_attend_${name}},\n")
+        string(APPEND decode "
+void decode_select_${name}(const DecodeSelectParams& p, const CUtensorMap& index_k, Launch launch) {
+  launch_decode_select<${template}>(p, index_k, launch);
+}
+void decode_attend_${name}(const DecodeAttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch) {
+  launch_decode_attend<${template}>(p, k, v, launch);
+}
+")
+      endforeach()
+      foreach(stage prefill select decode)
         file(CONFIGURE OUTPUT ${folder}/${stage}_${element}_${dim}.cu @ONLY CONTENT "#include <cutlass/numeric_types.h>
 #include \"cuda/sm90/@stage@/launch.cuh\"
 namespace openmsa::cuda::sm90 {
@@ -58,6 +77,10 @@ inline constexpr sm90::SelectVariant kSelectVariants[] = {
 @select_rows@};
 inline constexpr sm90::PrefillVariant kPrefillVariants[] = {
 @prefill_rows@};
+inline constexpr sm90::DecodeSelectVariant kDecodeSelectVariants[] = {
+@decode_select_rows@};
+inline constexpr sm90::DecodeAttendVariant kDecodeAttendVariants[] = {
+@decode_attend_rows@};
 }  // namespace openmsa::cuda
 ")
   set(${out} ${sources} PARENT_SCOPE)

@@ -1,4 +1,5 @@
-// Host side of the CUDA backend: workspace, parameters and tensor maps of a call, and the order of its kernels.
+// Host side of the CUDA backend: workspace, parameters and tensor maps of a call, and the order of its kernels. Calls
+// with few query tokens per sequence go to decode.cc.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -8,9 +9,11 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
+#include "cuda/call.h"
 #include "cuda/common/error.h"
 #include "cuda/common/tensor_map.h"
 #include "cuda/cuda.h"
+#include "cuda/decode.h"
 #include "cuda/prefill_plan.h"
 #include "cuda/sm90/launches.h"
 #include "cuda/topk.h"
@@ -24,84 +27,6 @@ using core::fail;
 using core::Plan;
 using core::present;
 using core::Problem;
-
-// ----------------------------------------------------------------------------------------------- arguments
-
-/// The copy engine and 16-byte accesses want aligned rows.
-void require_aligned_rows(const char* name, const openmsa_tensor& tensor) {
-  if (!present(tensor)) return;
-  bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
-  for (int d = 0; d + 1 < tensor.rank; ++d) aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % 8 == 0;
-  if (!aligned) {
-    fail(OPENMSA_UNSUPPORTED, name, ": expected 16-byte aligned rows on the CUDA backend, got data ", tensor.data,
-         " with strides ", tensor.strides[0], ", ", tensor.strides[1]);
-  }
-}
-
-void check_tensors(const Problem& problem) {
-  const openmsa_tensors& t = problem.tensors;
-  const std::pair<const char*, const openmsa_tensor*> rows[] = {{"q", &t.q},
-                                                                {"k", &t.k},
-                                                                {"v", &t.v},
-                                                                {"index_q", &t.index_q},
-                                                                {"index_k", &t.index_k},
-                                                                {"k_cache", &t.k_cache},
-                                                                {"v_cache", &t.v_cache},
-                                                                {"index_k_cache", &t.index_k_cache},
-                                                                {"o", &t.o}};
-  for (const auto& [name, tensor] : rows) require_aligned_rows(name, *tensor);
-  if (present(t.o) && t.o.dtype != problem.plan.config.dtype) {
-    fail(OPENMSA_UNSUPPORTED, "o: expected the plan's dtype on the CUDA backend, got fp32");
-  }
-}
-
-IntVector int_vector(const openmsa_tensor& tensor) {
-  if (!present(tensor)) return {nullptr, 0};
-  return {static_cast<const std::int32_t*>(tensor.data), tensor.strides[0]};
-}
-
-BatchView batch_view(const Problem& problem) {
-  const openmsa_tensors& t = problem.tensors;
-  BatchView view{};
-  view.batch = static_cast<std::int32_t>(problem.batch);
-  view.total_q = static_cast<std::int32_t>(problem.total_q);
-  view.total_k = static_cast<std::int32_t>((present(t.k) ? t.k : t.index_k).shape[0]);
-  view.cu_seqlens_q = int_vector(t.cu_seqlens_q);
-  view.cu_seqlens_k = int_vector(t.cu_seqlens_k);
-  view.seqlens_k = int_vector(t.seqlens_k);
-  if (present(t.block_table)) {
-    view.block_table = {static_cast<const std::int32_t*>(t.block_table.data), t.block_table.strides[1]};
-    view.table_row = t.block_table.strides[0];
-  }
-  view.page_size = problem.plan.config.page_size;
-  view.block_size = problem.plan.config.block_size;
-  return view;
-}
-
-/// Keys in boxes of `box_rows` tokens of one head: [rows][heads][dim], [pages][page_size][heads][dim], or without
-/// heads.
-CUtensorMap key_map(const Problem& problem, const openmsa_tensor& contiguous, const openmsa_tensor& paged,
-                    bool has_heads, std::int32_t box_rows, const void* stand_in) {
-  const bool is_paged = problem.plan.is_paged();
-  const openmsa_tensor& tensor = is_paged ? paged : contiguous;
-  const int token = is_paged ? 1 : 0, last = tensor.rank - 1;
-  const std::int64_t heads = has_heads ? tensor.shape[token + 1] : 1, tokens = tensor.shape[token];
-  const std::int64_t pages = is_paged ? tensor.shape[0] : 1;
-  const bool is_empty = heads * tokens * pages == 0;  // nothing will be loaded
-  return make_tensor_map(is_empty ? stand_in : tensor.data, problem.plan.config.dtype, tensor.shape[last],
-                         {{heads, has_heads ? tensor.strides[token + 1] : 0, 1},
-                          {tokens, tensor.strides[token], box_rows},
-                          {pages, is_paged ? tensor.strides[0] : 0, 1}});
-}
-
-sm90::Launch launch_on(void* stream) {
-  int device = 0, num_sms = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return {static_cast<cudaStream_t>(stream), num_sms};
-}
-
-// -------------------------------------------------------------------------------------------------- stages
 
 /// The smallest compiled list that holds topk.
 const sm90::SelectVariant& select_variant(const Plan& plan, bool stores_scores) {
@@ -239,6 +164,7 @@ void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
 }
 
 void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
+  if (is_decode(problem)) return run_decode_layer(problem, arena, launch);
   const openmsa_tensors tensors = core::with_selection(problem, arena);
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;  // one after the other in the same memory
@@ -261,18 +187,23 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
     case OPENMSA_OP_BLOCK_SCORES:
       SelectWorkspace(arena, plan, 0);
       break;
-    case OPENMSA_OP_SELECT_BLOCKS:
-      SelectWorkspace(arena, plan, select_variant(plan, false).capacity);
-      break;
+    case OPENMSA_OP_SELECT_BLOCKS: {
+      Arena prefill = arena;
+      SelectWorkspace(prefill, plan, select_variant(plan, false).capacity);
+      take_candidates(arena, plan);
+      return std::max(prefill.used(), arena.used());
+    }
     case OPENMSA_OP_SPARSE_ATTENTION:
       PrefillWorkspace(arena, plan);
       break;
     case OPENMSA_OP_MSA_ATTENTION: {
+      Arena decode = arena;
+      take_candidates(decode, plan);
       core::take_selection(plan, arena);
       Arena select = arena, attend = arena;
       SelectWorkspace(select, plan, select_variant(plan, false).capacity);
       PrefillWorkspace(attend, plan);
-      return std::max(select.used(), attend.used());
+      return std::max({decode.used(), select.used(), attend.used()});
     }
     case OPENMSA_OP_TOPK:
       break;  // works in place
@@ -288,12 +219,13 @@ void run(openmsa_op op, const Problem& problem, Arena arena, void* stream) {
   const sm90::Launch launch = launch_on(stream);
   switch (op) {
     case OPENMSA_OP_BLOCK_SCORES:
-    case OPENMSA_OP_SELECT_BLOCKS:
       return run_select(problem, arena, launch);
+    case OPENMSA_OP_SELECT_BLOCKS:
+      return is_decode(problem) ? run_decode_select(problem, arena, launch) : run_select(problem, arena, launch);
     case OPENMSA_OP_TOPK:
       return run_topk(problem, batch_view(problem), launch);
     case OPENMSA_OP_SPARSE_ATTENTION:
-      return run_attention(problem, arena, launch);
+      return is_decode(problem) ? run_decode_attention(problem, launch) : run_attention(problem, arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
       return run_layer(problem, arena, launch);
     default:

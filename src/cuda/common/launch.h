@@ -14,6 +14,7 @@ struct LaunchShape {
   dim3 blocks;
   unsigned int threads;
   std::size_t shared_bytes;
+  unsigned int cluster = 1;  // blocks, along x
 };
 
 template <class... Params, class... Args>
@@ -25,16 +26,18 @@ void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cuda
                                static_cast<int>(shape.shared_bytes)),
           name);
   }
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {shape.cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = shape.blocks;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = shape.cluster > 1 ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
 }
 

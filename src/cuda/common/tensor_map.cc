@@ -24,29 +24,43 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
   return function;
 }
 
+CUtensorMapDataType element_type(openmsa_dtype dtype) {
+  switch (dtype) {
+    case OPENMSA_BFLOAT16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case OPENMSA_FLOAT16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  }
+}
+
+constexpr cuuint64_t kSwizzleBytes = 128;
+
 }  // namespace
 
 CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t channels,
                             std::initializer_list<MapDimension> dimensions) {
   constexpr int kMaxRank = 5;
-  constexpr cuuint64_t kElementBytes = 2;
-  const auto type = dtype == OPENMSA_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const auto element_bytes = static_cast<cuuint64_t>(openmsa_dtype_bytes(dtype));
+  const auto box_bytes = std::min(kSwizzleBytes, static_cast<cuuint64_t>(channels) * element_bytes);
+  const auto swizzle = box_bytes == kSwizzleBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   cuuint64_t extents[kMaxRank] = {static_cast<cuuint64_t>(channels)};
   cuuint64_t bytes[kMaxRank - 1];
-  cuuint32_t boxes[kMaxRank] = {kSwizzleChannels};
+  cuuint32_t boxes[kMaxRank] = {static_cast<cuuint32_t>(box_bytes / element_bytes)};
   const cuuint32_t steps[kMaxRank] = {1, 1, 1, 1, 1};
   int rank = 1;
   for (const MapDimension& dimension : dimensions) {
     extents[rank] = static_cast<cuuint64_t>(std::max<std::int64_t>(dimension.extent, 1));
     // A dimension of one element is never stepped over; the encoder wants a stride that is a multiple of 16 all the
     // same.
-    bytes[rank - 1] = dimension.extent <= 1 ? 16 : static_cast<cuuint64_t>(dimension.stride) * kElementBytes;
+    bytes[rank - 1] = dimension.extent <= 1 ? 16 : static_cast<cuuint64_t>(dimension.stride) * element_bytes;
     boxes[rank] = static_cast<cuuint32_t>(dimension.box);
     ++rank;
   }
   CUtensorMap map;
-  const CUresult result = encoder()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(data), extents, bytes,
-                                    boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult result = encoder()(&map, element_type(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data),
+                                    extents, bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     core::fail(OPENMSA_CUDA_ERROR, "cuTensorMapEncodeTiled: error ", static_cast<int>(result), " for ", channels,

@@ -9,8 +9,9 @@
 
 namespace openmsa::cuda {
 
-/// Boxes of rows x 64 channels land in shared memory with the 128-byte swizzle: 16-byte chunk c of row r lies at chunk
-/// c ^ (r % 8). A tile with more channels is several such halves, one after the other.
+/// Boxes of rows x 64 channels of 16 bits land in shared memory with the 128-byte swizzle: 16-byte chunk c of row r
+/// lies at chunk c ^ (r % 8). A tile with more channels is several such halves, one after the other. 64 channels of 8
+/// bits have the 64-byte swizzle: chunk c ^ (r / 2 % 4).
 inline constexpr int kSwizzleChannels = 64;
 
 /// A dimension of a tensor map outside the channels.
@@ -20,8 +21,8 @@ struct MapDimension {
   std::int32_t box;
 };
 
-/// bf16 or fp16 `data` with `channels` side by side and up to four more dimensions, fastest first; a box is 64 channels
-/// times the boxes of the others.
+/// bf16, fp16 or e4m3 `data` with `channels` side by side and up to four more dimensions, fastest first; a box is at
+/// most 128 bytes of channels times the boxes of the others.
 CUtensorMap make_tensor_map(const void* data, openmsa_dtype dtype, std::int64_t channels,
                             std::initializer_list<MapDimension> dimensions);
 

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <openmsa/openmsa.h>
 
+#include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/prefill/params.h"
 #include "cuda/sm90/select/params.h"
 #include "cuda/sm90/topk/params.h"
@@ -39,6 +40,14 @@ using PrefillFunction = void(const PrefillParams& p, const PrefillMaps& maps, La
 /// Index branch with selection, or block scores; max_tiles bounds the number of query tiles.
 using SelectFunction = void(const SelectParams& p, const CUtensorMap& index_k, int max_tiles, Launch launch);
 
+/// Candidates of the index branch of a decode step, and topk_indices from them.
+using DecodeSelectFunction = void(const DecodeSelectParams& p, const CUtensorMap& index_k, Launch launch);
+void decode_choose(const DecodeSelectParams& p, Launch launch);
+
+/// Attention of a decode step.
+using DecodeAttendFunction = void(const DecodeAttendParams& p, const CUtensorMap& k, const CUtensorMap& v,
+                                  Launch launch);
+
 struct SelectVariant {
   openmsa_dtype dtype;
   int dim;
@@ -51,6 +60,18 @@ struct PrefillVariant {
   int dim;
   int block_size;
   PrefillFunction* function;
+};
+struct DecodeSelectVariant {
+  openmsa_dtype dtype;   // of index_q
+  openmsa_dtype cached;  // of index_k
+  int dim;
+  DecodeSelectFunction* function;
+};
+struct DecodeAttendVariant {
+  openmsa_dtype dtype;   // of q
+  openmsa_dtype cached;  // of k and v
+  int dim;
+  DecodeAttendFunction* function;
 };
 
 }  // namespace openmsa::cuda::sm90

@@ -19,7 +19,7 @@
 #pragma once
 
 #include "cuda/sm90/prefill/params.h"
-#include "cuda/sm90/ptx/bulk_copy.cuh"
+#include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"

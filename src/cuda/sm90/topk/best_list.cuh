@@ -11,6 +11,7 @@ namespace openmsa::cuda::sm90 {
 
 /// Score and kv_block as one number: higher scores are greater, and so is the lower of two kv_blocks with equal scores.
 using Ranked = long long;
+inline constexpr Ranked kNoCandidate = LLONG_MIN;
 
 __device__ __forceinline__ Ranked rank_of(float score, std::int32_t block) {
   return Ranked{score_key(score)} << 32 | static_cast<std::uint32_t>(~block);
@@ -32,8 +33,17 @@ class BestList {
       : memory_(memory), slots_(slots), lane_(lane) {}
 
   /// Whether a candidate has to beat `worst()`.
-  __device__ __forceinline__ bool is_full() const { return worst_ != kNone; }
+  __device__ __forceinline__ bool is_full() const { return worst_ != kNoCandidate; }
   __device__ __forceinline__ Ranked worst() const { return worst_; }
+
+  __device__ __forceinline__ int size() const { return size_; }
+  __device__ __forceinline__ Ranked at(int i) const { return memory_[i]; }
+
+  /// Goes on with the `size` candidates that another list left in the same memory.
+  __device__ __forceinline__ void resume(int size) {
+    size_ = size;
+    keep_best();
+  }
 
   /// Called by all lanes; those without a candidate pass has_one = false.
   __device__ __forceinline__ void offer(bool has_one, Ranked candidate) {
@@ -54,7 +64,7 @@ class BestList {
     for (int row = 0; row < kRows; ++row) {
       const int at = row * 32 + lane_;
       if (row * 32 >= size_) break;
-      mine[row] = at < size_ ? memory_[at] : kNone;
+      mine[row] = at < size_ ? memory_[at] : kNoCandidate;
       rank[row] = 0;
       for (int i = 0; i < size_; ++i) rank[row] += memory_[i] > mine[row];
     }
@@ -80,13 +90,12 @@ class BestList {
 
  private:
   static constexpr int kRows = kCapacity / 32;
-  static constexpr Ranked kNone = LLONG_MIN;
 
   Ranked* memory_;
   int slots_;
   int lane_;
   int size_ = 0;
-  Ranked worst_ = kNone;
+  Ranked worst_ = kNoCandidate;
 };
 
 }  // namespace openmsa::cuda::sm90

@@ -1,5 +1,6 @@
-// What CuTe 4.2 lacks: plain copies through the copy engine with a hint for the L2 cache. The engine spends some 40
-// cycles per copy beside the transfer, so that few large copies reach a rate that many small ones do not.
+// What CuTe 4.2 lacks: plain copies through the copy engine with a hint for the L2 cache, and copies of single numbers
+// that a barrier waits for. The engine spends some 40 cycles per copy beside the transfer, so that few large copies
+// reach a rate that many small ones do not.
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -22,6 +23,18 @@ __device__ __forceinline__ void bulk_load(void* smem, const void* global, int by
 __device__ __forceinline__ void bulk_store(void* global, const void* smem, int bytes, CacheHintSm90 hint) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n" ::"l"(global),
                "r"(cute::cast_smem_ptr_to_uint(smem)), "r"(bytes), "l"(static_cast<std::uint64_t>(hint))
+               : "memory");
+}
+
+/// cp.async, shared <- global, 4 bytes.
+__device__ __forceinline__ void async_copy_4(void* smem, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(cute::cast_smem_ptr_to_uint(smem)), "l"(global)
+               : "memory");
+}
+
+/// Arrives at `barrier` when all async_copy_4 of this thread so far have.
+__device__ __forceinline__ void async_arrive(std::uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(cute::cast_smem_ptr_to_uint(barrier))
                : "memory");
 }
 

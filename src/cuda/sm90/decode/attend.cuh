@@ -1,0 +1,453 @@
+// Attention of a decode step over the chosen kv_blocks.
+//
+// A cluster of blocks takes a few query rows of one sequence and one KV head. Each of its blocks chooses the kv_blocks
+// from the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th
+// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold 16 (query, head) rows each, and one
+// of kKeySlices slices of the piece's keys, with a running softmax of their own. At the end the partial results of all
+// slices and blocks lie in the shared memory of the cluster, and every block combines a part of the channels from
+// there:
+//
+//   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),   i over slices,
+//   blocks
+//
+//   barrier     arrivals                         waited on by   guards
+//   full[i]     producer + bytes of k and v      consumers      stage i has arrived
+//               (+ 32 lanes per kind of scale)
+//   empty[i]    one lane of each consumer        producer       all consumers are done with stage i
+//   block       all threads                      the same       chosen kv_blocks and their union are complete
+//   cluster     all threads of the cluster       the same       partial results are written / have been read
+//
+// Bound by memory and, for a single sequence, by the chain lists -> kv_blocks -> pages -> keys of dependent loads.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cutlass/arch/barrier.h>
+
+#include "cuda/sm90/decode/cached_keys.cuh"
+#include "cuda/sm90/decode/page_loads.cuh"
+#include "cuda/sm90/decode/query_union.cuh"
+#include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/barrier.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+template <class Element_, class Cached_, int kDim_, int kRowTiles_, int kKeySlices_>
+struct DecodeAttendConfig {
+  using Element = Element_;
+  using Cached = Cached_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kRowTiles = kRowTiles_;
+  static constexpr int kKeySlices = kKeySlices_;
+  static constexpr bool kIsQuantized = sizeof(Cached) == 1;
+
+  static constexpr int kRows = 16 * kRowTiles;
+  static constexpr int kSliceKeys = kPieceKeys / kKeySlices;
+  static constexpr int kChunkKeys = kSliceKeys < 32 ? kSliceKeys : 32;  // whose scores fit in registers
+  static constexpr int kConsumers = kRowTiles * kKeySlices;             // warps
+  static constexpr int kThreads = 32 * (kConsumers + 1);
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
+  static constexpr int kStages = kRowTiles == 1 ? 3 : 4;
+  static constexpr int kPartialStride = kDim + 4;  // rows side by side differ in their banks
+  using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
+  using Tile = typename Keys::Tile;
+
+  struct Stage {
+    alignas(1024) char k[kPieceKeys * kRowBytes];
+    alignas(1024) char v[kPieceKeys * kRowBytes];
+  };
+  struct Partial {
+    float max[kKeySlices][kRows];  // base 2
+    float sum[kKeySlices][kRows];
+    alignas(16) float o[kKeySlices][kRows][kPartialStride];
+  };
+  struct Storage {
+    union {
+      Stage stages[kStages];
+      Partial partial;  // when the last stage has been read
+    };
+    float k_scale[kStages][kPieceKeys];
+    float v_scale[kStages][kPieceKeys];
+    Chosen<kDecodeQueries> chosen;
+    ChoiceScratch<kConsumers + 1, (kConsumers + 1 > kDecodeQueries ? kConsumers + 1 : kDecodeQueries)> scratch;
+    QueryUnion<kDecodeQueries> united;
+    std::uint64_t full[kStages], empty[kStages];
+  };
+};
+
+/// The pieces of 64 keys of the union, of which this block takes every `step`-th from `begin` on.
+struct Pieces {
+  std::int32_t begin, end, step;
+  std::int32_t per_block;  // pieces of a kv_block
+};
+
+template <class Config>
+__device__ __forceinline__ std::int32_t piece_key(const typename Config::Storage& storage, const Pieces& pieces,
+                                                  std::int32_t piece) {
+  return (storage.united.blocks[piece / pieces.per_block] * pieces.per_block + piece % pieces.per_block) * kPieceKeys;
+}
+
+template <class Config>
+__device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, const CUtensorMap& map_k,
+                                               const CUtensorMap& map_v, typename Config::Storage& storage,
+                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
+                                               RingPosition<Config::kStages>& ring, int lane) {
+  using Tile = typename Config::Tile;
+  const BatchView& batch = p.select.batch;
+  const int boxes = kPieceKeys / p.key_box_rows, ahead = 32 / boxes;  // pieces whose pages are looked up at once
+  for (std::int32_t first = pieces.begin; first < pieces.end; first += ahead * pieces.step) {
+    const std::int32_t mine = first + lane / boxes * pieces.step;
+    std::int32_t page_ahead = 0;
+    if (batch.page_size != 0 && lane / boxes < ahead && mine < pieces.end) {
+      const std::int32_t key = piece_key<Config>(storage, pieces, mine) + lane % boxes * p.key_box_rows;
+      if (key < part.view.seqlen_k) page_ahead = batch.page(part.sequence, key / batch.page_size);
+    }
+    for (int i = 0; i < ahead && first + i * pieces.step < pieces.end; ++i) {
+      const std::int32_t key = piece_key<Config>(storage, pieces, first + i * pieces.step);
+      const std::int32_t page = __shfl_sync(kFullWarp, page_ahead, i * boxes + min(lane, boxes - 1));
+      const std::int32_t used = min(kPieceKeys, part.view.seqlen_k - key);
+      if (used <= 0) continue;
+      const int count = batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) / p.key_box_rows;
+      const std::int32_t token = key + lane * p.key_box_rows;
+      const KeyBox box{lane < count, batch.page_size == 0 ? part.view.k_row + key : token % batch.page_size, page};
+      std::uint64_t* const full = &storage.full[ring.stage];
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      if (lane == 0) FullBarrier::arrive_and_expect_tx(full, 2 * count * p.key_box_rows * Config::kRowBytes);
+      __syncwarp();
+      if (box.exists) {
+        const int to = lane * p.key_box_rows * Tile::kPanelBytes;
+        load_box<Tile, typename Config::Cached>(map_k, full, storage.stages[ring.stage].k + to, head, box);
+        load_box<Tile, typename Config::Cached>(map_v, full, storage.stages[ring.stage].v + to, head, box);
+      }
+      if constexpr (Config::kIsQuantized) {
+        if (p.k_scale.is_per_token()) {
+          load_scales<kPieceKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
+                                  storage.k_scale[ring.stage], full, lane);
+        }
+        if (p.v_scale.is_per_token()) {
+          load_scales<kPieceKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
+                                  storage.v_scale[ring.stage], full, lane);
+        }
+      }
+      ring.advance();
+    }
+  }
+}
+
+/// Running attention of a warp's 16 rows; a thread has rows g and g + 8.
+template <class Config>
+struct WarpAttention {
+  float max[2] = {-INFINITY, -INFINITY};  // base 2
+  float sum[2] = {0, 0};                  // of this thread's columns
+  float unit = 0;                         // of o: the largest v_scale so far, where tokens have one each
+  float o[Config::kDim / 8][4] = {};
+
+  /// Keys [key, key + kChunkKeys) of a stage; `limits`: how many of the stage's keys each row sees; `end`: of all rows.
+  __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
+                                      const std::uint32_t (&q)[Config::kDim / 16][4], const int (&limits)[2], int end,
+                                      const DecodeAttendParams& p, float scale_log2, int lane) {
+    constexpr int kTiles = Config::kChunkKeys / 8;
+    float s[kTiles][4] = {};
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      Config::Keys::add_scores(storage.stages[stage].k, key + n * 8, q, lane, s[n], s[n + 1]);
+    }
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = key + n * 8 + lane % 4 * 2 + i % 2;
+        float scale = scale_log2;
+        if constexpr (Config::kIsQuantized) {
+          if (p.k_scale.is_per_token()) scale *= storage.k_scale[stage][at];
+        }
+        s[n][i] = at < limits[i / 2] ? s[n][i] * scale : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], s[n][i]);
+      }
+    }
+    float alpha[2], shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float new_max = fmaxf(max[row], quad_max(top[row]));
+      shift[row] = finite_shift(new_max);
+      alpha[row] = exp2_approx(max[row] - shift[row]);
+      max[row] = new_max;
+      sum[row] *= alpha[row];
+    }
+    float value_scale[kTiles][2];
+    const bool has_value_scale = Config::kIsQuantized && p.v_scale.is_per_token();
+    if (has_value_scale) load_value_scales(storage.v_scale[stage], key, end, value_scale, alpha, lane);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s[n][i] = exp2_approx(s[n][i] - shift[i / 2]);
+        sum[i / 2] += s[n][i];
+        if (has_value_scale) s[n][i] *= value_scale[n][i % 2];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < Config::kDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[n][i] *= alpha[i / 2];
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      const std::uint32_t weights[4] = {pack(s[n][0], s[n][1]), pack(s[n][2], s[n][3]), pack(s[n + 1][0], s[n + 1][1]),
+                                        pack(s[n + 1][2], s[n + 1][3])};
+      Config::Keys::add_values(storage.stages[stage].v, key + n * 8, end, weights, lane, o);
+    }
+  }
+
+  __device__ __forceinline__ void store(typename Config::Partial& partial, int slice, int first_row, float value_scale,
+                                        int lane) const {
+    const int row = first_row + lane / 4;
+    const float factor = unit > 0 ? unit * value_scale : value_scale;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float total = quad_sum(sum[half]);
+      if (lane % 4 == 0) {
+        partial.max[slice][row + half * 8] = max[half];
+        partial.sum[slice][row + half * 8] = total;
+      }
+#pragma unroll
+      for (int n = 0; n < Config::kDim / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          partial.o[slice][row + half * 8][Config::Keys::value_channel(n, c, lane)] = o[n][half * 2 + c] * factor;
+        }
+      }
+    }
+  }
+
+ private:
+  /// v_scale of this thread's columns as shares of the largest so far, so that p times it keeps to the range of 16
+  /// bits.
+  __device__ __forceinline__ void load_value_scales(const float* scales, int key, int end,
+                                                    float (&shares)[Config::kChunkKeys / 8][2], float (&alpha)[2],
+                                                    int lane) {
+    float largest = unit;
+#pragma unroll
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int at = key + n * 8 + lane % 4 * 2 + c;
+        shares[n][c] = at < end ? scales[at] : 0;
+        largest = fmaxf(largest, shares[n][c]);
+      }
+    }
+    largest = quad_max(largest);
+    const float inverse = largest > 0 ? 1 / largest : 0;
+#pragma unroll
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) shares[n][0] *= inverse, shares[n][1] *= inverse;
+    // From here on o counts in units of `largest`; the sums of probabilities do not.
+    alpha[0] *= unit * inverse;
+    alpha[1] *= unit * inverse;
+    unit = largest;
+  }
+
+  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+    const cutlass::NumericArrayConverter<typename Config::Element, float, 2> convert;
+    cutlass::Array<float, 2> pair;
+    pair[0] = low;
+    pair[1] = high;
+    const auto rounded = convert(pair);
+    return reinterpret_cast<const std::uint32_t&>(rounded);
+  }
+};
+
+/// Rows of q as the left operand, from global memory. Rows past the part repeat its last one.
+template <class Config>
+__device__ __forceinline__ void load_query_rows(const DecodeAttendParams& p, const QueryPart& part, std::int32_t head,
+                                                int first_row, int lane, std::uint32_t (&q)[Config::kDim / 16][4]) {
+  const auto* const data = static_cast<const typename Config::Element*>(p.q);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = min(first_row + half * 8 + lane / 4, (part.count << p.log2_group_size) - 1);
+    const std::int64_t token = part.row + (row >> p.log2_group_size);
+    const std::int64_t query_head = (head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
+    const auto* const from = data + token * p.q_strides[0] + query_head * p.q_strides[1];
+#pragma unroll
+    for (int step = 0; step < Config::kDim / 16; ++step) {
+      q[step][half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, false, lane));
+      q[step][2 + half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, true, lane));
+    }
+  }
+}
+
+template <class Config>
+__device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, typename Config::Storage& storage,
+                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
+                                               RingPosition<Config::kStages>& ring, WarpAttention<Config>& attention,
+                                               int warp, int lane) {
+  const int first_row = warp / Config::kKeySlices * 16, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
+  std::uint32_t q[Config::kDim / 16][4];
+  load_query_rows<Config>(p, part, head, first_row, lane, q);
+  int query[2];  // of this thread's rows
+#pragma unroll
+  for (int half = 0; half < 2; ++half) query[half] = (first_row + half * 8 + lane / 4) >> p.log2_group_size;
+  float scale_log2 = p.scale_log2;
+  if (Config::kIsQuantized && p.k_scale.data != nullptr && !p.k_scale.is_per_token()) scale_log2 *= *p.k_scale.data;
+
+  for (std::int32_t piece = pieces.begin; piece < pieces.end; piece += pieces.step) {
+    const std::int32_t key = piece_key<Config>(storage, pieces, piece);
+    if (key >= part.view.seqlen_k) continue;
+    const std::uint32_t members = storage.united.members[piece / pieces.per_block];
+    int limits[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool is_member = query[half] < part.count && (members >> query[half] & 1) != 0;
+      limits[half] = is_member ? part.position + query[half] + 1 - key : 0;
+    }
+    const int end = __reduce_max_sync(kFullWarp, ::max(limits[0], limits[1]));
+    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+#pragma unroll 1
+    for (int chunk = slice_key; chunk < min(end, slice_key + Config::kSliceKeys); chunk += Config::kChunkKeys) {
+      attention.add(storage, ring.stage, chunk, q, limits, end, p, scale_log2, lane);
+    }
+    __syncwarp();
+    if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+    ring.advance();
+  }
+}
+
+/// Combines the partial results of the cluster: each block a part of the rows' channels, four at a time.
+template <class Config>
+__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typename Config::Partial& partial,
+                                                const QueryPart& part, std::int32_t head) {
+  constexpr int kVectors = Config::kDim / 4;
+  const auto cluster = cooperative_groups::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks());
+  const int items = (part.count << p.log2_group_size) * kVectors;
+  for (int item = static_cast<int>(cluster.block_rank()) * Config::kThreads + threadIdx.x; item < items;
+       item += blocks * Config::kThreads) {
+    const int row = item / kVectors, vector = item % kVectors;
+    float top = -INFINITY;
+    for (int block = 0; block < blocks; ++block) {
+      const auto* const other = cluster.map_shared_rank(&partial, block);
+#pragma unroll
+      for (int slice = 0; slice < Config::kKeySlices; ++slice) top = fmaxf(top, other->max[slice][row]);
+    }
+    float total = 0, sum[4] = {};
+    const float shift = finite_shift(top);
+    for (int block = 0; block < blocks; ++block) {
+      const auto* const other = cluster.map_shared_rank(&partial, block);
+#pragma unroll
+      for (int slice = 0; slice < Config::kKeySlices; ++slice) {
+        const float weight = exp2_approx(other->max[slice][row] - shift);
+        const float4 o = *reinterpret_cast<const float4*>(&other->o[slice][row][vector * 4]);
+        total += weight * other->sum[slice][row];
+        sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
+      }
+    }
+    const float inverse = total > 0 ? 1 / total : (top == -INFINITY ? 0 : NAN);
+    const std::int64_t token = part.row + (row >> p.log2_group_size);
+    const std::int64_t query_head = (head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
+    cutlass::Array<float, 4> scaled;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
+    const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
+    const auto rounded = convert(scaled);
+    auto* const to =
+        static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] + query_head * p.o_strides[1] + vector * 4;
+    *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
+    if (vector == 0 && p.lse != nullptr) {
+      constexpr float kLn2 = 0.693147181f;
+      p.lse[token * p.lse_strides[0] + query_head * p.lse_strides[1]] =
+          top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
+    }
+  }
+}
+
+/// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
+template <int kWarps>
+__device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const QueryPart& part, std::int32_t head,
+                                            Chosen<kDecodeQueries>& chosen, int warp, int lane) {
+  for (int query = warp; query < part.count; query += kWarps) {
+    const std::int32_t* const from = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
+    int count = 0;
+    for (int first = 0; first < p.rules.topk; first += 32) {
+      const std::int32_t block = first + lane < p.rules.topk ? from[(first + lane) * p.topk_strides[2]] : -1;
+      const int valid = __ffs(~__ballot_sync(kFullWarp, block >= 0)) - 1;
+      const int taken = valid < 0 ? 32 : valid;
+      if (lane < taken) chosen.blocks[query][first + lane] = block;
+      count += taken;
+      if (taken < 32) break;
+    }
+    if (lane == 0) chosen.counts[query] = count;
+  }
+  __syncthreads();
+}
+
+template <class Config>
+__device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typename Config::Storage& storage,
+                                            const QueryPart& part, std::int32_t head, bool writes, int warp, int lane) {
+  constexpr int kWarps = Config::kConsumers + 1;
+  if (p.lists.ranked == nullptr) {
+    read_choice<kWarps>(p, part, head, storage.chosen, warp, lane);
+    return;
+  }
+  const auto row_of = [&](int query) {
+    return choice_row(p, part.view, part.row - part.view.q_row + query, head, part.position + query);
+  };
+  choose_blocks<kWarps>(storage.chosen, storage.scratch, part.count, row_of, warp, lane, [] { __syncthreads(); });
+  if (!writes || p.topk_indices == nullptr) return;
+  for (int query = warp; query < part.count; query += kWarps) {
+    std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
+    store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to, p.topk_strides[2], lane);
+  }
+}
+
+/// Blocks [cluster of rows][KV head][block of the cluster].
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kRowTiles == 1 ? 2 : 1)
+    decode_attend_kernel(const __grid_constant__ DecodeAttendParams p, const __grid_constant__ CUtensorMap map_k,
+                         const __grid_constant__ CUtensorMap map_v) {
+  extern __shared__ char raw[];
+  auto& storage = shared_storage<typename Config::Storage>(raw);
+  const auto cluster = cooperative_groups::this_cluster();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    const int scales = (p.k_scale.is_per_token() ? 32 : 0) + (p.v_scale.is_per_token() ? 32 : 0);
+    init_ring(storage.full, storage.empty, Config::kConsumers, 1 + scales);
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+
+  const BatchView& batch = p.select.batch;
+  const auto rank = static_cast<std::int32_t>(cluster.block_rank());
+  const auto number = static_cast<std::int32_t>(blockIdx.x / cluster.num_blocks());
+  const std::int32_t head = number % p.select.heads;
+  const std::int32_t first = number / p.select.heads * p.cluster_queries;
+  const std::int32_t end = min(first + p.cluster_queries, batch.total_q);
+  RingPosition<Config::kStages> ring;
+  for (std::int32_t row = first; row < end;) {  // sequence by sequence: mostly one
+    const QueryPart part = query_part(batch, row, end, lane);
+    choose_part<Config>(p.select, storage, part, head, rank == 0, warp, lane);
+    unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
+    const std::int32_t per_block = batch.block_size / kPieceKeys;
+    const Pieces pieces{rank, storage.united.count * per_block, static_cast<std::int32_t>(cluster.num_blocks()),
+                        per_block};
+    WarpAttention<Config> attention;
+    if (warp == Config::kConsumers) {
+      produce_pieces<Config>(p, map_k, map_v, storage, part, pieces, head, ring, lane);
+    } else {
+      consume_pieces<Config>(p, storage, part, pieces, head, ring, attention, warp, lane);
+    }
+    __syncthreads();
+    if (warp < Config::kConsumers) {
+      const bool scaled = Config::kIsQuantized && p.v_scale.data != nullptr && !p.v_scale.is_per_token();
+      attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16,
+                      scaled ? *p.v_scale.data : 1, lane);
+    }
+    cluster.sync();
+    combine_cluster<Config>(p, storage.partial, part, head);
+    cutlass::arch::fence_view_async_shared();  // copies of the next part write where these results are
+    cluster.sync();
+    row += part.count;
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

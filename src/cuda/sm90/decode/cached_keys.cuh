@@ -1,0 +1,123 @@
+// Keys and values of a cache as operands of mma.sync in the element type of the queries: as they are, or e4m3 turned
+// into it on the way. e4m3 comes in fragments of 4 neighbouring channels per lane where 16-bit elements come in twice
+// 2, so channels meet in another order, which queries and results follow.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "cuda/sm90/tile/warp_mma.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Bits of key 2 t (low half) and key 2 t + 1 (high half) of 16 keys from `key` on, the upper eight with `upper`, that
+/// stay: those of keys below `end`.
+__device__ __forceinline__ std::uint32_t kept_keys(int key, int end, bool upper, int lane) {
+  const int first = key + (upper ? 8 : 0) + lane % 4 * 2;
+  return (first < end ? 0xffffu : 0u) | (first + 1 < end ? 0xffff0000u : 0u);
+}
+
+/// 16-bit elements of the queries' type.
+template <class Element, class Cached, int kKeys, int kDim>
+struct CachedKeys {
+  using Tile = SwizzledTile<kKeys, kDim * 2>;
+  static constexpr int kColumnTiles = kDim / 8;
+
+  /// Channel of a lane's first element of step `step` of q, and of those of the upper half.
+  static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
+    return step * 16 + (upper ? 8 : 0) + lane % 4 * 2;
+  }
+  /// Channel of accumulator column c (0 or 1) of column tile n.
+  static __device__ __forceinline__ int value_channel(int n, int c, int lane) { return n * 8 + lane % 4 * 2 + c; }
+
+  /// s[0], s[1] += q k^T for keys [key, key + 8) and [key + 8, key + 16).
+  static __device__ __forceinline__ void add_scores(const char* k, int key, const std::uint32_t (&q)[kDim / 16][4],
+                                                    int lane, float (&s0)[4], float (&s1)[4]) {
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      std::uint32_t b[4];
+      Tile::load(k, key, step * kStepBytes, lane, b);
+      warp_mma<Element>(s0, q[step], b[0], b[2]);
+      warp_mma<Element>(s1, q[step], b[1], b[3]);
+    }
+  }
+
+  /// o += p v for keys [key, key + 16), of which those from `end` on count as zeros.
+  static __device__ __forceinline__ void add_values(const char* v, int key, int end, const std::uint32_t (&p)[4],
+                                                    int lane, float (&o)[kColumnTiles][4]) {
+    const std::uint32_t lower = kept_keys(key, end, false, lane), upper = kept_keys(key, end, true, lane);
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      std::uint32_t b[4];
+      Tile::load_transposed(v, key, n * 16, lane, b);
+      warp_mma<Element>(o[n], p, b[0] & lower, b[1] & upper);
+      warp_mma<Element>(o[n + 1], p, b[2] & lower, b[3] & upper);
+    }
+  }
+};
+
+/// The two e4m3 numbers in the low 16 bits.
+template <class Element>
+__device__ __forceinline__ std::uint32_t from_e4m3(std::uint32_t two) {
+  const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(two), __NV_E4M3);
+  if constexpr (std::is_same_v<Element, cutlass::half_t>) {
+    return raw.x | static_cast<std::uint32_t>(raw.y) << 16;
+  } else {
+    const float2 wide = __half22float2(__half2(raw));
+    const __nv_bfloat162 narrow = __floats2bfloat162_rn(wide.x, wide.y);
+    return *reinterpret_cast<const std::uint32_t*>(&narrow);
+  }
+}
+
+template <class Element, int kKeys, int kDim>
+struct CachedKeys<Element, cutlass::float_e4m3_t, kKeys, kDim> {
+  using Tile = SwizzledTile<kKeys, kDim>;
+  static constexpr int kColumnTiles = kDim / 8;
+
+  static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
+    return step * 16 + lane % 4 * 4 + (upper ? 2 : 0);
+  }
+  static __device__ __forceinline__ int value_channel(int n, int c, int lane) {
+    return n / 2 * 16 + lane % 4 * 4 + c * 2 + n % 2;
+  }
+
+  static __device__ __forceinline__ void add_scores(const char* k, int key, const std::uint32_t (&q)[kDim / 16][4],
+                                                    int lane, float (&s0)[4], float (&s1)[4]) {
+#pragma unroll
+    for (int step = 0; step < kDim / 32; ++step) {
+      std::uint32_t b[4];
+      Tile::load(k, key, step * kStepBytes, lane, b);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t first = b[2 * half], second = b[2 * half + 1];
+        warp_mma<Element>(s0, q[2 * step + half], from_e4m3<Element>(first), from_e4m3<Element>(first >> 16));
+        warp_mma<Element>(s1, q[2 * step + half], from_e4m3<Element>(second), from_e4m3<Element>(second >> 16));
+      }
+    }
+  }
+
+  /// A lane gets two keys' channels 2 g and 2 g + 1: the even channels of 16 make one column tile, the odd ones
+  /// another.
+  static __device__ __forceinline__ void add_values(const char* v, int key, int end, const std::uint32_t (&p)[4],
+                                                    int lane, float (&o)[kColumnTiles][4]) {
+    const std::uint32_t lower = kept_keys(key, end, false, lane), upper = kept_keys(key, end, true, lane);
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 4) {
+      std::uint32_t b[4];
+      Tile::load_transposed(v, key, n * 8, lane, b);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t low = b[2 * half] & lower, high = b[2 * half + 1] & upper;
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          const int pick = odd ? 0x31 : 0x20;  // bytes of one channel, of both keys
+          warp_mma<Element>(o[n + 2 * half + odd], p, from_e4m3<Element>(__byte_perm(low, 0, pick)),
+                            from_e4m3<Element>(__byte_perm(high, 0, pick)));
+        }
+      }
+    }
+  }
+};
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,28 @@
+// topk_indices alone from the candidates of the index branch: a block per query row and KV head.
+#pragma once
+
+#include "cuda/sm90/decode/choose.cuh"
+#include "cuda/sm90/decode/query_union.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+inline constexpr int kChooseWarps = 4;
+
+__global__ void __launch_bounds__(kChooseWarps * 32)
+    decode_choose_kernel(const __grid_constant__ DecodeSelectParams p) {
+  __shared__ Chosen<1> chosen;
+  __shared__ ChoiceScratch<kChooseWarps, kChooseWarps> scratch;
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto row = static_cast<std::int32_t>(blockIdx.x / p.heads),
+             head = static_cast<std::int32_t>(blockIdx.x % p.heads);
+  const QueryPart part = query_part(p.batch, row, row + 1, lane);
+  const auto row_of = [&](int) { return choice_row(p, part.view, row - part.view.q_row, head, part.position); };
+  choose_blocks<kChooseWarps>(chosen, scratch, 1, row_of, warp, lane, [] { __syncthreads(); });
+  if (warp != 0) return;
+  std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
+  store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_strides[2], lane);
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,49 @@
+#pragma once
+
+#include "cuda/common/launch.h"
+#include "cuda/sm90/decode/attend.cuh"
+#include "cuda/sm90/decode/select.cuh"
+#include "cuda/sm90/launches.h"
+
+namespace openmsa::cuda::sm90 {
+
+template <class Query, class Key, int kDim>
+void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_k, Launch launch) {
+  const auto start = [&](auto config) {
+    using Config = decltype(config);
+    cuda::launch("decode_select", decode_select_kernel<Config>,
+                 {static_cast<unsigned int>(std::min(launch.num_sms, kMaxSplitBlocks)), Config::kThreads,
+                  sizeof(typename Config::Storage) + 1024},
+                 launch.stream, p, index_k);
+  };
+  if (p.lists.tile_rows == kDecodeSelectRows) {
+    start(DecodeSelectConfig<Query, Key, kDim, kDecodeSelectRows>{});
+  } else {
+    start(DecodeSelectConfig<Query, Key, kDim, kDecodeSelectFewRows>{});
+  }
+}
+
+template <class Element, class Cached, int kDim>
+void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch) {
+  const std::int32_t rows = p.cluster_queries << p.log2_group_size;
+  const auto clusters = static_cast<unsigned int>(p.select.heads) *
+                        ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
+  const auto start = [&](auto config, unsigned int blocks_per_sm) {
+    using Config = decltype(config);
+    // Twice as many blocks as run at once even out what they find to do.
+    unsigned int size = 1;
+    while (size < kMaxClusterBlocks && clusters * size * 2 <= launch.num_sms * blocks_per_sm * 2) size *= 2;
+    cuda::launch("decode_attend", decode_attend_kernel<Config>,
+                 {clusters * size, Config::kThreads, sizeof(typename Config::Storage) + 1024, size}, launch.stream, p,
+                 k, v);
+  };
+  if (rows <= 16) {
+    start(DecodeAttendConfig<Element, Cached, kDim, 1, 4>{}, 2);
+  } else if (rows <= 64) {
+    start(DecodeAttendConfig<Element, Cached, kDim, 4, 2>{}, 1);
+  } else {
+    start(DecodeAttendConfig<Element, Cached, kDim, 8, 1>{}, 1);
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

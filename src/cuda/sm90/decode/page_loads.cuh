@@ -1,0 +1,86 @@
+// The producer warp's copies of keys, page by page: every lane issues the boxes whose page number it has looked up.
+#pragma once
+
+#include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/ptx/async_copy.cuh"
+#include "cuda/sm90/tile/barrier.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Page numbers of a sequence, 32 at a time, one per lane. Pages behind the end of the sequence are not looked up.
+class PageWindow {
+ public:
+  __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)
+      : batch_(batch), sequence_(sequence), lane_(lane) {
+    if (batch.page_size != 0) pages_ = (seqlen_k + batch.page_size - 1) / batch.page_size;
+  }
+
+  /// Page `first + i` of the sequence in lane i, for i < count.
+  __device__ __forceinline__ std::int32_t at(std::int32_t first, int count) {
+    if (first < begin_ || first + count > begin_ + 32) {
+      begin_ = first;
+      const std::int32_t mine = begin_ + lane_;
+      page_ = mine < pages_ ? batch_.page(sequence_, mine) : 0;
+    }
+    return __shfl_sync(0xffffffffu, page_, (first - begin_ + lane_) % 32);
+  }
+
+ private:
+  const BatchView& batch_;
+  std::int32_t sequence_;
+  std::int32_t pages_ = 0;
+  int lane_;
+  std::int32_t begin_ = -64;
+  std::int32_t page_ = 0;
+};
+
+/// A run of keys of one sequence in boxes of the tensor map: which box a lane loads, if any, and where it comes from.
+struct KeyBox {
+  bool exists;
+  std::int32_t row;   // of the map: token of the page, or of all contiguous keys
+  std::int32_t page;  // 0 for contiguous keys
+};
+
+/// Lane i's box of the keys [first, first + tile_keys), box_rows each; `count` boxes hold keys of the sequence.
+__device__ __forceinline__ KeyBox key_box(const BatchView& batch, const SequenceView& view, PageWindow& pages,
+                                          std::int32_t first, std::int32_t box_rows, int count, int lane) {
+  const bool exists = lane < count;
+  if (batch.page_size == 0) return {exists, view.k_row + first + lane * box_rows, 0};
+  const std::int32_t token = first + lane * box_rows;
+  const int pages_wanted = (count * box_rows + batch.page_size - 1) / batch.page_size;
+  const std::int32_t page = pages.at(first / batch.page_size, pages_wanted);
+  const int source = lane * box_rows / batch.page_size;  // box_rows divides page_size
+  return {exists, token % batch.page_size, __shfl_sync(0xffffffffu, page, min(source, 31))};
+}
+
+/// Loads a box of keys of `head`, panel by panel: its rows of a tile begin at `to`.
+template <class Tile, class Element>
+__device__ __forceinline__ void load_box(const CUtensorMap& map, std::uint64_t* full, char* to, std::int32_t head,
+                                         const KeyBox& box) {
+#pragma unroll
+  for (int byte = 0; byte < Tile::kBytesPerRow; byte += Tile::kPanelBytes) {
+    cute::SM90_TMA_LOAD_4D::copy(&map, full, static_cast<std::uint64_t>(CacheHintSm90::EVICT_NORMAL),
+                                 to + byte * Tile::kRows, byte / static_cast<int>(sizeof(Element)), head, box.row,
+                                 box.page);
+  }
+}
+
+/// Starts the copy of the scales of keys [first, first + kTileKeys) that exist, 4 bytes at a time, and makes `full`
+/// wait for them: every lane arrives there once. `box` is this lane's.
+template <int kTileKeys>
+__device__ __forceinline__ void load_scales(const BatchView& batch, const SequenceView& view, const TokenScale& scale,
+                                            std::int32_t head, const KeyBox& box, std::int32_t first,
+                                            std::int32_t box_rows, float* to, std::uint64_t* full, int lane) {
+#pragma unroll
+  for (int i = 0; i < kTileKeys / 32; ++i) {
+    const int at = i * 32 + lane;
+    const std::int64_t page = __shfl_sync(0xffffffffu, box.page, at / box_rows);
+    if (first + at >= view.seqlen_k) continue;
+    const std::int64_t token =
+        batch.page_size == 0 ? view.k_row + first + at : page * batch.page_size + (first + at) % batch.page_size;
+    async_copy_4(to + at, scale.data + head * scale.head_stride + token * scale.token_stride);
+  }
+  async_arrive(full);
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,81 @@
+// Decode: parameters of the kernels for few query tokens per sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/batch_view.h"
+#include "cuda/common/selection.h"
+#include "cuda/sm90/decode/split.h"
+
+namespace openmsa::cuda::sm90 {
+
+/// (query, head) rows of a query tile of the index branch, and of one that serves few of them.
+inline constexpr int kDecodeSelectRows = 64;
+inline constexpr int kDecodeSelectFewRows = 16;
+/// Queries of a cluster of attention blocks, and of each sequence on average where decode kernels serve a call.
+inline constexpr int kDecodeQueries = 16;
+/// (query, head) rows of such a cluster.
+inline constexpr std::int64_t kDecodeAttendRows = 128;
+/// Keys that an attention block takes at a time.
+inline constexpr int kPieceKeys = 64;
+inline constexpr unsigned int kMaxClusterBlocks = 8;  // what every device can schedule
+/// Blocks of the index branch: one per SM, of which Hopper has up to 144.
+inline constexpr int kMaxSplitBlocks = 144;
+
+/// A number per token: absent, the same for all, or one each.
+struct TokenScale {
+  const float* data;  // nullptr: 1
+  std::int64_t head_stride;
+  std::int64_t token_stride;  // physical tokens; 0: one for all
+  OPENMSA_DEVICE bool is_per_token() const { return token_stride != 0; }
+};
+
+/// A candidate: score and kv_block as one number (topk/best_list.cuh).
+using Ranked = long long;
+
+/// What the segments of the index branch leave for the choice of the kv_blocks.
+struct CandidateLists {
+  Ranked* ranked;        // [segments][tile_rows][kept]
+  SegmentRange* ranges;  // [total_q], of the query tile that begins at a row
+  std::int32_t tile_rows;
+
+  OPENMSA_DEVICE Ranked* row(std::int32_t segment, std::int32_t row, std::int32_t kept) const {
+    return ranked + (std::int64_t{segment} * tile_rows + row) * kept;
+  }
+};
+
+struct DecodeSelectParams {
+  BatchView batch;
+  SelectionRules rules;
+  std::int32_t heads;
+  std::int32_t tile_queries;  // queries of a tile: tile_queries * heads rows
+  CandidateLists lists;
+
+  const void* index_q;  // [total_q][heads][index_dim]
+  std::int64_t q_row_stride;
+  std::int64_t q_head_stride;
+  std::int32_t key_box_rows;
+  TokenScale index_k_scale;
+
+  std::int32_t* topk_indices;  // [heads][total_q][topk]; nullptr: not wanted
+  std::int64_t topk_strides[3];
+};
+
+struct DecodeAttendParams {
+  DecodeSelectParams select;  // the selection that follows from lists; without lists topk_indices are read
+  std::int32_t cluster_queries;
+  std::int32_t log2_group_size;
+  std::int32_t key_box_rows;
+  float scale_log2;  // softmax_scale * log2(e)
+  TokenScale k_scale;
+  TokenScale v_scale;
+
+  const void* q;  // [total_q][num_heads_q][head_dim]
+  std::int64_t q_strides[2];
+  void* o;
+  std::int64_t o_strides[2];
+  float* lse;  // [total_q][num_heads_q]; nullptr: not wanted
+  std::int64_t lse_strides[2];
+};
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,69 @@
+// The queries of 16 columns as the right operand of mma.sync, read from global memory into registers.
+#pragma once
+
+#include <cuda_fp8.h>
+
+#include "cuda/sm90/tile/warp_mma.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// fragments[step][2 n + half]: column 8 n + g of 16, bytes 32 step + 16 half + 4 t.
+template <class Element, int kSteps>
+struct QueryFragments {
+  std::uint32_t fragments[kSteps][4];
+
+  /// offset(column): of the column's first element.
+  template <class Offset>
+  __device__ __forceinline__ void load(const Element* q, int lane, Offset offset) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const Element* const column = q + offset(8 * n + lane / 4) + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 2 * kSteps; ++i) {
+        fragments[i / 2][2 * n + i % 2] = *reinterpret_cast<const std::uint32_t*>(column + i * 8);
+      }
+    }
+  }
+};
+
+/// Rounded to e4m3, each column by 448 over its largest magnitude: a product's sums are too large by that factor,
+/// which is the same for all keys and no matter for their order.
+template <int kSteps>
+struct QueryFragments<cutlass::float_e4m3_t, kSteps> {
+  std::uint32_t fragments[kSteps][4];
+
+  template <class Query, class Offset>
+  __device__ __forceinline__ void load(const Query* q, int lane, Offset offset) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const Query* const column = q + offset(8 * n + lane / 4) + lane % 4 * 4;
+      float values[2 * kSteps][4];
+      float largest = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * kSteps; ++i) {
+        const uint2 packed = *reinterpret_cast<const uint2*>(column + i * 16);
+        const Query* const four = reinterpret_cast<const Query*>(&packed);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          values[i][c] = static_cast<float>(four[c]);
+          largest = fmaxf(largest, fabsf(values[i][c]));
+        }
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      const float scale = largest > 0 ? 448.0f / largest : 0;
+#pragma unroll
+      for (int i = 0; i < 2 * kSteps; ++i) {
+        std::uint32_t packed = 0;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const auto byte = __nv_cvt_float_to_fp8(values[i][c] * scale, __NV_SATFINITE, __NV_E4M3);
+          packed |= static_cast<std::uint32_t>(byte) << 8 * c;
+        }
+        fragments[i / 2][2 * n + i % 2] = packed;
+      }
+    }
+  }
+};
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,88 @@
+// The query rows of a cluster, the kv_blocks that they chose, and the union of those.
+#pragma once
+
+#include "cuda/sm90/decode/choose.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Sequence of a query row, found by the lanes of a warp together; batch.batch for padding rows.
+__device__ __forceinline__ std::int32_t locate_row(const BatchView& batch, std::int32_t row, int lane) {
+  if (batch.cu_seqlens_q.data == nullptr) return 0;
+  std::int32_t low = 0, count = batch.batch + 1;  // the last of [low, low + count) that begins at or before the row
+  while (count > 1) {
+    const std::int32_t step = (count + 31) / 32;
+    const std::int32_t at = low + lane * step;
+    const bool begins = lane * step < count && batch.cu_seqlens_q.at(at) <= row;
+    const int last = __popc(__ballot_sync(0xffffffffu, begins)) - 1;
+    count = min(step, count - last * step);
+    low += last * step;
+  }
+  return low;
+}
+
+/// Rows [row, row + count) of one sequence; the first stands at `position`.
+struct QueryPart {
+  SequenceView view;
+  std::int32_t sequence;
+  std::int32_t row;
+  std::int32_t count;
+  std::int32_t position;
+};
+
+__device__ __forceinline__ QueryPart query_part(const BatchView& batch, std::int32_t row, std::int32_t end, int lane) {
+  QueryPart part;
+  part.sequence = locate_row(batch, row, lane);
+  part.view = batch.sequence(part.sequence);
+  part.row = row;
+  part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
+  part.position =
+      part.sequence == batch.batch ? -part.count : part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
+  return part;
+}
+
+/// Different kv_blocks in the order of their first member, and bit i of `members` for query i of the part.
+template <int kQueries>
+struct QueryUnion {
+  static constexpr int kEntries = kQueries * kMaxTopk;
+  std::int32_t blocks[kEntries];
+  std::uint32_t members[kEntries];
+  std::int32_t count;
+};
+
+/// Threads of the whole block; chosen must be visible to all of them, and so is the union afterwards.
+template <int kThreads, int kQueries>
+__device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int queries, int topk,
+                                      QueryUnion<kQueries>& united, int thread) {
+  for (int at = thread; at < queries * topk; at += kThreads) {
+    const int query = at / topk, slot = at % topk;
+    std::uint32_t members = 0;
+    if (slot < chosen.counts[query]) {
+      const std::int32_t block = chosen.blocks[query][slot];
+      for (int other = 0; other < queries; ++other) {
+        for (int i = 0; i < chosen.counts[other]; ++i) members |= chosen.blocks[other][i] == block ? 1u << other : 0;
+      }
+      if (__ffs(members) - 1 != query) members = 0;  // an earlier query has it
+    }
+    united.members[at] = members;
+  }
+  __syncthreads();
+  if (thread < 32) {
+    int size = 0;
+    for (int first = 0; first < queries * topk; first += 32) {  // in place: entries only move forward
+      const int at = first + thread;
+      const std::uint32_t members = at < queries * topk ? united.members[at] : 0;
+      const std::uint32_t votes = __ballot_sync(0xffffffffu, members != 0);
+      if (members != 0) {
+        const int to = size + __popc(votes & ((1u << thread) - 1));
+        united.blocks[to] = chosen.blocks[at / topk][at % topk];
+        united.members[to] = members;
+      }
+      size += __popc(votes);
+      __syncwarp();
+    }
+    if (thread == 0) united.count = size;
+  }
+  __syncthreads();
+}
+
+}  // namespace openmsa::cuda::sm90

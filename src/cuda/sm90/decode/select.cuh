@@ -1,0 +1,256 @@
+// The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
+//
+// A block walks along its segments (split.h). One warp streams tiles of 128 index keys; eight warps multiply each of
+// them with all (query, head) rows of the query tile, keys as the rows of the product and queries as its columns, which
+// they keep in registers. A warp has 16 or 64 keys of a tile for 16 rows; the maximum over its keys goes to a board in
+// shared memory, and when the board is full or the segment ends, warps pick the best candidates of each row.
+//
+//   barrier     arrivals                      waited on by   guards
+//   full[i]     producer + bytes of the keys  consumers      keys of stage i have arrived
+//               (+ 32 lanes where keys have scales)
+//   empty[i]    one lane of each consumer     producer       all consumers are done with stage i
+//   named 1     all consumers                 the same       the board has been written / has been read
+//
+// Bound by memory: a tile of 32 KB takes an SM about 1800 cycles of its share of the bandwidth; 64 rows of products
+// with it 1000 cycles of mma.sync, 4 rows 250.
+#pragma once
+
+#include <cutlass/arch/barrier.h>
+
+#include "cuda/sm90/decode/page_loads.cuh"
+#include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/decode/query_fragments.cuh"
+#include "cuda/sm90/decode/walk.cuh"
+#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/warp_mma.cuh"
+#include "cuda/sm90/topk/best_list.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Query_: element type of index_q in memory; Key_: of the keys and of the product.
+template <class Query_, class Key_, int kDim_, int kRows_>
+struct DecodeSelectConfig {
+  using Query = Query_;
+  using Key = Key_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kRows = kRows_;  // (query, head) rows of a tile
+
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
+  static constexpr int kSteps = kRowBytes / kStepBytes;
+  static constexpr bool kIsQuantized = sizeof(Key) == 1;
+  using Tile = SwizzledTile<kKeyTile, kRowBytes>;
+
+  static constexpr int kConsumers = 8;  // warps
+  static constexpr int kThreads = 32 * (kConsumers + 1);
+  static constexpr int kRowSlices = kRows / 16;
+  static constexpr int kKeySlices = kConsumers / kRowSlices;
+  static constexpr int kSliceKeys = kKeyTile / kKeySlices;
+  static_assert(kSliceKeys <= 64, "a slice's keys belong to one kv_block");
+
+  static constexpr int kStages = kRowBytes == 256 ? 4 : 6;
+  static constexpr int kBoardTiles = 64;
+  static constexpr int kListCapacity = 128;
+
+  struct Storage {
+    alignas(1024) char k[kStages][kKeyTile * kRowBytes];
+    alignas(16) float k_scale[kStages][kKeyTile];
+    float board[kKeySlices][kRows][kBoardTiles];
+    Ranked lists[kRows][kListCapacity];
+    int list_sizes[kRows];
+    std::uint64_t full[kStages], empty[kStages];
+  };
+};
+
+template <class Config>
+__device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, const CUtensorMap& map_k,
+                                                   typename Config::Storage& storage, int lane) {
+  RingPosition<Config::kStages> ring;
+  SegmentWalk walk(p, lane);
+  Segment segment;
+  while (walk.next(segment)) {
+    PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
+    for (int tile = segment.begin; tile < segment.end; ++tile, ring.advance()) {
+      const std::int32_t first = tile * kKeyTile;
+      const std::int32_t used = min(kKeyTile, segment.view.seqlen_k - first);
+      const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) / p.key_box_rows;
+      const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
+      std::uint64_t* const full = &storage.full[ring.stage];
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      if (lane == 0) {
+        FullBarrier::arrive_and_expect_tx(full, count * p.key_box_rows * Config::kRowBytes);
+      }
+      __syncwarp();
+      if (box.exists) {
+        char* const to = storage.k[ring.stage] + lane * p.key_box_rows * Config::Tile::kPanelBytes;
+        load_box<Config::Tile, typename Config::Key>(map_k, full, to, 0, box);
+      }
+      if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
+        load_scales<kKeyTile>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
+                              storage.k_scale[ring.stage], full, lane);
+      }
+    }
+  }
+}
+
+/// Where a warp stands in the products: 16 of the tile's rows and a slice of its keys.
+template <class Config>
+struct WarpSlice {
+  int row, key;  // slice numbers
+  int lane;
+
+  __device__ __forceinline__ WarpSlice(int warp, int lane)
+      : row(warp % Config::kRowSlices), key(warp / Config::kRowSlices), lane(lane) {}
+  __device__ __forceinline__ int first_row() const { return row * 16; }
+  __device__ __forceinline__ int first_key() const { return key * Config::kSliceKeys; }
+};
+
+/// Maxima of this warp's keys: top[n][c] of the tile's row 16 slice.row + 8 n + 2 t + c, in every lane of the same t.
+/// Keys from `limits` of a row on do not count; a row without a number gets NaN.
+template <class Config>
+__device__ __forceinline__ void slice_max(const typename Config::Storage& storage, int stage,
+                                          const QueryFragments<typename Config::Key, Config::kSteps>& q,
+                                          const WarpSlice<Config>& slice, const int (&limits)[2][2], bool all_visible,
+                                          bool scaled, float (&top)[2][2]) {
+  const int g = slice.lane / 4;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) top[n][0] = NAN, top[n][1] = NAN;
+#pragma unroll
+  for (int first = 0; first < Config::kSliceKeys; first += 16) {
+    const int key = slice.first_key() + first;
+    float acc[2][4] = {};
+#pragma unroll
+    for (int step = 0; step < Config::kSteps; ++step) {
+      std::uint32_t keys[4];
+      Config::Tile::load(storage.k[stage], key, step * kStepBytes, slice.lane, keys);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        warp_mma<typename Config::Key>(acc[n], keys, q.fragments[step][2 * n], q.fragments[step][2 * n + 1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // acc[n][i]: key g + 8 (i / 2), column 2 t + i % 2
+      const int at = key + g + i / 2 * 8;
+      const float scale = Config::kIsQuantized && scaled ? storage.k_scale[stage][at] : 1;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float score = Config::kIsQuantized ? acc[n][i] * scale : acc[n][i];
+        const bool counts = all_visible || at < limits[n][i % 2];
+        top[n][i % 2] = fmaxf(top[n][i % 2], counts ? score : NAN);
+      }
+    }
+  }
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) top[n][c] = fmaxf(top[n][c], __shfl_xor_sync(kAllLanes, top[n][c], distance));
+    }
+  }
+}
+
+/// Offers the board's scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
+/// rows, and writes the lists out when the segment ends.
+template <class Config>
+__device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
+                                           const Segment& segment, int begin, int tiles, int warp, int lane) {
+  const int blocks_per_tile = kKeyTile / p.rules.block_size, slices = Config::kKeySlices / blocks_per_tile;
+  const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
+  const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
+  for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
+    const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + row / p.heads;
+    const Candidates candidates(p.rules, position);
+    BestList<Config::kListCapacity> best(storage.lists[row], segment.range.kept, lane);
+    if (!is_first) best.resume(storage.list_sizes[row]);
+    for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
+      const int at = first + lane, tile = at / blocks_per_tile, part = at % blocks_per_tile * slices;
+      const int block = begin * blocks_per_tile + at;
+      const bool competes = tile < tiles && block >= candidates.init && block < candidates.end;
+      float score = NAN;
+      if (competes) {
+        for (int s = 0; s < slices; ++s) score = fmaxf(score, storage.board[part + s][row][tile]);
+      }
+      best.offer(competes, rank_of(score, block));
+    }
+    if (best.size() > segment.range.kept) best.keep_best();
+    if (!is_last) {
+      storage.list_sizes[row] = best.size();
+      continue;
+    }
+    Ranked* const to = p.lists.row(segment.number, row, segment.range.kept);
+    for (int i = lane; i < segment.range.kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
+  }
+}
+
+template <class Config>
+__device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
+                                                   int warp, int lane) {
+  const WarpSlice<Config> slice(warp, lane);
+  RingPosition<Config::kStages> ring;
+  SegmentWalk walk(p, lane);
+  Segment segment;
+  while (walk.next(segment)) {
+    const std::int32_t first_row = segment.view.q_row + segment.first_query;
+    const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
+    const int first_position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query;
+    if (segment.begin == 0 && threadIdx.x == 0) p.lists.ranges[first_row] = segment.range;
+
+    QueryFragments<typename Config::Key, Config::kSteps> q;
+    q.load(static_cast<const typename Config::Query*>(p.index_q), lane, [&](int column) {
+      const int row = min(slice.first_row() + column, queries * p.heads - 1);  // rows past the tile repeat the last one
+      return (first_row + row / p.heads) * p.q_row_stride + row % p.heads * p.q_head_stride;
+    });
+    int limits[2][2];  // keys that each column of the product sees
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = slice.first_row() + i / 2 * 8 + lane % 4 * 2 + i % 2;
+      limits[i / 2][i % 2] = first_position + row / p.heads + 1;
+    }
+
+    for (int begin = segment.begin; begin < segment.end; begin += Config::kBoardTiles) {
+      const int tiles = min(Config::kBoardTiles, segment.end - begin);
+      for (int i = 0; i < tiles; ++i, ring.advance()) {
+        const int first_key = (begin + i) * kKeyTile;
+        int left[2][2];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) left[j / 2][j % 2] = limits[j / 2][j % 2] - first_key;
+        float top[2][2];
+        FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+        slice_max<Config>(storage, ring.stage, q, slice, left, first_key + kKeyTile <= first_position + 1,
+                          p.index_k_scale.is_per_token(), top);
+        if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+        if (lane < 4) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            storage.board[slice.key][slice.first_row() + j / 2 * 8 + lane * 2 + j % 2][i] = top[j / 2][j % 2];
+          }
+        }
+      }
+      cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
+      take_board<Config>(p, storage, segment, begin, tiles, warp, lane);
+      cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
+    }
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
+  extern __shared__ char raw[];
+  auto& storage = shared_storage<typename Config::Storage>(raw);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    init_ring(storage.full, storage.empty, Config::kConsumers, p.index_k_scale.is_per_token() ? 33 : 1);
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+  if (warp == Config::kConsumers) {
+    produce_index_keys<Config>(p, map_k, storage, lane);
+  } else {
+    consume_index_keys<Config>(p, storage, warp, lane);
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,59 @@
+// How the index branch of a decode step is divided over the blocks of a grid, from the lengths alone.
+//
+// The queries of a sequence lie in tiles; a tile's work is its key tiles of 128 keys, as far as they hold a kv_block
+// that competes for one of its queries. Put end to end, the key tiles of all query tiles are `units`; block c of the
+// grid takes [c per_block, (c + 1) per_block) of them. A segment is what a block takes of one query tile:
+//
+//   units     | tile 0               | tile 1 | tile 2                    |
+//   blocks    | 0        | 1        | 2        | 3        | 4        | 5  |
+//   segments  | 0        | 1    |2  | 3 |4     | ...                           number = block + query tile
+//
+// Blocks work this out for themselves from seqlens_k: there is no schedule that could be stale.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/batch_view.h"
+#include "cuda/common/selection.h"
+
+namespace openmsa::cuda::sm90 {
+
+inline constexpr std::int32_t kKeyTile = 128;
+
+/// The work of one sequence.
+struct SequenceWork {
+  std::int32_t query_tiles;
+  std::int32_t key_tiles;  // of each query tile
+
+  OPENMSA_DEVICE std::int64_t units() const { return std::int64_t{query_tiles} * key_tiles; }
+};
+
+OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const SelectionRules& rules,
+                                          std::int32_t tile_queries) {
+  const std::int32_t tiles = (view.seqlen_q + tile_queries - 1) / tile_queries;
+  const Candidates last(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1);
+  const bool all_chosen = last.slots == last.end - last.init;  // nothing to compare
+  const std::int32_t blocks_per_tile = kKeyTile / rules.block_size;
+  return {tiles, all_chosen ? 0 : (last.end + blocks_per_tile - 1) / blocks_per_tile};
+}
+
+/// Units of every block of the grid, all but the last ones alike.
+OPENMSA_DEVICE std::int64_t units_per_block(std::int64_t units, std::int32_t blocks) {
+  return units == 0 ? 1 : (units + blocks - 1) / blocks;
+}
+
+/// Candidates that each segment leaves for a row.
+OPENMSA_DEVICE std::int32_t kept_candidates(std::int64_t per_block, const SelectionRules& rules) {
+  const std::int64_t scored = per_block * (kKeyTile / rules.block_size);
+  return scored < rules.topk ? static_cast<std::int32_t>(scored) : rules.topk;
+}
+
+/// The segments of one query tile, found by the number of its first row.
+struct SegmentRange {
+  std::int32_t first;  // number of its first segment
+  std::int32_t count;
+  std::int32_t kept;  // kept_candidates
+  std::int32_t unused;
+};
+
+}  // namespace openmsa::cuda::sm90
