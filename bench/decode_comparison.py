@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import openmsa_capi as capi
-from decode_problem import HEADS_KV, Caches, DecodeProblem, mixed_lengths, num_pages
+from decode_problem import Caches, DecodeProblem, mixed_lengths, num_pages
 from dense_decode import BLOCKS_PER_SM, CONFIGS, SplitKvDecode, read_gb_per_s
-from layer_problem import GROUP, HEAD_DIM, expect
+from layer_problem import BLOCK, GEOMETRY, GROUP, HEAD_DIM, HEADS_KV, expect
 
 K = 1024
 # (context, batch): at most so many microseconds for the layer, with bf16 and with fp8 index keys
@@ -28,10 +28,19 @@ AGREEMENT = 0.99
 SPECULATIVE = (128 * K, 8, 8)  # context, batch, query tokens
 
 
-def index_dtypes():
-    """bf16, and fp8 where the library has it."""
-    has_fp8 = any(name == "index_dtype" for name, _ in capi.CConfig._fields_)
-    return [torch.bfloat16, torch.float8_e4m3fn] if has_fp8 else [torch.bfloat16]
+def index_dtypes(library):
+    """Of index keys: bf16, and fp8 where the library's kernels have it."""
+    fp8 = torch.float8_e4m3fn
+    if all(name != "index_dtype" for name, _ in capi.CConfig._fields_) or fp8 not in capi.DTYPES:
+        return [torch.bfloat16]
+    shape = {"page_size": BLOCK, "max_batch": 1, "max_total_q": 1, "max_seqlen_k": BLOCK} | GEOMETRY
+    dtypes = {"dtype": capi.DTYPES[torch.bfloat16], "index_dtype": capi.DTYPES[fp8]}
+    try:
+        library.plan(backend=capi.BACKEND_CUDA, **dtypes, **shape)
+    except RuntimeError as error:
+        print(f"decode: no fp8 index keys: {error}", flush=True)
+        return [torch.bfloat16]
+    return [torch.bfloat16, fp8]
 
 
 def measure(calls, quick):
@@ -68,7 +77,8 @@ class Section:
         self.read_rate = self.results["read_gb_per_s"] = read_gb_per_s()
         print(f"decode: reading and nothing else reaches {self.read_rate:.0f} GB/s", flush=True)
         problems = [[context] * batch for context, batch in self.cases] + ([] if self.quick else [mixed_lengths()])
-        self.caches = Caches(max(num_pages(lengths) for lengths in problems), index_dtypes())
+        self.index_dtypes = index_dtypes(self.library)
+        self.caches = Caches(max(num_pages(lengths) for lengths in problems), self.index_dtypes)
         self.table()
         if not self.quick:
             self.mixed()
@@ -111,7 +121,7 @@ class Section:
             row["ratio"] = row["dense"]["median_us"] / row["whole"]["median_us"]
             self.whole_us[context, batch] = row["whole"]["median_us"]
             del problem
-            for dtype in index_dtypes()[1:]:
+            for dtype in self.index_dtypes[1:]:
                 row["whole_fp8_index"] = self.stage(self.problem([context] * batch, index_dtype=dtype), "whole")
             rows.append(row)
             self.print_row(row)
