@@ -3,10 +3,13 @@
 
 One layer of the M3 deployment (64 query and 4 KV heads of 128, blocks of 128, topk 16), batch 1 unless said, bf16, random
 inputs. Every openmsa result is checked on a few rows against float64 before it is timed. Times are GPU times between
-events, with a cold L2 cache; medians. Needs PyTorch with CUDA and libopenmsa.so.
+events, with a cold L2 cache; medians. The decode section takes them of CUDA graphs of several layers, each with paged
+caches of its own, beside a split-KV kernel in Triton and PyTorch's attention. Needs PyTorch with CUDA (and Triton for
+decode) and libopenmsa.so.
 
   python3 bench/compare_hopper.py --library build/src/libopenmsa.so --json hopper.json
-  python3 bench/compare_hopper.py --quick                               lengths up to 128K, under a minute
+  python3 bench/compare_hopper.py --quick                               lengths up to 128K, about a minute
+  python3 bench/compare_hopper.py --sections decode                     time per new token
   python3 bench/compare_hopper.py --sections table --lengths 8192,1048576 --dense-limit 131072
 """
 
@@ -29,7 +32,7 @@ import openmsa_capi as capi  # noqa: E402
 K = 1024
 REQUIRED = {8 * K: 1.0, 32 * K: 4.0, 128 * K: 13.0, 512 * K: 26.0, 1024 * K: 34.0}
 TOPK_SIZES = [(131072, 1024, 16), (131072, 2048, 32), (524288, 4096, 16)]
-SECTIONS = ("table", "topk", "index", "attend", "ragged", "chunk")
+SECTIONS = ("table", "topk", "index", "attend", "ragged", "chunk", "decode")
 
 
 class Stopwatch:
@@ -229,6 +232,13 @@ class Comparison:
         timing = self.whole(self.layer(sequences))
         self.share("chunk", "8K queries behind 512K", timing, sequences, 512 * K, 1.15)
 
+    def decode(self):
+        try:
+            import decode_comparison
+        except ImportError as error:  # the other sections do without Triton
+            raise RuntimeError(f"decode: expected PyTorch with Triton, got {error}") from error
+        decode_comparison.Section(self).run()
+
     def share(self, section, text, timing, sequences, tokens, most):
         """A time beside its share, by operations, of one run over `tokens`."""
 
@@ -319,7 +329,7 @@ def parse(arguments):
     parser.add_argument("--lengths", type=lengths, help="tokens, for example 8192,32768 (default: 8K to 1M)")
     parser.add_argument("--dense-limit", type=int, default=1024 * K, help="no dense attention above so many tokens")
     parser.add_argument("--sections", type=sections, help=f"some of {','.join(SECTIONS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="lengths up to 128K, fewer repeats, no chunk")
+    parser.add_argument("--quick", action="store_true", help="lengths up to 128K, fewer repeats, no chunk, no mixed decode")
     parser.add_argument("--commit", help="recorded in the JSON (default: git's)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures")
     options = parser.parse_args(arguments)

@@ -105,20 +105,24 @@ class Plan:
         )
         return size.value
 
-    def prepare(self, operation, **tensors):
-        """A function without arguments that enqueues `operation` on the current stream and keeps its tensors alive."""
+    def prepare(self, operation, workspace=None, **tensors):
+        """A function without arguments that enqueues `operation` on the current stream and keeps its tensors alive.
+        `workspace`: uint8 tensor of at least workspace_bytes, for calls that never run at once; default: one of its own.
+        """
         c_tensors = CTensors()
         self._library.openmsa_tensors_init(ctypes.byref(c_tensors))
         for name, tensor in tensors.items():
             setattr(c_tensors, name, CTensor.of(tensor))
         device = next(iter(tensors.values())).device
-        memory = torch.empty(max(self.workspace_bytes(operation), 1), dtype=torch.uint8, device=device)
+        memory = workspace
+        if memory is None:
+            memory = torch.empty(max(self.workspace_bytes(operation), 1), dtype=torch.uint8, device=device)
 
         def call(alive=tensors):
             stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else None
-            workspace = CWorkspace(memory.data_ptr(), memory.numel(), stream or None)
+            c_workspace = CWorkspace(memory.data_ptr(), memory.numel(), stream or None)
             self._owner.check(
-                self._library.openmsa_run(self._handle, OPERATIONS[operation], ctypes.byref(c_tensors), workspace)
+                self._library.openmsa_run(self._handle, OPERATIONS[operation], ctypes.byref(c_tensors), c_workspace)
             )
 
         return call

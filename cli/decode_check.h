@@ -5,8 +5,9 @@
 
 namespace openmsa::cli {
 
-/// Compares selection, sparse and dense attention of `plan` with the reference backend on `problem`, within the
-/// tolerances that the dtype allows. std::runtime_error: what differs, and by how much.
-void check_decode(const Plan& plan, const DecodeProblem& problem);
+/// Runs selection, attention over it and the whole layer of `plan`, for the first call of `problem`, and compares a few
+/// rows with the reference backend within the tolerances that the dtype allows; dense attention too where wanted.
+/// std::runtime_error: what differs, and by how much.
+void check_decode(const Plan& plan, const DecodeProblem& problem, bool with_dense);
 
 }  // namespace openmsa::cli

@@ -1,91 +1,128 @@
 #include "decode_figures.h"
 
 #include <algorithm>
-#include <cstdio>
-
-#include "dtype_name.h"
+#include <list>
+#include <set>
 
 namespace openmsa::cli {
 namespace {
 
 using nlohmann::ordered_json;
 
-/// Bytes of the caches that a step has to read. Where topk covers the context there is nothing to score.
-struct Traffic {
-  double index;
-  double attend;
-  double dense;
-};
-
-Traffic traffic(const Config& config, std::int64_t context) {
-  const double element = static_cast<double>(openmsa_dtype_bytes(config.dtype)) * static_cast<double>(config.max_batch);
-  const double token = 2.0 * config.num_heads_kv * config.head_dim * element;
-  const std::int64_t chosen = std::min<std::int64_t>(context, config.topk * config.block_size);
-  const double index = chosen == context ? 0 : static_cast<double>(context) * config.index_dim * element;
-  return {index, static_cast<double>(chosen) * token, static_cast<double>(context) * token};
+/// Adds what attention reads, and how many kv_blocks that is, for one sequence and KV head whose queries made `rows` of
+/// the selection.
+void add_chosen(const Config& config, std::span<const std::int32_t> rows, std::int64_t seqlen_k, double bytes_per_key,
+                DecodeFigures& figures) {
+  std::set<std::int64_t> chosen(rows.begin(), rows.end());
+  chosen.erase(-1);
+  figures.chosen_blocks += static_cast<double>(chosen.size());
+  for (std::int64_t block : chosen) {
+    const std::int64_t keys = std::min<std::int64_t>(seqlen_k - block * config.block_size, config.block_size);
+    figures.bytes.attend += static_cast<double>(keys) * bytes_per_key;
+  }
 }
 
-ordered_json to_json(const Timing& timing, double bytes) {
-  return {{"median_ms", timing.median()},
-          {"min_ms", timing.min()},
-          {"max_ms", timing.max()},
-          {"bytes", bytes},
-          {"gb_per_s", bytes / timing.median() * 1e-6}};
+/// Bytes and kv_blocks of the mean call, over the selections that the problem holds.
+void count_reads(const DecodeProblem& problem, DecodeFigures& figures) {
+  const Config& config = problem.config();
+  const auto element = static_cast<double>(openmsa_dtype_bytes(config.dtype));
+  const double head_key = 2.0 * config.head_dim * element;  // K and V of one KV head
+  for (double length : problem.seqlens_k()) {
+    const bool is_scored = length > static_cast<double>(config.topk) * config.block_size;
+    if (is_scored) figures.bytes.index += length * config.index_dim * element;
+    figures.bytes.dense += length * config.num_heads_kv * head_key;
+  }
+  const std::int64_t queries = problem.shape().queries;
+  for (int call = 0; call < problem.num_calls(); ++call) {
+    const std::vector<std::int32_t> selection = problem.selection(call);
+    auto rows = std::span(selection);
+    for (std::int32_t head = 0; head < config.num_heads_kv; ++head) {
+      for (std::int32_t length : problem.seqlens_k()) {
+        add_chosen(config, rows.first(queries * config.topk), length, head_key, figures);
+        rows = rows.subspan(queries * config.topk);
+      }
+    }
+  }
+  figures.bytes.attend /= problem.num_calls();
+  figures.chosen_blocks /= static_cast<double>(problem.num_calls()) * config.num_heads_kv * config.max_batch;
+}
+
+/// One operation of the problem's calls, ready to be timed.
+struct Stage {
+  Stage(const Plan& plan, const DecodeProblem& problem, openmsa_op op)
+      : workspace(problem.device(), plan.workspace_bytes(op)),
+        series(problem.device().record(problem.num_calls(), [this, &plan, &problem, op](int call, void* stream) {
+          openmsa_workspace memory = workspace.workspace();
+          memory.stream = stream;
+          plan.run(op, problem.tensors(op, call), memory);
+        })) {}
+  Stage(const Stage&) = delete;  // the series refers to it
+  Stage& operator=(const Stage&) = delete;
+
+  DeviceBuffer workspace;
+  std::unique_ptr<Series> series;
+};
+
+/// Every call needs a selection to attend to.
+void select_all(const Plan& plan, const DecodeProblem& problem) {
+  const openmsa_op op = OPENMSA_OP_SELECT_BLOCKS;
+  const DeviceBuffer workspace(problem.device(), plan.workspace_bytes(op));
+  for (int call = 0; call < problem.num_calls(); ++call) {
+    problem.device().time([&] { plan.run(op, problem.tensors(op, call), workspace.workspace()); });
+  }
+}
+
+ordered_json to_json(const Timing& timing, double bytes, std::optional<double> read_gb_per_s) {
+  const double rate = bytes / timing.median() * 1e-6;
+  ordered_json result = {{"median_ms", timing.median()},
+                         {"min_ms", timing.min()},
+                         {"max_ms", timing.max()},
+                         {"bytes", bytes},
+                         {"gb_per_s", rate}};
+  if (read_gb_per_s) result["share_of_read"] = rate / *read_gb_per_s;
+  return result;
 }
 
 }  // namespace
 
-DecodeFigures measure_decode(const Plan& plan, DecodeProblem& problem, std::int64_t context, int repeats,
+DecodeFigures measure_decode(const Plan& plan, const DecodeProblem& problem, int repeats,
                              const std::function<void(int)>& on_repeat) {
   constexpr int kWarmup = 2;
-  problem.set_context(context);
-  Workspace workspace;
-  DecodeFigures warmup{};
-  DecodeFigures kept{};
-  kept.context = context;
+  DecodeFigures figures{};
+  figures.context = problem.shape().context;
+  select_all(plan, problem);
+  count_reads(problem, figures);
+
+  std::list<std::pair<Stage, Timing*>> stages;
+  const auto add = [&](openmsa_op op, Timing& timing) {
+    stages.emplace_back(std::piecewise_construct, std::forward_as_tuple(plan, problem, op),
+                        std::forward_as_tuple(&timing));
+  };
+  add(OPENMSA_OP_MSA_ATTENTION, figures.sparse);
+  add(OPENMSA_OP_SELECT_BLOCKS, figures.index);
+  add(OPENMSA_OP_SPARSE_ATTENTION, figures.attend);
+  if (problem.config().backend != OPENMSA_BACKEND_CUDA) add(OPENMSA_OP_DENSE_ATTENTION, figures.dense.emplace());
   for (int i = 0; i < kWarmup + repeats; ++i) {
-    DecodeFigures& into = i < kWarmup ? warmup : kept;
-    const auto time = [&](Timing& timing, openmsa_op op) {
-      problem.rotate();
-      const Tensors tensors = problem.tensors(op);
-      timing.measure([&] { plan.run(op, tensors, workspace); });
-    };
-    time(into.sparse, OPENMSA_OP_MSA_ATTENTION);
-    time(into.index, OPENMSA_OP_SELECT_BLOCKS);
-    time(into.attend, OPENMSA_OP_SPARSE_ATTENTION);
-    time(into.dense, OPENMSA_OP_DENSE_ATTENTION);
+    for (auto& [stage, timing] : stages) {
+      const double milliseconds = stage.series->run();
+      if (i >= kWarmup) timing->keep(milliseconds);
+    }
     if (i >= kWarmup) on_repeat(i - kWarmup);
   }
-  return kept;
+  return figures;
 }
 
-ordered_json to_json(const Config& config, const DecodeFigures& row) {
-  const Traffic bytes = traffic(config, row.context);
-  return {{"context", row.context},
-          {"sparse", to_json(row.sparse, bytes.index + bytes.attend)},
-          {"index", to_json(row.index, bytes.index)},
-          {"attend", to_json(row.attend, bytes.attend)},
-          {"dense", to_json(row.dense, bytes.dense)}};
-}
-
-void print_header(const Config& config) {
-  std::printf(
-      "Attention of one layer per decode step, ms (median, min..max); %d query and %d KV heads of %d, "
-      "%d of %d-token kv_blocks, %s, batch %lld\n",
-      config.num_heads_q, config.num_heads_kv, config.head_dim, config.topk, config.block_size,
-      dtype_name(config.dtype), static_cast<long long>(config.max_batch));
-  std::printf("%8s  %24s  %9s  %9s  %24s  %7s  %16s\n", "context", "sparse", "= index", "+ attend", "dense", "faster",
-              "GB/s sparse dense");
-}
-
-void print_row(const Config& config, const DecodeFigures& row) {
-  const Traffic bytes = traffic(config, row.context);
-  const auto rate = [](double moved, const Timing& timing) { return moved / timing.median() * 1e-6; };
-  std::printf("%8lld  %8.3f %7.3f..%-7.3f  %9.3f  %9.3f  %8.3f %7.3f..%-7.3f  %6.2fx  %11.1f %5.1f\n",
-              static_cast<long long>(row.context), row.sparse.median(), row.sparse.min(), row.sparse.max(),
-              row.index.median(), row.attend.median(), row.dense.median(), row.dense.min(), row.dense.max(),
-              row.dense.median() / row.sparse.median(), rate(bytes.index + bytes.attend, row.sparse),
-              rate(bytes.dense, row.dense));
+ordered_json to_json(const DecodeFigures& row, std::optional<double> read_gb_per_s) {
+  ordered_json result = {{"context", row.context},
+                         {"chosen_kv_blocks", row.chosen_blocks},
+                         {"sparse", to_json(row.sparse, row.bytes.sparse(), read_gb_per_s)},
+                         {"index", to_json(row.index, row.bytes.index, read_gb_per_s)},
+                         {"attend", to_json(row.attend, row.bytes.attend, read_gb_per_s)}};
+  if (row.dense) result["dense"] = to_json(*row.dense, row.bytes.dense, read_gb_per_s);
+  if (read_gb_per_s) {
+    result["dense_bound"] = {{"ms", row.bytes.dense / *read_gb_per_s * 1e-6}, {"bytes", row.bytes.dense}};
+  }
+  return result;
 }
 
 }  // namespace openmsa::cli

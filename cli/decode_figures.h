@@ -1,33 +1,44 @@
-// What a decode step costs: time, bytes read, and both as a table and as JSON.
+// What a decode step costs: time and bytes read.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <openmsa/openmsa.hpp>
+#include <optional>
 
 #include "decode_problem.h"
 #include "timing.h"
 
 namespace openmsa::cli {
 
-/// One context: the whole layer, its two branches alone, and dense attention; each per step of the whole batch.
+/// Bytes of the caches that a step has to read. Where topk covers a sequence there is nothing to score.
+struct Traffic {
+  double index = 0;
+  double attend = 0;
+  double dense = 0;
+
+  double sparse() const { return index + attend; }
+};
+
+/// One problem: the whole layer, its two branches alone, and dense attention; each per step of the whole batch.
 struct DecodeFigures {
   std::int64_t context;
+  Traffic bytes;
+  double chosen_blocks =
+      0;  // different kv_blocks that the queries of a sequence chose, mean over sequences and KV heads
   Timing sparse;
   Timing index;
   Timing attend;
-  Timing dense;
+  std::optional<Timing> dense;  // the CUDA backend has none
 };
 
-/// Leaves `problem` at `context`. A few steps to warm up are not kept; `on_repeat` hears of the others, from 0.
-DecodeFigures measure_decode(const Plan& plan, DecodeProblem& problem, std::int64_t context, int repeats,
+/// A few runs to warm up are not kept; `on_repeat` hears of the others, from 0.
+DecodeFigures measure_decode(const Plan& plan, const DecodeProblem& problem, int repeats,
                              const std::function<void(int)>& on_repeat);
 
-/// {"context", and for each of sparse, index, attend, dense: "median_ms", "min_ms", "max_ms", "bytes", "gb_per_s"}
-nlohmann::ordered_json to_json(const Config& config, const DecodeFigures& figures);
-
-void print_header(const Config& config);
-void print_row(const Config& config, const DecodeFigures& figures);
+/// {"context", "chosen_kv_blocks", and for each of sparse, index, attend, dense: "median_ms", "min_ms", "max_ms",
+/// "bytes", "gb_per_s"}. With the rate of plain reading: each one's "share_of_read", and "dense_bound" {"ms", "bytes"}.
+nlohmann::ordered_json to_json(const DecodeFigures& figures, std::optional<double> read_gb_per_s);
 
 }  // namespace openmsa::cli

@@ -1,8 +1,10 @@
 #include "device.h"
 
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace openmsa::cli {
 namespace {
@@ -17,9 +19,29 @@ class HostDevice : public Device {
     work();
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
+  std::unique_ptr<Series> record(int count, std::function<void(int, void*)> call) override {
+    return std::make_unique<HostSeries>(*this, count, std::move(call));
+  }
+  std::optional<double> read_gb_per_s() override { return std::nullopt; }
 
  private:
+  class HostSeries : public Series {
+   public:
+    HostSeries(HostDevice& device, int count, std::function<void(int, void*)> call)
+        : device_(device), count_(count), call_(std::move(call)) {}
+    double run() override {
+      const int number = static_cast<int>(device_.runs_++ % count_);
+      return device_.time([&] { call_(number, nullptr); });
+    }
+
+   private:
+    HostDevice& device_;
+    int count_;
+    std::function<void(int, void*)> call_;
+  };
+
   static constexpr std::align_val_t kAlignment{256};
+  std::int64_t runs_ = 0;  // of all series
 };
 
 }  // namespace

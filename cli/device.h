@@ -6,8 +6,16 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 
 namespace openmsa::cli {
+
+/// Calls that follow one another, made again and again.
+class Series {
+ public:
+  virtual ~Series() = default;
+  virtual double run() = 0;  // milliseconds of one call
+};
 
 class Device {
  public:
@@ -18,6 +26,12 @@ class Device {
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
   /// Milliseconds that `work`, which may only enqueue, takes; the GPU's L2 cache is overwritten first.
   virtual double time(const std::function<void()>& work) = 0;
+  /// Calls 0 to count - 1, which `call` makes on a stream. On the GPU they become one CUDA graph, and every run replays
+  /// it with a cold L2 cache; on the host a run is one call, and the series of a device take turns in their numbers, so
+  /// that no run finds in the caches what the one before has read.
+  virtual std::unique_ptr<Series> record(int count, std::function<void(int number, void* stream)> call) = 0;
+  /// What a kernel that does nothing but read device memory reaches; none on the host.
+  virtual std::optional<double> read_gb_per_s() = 0;
 };
 
 std::unique_ptr<Device> make_device(openmsa_backend backend);

@@ -2,33 +2,17 @@
 
 #include <algorithm>
 #include <numeric>
-#include <random>
 
-#include "core/dtype.h"
 #include "layer_input.h"
+#include "random_fill.h"
 
 namespace openmsa::cli {
 namespace {
 
 using T = Tensors;
 
-/// Longer tensors repeat this much; all of index_k differs up to a million tokens of 128 channels.
-constexpr std::int64_t kMostElements = std::int64_t{1} << 27;
-
 std::int64_t count(std::initializer_list<std::int64_t> shape) {
   return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<std::int64_t>());
-}
-
-/// Uniform with variance 1, so that scores spread as those of normalised heads do.
-template <class Element>
-std::vector<Element> random_elements(std::int64_t size, std::uint64_t seed) {
-  constexpr float kLimit = 1.7320508f;
-  std::vector<Element> result(static_cast<std::size_t>(size));
-  std::mt19937_64 generator(seed);
-  std::generate(result.begin(), result.end(), [&] {
-    return core::round_to<Element>((static_cast<float>(generator() >> 40) * 0x1p-23f - 1) * kLimit);
-  });
-  return result;
 }
 
 std::int64_t total(const std::vector<PrefillSequence>& sequences, std::int64_t PrefillSequence::*member) {
@@ -69,17 +53,7 @@ openmsa_tensor PrefillProblem::allocate(openmsa_dtype dtype, std::initializer_li
 
 openmsa_tensor PrefillProblem::random(std::initializer_list<std::int64_t> shape) {
   const openmsa_tensor tensor = allocate(config_.dtype, shape);
-  auto* const data = static_cast<std::byte*>(tensor.data);
-  const std::size_t bytes = buffers_.back().bytes();
-  std::size_t filled = 0;
-  core::visit_dtype(config_.dtype, [&]<class Element>(Element) {
-    const auto elements = random_elements<Element>(std::min(count(shape), kMostElements), ++seed_);
-    filled = elements.size() * sizeof(Element);
-    device_.copy(data, elements.data(), filled);
-  });
-  for (; filled < bytes; filled = std::min(2 * filled, bytes)) {
-    device_.copy(data + filled, data, std::min(filled, bytes - filled));
-  }
+  fill_randomly(device_, tensor, ++seed_);
   return tensor;
 }
 

@@ -7,14 +7,27 @@
 namespace openmsa::test {
 namespace {
 
-using Bench = MsaTest;
+class Bench : public MsaTest {
+ protected:
+  /// The only row of msa bench decode on a small layer, with more `options`.
+  nlohmann::json decode_row(std::vector<std::string> options) const {
+    const std::vector<std::string> small = {"bench", "decode",    "--contexts", "4K",     "--topk",
+                                            "4",     "--repeats", "1",          "--json", json_};
+    options.insert(options.begin(), small.begin(), small.end());
+    const MsaRun run = msa(options);
+    EXPECT_EQ(run.status, 0) << run.err;
+    return io::read_json(json_)["results"][0];
+  }
+
+  const std::string json_ = directory_ / "bench.json";
+};
 
 TEST_F(Bench, DecodeMeasuresEveryContext) {
   for (const char* dtype : {"fp32", "bf16", "fp16"}) {
     const MsaRun run = msa({"bench", "decode", "--contexts", "100,1K", "--repeats", "2", "--batch", "3", "--topk", "2",
-                            "--block-size", "32", "--dtype", dtype, "--json", directory_ / "bench.json"});
+                            "--block-size", "32", "--dtype", dtype, "--json", json_});
     EXPECT_EQ(run.status, 0) << run.err;
-    const nlohmann::json bench = io::read_json(directory_ / "bench.json");
+    const nlohmann::json bench = io::read_json(json_);
     EXPECT_EQ(bench["geometry"]["dtype"], dtype);
     ASSERT_EQ(bench["results"].size(), 2u);
     EXPECT_EQ(bench["results"][1]["context"], 1024);
@@ -37,28 +50,69 @@ TEST_F(Bench, DecodeTakesTheGeometryOfAModel) {
   config.layers = {{lm::AttentionKind::kFull, lm::MlpKind::kDense}, {lm::AttentionKind::kSparse, lm::MlpKind::kDense}};
   io::write_json(directory_ / "config.json", lm::config_to_json(config));
   const MsaRun run = msa({"bench", "decode", "--model", directory_.path().string(), "--contexts", "256", "--repeats",
-                          "1", "--json", directory_ / "bench.json"});
+                          "1", "--json", json_});
   EXPECT_EQ(run.status, 0) << run.err;
-  const nlohmann::json geometry = io::read_json(directory_ / "bench.json")["geometry"];
+  const nlohmann::json geometry = io::read_json(json_)["geometry"];
   EXPECT_EQ(geometry["num_heads_q"], 6);
   EXPECT_EQ(geometry["num_heads_kv"], 3);
   EXPECT_EQ(geometry["topk"], 3);
 }
 
+TEST_F(Bench, DecodeQueriesChooseTogetherAsFarAsTheyAgree) {
+  const auto chosen = [&](const char* agreement) {
+    return decode_row({"--queries", "4", "--agreement", agreement})["chosen_kv_blocks"].get<double>();
+  };
+  EXPECT_EQ(chosen("1"), 4);
+  EXPECT_GT(chosen("0.9"), 4);
+  EXPECT_GT(chosen("0"), chosen("0.9"));
+  EXPECT_LE(chosen("0"), 4 * 3 + 1) << "all have the local kv_block";
+}
+
+TEST_F(Bench, DecodeCountsWhatIsRead) {
+  const nlohmann::json row = decode_row({"--batch", "3", "--page-size", "32"});
+  EXPECT_EQ(row["index"]["bytes"], 3 * 4096 * 64 * 4);
+  EXPECT_EQ(row["attend"]["bytes"], 3 * 4 * 128 * 2 * 2 * 64 * 4);  // 4 kv_blocks, K and V, 2 heads
+  EXPECT_EQ(row["sparse"]["bytes"], row["index"]["bytes"].get<double>() + row["attend"]["bytes"].get<double>());
+  EXPECT_EQ(io::read_json(json_)["geometry"]["page_size"], 32);
+}
+
+TEST_F(Bench, DecodeOfMixedLengthsReadsLess) {
+  const auto keys = [&](const char* lengths) {
+    const std::vector<std::string> options = {"--batch", "8", "--queries", "2", "--lengths", lengths};
+    return decode_row(options)["dense"]["bytes"].get<double>() / (2 * 2 * 64 * 4);
+  };
+  EXPECT_EQ(keys("same"), 8 * 4096);
+  EXPECT_LT(keys("mixed"), 8 * 4096);
+  EXPECT_GT(keys("mixed"), 8 * 1024);
+}
+
+TEST_F(Bench, DecodeOnCudaNeedsAHopperGpu) {
+  const MsaRun run = msa({"bench", "decode", "--backend", "cuda", "--contexts", "4K", "--repeats", "2", "--queries",
+                          "3", "--json", json_});
+  if (std::string(openmsa_cuda_device()).find("compute capability 9.0") == std::string::npos) {
+    return expect_refusal(run, "CUDA backend");
+  }
+  ASSERT_EQ(run.status, 0) << run.err;
+  const nlohmann::json bench = io::read_json(json_);
+  EXPECT_EQ(bench["geometry"]["num_heads_q"], 64);
+  EXPECT_EQ(bench["geometry"]["dtype"], "bf16");
+  EXPECT_GT(bench["read_gb_per_s"], 0);
+  const nlohmann::json& row = bench["results"][0];
+  EXPECT_FALSE(row.contains("dense"));
+  EXPECT_GT(row["dense_bound"]["ms"], 0);
+  for (const char* part : {"sparse", "index", "attend"}) EXPECT_GT(row[part]["share_of_read"], 0) << part;
+}
+
 TEST_F(Bench, PrefillMeasuresEveryStage) {
-  const std::vector<std::string> layer = {"bench",          "prefill",
-                                          "--num-heads-q",  "4",
-                                          "--num-heads-kv", "2",
-                                          "--head-dim",     "64",
-                                          "--topk",         "2",
-                                          "--repeats",      "1",
-                                          "--json",         directory_ / "bench.json"};
+  const std::vector<std::string> layer = {"bench",      "prefill", "--num-heads-q", "4", "--num-heads-kv", "2",
+                                          "--head-dim", "64",      "--topk",        "2", "--repeats",      "1",
+                                          "--json",     json_};
   const auto stages = [&](std::vector<std::string> options) {
     options.insert(options.begin(), layer.begin(), layer.end());
     const MsaRun run = msa(options);
     EXPECT_EQ(run.status, 0) << run.err;
     std::vector<std::string> names;
-    const nlohmann::json bench = io::read_json(directory_ / "bench.json");
+    const nlohmann::json bench = io::read_json(json_);
     for (const nlohmann::json& row : bench["results"]) {
       EXPECT_GT(row["median_ms"], 0);
       names.push_back(row["tokens"].get<std::string>() + " " + row["stage"].get<std::string>());
@@ -75,11 +129,10 @@ TEST_F(Bench, PrefillMeasuresEveryStage) {
 }
 
 TEST_F(Bench, PrefillCountsCausalOperations) {
-  const MsaRun run =
-      msa({"bench", "prefill", "--num-heads-q", "4", "--num-heads-kv", "2", "--head-dim", "64", "--index-dim", "64",
-           "--topk", "1", "--tokens", "200", "--repeats", "1", "--json", directory_ / "bench.json"});
+  const MsaRun run = msa({"bench", "prefill", "--num-heads-q", "4", "--num-heads-kv", "2", "--head-dim", "64",
+                          "--index-dim", "64", "--topk", "1", "--tokens", "200", "--repeats", "1", "--json", json_});
   ASSERT_EQ(run.status, 0) << run.err;
-  const nlohmann::json results = io::read_json(directory_ / "bench.json")["results"];
+  const nlohmann::json results = io::read_json(json_)["results"];
   EXPECT_EQ(results[0]["operations"], 2 * 2 * 64 * (200 * 201 / 2));
   EXPECT_EQ(results[1]["operations"], 4 * 4 * 64 * (128 * 129 / 2 + 72 * 128));
   EXPECT_EQ(results[3]["operations"], 4 * 4 * 64 * (200 * 201 / 2));

@@ -1,0 +1,15 @@
+// Figures of decode steps as a table on standard output.
+#pragma once
+
+#include <string>
+
+#include "decode_figures.h"
+
+namespace openmsa::cli {
+
+/// On the CPU a line per context, sparse beside dense. With a rate of plain reading, on the GPU, a line per stage, with
+/// what it reads and how near that comes to the rate.
+void print_table(const Config& config, const DecodeShape& shape, const std::vector<DecodeFigures>& figures,
+                 std::optional<double> read_gb_per_s);
+
+}  // namespace openmsa::cli
