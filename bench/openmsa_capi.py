@@ -7,7 +7,7 @@ import torch
 
 BACKEND_CPU, BACKEND_CUDA = 1, 4
 OPERATIONS = {"block_scores": 0, "topk": 1, "select_blocks": 2, "sparse_attention": 3, "msa_attention": 4}
-DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 5}
+DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 5, torch.float8_e4m3fn: 6}
 
 
 class CTensor(ctypes.Structure):
@@ -45,6 +45,8 @@ class CConfig(ctypes.Structure):
         ("max_total_q", c_int64),
         ("max_seqlen_k", c_int64),
         ("num_threads", c_int32),
+        ("kv_dtype", c_int),
+        ("index_dtype", c_int),
     ]
 
 
@@ -53,7 +55,7 @@ class CTensors(ctypes.Structure):
         (name, CTensor)
         for name in (
             "cu_seqlens_q cu_seqlens_k seqlens_k block_table q k v index_q index_k k_cache v_cache index_k_cache "
-            "block_scores topk_indices o lse d_o d_q d_k d_v d_index_q d_index_k kl_loss block_recall score_recall"
+            "k_scale v_scale index_k_scale block_scores topk_indices o lse d_o d_q d_k d_v d_index_q d_index_k kl_loss block_recall score_recall"
         ).split()
     ]
 

@@ -80,7 +80,8 @@ typedef enum openmsa_dtype OPENMSA_ENUM_BASE {
   OPENMSA_BFLOAT16 = 2,
   OPENMSA_FLOAT16 = 3,
   OPENMSA_FLOAT64 = 4, /* reference backend only */
-  OPENMSA_INT32 = 5
+  OPENMSA_INT32 = 5,
+  OPENMSA_FLOAT8_E4M3 = 6 /* keys alone (kv_dtype, index_dtype); e4m3fn of OCP: no Inf, NaN 0x7f and 0xff, up to 448 */
 } openmsa_dtype;
 
 enum { OPENMSA_MAX_RANK = 4 };
@@ -115,22 +116,25 @@ typedef enum openmsa_backend OPENMSA_ENUM_BASE {
 typedef struct openmsa_config {
   size_t struct_size;
   openmsa_backend backend;
-  openmsa_dtype dtype;      /* of q, k, v, index_q, index_k and their caches */
-  int32_t num_heads_q;      /* H_q, a multiple of num_heads_kv; at most 64 query heads per KV head */
-  int32_t num_heads_kv;     /* H_kv: KV heads = GQA groups = index query heads */
-  int32_t head_dim;         /* d_h: multiple of 8, 8 to 256 */
-  int32_t index_dim;        /* d_idx: multiple of 8, 8 to 256 */
-  int32_t block_size;       /* B_k, keys per kv_block: power of two, 8 to 256; default 128 */
-  int32_t topk;             /* kv_blocks kept per query and KV head: 1 to 64; default 16 */
-  int32_t num_init_blocks;  /* first kv_blocks always chosen; default 0 */
-  int32_t num_local_blocks; /* last visible kv_blocks always chosen; default 1. Forced blocks count towards topk; when
-                               they exceed it, local blocks come first, newest first, then initial ones from block 0 */
-  double softmax_scale;     /* 0: 1/sqrt(head_dim) */
-  int32_t page_size;        /* tokens per cache page, a divisor of block_size; 0: keys are contiguous */
-  int64_t max_batch;        /* capacity: sequences */
-  int64_t max_total_q;      /* capacity: query tokens of all sequences together */
-  int64_t max_seqlen_k;     /* capacity: keys of one sequence */
-  int32_t num_threads;      /* 0: one per core that the process may use */
+  openmsa_dtype dtype;       /* of q, k, v, index_q, index_k and, unless said below, their caches */
+  int32_t num_heads_q;       /* H_q, a multiple of num_heads_kv; at most 64 query heads per KV head */
+  int32_t num_heads_kv;      /* H_kv: KV heads = GQA groups = index query heads */
+  int32_t head_dim;          /* d_h: multiple of 8, 8 to 256 */
+  int32_t index_dim;         /* d_idx: multiple of 8, 8 to 256 */
+  int32_t block_size;        /* B_k, keys per kv_block: power of two, 8 to 256; default 128 */
+  int32_t topk;              /* kv_blocks kept per query and KV head: 1 to 64; default 16 */
+  int32_t num_init_blocks;   /* first kv_blocks always chosen; default 0 */
+  int32_t num_local_blocks;  /* last visible kv_blocks always chosen; default 1. Forced blocks count towards topk; when
+                                they exceed it, local blocks come first, newest first, then initial ones from block 0 */
+  double softmax_scale;      /* 0: 1/sqrt(head_dim) */
+  int32_t page_size;         /* tokens per cache page, a divisor of block_size; 0: keys are contiguous */
+  int64_t max_batch;         /* capacity: sequences */
+  int64_t max_total_q;       /* capacity: query tokens of all sequences together */
+  int64_t max_seqlen_k;      /* capacity: keys of one sequence */
+  int32_t num_threads;       /* 0: one per core that the process may use */
+  openmsa_dtype kv_dtype;    /* of k_cache and v_cache. 0: dtype; OPENMSA_FLOAT8_E4M3: with a page_size only */
+  openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
+                                OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
 } openmsa_config;
 
 /* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */
@@ -172,7 +176,16 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  * topk_indices = -1. The same is written for rows past cu_seqlens_q[batch].
  * Keys are either contiguous (k, v, index_k, with cu_seqlens_k) or, when the plan has a page_size, paged (the *_cache
  * tensors with block_table and seqlens_k): token j of a sequence is entry j % page_size of page block_table[b, j /
- * page_size]. Whatever lies past seqlens_k, in a page or behind one, is never used. */
+ * page_size]. Whatever lies past seqlens_k, in a page or behind one, is never used.
+ *
+ * fp8 keys. A number in e4m3 stands for its value times a scale: k_scale and v_scale with kv_dtype e4m3, index_k_scale
+ * with index_dtype e4m3. An absent scale is 1; [1] is one scale for all; else there is one per token, in caches by its
+ * place there, page * page_size + entry. Attention uses k and v times their scales, and q as it is. The index branch
+ * multiplies e4m3 by e4m3: each row of index_q is rounded on its way in,
+ *   amax = max |index_q[i,r,:]|,   index_q8 = e4m3(index_q * (448 / amax)),
+ *   s_idx[i,j,r] = (index_q8[i,r] . index_k[j]) * (amax / 448) * index_k_scale[j] / sqrt(index_dim)
+ * e4m3() rounds fp32 to nearest even, and to 448 what is larger, Inf too; NaN stays NaN. amax ignores NaN. A row with
+ * amax below 2^-117, where fp32 has no room left for 448 / amax and amax / 448, is rounded as zeros (with scale 0). */
 typedef struct openmsa_tensors {
   size_t struct_size;
 
@@ -193,6 +206,11 @@ typedef struct openmsa_tensors {
   openmsa_tensor k_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
   openmsa_tensor v_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
   openmsa_tensor index_k_cache; /* [num_pages, page_size, index_dim] */
+
+  /* scales of fp8 keys, fp32: absent, [1], or per token */
+  openmsa_tensor k_scale;       /* [num_heads_kv, num_pages * page_size] */
+  openmsa_tensor v_scale;       /* [num_heads_kv, num_pages * page_size] */
+  openmsa_tensor index_k_scale; /* [num_pages * page_size], or contiguous [total_k]. One number is always [1] */
 
   /* selection */
   openmsa_tensor block_scores; /* [num_heads_kv, total_q, >= number of kv_blocks of the longest sequence] fp32 */
@@ -228,7 +246,8 @@ typedef struct openmsa_workspace {
 } openmsa_workspace;
 
 /* ------------------------------------------------------------------------------------------------ operations ---
- * "Keys" below means k, v (and index_k) with optional cu_seqlens_k, or the caches with seqlens_k and block_table.
+ * "Keys" below means k, v (and index_k) with optional cu_seqlens_k, or the caches with seqlens_k and block_table; and
+ * the scales of those that are fp8.
  * Every operation takes optional cu_seqlens_q. All return SUCCESS, INVALID_ARGUMENT, UNSUPPORTED or INTERNAL. */
 
 /* block_scores[r,i,b] = m[i,b,r] of the index branch for visible kv_blocks, -inf for the others up to the row's end.
@@ -281,7 +300,8 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
  * index_q[i,r] N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when
  * topk_indices is absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and
  * d_k are asked for (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j
- * p[i,h,j] w[j]), and d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys only.
+ * p[i,h,j] w[j]), and d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys of the
+ * plan's dtype only.
  * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
  * d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
@@ -300,7 +320,13 @@ OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const 
  * seqlens_k[b] - seqlen_q[b] + t of sequence b, so that seqlens_k is what the following attention takes. Rows of a
  * sequence with seqlens_k = 0 are padding and are not stored.
  * Reads k, v with seqlens_k and block_table; writes k_cache and v_cache. index_k and index_k_cache come together or not
- * at all. */
+ * at all.
+ * New tokens have the plan's dtype. Into an fp8 cache they go as
+ *   e4m3(x)               where its scale is absent;
+ *   e4m3(x / scale)       where it is [1]: that scale is read, somebody has calibrated it;
+ *   e4m3(x * (448 / amax)) with scale = amax / 448, which is written, where it is per token: amax is that of the token
+ *                          (of one KV head); where amax is 0 or below 2^-117 zeros are stored, with scale 0;
+ * in fp32. */
 OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                              openmsa_workspace workspace);
 

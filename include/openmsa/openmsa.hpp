@@ -46,7 +46,7 @@ inline Tensors tensors() {
   return result;
 }
 
-/// Contiguous view of `data`. For bf16 and fp16, whose C++ types are the caller's, name the dtype.
+/// Contiguous view of `data`. For bf16, fp16 and fp8, whose C++ types are the caller's, name the dtype.
 template <std::size_t rank>
 Tensor view(const void* data, openmsa_dtype dtype, const std::int64_t (&shape)[rank]) {
   static_assert(rank <= OPENMSA_MAX_RANK);

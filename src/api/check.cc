@@ -12,33 +12,19 @@ namespace openmsa::api {
 namespace {
 
 using core::ceil_div;
+using core::dtype_name;
 using core::element;
 using core::fail;
+using core::is_one_scale;
 using core::present;
 using core::Problem;
 using core::require;
 using core::Sequence;
 
-const char* dtype_name(openmsa_dtype dtype) {
-  switch (dtype) {
-    case OPENMSA_FLOAT32:
-      return "fp32";
-    case OPENMSA_BFLOAT16:
-      return "bf16";
-    case OPENMSA_FLOAT16:
-      return "fp16";
-    case OPENMSA_FLOAT64:
-      return "fp64";
-    case OPENMSA_INT32:
-      return "int32";
-  }
-  return "no dtype";
-}
-
 const char* dim_name(Dim dim) {
-  constexpr const char* kNames[] = {"total_q",   "total_k",   "batch",     "batch + 1",   "num_pages",
-                                    "max_pages", "blocks",    "",          "num_heads_q", "num_heads_kv",
-                                    "head_dim",  "index_dim", "page_size", "topk",        "1"};
+  constexpr const char* kNames[] = {
+      "total_q", "total_k",     "batch",        "batch + 1", "num_pages", "max_pages", "blocks", "key tokens",
+      "",        "num_heads_q", "num_heads_kv", "head_dim",  "index_dim", "page_size", "topk",   "1"};
   return kNames[static_cast<int>(dim)];
 }
 
@@ -68,16 +54,32 @@ void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tenso
   const auto refuse = [&](const std::string& expected) {
     fail(OPENMSA_INVALID_ARGUMENT, field.name, ": expected dtype ", expected, ", got ", dtype_name(tensor.dtype));
   };
-  const std::string planned = dtype_name(plan.config.dtype);
+  const auto expect = [&](openmsa_dtype expected) {
+    if (tensor.dtype != expected) refuse(dtype_name(expected));
+  };
   switch (field.kind) {
     case Kind::kInt32:
-      if (tensor.dtype != OPENMSA_INT32) refuse("int32");
+      expect(OPENMSA_INT32);
       break;
     case Kind::kData:
-      if (tensor.dtype != plan.config.dtype) refuse(planned);
+      expect(plan.config.dtype);
+      break;
+    case Kind::kKvCache:
+      expect(plan.config.kv_dtype);
+      break;
+    case Kind::kIndexK:
+      expect(plan.is_paged() ? plan.config.dtype : plan.config.index_dtype);
+      break;
+    case Kind::kIndexKCache:
+      expect(plan.config.index_dtype);
+      break;
+    case Kind::kScale:
+      expect(OPENMSA_FLOAT32);
       break;
     case Kind::kResult:
-      if (tensor.dtype != plan.config.dtype && tensor.dtype != OPENMSA_FLOAT32) refuse(planned + " or fp32");
+      if (tensor.dtype != plan.config.dtype && tensor.dtype != OPENMSA_FLOAT32) {
+        refuse(std::string(dtype_name(plan.config.dtype)) + " or fp32");
+      }
       break;
     case Kind::kFigure:
       if (tensor.dtype != OPENMSA_FLOAT32 && !(reference && tensor.dtype == OPENMSA_FLOAT64)) {
@@ -107,14 +109,16 @@ bool overlaps_itself(const openmsa_tensor& tensor) {
 }
 
 void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_written) {
-  require(tensor.rank == field.rank, field.name, ": expected rank ", field.rank, ", got ", tensor.rank);
+  const bool is_one = field.kind == Kind::kScale && is_one_scale(tensor);
+  require(is_one || tensor.rank == field.rank, field.name, ": expected rank ", field.rank,
+          field.kind == Kind::kScale ? " or [1]" : "", ", got ", tensor.rank);
   for (int d = 0; d < tensor.rank; ++d) {
     require(tensor.shape[d] >= 0, field.name, ": expected shape[", d, "] >= 0, got ", tensor.shape[d]);
     require(tensor.strides[d] >= 0, field.name, ": expected strides[", d, "] >= 0, got ", tensor.strides[d]);
   }
   if (is_empty(tensor)) return;
   require(tensor.data != nullptr, field.name, ": expected data, got NULL");
-  const bool has_channels = field.kind == Kind::kData || field.kind == Kind::kResult;
+  const bool has_channels = field.kind != Kind::kInt32 && field.kind != Kind::kScale && field.kind != Kind::kFigure;
   const int last = tensor.rank - 1;
   require(!has_channels || tensor.strides[last] == 1 || tensor.shape[last] == 1, field.name,
           ": expected stride 1 in the last dimension, got ", tensor.strides[last]);
@@ -133,6 +137,7 @@ class Extents {
   explicit Extents(const core::Plan& plan) : plan_(plan) { values_.fill(-1); }
 
   void unify(const Field& field, const openmsa_tensor& tensor) {
+    if (field.kind == Kind::kScale && is_one_scale(tensor)) return;
     for (int d = 0; d < tensor.rank; ++d) {
       const Dim dim = field.shape[d];
       if (dim > Dim::kFree) {
@@ -142,7 +147,7 @@ class Extents {
       } else if (dim == Dim::kBatchPlus1) {
         require(tensor.shape[d] >= 1, field.name, ": expected shape[0] = batch + 1 >= 1, got 0");
         set(field, d, Dim::kBatch, tensor.shape[d] - 1);
-      } else if (dim != Dim::kNumPages) {  // each cache has its own number of pages
+      } else if (dim != Dim::kNumPages && dim != Dim::kKeyTokens) {  // these differ between caches
         set(field, d, dim, tensor.shape[d]);
       }
     }
@@ -177,12 +182,39 @@ void check_presence(const Operation& operation, const Field& field, std::uint32_
           " with this plan; expected it absent, got a tensor");
 }
 
+/// The keys that a scale is of.
+std::uint32_t scaled_keys(const core::Plan& plan, std::uint32_t scale) {
+  if (scale == kKScale) return kKCache;
+  if (scale == kVScale) return kVCache;
+  return plan.is_paged() ? kIndexKCache : kIndexK;
+}
+
+/// A scale comes with its keys and has one number, or one per token of them.
+void check_scale(const core::Plan& plan, const Operation& operation, const openmsa_tensors& tensors,
+                 std::uint32_t scale_id) {
+  const Field &field = fields()[scale_id], &keys_field = fields()[scaled_keys(plan, scale_id)];
+  const openmsa_tensor &scale = tensors.*field.member, &keys = tensors.*keys_field.member;
+  require(present(keys), keys_field.name, ": required by ", operation.name, " with ", field.name, ", got none");
+  if (is_one_scale(scale)) return;
+  const int last = field.rank - 1;
+  const std::int64_t tokens = keys.shape[0] * (plan.is_paged() ? plan.config.page_size : 1);
+  require(scale.shape[last] == tokens, field.name, ": expected [1] or shape[", last,
+          "] = ", plan.is_paged() ? "num_pages * page_size of " : "total_k of ", keys_field.name, " = ", tokens,
+          ", got ", scale.shape[last]);
+}
+
+/// A scale of all keys is read, also where those of tokens are written.
+bool is_written(const Operation& operation, std::uint32_t id, const openmsa_tensor& tensor) {
+  if (fields()[id].kind == Kind::kScale && is_one_scale(tensor)) return false;
+  return contains(operation.writes | operation.writes_optional, id);
+}
+
 /// Refuses an output that starts at the very address of another tensor: the mistake that views make easy. Interleaved
 /// views (K and V as halves of one buffer) overlap as ranges and are fine.
 void check_aliases(const Operation& operation, const openmsa_tensors& tensors) {
   for (std::uint32_t a = 0; a < kFieldCount; ++a) {
     const openmsa_tensor& output = tensors.*fields()[a].member;
-    if (!contains(operation.writes | operation.writes_optional, a) || !present(output) || is_empty(output)) continue;
+    if (!is_written(operation, a, output) || !present(output) || is_empty(output)) continue;
     for (std::uint32_t b = 0; b < kFieldCount; ++b) {
       const openmsa_tensor& other = tensors.*fields()[b].member;
       if (a == b || !present(other) || is_empty(other)) continue;
@@ -318,10 +350,14 @@ void check_values(const Operation& operation, const Problem& problem, std::int64
 }  // namespace
 
 Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tensors) {
-  const Operation operation = api::operation(op, plan.is_paged());
+  const Operation operation = api::operation(op, plan.config);
   if (operation.contiguous_only && plan.is_paged()) {
     fail(OPENMSA_UNSUPPORTED, "page_size: ", operation.name, " works on contiguous keys, got pages of ",
          plan.config.page_size);
+  }
+  if (operation.contiguous_only && contains(operation.reads, kIndexK) && plan.has_fp8_index()) {
+    fail(OPENMSA_UNSUPPORTED, "index_dtype: ", operation.name,
+         " works on index keys of the plan's dtype = ", dtype_name(plan.config.dtype), ", got e4m3");
   }
   require(op != OPENMSA_OP_APPEND_KV || plan.is_paged(),
           "page_size: openmsa_append_kv expects a plan with pages, got page_size 0");
@@ -333,11 +369,11 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
     const openmsa_tensor& tensor = tensors.*field.member;
     check_presence(operation, field, id, tensor);
     if (!present(tensor)) continue;
-    const bool is_written = contains(operation.writes | operation.writes_optional, id);
     check_dtype(plan, field, tensor);
-    check_layout(field, tensor, is_written);
+    check_layout(field, tensor, is_written(operation, id, tensor));
     extents.unify(field, tensor);
-    writes_any |= is_written;
+    if (field.kind == Kind::kScale) check_scale(plan, operation, tensors, id);
+    writes_any |= is_written(operation, id, tensor);
   }
   require(writes_any, operation.name, ": expected at least one output, got none");
   check_aliases(operation, tensors);

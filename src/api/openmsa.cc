@@ -155,6 +155,8 @@ size_t openmsa_dtype_bytes(openmsa_dtype dtype) {
     case OPENMSA_BFLOAT16:
     case OPENMSA_FLOAT16:
       return 2;
+    case OPENMSA_FLOAT8_E4M3:
+      return 1;
   }
   return 0;
 }

@@ -19,10 +19,13 @@ constexpr std::array<Field, kFieldCount> kFields = {{
     {"k", &T::k, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
     {"v", &T::v, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
     {"index_q", &T::index_q, Kind::kData, 3, {kTotalQ, kHeadsKv, kIndexDim}},
-    {"index_k", &T::index_k, Kind::kData, 2, {kTotalK, kIndexDim}},
-    {"k_cache", &T::k_cache, Kind::kData, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
-    {"v_cache", &T::v_cache, Kind::kData, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
-    {"index_k_cache", &T::index_k_cache, Kind::kData, 3, {kNumPages, kPageSize, kIndexDim}},
+    {"index_k", &T::index_k, Kind::kIndexK, 2, {kTotalK, kIndexDim}},
+    {"k_cache", &T::k_cache, Kind::kKvCache, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"v_cache", &T::v_cache, Kind::kKvCache, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"index_k_cache", &T::index_k_cache, Kind::kIndexKCache, 3, {kNumPages, kPageSize, kIndexDim}},
+    {"k_scale", &T::k_scale, Kind::kScale, 2, {kHeadsKv, kKeyTokens}},
+    {"v_scale", &T::v_scale, Kind::kScale, 2, {kHeadsKv, kKeyTokens}},
+    {"index_k_scale", &T::index_k_scale, Kind::kScale, 1, {kKeyTokens}},
     {"block_scores", &T::block_scores, Kind::kFigure, 3, {kHeadsKv, kTotalQ, kNumBlocks}},
     {"topk_indices", &T::topk_indices, Kind::kInt32, 3, {kHeadsKv, kTotalQ, kTopk}},
     {"o", &T::o, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
@@ -110,11 +113,22 @@ Operation unplaced(openmsa_op op) {
 
 std::span<const Field, kFieldCount> fields() { return kFields; }
 
-Operation operation(openmsa_op op, bool is_paged) {
+Operation operation(openmsa_op op, const openmsa_config& config) {
   Operation result = unplaced(op);
   result.reads_optional |= set_of(kCuSeqlensQ);
-  if (op == OPENMSA_OP_APPEND_KV || op == OPENMSA_OP_TOPK) return result;
-  if (!is_paged) {
+  const bool has_fp8_kv = config.kv_dtype == OPENMSA_FLOAT8_E4M3;
+  const bool has_fp8_index = config.index_dtype == OPENMSA_FLOAT8_E4M3;
+  if (op == OPENMSA_OP_APPEND_KV) {  // reads a scale for all keys, writes those of tokens
+    const FieldSet scales = (has_fp8_kv ? set_of(kKScale, kVScale) : 0) | (has_fp8_index ? set_of(kIndexKScale) : 0);
+    result.reads_optional |= scales;
+    result.writes_optional |= scales;
+    return result;
+  }
+  if (op == OPENMSA_OP_TOPK) return result;
+  if (has_fp8_kv && contains(result.reads, kK)) result.reads_optional |= set_of(kKScale);
+  if (has_fp8_kv && contains(result.reads, kV)) result.reads_optional |= set_of(kVScale);
+  if (has_fp8_index && contains(result.reads, kIndexK)) result.reads_optional |= set_of(kIndexKScale);
+  if (config.page_size == 0) {
     result.reads_optional |= set_of(kCuSeqlensK);
     return result;
   }

@@ -9,7 +9,9 @@
 
 namespace openmsa::api {
 
-/// Extents that tensors of a call share. Those above kFree come from the plan; the others from the first tensor seen.
+/// Extents that tensors of a call share. Those above kFree come from the plan; the others from the first tensor seen,
+/// but kNumPages, of which each cache has its own, and kKeyTokens, a scale's, which follows from the keys that it is
+/// of.
 enum class Dim {
   kTotalQ,
   kTotalK,
@@ -18,6 +20,7 @@ enum class Dim {
   kNumPages,
   kMaxPages,
   kNumBlocks,
+  kKeyTokens,
   kFree,
   kHeadsQ,
   kHeadsKv,
@@ -30,9 +33,13 @@ enum class Dim {
 
 enum class Kind {
   kInt32,
-  kData,    // the plan's dtype, channels last
-  kResult,  // the plan's dtype or fp32, channels last
-  kFigure,  // fp32, on the reference backend fp64 too; no channels
+  kData,         // the plan's dtype, channels last
+  kKvCache,      // kv_dtype, channels last
+  kIndexK,       // index_dtype, channels last; of a plan with pages they are new keys, in the plan's dtype
+  kIndexKCache,  // index_dtype, channels last
+  kScale,        // fp32, no channels: of the field's shape or, one number for all, [1]
+  kResult,       // the plan's dtype or fp32, channels last
+  kFigure,       // fp32, on the reference backend fp64 too; no channels
 };
 
 /// One member of openmsa_tensors.
@@ -58,6 +65,9 @@ enum FieldId : std::uint32_t {
   kKCache,
   kVCache,
   kIndexKCache,
+  kKScale,
+  kVScale,
+  kIndexKScale,
   kBlockScores,
   kTopkIndices,
   kO,
@@ -82,6 +92,7 @@ template <class... Ids>
 constexpr FieldSet set_of(Ids... ids) {
   return (FieldSet{0} | ... | (FieldSet{1} << ids));
 }
+static_assert(kFieldCount <= 32);
 constexpr bool contains(FieldSet set, std::uint32_t id) { return (set >> id & 1u) != 0; }
 
 struct Operation {
@@ -94,7 +105,7 @@ struct Operation {
   bool contiguous_only;  // paged plans are refused
 };
 
-/// The operation with the tensors in which a plan of that kind keeps its keys.
-Operation operation(openmsa_op op, bool is_paged);
+/// The operation with the tensors in which a plan keeps its keys and their scales.
+Operation operation(openmsa_op op, const openmsa_config& config);
 
 }  // namespace openmsa::api

@@ -11,6 +11,9 @@
 
 namespace openmsa::core {
 
+/// Whether a scale is one number for all keys.
+inline bool is_one_scale(const openmsa_tensor& scale) { return scale.rank == 1 && scale.shape[0] == 1; }
+
 inline bool present(const openmsa_tensor& tensor) { return tensor.data != nullptr || tensor.rank != 0; }
 
 /// Address of element (i, j, k, l); trailing indices may be left out.
@@ -53,17 +56,27 @@ struct Sequence {
   std::int64_t page(std::int64_t logical) const { return pages[logical * pages_stride]; }
 };
 
-/// Rows of one sequence and head in k, v or index_k, contiguous or paged.
+/// Rows of one sequence and head in k, v or index_k, contiguous or paged, and what their numbers are to be multiplied
+/// with.
 struct KeyRows {
+  openmsa_dtype dtype;
   std::byte* data;  // contiguous: token 0; paged: token 0 of page 0
   std::int64_t token_bytes;
   std::int64_t page_bytes;
   std::int64_t page_size;  // 0: contiguous
   Sequence sequence;
+  float* scales;               // of the tokens as `data`; nullptr: 1
+  std::int64_t scales_stride;  // of neighbouring tokens, across pages too; 0: one scale for all
 
   std::byte* token(std::int64_t j) const {
     if (page_size == 0) return data + j * token_bytes;
     return data + sequence.page(j / page_size) * page_bytes + j % page_size * token_bytes;
+  }
+  /// The scale of token j; only where there are scales.
+  float& scale(std::int64_t j) const {
+    if (scales_stride == 0) return *scales;  // and no look into the table of pages
+    const std::int64_t place = page_size == 0 ? j : sequence.page(j / page_size) * page_size + j % page_size;
+    return scales[place * scales_stride];
   }
   /// Number of tokens from j on, at most `count`, that lie token_bytes apart.
   std::int64_t run(std::int64_t j, std::int64_t count) const {
@@ -87,17 +100,18 @@ struct Problem {
   }
 
   KeyRows k(const Sequence& sequence, std::int64_t head) const {
-    return key_rows(plan.is_paged() ? tensors.k_cache : tensors.k, sequence, head);
+    return key_rows(plan.is_paged() ? tensors.k_cache : tensors.k, tensors.k_scale, sequence, head);
   }
   KeyRows v(const Sequence& sequence, std::int64_t head) const {
-    return key_rows(plan.is_paged() ? tensors.v_cache : tensors.v, sequence, head);
+    return key_rows(plan.is_paged() ? tensors.v_cache : tensors.v, tensors.v_scale, sequence, head);
   }
   KeyRows index_k(const Sequence& sequence) const {
-    return key_rows(plan.is_paged() ? tensors.index_k_cache : tensors.index_k, sequence, 0);
+    return key_rows(plan.is_paged() ? tensors.index_k_cache : tensors.index_k, tensors.index_k_scale, sequence, 0);
   }
 
  private:
-  KeyRows key_rows(const openmsa_tensor& tensor, const Sequence& sequence, std::int64_t head) const;
+  KeyRows key_rows(const openmsa_tensor& tensor, const openmsa_tensor& scale, const Sequence& sequence,
+                   std::int64_t head) const;
 };
 
 inline Sequence Problem::sequence(std::int64_t b) const {
@@ -123,15 +137,25 @@ inline Sequence Problem::sequence(std::int64_t b) const {
   return result;
 }
 
-inline KeyRows Problem::key_rows(const openmsa_tensor& tensor, const Sequence& sequence, std::int64_t head) const {
+inline KeyRows Problem::key_rows(const openmsa_tensor& tensor, const openmsa_tensor& scale, const Sequence& sequence,
+                                 std::int64_t head) const {
   const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
   const bool is_paged = plan.is_paged();
   const std::int64_t head_stride = tensor.rank == (is_paged ? 4 : 3) ? tensor.strides[is_paged ? 2 : 1] : 0;
   const std::int64_t first = head * head_stride + (is_paged ? 0 : sequence.k_begin * tensor.strides[0]);
   auto* const data = static_cast<std::byte*>(tensor.data);
   std::byte* const rows = data == nullptr ? nullptr : data + first * bytes;  // no keys: there may be no memory either
-  if (!is_paged) return {rows, tensor.strides[0] * bytes, 0, 0, sequence};
-  return {rows, tensor.strides[1] * bytes, tensor.strides[0] * bytes, plan.config.page_size, sequence};
+  KeyRows result{tensor.dtype, rows, tensor.strides[0] * bytes, 0, 0, sequence, static_cast<float*>(scale.data), 0};
+  if (is_paged) {
+    result.token_bytes = tensor.strides[1] * bytes;
+    result.page_bytes = tensor.strides[0] * bytes;
+    result.page_size = plan.config.page_size;
+  }
+  if (scale.data == nullptr || is_one_scale(scale)) return result;
+  const std::int64_t scale_head_stride = scale.rank == 2 ? scale.strides[0] : 0;
+  result.scales_stride = scale.strides[scale.rank - 1];
+  result.scales += head * scale_head_stride + (is_paged ? 0 : sequence.k_begin * result.scales_stride);
+  return result;
 }
 
 }  // namespace openmsa::core

@@ -1,27 +1,41 @@
-// New tokens into paged caches: a copy of rows, token by token.
+// New tokens into paged caches, token by token: a copy of rows, or rounded to e4m3.
 
 #include <cstring>
 
+#include "cpu/columns.h"
 #include "cpu/stages.h"
 #include "cpu/work.h"
 
 namespace openmsa::cpu {
 namespace {
 
+using core::KeyRows;
 using core::Problem;
-using core::Sequence;
 
-/// Row t of a sequence in `from`, [total][heads][dim] or [total][dim], to token `position` of the cache.
-void copy_token(const Problem& problem, const Sequence& sequence, std::int64_t t, const openmsa_tensor& from,
-                const openmsa_tensor& cache, std::int64_t position) {
-  const std::int64_t page_size = problem.plan.config.page_size, page = sequence.page(position / page_size);
-  const std::int64_t heads = from.rank == 3 ? from.shape[1] : 1, dim = from.shape[from.rank - 1];
-  const std::size_t bytes = static_cast<std::size_t>(dim) * openmsa_dtype_bytes(from.dtype);
-  for (std::int64_t h = 0; h < heads; ++h) {
-    const bool has_heads = from.rank == 3;
-    const std::byte* source = core::address(from, sequence.q_begin + t, has_heads ? h : 0);
-    std::memcpy(core::address(cache, page, position % page_size, has_heads ? h : 0), source, bytes);
+/// One row to token j of an fp8 cache. A scale of all keys divides; those of tokens are written.
+void round_token(openmsa_dtype dtype, const std::byte* source, std::int64_t dim, const openmsa_tensor& scale,
+                 const KeyRows& cache, std::int64_t j) {
+  constexpr std::int64_t kMaxDim = 256;
+  float row[kMaxDim];
+  const TileOps& ops = tile_ops();
+  ops.widen(dtype, source, row, dim);
+  if (core::present(scale) && !core::is_one_scale(scale)) {
+    cache.scale(j) = round_row(row, dim, reinterpret_cast<core::Float8E4M3*>(cache.token(j)));
+    return;
   }
+  if (core::present(scale)) {
+    for (std::int64_t c = 0; c < dim; ++c) row[c] /= cache.scale(j);
+  }
+  ops.narrow(OPENMSA_FLOAT8_E4M3, row, cache.token(j), dim);
+}
+
+/// Row `row` of one head of `from`, [total][heads][dim] or [total][dim], to token j of the cache.
+void append_token(const openmsa_tensor& from, std::int64_t row, std::int64_t head, const openmsa_tensor& scale,
+                  const KeyRows& cache, std::int64_t j) {
+  const std::int64_t dim = from.shape[from.rank - 1];
+  const std::byte* source = from.rank == 3 ? core::address(from, row, head) : core::address(from, row);
+  if (cache.dtype == OPENMSA_FLOAT8_E4M3) return round_token(from.dtype, source, dim, scale, cache, j);
+  std::memcpy(cache.token(j), source, static_cast<std::size_t>(dim) * openmsa_dtype_bytes(from.dtype));
 }
 
 }  // namespace
@@ -29,13 +43,15 @@ void copy_token(const Problem& problem, const Sequence& sequence, std::int64_t t
 void append_kv(const Problem& problem, core::Arena&, const Threads& threads) {
   const openmsa_tensors& tensors = problem.tensors;
   for_each_item(
-      problem, threads, [](const Sequence& sequence) { return sequence.seqlen_k == 0 ? 0 : sequence.seqlen_q; },
+      problem, threads, [](const core::Sequence& sequence) { return sequence.seqlen_k == 0 ? 0 : sequence.seqlen_q; },
       [&](const Item& item, int) {
-        const std::int64_t position = item.sequence.position(item.index);
-        copy_token(problem, item.sequence, item.index, tensors.k, tensors.k_cache, position);
-        copy_token(problem, item.sequence, item.index, tensors.v, tensors.v_cache, position);
+        const std::int64_t row = item.sequence.q_begin + item.index, j = item.sequence.position(item.index);
+        for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+          append_token(tensors.k, row, head, tensors.k_scale, problem.k(item.sequence, head), j);
+          append_token(tensors.v, row, head, tensors.v_scale, problem.v(item.sequence, head), j);
+        }
         if (core::present(tensors.index_k)) {
-          copy_token(problem, item.sequence, item.index, tensors.index_k, tensors.index_k_cache, position);
+          append_token(tensors.index_k, row, 0, tensors.index_k_scale, problem.index_k(item.sequence), j);
         }
       });
 }

@@ -158,8 +158,8 @@ void attend_tile(const Problem& problem, const Item& item, std::int64_t head, st
   while (s.visits.next(visit)) {
     const std::int64_t begin = visit.block * plan.config.block_size;
     const std::int64_t keys = keys_in_block(plan, sequence, visit.block);
-    s.k.load(k, plan.config.dtype, begin, keys);
-    s.v.load(v, plan.config.dtype, begin, keys);
+    s.k.load(k, begin, keys);
+    s.v.load(v, begin, keys);
     for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size,
                    [&](const Columns& columns) { attend(problem, sequence, columns, first, begin, keys, s); });
   }

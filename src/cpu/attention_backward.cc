@@ -111,8 +111,8 @@ void write_delta(const Problem& problem, std::int64_t row, float* delta) {
 
 void load_block(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t begin,
                 std::int64_t keys, Scratch& s) {
-  s.k.load(problem.k(sequence, head), problem.plan.config.dtype, begin, keys);
-  s.v.load(problem.v(sequence, head), problem.plan.config.dtype, begin, keys);
+  s.k.load(problem.k(sequence, head), begin, keys);
+  s.v.load(problem.v(sequence, head), begin, keys);
 }
 
 /// Pass 1: d_q of queries [first, first + count) of one KV head.

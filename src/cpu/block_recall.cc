@@ -61,7 +61,7 @@ void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, c
   while (s.visits.next(visit)) {
     const std::int64_t begin = visit.block * plan.config.block_size;
     const std::int64_t keys = keys_in_block(plan, tile.sequence, visit.block);
-    s.k.load(problem.k(tile.sequence, tile.head), plan.config.dtype, begin, keys);
+    s.k.load(problem.k(tile.sequence, tile.head), begin, keys);
     for_each_chunk(visit.queries, visit.count, tile.head * plan.group_size, plan.group_size,
                    [&](const Columns& columns) {
                      s.q.load(problem.tensors.q, tile.sequence, columns, static_cast<float>(plan.softmax_scale));

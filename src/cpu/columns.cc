@@ -1,7 +1,10 @@
 #include "cpu/columns.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+
+#include "core/row_scale.h"
 
 namespace openmsa::cpu {
 
@@ -36,11 +39,24 @@ void QueryTile::load(const openmsa_tensor& tensor, const core::Sequence& sequenc
   tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
 }
 
+void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which) {
+  constexpr std::int64_t kMaxDim = 256;
+  core::Float8E4M3 rounded[kMaxDim];
+  load_rows(index_q, sequence, which, dim, 1, rows);
+  for (std::int64_t column = 0; column < which.size(); ++column) {
+    float* row = rows + column * rows_ld;
+    const float scale = round_row(row, dim, rounded);
+    tile_ops().widen(OPENMSA_FLOAT8_E4M3, reinterpret_cast<const std::byte*>(rounded), row, dim);
+    for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
+  }
+  tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
+}
+
 KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
     : dim(dim), scratch(arena.take<float>(block_size * pad_lanes(dim))) {}
 
-void KeyTile::load(const core::KeyRows& keys, openmsa_dtype dtype, std::int64_t begin, std::int64_t count) {
-  if (dtype == OPENMSA_FLOAT32 && dim % kLanes == 0 && keys.run(begin, count) == count) {
+void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
+  if (keys.dtype == OPENMSA_FLOAT32 && dim % kLanes == 0 && keys.run(begin, count) == count) {
     data = reinterpret_cast<const float*>(keys.token(begin));
     ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(float));
     return;
@@ -50,9 +66,22 @@ void KeyTile::load(const core::KeyRows& keys, openmsa_dtype dtype, std::int64_t 
   data = scratch;
   for (std::int64_t j = 0; j < count; ++j) {
     float* row = scratch + j * ld;
-    ops.widen(dtype, keys.token(begin + j), row, dim);
+    ops.widen(keys.dtype, keys.token(begin + j), row, dim);
+    if (keys.scales != nullptr) {
+      const float scale = keys.scale(begin + j);
+      for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
+    }
     std::fill(row + dim, row + ld, 0.0f);
   }
+}
+
+float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
+  float amax = 0;
+  for (std::int64_t c = 0; c < count; ++c)
+    amax = std::fabs(from[c]) > amax ? std::fabs(from[c]) : amax;  // NaN: ignored
+  const core::RowScale scale = core::row_scale(amax);
+  for (std::int64_t c = 0; c < count; ++c) to[c] = core::to_float8_e4m3(from[c] * scale.to_fp8);
+  return scale.from_fp8;
 }
 
 bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::int64_t begin, std::int64_t count,

@@ -36,6 +36,8 @@ void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, con
 struct QueryTile {
   QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns = kMaxColumns);
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
+  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
+  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
 
   std::int64_t dim;
   std::int64_t rows_ld;     // pad_lanes(dim)
@@ -44,11 +46,11 @@ struct QueryTile {
   float* columns;           // [dim][columns_ld]
 };
 
-/// Up to one kv_block of k, v or index_k as fp32 rows.
+/// Up to one kv_block of k, v or index_k, times their scales, as fp32 rows.
 struct KeyTile {
   KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
   /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
-  void load(const core::KeyRows& keys, openmsa_dtype dtype, std::int64_t begin, std::int64_t count);
+  void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
@@ -56,6 +58,9 @@ struct KeyTile {
   const float* data = nullptr;
   std::int64_t ld = 0;
 };
+
+/// to[i] = e4m3(from[i] * (448 / amax)), amax = max |from[i]|; returns amax / 448.
+float round_row(const float* from, std::int64_t count, core::Float8E4M3* to);
 
 /// limit[column] = keys of [begin, begin + count) that each column sees, causally; the same for padding columns.
 /// Returns whether some column sees fewer than `count`.

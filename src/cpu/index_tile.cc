@@ -36,7 +36,11 @@ IndexTile::IndexTile(core::Arena& arena, const Plan& plan)
 void IndexTile::load(const Problem& problem, const Sequence& sequence, std::int64_t first, std::int64_t count) {
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
   columns = {queries_, count, 0, problem.plan.config.num_heads_kv};
-  q_.load(problem.tensors.index_q, sequence, columns, 1);
+  if (problem.plan.has_fp8_index()) {
+    q_.load_fp8(problem.tensors.index_q, sequence, columns);
+  } else {
+    q_.load(problem.tensors.index_q, sequence, columns, 1);
+  }
 }
 
 void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int64_t block) {
@@ -44,7 +48,7 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const Plan& plan = problem.plan;
   const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
   const std::int64_t n = columns.padded();
-  k_.load(problem.index_k(sequence), plan.config.dtype, begin, keys);
+  k_.load(problem.index_k(sequence), begin, keys);
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
     ops.matmul(keys, n, q_.dim, k_.operand(), q_.columns, q_.columns_ld, scores_, q_.columns_ld, false);

@@ -14,8 +14,8 @@ KlKeys::KlKeys(Arena& arena, const Plan& plan)
 void KlKeys::load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
   begin = block * problem.plan.config.block_size;
   count = keys_in_block(problem.plan, sequence, block);
-  k.load(problem.k(sequence, head), problem.plan.config.dtype, begin, count);
-  index_k.load(problem.index_k(sequence), problem.plan.config.dtype, begin, count);
+  k.load(problem.k(sequence, head), begin, count);
+  index_k.load(problem.index_k(sequence), begin, count);
 }
 
 KlTile::KlTile(Arena& arena, const Plan& plan)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/dtype.h"
 #include "core/error.h"
 
 namespace openmsa::core {
@@ -25,9 +26,22 @@ void check_backend(const openmsa_config& config) {
           "backend: expected OPENMSA_BACKEND_CPU, _REFERENCE, _REFERENCE_FLOAT32 or _CUDA, got ", config.backend);
   require(config.dtype == OPENMSA_FLOAT32 || config.dtype == OPENMSA_BFLOAT16 || config.dtype == OPENMSA_FLOAT16 ||
               config.dtype == OPENMSA_FLOAT64,
-          "dtype: expected a float type, got ", config.dtype);
+          "dtype: expected fp32, bf16, fp16 or fp64, got ", dtype_name(config.dtype));
   if (config.dtype == OPENMSA_FLOAT64 && !is_reference(config.backend)) {
     fail(OPENMSA_UNSUPPORTED, "dtype: expected fp32, bf16 or fp16 (fp64 is for the reference backend), got fp64");
+  }
+}
+
+void check_key_dtype(const char* name, openmsa_dtype key_dtype, openmsa_dtype dtype) {
+  require(key_dtype == 0 || key_dtype == dtype || key_dtype == OPENMSA_FLOAT8_E4M3, name,
+          ": expected 0, dtype = ", dtype_name(dtype), " or e4m3, got ", dtype_name(key_dtype));
+}
+
+void check_key_dtypes(const openmsa_config& config) {
+  check_key_dtype("kv_dtype", config.kv_dtype, config.dtype);
+  check_key_dtype("index_dtype", config.index_dtype, config.dtype);
+  if (config.kv_dtype == OPENMSA_FLOAT8_E4M3 && config.page_size == 0) {
+    fail(OPENMSA_UNSUPPORTED, "kv_dtype: expected ", dtype_name(config.dtype), " for contiguous keys, got e4m3");
   }
 }
 
@@ -76,10 +90,13 @@ Plan make_plan(const openmsa_config& config, int default_threads) {
   check_backend(config);
   check_heads(config);
   check_selection(config);
+  check_key_dtypes(config);
   check_capacities(config);
 
   Plan plan{};
   plan.config = config;
+  if (config.kv_dtype == 0) plan.config.kv_dtype = config.dtype;
+  if (config.index_dtype == 0) plan.config.index_dtype = config.dtype;
   plan.group_size = config.num_heads_q / config.num_heads_kv;
   plan.max_blocks = ceil_div(config.max_seqlen_k, config.block_size);
   plan.softmax_scale = config.softmax_scale != 0 ? config.softmax_scale : 1 / std::sqrt(double(config.head_dim));

@@ -15,7 +15,7 @@ inline bool is_reference(openmsa_backend backend) {
 }
 
 struct Plan {
-  openmsa_config config;  // defaults filled in
+  openmsa_config config;  // defaults filled in: kv_dtype and index_dtype are never 0
   std::int64_t group_size;
   std::int64_t max_blocks;  // kv_blocks of the longest sequence
   double softmax_scale;
@@ -23,6 +23,8 @@ struct Plan {
   int num_threads;     // of the CPU backend; at least 1
 
   bool is_paged() const { return config.page_size > 0; }
+  bool has_fp8_kv() const { return config.kv_dtype == OPENMSA_FLOAT8_E4M3; }
+  bool has_fp8_index() const { return config.index_dtype == OPENMSA_FLOAT8_E4M3; }
 };
 
 /// `default_threads` stands in for num_threads = 0. Throws Failure: INVALID_ARGUMENT or UNSUPPORTED.

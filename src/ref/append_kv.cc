@@ -1,17 +1,53 @@
-// New tokens into the paged caches: copies, no arithmetic.
+// New tokens into the paged caches: copies, or rounded to e4m3.
+#include <cmath>
 #include <cstring>
 
+#include "core/row_scale.h"
 #include "ref/stages.h"
 
 namespace openmsa::ref {
 namespace {
 
-/// Row `row`, head r of new keys to token j of the cache rows `cache`.
-void copy_token(const openmsa_tensor& from, std::int64_t row, std::int64_t r, const core::KeyRows& cache,
-                std::int64_t j) {
-  const std::int64_t channels = from.shape[from.rank - 1];
-  const std::byte* source = from.rank == 3 ? core::address(from, row, r) : core::address(from, row);
-  std::memcpy(cache.token(j), source, static_cast<std::size_t>(channels) * openmsa_dtype_bytes(from.dtype));
+/// New keys of one kind and where they go.
+struct Append {
+  const openmsa_tensor& from;  // [total, heads, channels] or [total, channels]
+  const openmsa_tensor& scale;
+  std::int64_t row;
+  std::int64_t head;
+
+  std::int64_t channels() const { return from.shape[from.rank - 1]; }
+  float value(std::int64_t c) const {
+    return static_cast<float>(from.rank == 3 ? core::load(from, row, head, c) : core::load(from, row, c));
+  }
+};
+
+/// Bit by bit into a cache of the same dtype.
+void copy_token(const Append& append, std::byte* to) {
+  const openmsa_tensor& from = append.from;
+  const std::byte* source =
+      from.rank == 3 ? core::address(from, append.row, append.head) : core::address(from, append.row);
+  std::memcpy(to, source, static_cast<std::size_t>(append.channels()) * openmsa_dtype_bytes(from.dtype));
+}
+
+/// e4m3(x), e4m3(x / scale), or e4m3(x * (448 / amax)) with amax / 448 written as the token's scale.
+void round_token(const Append& append, const core::KeyRows& cache, std::int64_t j) {
+  auto* to = reinterpret_cast<core::Float8E4M3*>(cache.token(j));
+  if (!core::present(append.scale)) {
+    for (std::int64_t c = 0; c < append.channels(); ++c) to[c] = core::to_float8_e4m3(append.value(c));
+  } else if (core::is_one_scale(append.scale)) {
+    for (std::int64_t c = 0; c < append.channels(); ++c) to[c] = core::to_float8_e4m3(append.value(c) / cache.scale(j));
+  } else {
+    float amax = 0;
+    for (std::int64_t c = 0; c < append.channels(); ++c) amax = std::fmax(amax, std::abs(append.value(c)));
+    const core::RowScale scale = core::row_scale(amax);
+    for (std::int64_t c = 0; c < append.channels(); ++c) to[c] = core::to_float8_e4m3(append.value(c) * scale.to_fp8);
+    cache.scale(j) = scale.from_fp8;
+  }
+}
+
+void append_token(const Append& append, const core::KeyRows& cache, std::int64_t j) {
+  if (cache.dtype == OPENMSA_FLOAT8_E4M3) return round_token(append, cache, j);
+  copy_token(append, cache.token(j));
 }
 
 }  // namespace
@@ -24,10 +60,12 @@ void run_append_kv(const core::Problem& problem) {
       if (j < 0) continue;
       const std::int64_t row = sequence.q_begin + t;
       for (std::int64_t r = 0; r < problem.plan.config.num_heads_kv; ++r) {
-        copy_token(tensors.k, row, r, problem.k(sequence, r), j);
-        copy_token(tensors.v, row, r, problem.v(sequence, r), j);
+        append_token({tensors.k, tensors.k_scale, row, r}, problem.k(sequence, r), j);
+        append_token({tensors.v, tensors.v_scale, row, r}, problem.v(sequence, r), j);
       }
-      if (core::present(tensors.index_k)) copy_token(tensors.index_k, row, 0, problem.index_k(sequence), j);
+      if (core::present(tensors.index_k)) {
+        append_token({tensors.index_k, tensors.index_k_scale, row, 0}, problem.index_k(sequence), j);
+      }
     }
   }
 }

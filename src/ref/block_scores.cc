@@ -2,15 +2,38 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/row_scale.h"
 #include "ref/softmax.h"
 #include "ref/stages.h"
 
 namespace openmsa::ref {
+namespace {
+
+/// index_q[t,r] = e4m3(index_q * (448 / amax)) * (amax / 448), amax = max |index_q[t,r,:]|; rounded as fp32.
+template <class C>
+void round_to_fp8(Array<C>& index_q) {
+  for (std::int64_t t = 0; t < index_q.size(0); ++t) {
+    for (std::int64_t r = 0; r < index_q.size(1); ++r) {
+      float amax = 0;
+      for (std::int64_t c = 0; c < index_q.size(2); ++c) {
+        amax = std::fmax(amax, std::abs(static_cast<float>(index_q(t, r, c))));  // fmax ignores NaN
+      }
+      const core::RowScale scale = core::row_scale(amax);
+      for (std::int64_t c = 0; c < index_q.size(2); ++c) {
+        const auto rounded = core::to_float8_e4m3(static_cast<float>(index_q(t, r, c)) * scale.to_fp8);
+        index_q(t, r, c) = C(core::to_float(rounded)) * C(scale.from_fp8);
+      }
+    }
+  }
+}
+
+}  // namespace
 
 template <class C>
 Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequence) {
   const openmsa_config& config = problem.plan.config;
-  const auto index_q = load_rows<C>(problem.tensors.index_q, sequence.q_begin, sequence.seqlen_q);
+  auto index_q = load_rows<C>(problem.tensors.index_q, sequence.q_begin, sequence.seqlen_q);
+  if (problem.plan.has_fp8_index()) round_to_fp8(index_q);
   const auto index_k = load_index_k<C>(problem, sequence);
   const std::int64_t num_blocks = core::ceil_div(sequence.seqlen_k, config.block_size);
   Array<C> m(config.num_heads_kv, sequence.seqlen_q, num_blocks, -kInfinity<C>);

@@ -27,6 +27,18 @@ TEST(Growth, ANewerConfigIsTakenWhenItAsksForNothingNew) {
   EXPECT_THAT(openmsa_last_error(), testing::HasSubstr("config"));
 }
 
+TEST(Growth, AnOlderConfigHasKeysOfItsDtype) {
+  // A header that ended before kv_dtype.
+  const Layer layer = make_layer({.page_size = 16});
+  Config older = layer.config;
+  older.struct_size = offsetof(openmsa_config, kv_dtype);
+  older.kv_dtype = older.index_dtype = OPENMSA_FLOAT8_E4M3;
+  TensorMap outputs = poisoned_outputs(layer, OPENMSA_OP_MSA_ATTENTION);
+  Workspace workspace;
+  Plan(older).run(OPENMSA_OP_MSA_ATTENTION, gather(layer, OPENMSA_OP_MSA_ATTENTION, outputs), workspace);
+  expect_same_bits(outputs, run(layer, OPENMSA_OP_MSA_ATTENTION));
+}
+
 TEST(Growth, AnOlderTensorsHasItsLastMembersAbsent) {
   // A header that ended before the gradients.
   const Layer layer = make_layer({});

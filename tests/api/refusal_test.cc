@@ -1,33 +1,13 @@
 // Calls that contradict themselves: the status, a message with argument, expected and got, and untouched outputs.
+#include "api/refusal.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include <functional>
-#include <string>
-
-#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
 
 using testing::HasSubstr;
-
-/// A call that is about to be made.
-struct Call {
-  Layer layer;
-  TensorMap outputs;
-  Tensors tensors;
-  openmsa_workspace workspace;
-};
-
-struct Refusal {
-  std::string name;
-  openmsa_op op;
-  std::function<void(Call&)> spoil;
-  std::vector<std::string> message;
-  openmsa_status status = OPENMSA_INVALID_ARGUMENT;
-  std::int32_t page_size = 0;
-};
 
 constexpr openmsa_op kMsa = OPENMSA_OP_MSA_ATTENTION;
 constexpr openmsa_op kSparse = OPENMSA_OP_SPARSE_ATTENTION;
@@ -191,30 +171,7 @@ class CallRefusal : public testing::TestWithParam<Refusal> {};
 INSTANTIATE_TEST_SUITE_P(Cases, CallRefusal, testing::ValuesIn(refusals()),
                          [](const auto& info) { return info.param.name; });
 
-/// A call that would succeed.
-Call valid_call(openmsa_op op, std::int32_t page_size) {
-  Layer layer = make_layer({.page_size = page_size, .seqlens_q = {40, 2}, .seqlens_k = {40, 70}});
-  layer.add(run(layer, OPENMSA_OP_BLOCK_SCORES));
-  layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
-  TensorMap outputs = poisoned_outputs(layer, op);
-  return {layer, outputs, openmsa::tensors(), {}};
-}
-
-TEST_P(CallRefusal, NamesArgumentExpectedAndGotAndWritesNothing) {
-  const Refusal& refusal = GetParam();
-  Call call = valid_call(refusal.op, refusal.page_size);
-  const Plan plan(call.layer.config);
-  alignas(64) static std::byte memory[1 << 26];
-  call.workspace = {memory, plan.workspace_bytes(refusal.op), nullptr};
-  ASSERT_LE(call.workspace.bytes, sizeof(memory));
-  call.tensors = gather(call.layer, refusal.op, call.outputs);
-  refusal.spoil(call);
-
-  const TensorMap before = call.outputs;
-  EXPECT_EQ(openmsa_run(plan.get(), refusal.op, &call.tensors, call.workspace), refusal.status);
-  for (const std::string& part : refusal.message) EXPECT_THAT(openmsa_last_error(), HasSubstr(part));
-  expect_same_bits(call.outputs, before);
-}
+TEST_P(CallRefusal, NamesArgumentExpectedAndGotAndWritesNothing) { expect_refused(GetParam()); }
 
 TEST(CallRefusals, CapacitiesOfThePlanBoundTheCall) {
   const Layer layer = make_layer({.seqlens_q = {40, 2}, .seqlens_k = {40, 70}});

@@ -1,4 +1,4 @@
-// Conversions between fp32 and the 16-bit storage types, over every bit pattern.
+// Conversions between fp32 and the storage types of 16 and 8 bits, over every bit pattern.
 #include "core/dtype.h"
 
 #include <gtest/gtest.h>
@@ -51,6 +51,55 @@ TEST(Float16, RoundsToNearestEven) {
   }
   EXPECT_EQ(to_float(to_float16(65519.0f)), 65504);
   EXPECT_EQ(to_float(to_float16(65520.0f)), std::numeric_limits<float>::infinity());
+}
+
+TEST(Float8E4M3, HasTheValuesOfItsDefinition) {
+  const auto value = [](std::uint8_t bits) { return to_float(Float8E4M3{bits}); };
+  EXPECT_EQ(value(0x00), 0);
+  EXPECT_EQ(value(0x01), 0x1p-9f);  // the least subnormal
+  EXPECT_EQ(value(0x07), 0x7p-9f);
+  EXPECT_EQ(value(0x08), 0x1p-6f);  // the least normal
+  EXPECT_EQ(value(0x38), 1);
+  EXPECT_EQ(value(0x3d), 1.625f);
+  EXPECT_EQ(value(0xc6), -3.5f);
+  EXPECT_EQ(value(0x7e), 448);
+  EXPECT_TRUE(std::isnan(value(0x7f)));
+  EXPECT_TRUE(std::isnan(value(0xff)));
+  EXPECT_TRUE(std::signbit(value(0x80)));
+}
+
+TEST(Float8E4M3, EveryPatternSurvivesTheRoundTrip) {
+  for (std::uint32_t bits = 0; bits <= 0xff; ++bits) {
+    const float value = to_float(Float8E4M3{static_cast<std::uint8_t>(bits)});
+    EXPECT_EQ(to_float8_e4m3(value).bits, std::isnan(value) ? 0x7f : bits);
+    EXPECT_EQ(round_to<Float8E4M3>(double{value}).bits, std::isnan(value) ? 0x7f : bits);
+  }
+}
+
+TEST(Float8E4M3, RoundsToNearestEven) {
+  for (std::uint32_t bits = 0; bits < 0x7e; ++bits) {
+    const float low = to_float(Float8E4M3{static_cast<std::uint8_t>(bits)});
+    const float high = to_float(Float8E4M3{static_cast<std::uint8_t>(bits + 1)});
+    const float middle = (low + high) / 2;
+    const std::uint32_t even = bits % 2 == 0 ? bits : bits + 1;
+    EXPECT_EQ(to_float8_e4m3(middle).bits, even);
+    EXPECT_EQ(to_float8_e4m3(-middle).bits, 0x80u | even);
+    EXPECT_EQ(to_float8_e4m3(std::nextafter(middle, 0.0f)).bits, bits);
+    EXPECT_EQ(to_float8_e4m3(std::nextafter(middle, 1e9f)).bits, bits + 1);
+    EXPECT_EQ(to_float8_e4m3(std::nextafter(low, 1e9f)).bits, bits);
+    EXPECT_EQ(to_float8_e4m3(-std::nextafter(high, 0.0f)).bits, 0x80u | (bits + 1));
+  }
+}
+
+TEST(Float8E4M3, SaturatesAndKeepsNan) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float large : {449.0f, 464.0f, 480.0f, 512.0f, 1e30f, std::numeric_limits<float>::max(), kInfinity}) {
+    EXPECT_EQ(to_float8_e4m3(large).bits, 0x7e) << large;
+    EXPECT_EQ(to_float8_e4m3(-large).bits, 0xfe) << large;
+  }
+  for (const float small : {0.0f, 1e-45f, 1e-38f, 0x1p-11f}) EXPECT_EQ(to_float8_e4m3(small).bits, 0x00) << small;
+  EXPECT_EQ(to_float8_e4m3(std::nanf("")).bits, 0x7f);
+  EXPECT_EQ(to_float8_e4m3(-std::nanf("")).bits, 0x7f);
 }
 
 }  // namespace

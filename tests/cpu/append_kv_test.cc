@@ -8,25 +8,24 @@ namespace {
 
 class AppendKv : public testing::TestWithParam<NamedShape> {};
 
-std::vector<NamedShape> paged_shapes() {
-  std::vector<NamedShape> shapes = all_shapes();
+std::vector<NamedShape> paged(std::vector<NamedShape> shapes) {
   std::erase_if(shapes, [](const NamedShape& named) { return named.shape.page_size == 0; });
   return shapes;
 }
-INSTANTIATE_TEST_SUITE_P(Shapes, AppendKv, testing::ValuesIn(paged_shapes()), shape_name);
+INSTANTIATE_TEST_SUITE_P(Shapes, AppendKv, testing::ValuesIn(paged(all_shapes())), shape_name);
+INSTANTIATE_TEST_SUITE_P(Fp8Shapes, AppendKv, testing::ValuesIn(paged(fp8_shapes())), shape_name);
 
-/// New rows for the tail of every sequence, into copies of the caches on both backends.
+/// New rows for the tail of every sequence, into copies of the caches (and of scales per token) on both backends.
 TEST_P(AppendKv, MatchesTheReferenceBitByBit) {
   Layer layer = make_layer(GetParam().shape);
   std::mt19937_64 random(3);
-  for (const auto& [keys, cache] : {std::pair{"k", "k_cache"}, {"v", "v_cache"}, {"index_k", "index_k_cache"}}) {
+  for (const char* keys : {"k", "v", "index_k"}) {
     Shape shape = layer.tensors.at(keys).shape();
     shape[0] = layer.total_q();
     layer.tensors[keys] = random_buffer(layer.config.dtype, shape, random);
   }
-  const TensorMap before = {{"k_cache", layer.tensors.at("k_cache")},
-                            {"v_cache", layer.tensors.at("v_cache")},
-                            {"index_k_cache", layer.tensors.at("index_k_cache")}};
+  TensorMap before = poisoned_outputs(layer, OPENMSA_OP_APPEND_KV);
+  for (auto& [name, buffer] : before) buffer = layer.tensors.at(name);
   TensorMap got = before, expected = before;
   run_into(layer, OPENMSA_OP_APPEND_KV, got);
   run_into(layer.on(OPENMSA_BACKEND_REFERENCE), OPENMSA_OP_APPEND_KV, expected);

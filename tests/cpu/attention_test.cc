@@ -18,6 +18,7 @@ class Attention : public testing::TestWithParam<NamedShape> {
   Layer layer_ = make_layer(GetParam().shape);
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, Attention, testing::ValuesIn(all_shapes()), shape_name);
+INSTANTIATE_TEST_SUITE_P(Fp8Shapes, Attention, testing::ValuesIn(fp8_shapes()), shape_name);
 
 TEST_P(Attention, SparseMatchesTheReference) {
   layer_.add(run(layer_.on(OPENMSA_BACKEND_REFERENCE), OPENMSA_OP_SELECT_BLOCKS));

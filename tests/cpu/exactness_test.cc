@@ -46,7 +46,7 @@ constexpr openmsa_op kDeterministic[] = {OPENMSA_OP_BLOCK_SCORES,    OPENMSA_OP_
 class Exactness : public testing::TestWithParam<openmsa_op> {};
 INSTANTIATE_TEST_SUITE_P(Operations, Exactness, testing::ValuesIn(kDeterministic),
                          [](const testing::TestParamInfo<openmsa_op>& info) {
-                           return std::string(api::operation(info.param, false).name);
+                           return std::string(api::operation(info.param, openmsa::config()).name);
                          });
 
 TEST_P(Exactness, TwentyRunsAreEqual) {

@@ -15,6 +15,7 @@ class Selection : public testing::TestWithParam<NamedShape> {
   const Layer reference_ = layer_.on(OPENMSA_BACKEND_REFERENCE);
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, Selection, testing::ValuesIn(all_shapes()), shape_name);
+INSTANTIATE_TEST_SUITE_P(Fp8Shapes, Selection, testing::ValuesIn(fp8_shapes()), shape_name);
 
 TEST_P(Selection, ScoresMatchTheReference) {
   const Buffer scores = run(layer_, OPENMSA_OP_BLOCK_SCORES).at("block_scores");

@@ -26,7 +26,7 @@ constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, 
                                       OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION};
 
 std::string operation_name(const testing::TestParamInfo<openmsa_op>& info) {
-  return api::operation(info.param, false).name;
+  return api::operation(info.param, openmsa::config()).name;
 }
 
 class DeviceExactness : public OnHopperWith<openmsa_op> {};

@@ -54,7 +54,7 @@ std::vector<Case> cases() {
 
 INSTANTIATE_TEST_SUITE_P(Operations, DeviceGraph, testing::ValuesIn(cases()),
                          [](const testing::TestParamInfo<Case>& info) {
-                           return api::operation(info.param.op, false).name +
+                           return api::operation(info.param.op, openmsa::config()).name +
                                   std::string(info.param.page_size > 0 ? "_paged" : "_contiguous") +
                                   (info.param.total_q < 100 ? "_decode" : "_prefill");
                          });

@@ -33,6 +33,23 @@ TEST(Plan, FillsInWhatFollowsFromTheConfiguration) {
   EXPECT_FALSE(plan.is_paged());
 }
 
+TEST(Plan, KeysHaveThePlansDtypeUnlessSaid) {
+  Config config = valid_config();
+  config.dtype = OPENMSA_BFLOAT16;
+  const core::Plan plain = core::make_plan(config, 1);
+  EXPECT_EQ(plain.config.kv_dtype, OPENMSA_BFLOAT16);
+  EXPECT_EQ(plain.config.index_dtype, OPENMSA_BFLOAT16);
+  EXPECT_FALSE(plain.has_fp8_kv() || plain.has_fp8_index());
+
+  config.index_dtype = OPENMSA_FLOAT8_E4M3;  // contiguous or not
+  EXPECT_TRUE(core::make_plan(config, 1).has_fp8_index());
+  config.page_size = 16;
+  config.kv_dtype = OPENMSA_FLOAT8_E4M3;
+  EXPECT_TRUE(core::make_plan(config, 1).has_fp8_kv());
+  config.index_dtype = OPENMSA_BFLOAT16;  // by name
+  EXPECT_FALSE(core::make_plan(config, 1).has_fp8_index());
+}
+
 struct Refusal {
   std::string field;
   std::string value;
@@ -73,6 +90,15 @@ INSTANTIATE_TEST_SUITE_P(
                 OPENMSA_INVALID_ARGUMENT},
         Refusal{"dtype", "int32", [](Config& c) { c.dtype = OPENMSA_INT32; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"dtype", "fp64", [](Config& c) { c.dtype = OPENMSA_FLOAT64; }, OPENMSA_UNSUPPORTED},
+        Refusal{"dtype", "e4m3", [](Config& c) { c.dtype = OPENMSA_FLOAT8_E4M3; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"kv_dtype", "e4m3_without_pages", [](Config& c) { c.kv_dtype = OPENMSA_FLOAT8_E4M3; },
+                OPENMSA_UNSUPPORTED},
+        Refusal{"kv_dtype", "bf16_beside_fp32", [](Config& c) { c.kv_dtype = OPENMSA_BFLOAT16; },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_dtype", "bf16_beside_fp32", [](Config& c) { c.index_dtype = OPENMSA_BFLOAT16; },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_dtype", "unknown", [](Config& c) { c.index_dtype = static_cast<openmsa_dtype>(7); },
+                OPENMSA_INVALID_ARGUMENT},
         Refusal{"struct_size", "0", [](Config& c) { c.struct_size = 0; }, OPENMSA_INVALID_ARGUMENT}),
     [](const auto& info) { return info.param.field + "_" + info.param.value; });
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -26,6 +27,14 @@ Buffer prefix_sums(const std::vector<std::int64_t>& lengths) {
 
 bool is_reference(const Layer& layer) { return core::is_reference(layer.config.backend); }
 
+openmsa_dtype kv_dtype(const Layer& layer) {
+  return layer.config.kv_dtype == 0 ? layer.config.dtype : layer.config.kv_dtype;
+}
+
+openmsa_dtype index_dtype(const Layer& layer) {
+  return layer.config.index_dtype == 0 ? layer.config.dtype : layer.config.index_dtype;
+}
+
 Config layer_config(const LayerShape& shape) {
   Config config = openmsa::config();
   config.dtype = shape.dtype;
@@ -38,55 +47,120 @@ Config layer_config(const LayerShape& shape) {
   config.num_init_blocks = shape.num_init_blocks;
   config.num_local_blocks = shape.num_local_blocks;
   config.page_size = shape.page_size;
+  config.kv_dtype = shape.kv_dtype;
+  config.index_dtype = shape.index_dtype;
   config.max_batch = static_cast<std::int64_t>(shape.seqlens_k.size());
   config.max_total_q = std::max<std::int64_t>(1, sum(shape.seqlens_q) + shape.padding_q);
   config.max_seqlen_k = std::max<std::int64_t>(1, *std::max_element(shape.seqlens_k.begin(), shape.seqlens_k.end()));
   return config;
 }
 
-/// Copies rows [from, from + tokens) of `keys` [total_k, ...] to the pages of one sequence.
-void scatter(const Buffer& keys, std::int64_t from, std::int64_t tokens, const std::vector<std::int64_t>& pages,
-             std::int64_t page_size, Buffer& cache) {
-  const std::int64_t row = keys.size() / std::max<std::int64_t>(1, keys.shape()[0]);
-  for (std::int64_t j = 0; j < tokens; ++j) {
-    const std::int64_t slot = pages[static_cast<std::size_t>(j / page_size)] * page_size + j % page_size;
-    for (std::int64_t c = 0; c < row; ++c) cache.set(slot * row + c, keys[(from + j) * row + c]);
+/// Random numbers far from 1: 1/4 to 1/2, or 2 to 4.
+double random_scale(std::mt19937_64& random) {
+  const double exponent = std::uniform_real_distribution<double>(1, 2)(random);
+  return std::exp2(random() % 2 == 0 ? exponent : -exponent);
+}
+
+/// Scales for `keys` of `slots` tokens: absent unless they are fp8; those per token poisoned.
+Buffer make_scale(const Buffer& keys, std::int64_t slots, Scales scales, std::mt19937_64& random) {
+  if (keys.dtype() != OPENMSA_FLOAT8_E4M3 || scales == Scales::kNone) return {};
+  if (scales == Scales::kOne) return Buffer(OPENMSA_FLOAT32, {1}, {random_scale(random)});
+  const bool has_heads = keys.shape().size() == 4;
+  return Buffer(OPENMSA_FLOAT32, has_heads ? Shape{keys.shape()[2], slots} : Shape{slots});
+}
+
+/// Divides row `row` of `keys`, [tokens, heads, channels] or [tokens, channels], by its scales and stores it as token
+/// `slot` of `to`. Scales per token are made up here.
+void store_token(const Buffer& keys, std::int64_t row, Buffer& to, std::int64_t slot, Buffer& scale,
+                 std::mt19937_64& random) {
+  const std::int64_t channels = keys.shape().back(), heads = keys.shape().size() == 3 ? keys.shape()[1] : 1;
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t slots = scale.size() / heads;  // 0: one scale for all, or none
+    const bool is_per_token = scale.shape() != Shape{} && scale.shape() != Shape{1};
+    if (is_per_token) scale.set(h * slots + slot, random_scale(random));
+    const double divisor = is_per_token ? scale[h * slots + slot] : scale.shape() == Shape{1} ? scale[0] : 1;
+    for (std::int64_t c = 0; c < channels; ++c) {
+      to.set((slot * heads + h) * channels + c, keys[(row * heads + h) * channels + c] / divisor);
+    }
   }
 }
 
-/// Caches and block_table that hold the layer's keys. Page 0 and two more belong to nobody.
+/// The pages of each sequence, in random order. Page 0 and two more belong to nobody.
+struct PageTable {
+  std::vector<std::vector<std::int64_t>> pages;
+  std::int64_t num_pages;
+
+  PageTable(const LayerShape& shape, std::mt19937_64& random) : num_pages(3) {
+    for (const std::int64_t length : shape.seqlens_k) num_pages += core::ceil_div(length, shape.page_size);
+    std::vector<std::int64_t> order(static_cast<std::size_t>(num_pages - 1));
+    std::iota(order.begin(), order.end(), 1);
+    std::shuffle(order.begin(), order.end(), random);
+    auto next = order.begin();
+    for (const std::int64_t length : shape.seqlens_k) {
+      const std::int64_t count = core::ceil_div(length, shape.page_size);
+      pages.emplace_back(next, next + count);
+      next += count;
+    }
+  }
+
+  Buffer block_table() const {
+    std::size_t most = 1;
+    for (const auto& row : pages) most = std::max(most, row.size());
+    Buffer table(OPENMSA_INT32, {static_cast<std::int64_t>(pages.size()), static_cast<std::int64_t>(most)});
+    table.fill(-1);
+    for (std::size_t b = 0; b < pages.size(); ++b) {
+      for (std::size_t p = 0; p < pages[b].size(); ++p) {
+        table.set({static_cast<std::int64_t>(b), static_cast<std::int64_t>(p)}, static_cast<double>(pages[b][p]));
+      }
+    }
+    return table;
+  }
+};
+
+/// The layer's keys `name` in a cache, `name`_cache, with their scales.
+void add_cache(Layer& layer, const PageTable& table, const std::string& name, openmsa_dtype dtype,
+               std::mt19937_64& random) {
+  const std::int64_t page_size = layer.shape.page_size;
+  const Buffer& keys = layer.tensors.at(name);
+  Shape shape = keys.shape();
+  shape[0] = page_size;
+  shape.insert(shape.begin(), table.num_pages);
+  Buffer cache(dtype, shape);
+  Buffer scale = make_scale(cache, table.num_pages * page_size, layer.shape.scales, random);
+  std::int64_t row = 0;
+  for (std::size_t b = 0; b < table.pages.size(); ++b) {
+    for (std::int64_t j = 0; j < layer.shape.seqlens_k[b]; ++j) {
+      const std::int64_t slot = table.pages[b][static_cast<std::size_t>(j / page_size)] * page_size + j % page_size;
+      store_token(keys, row++, cache, slot, scale, random);
+    }
+  }
+  layer.tensors[name + "_cache"] = std::move(cache);
+  if (!scale.shape().empty()) layer.tensors[name + "_scale"] = std::move(scale);
+}
+
+/// Caches and block_table that hold the layer's keys.
 void add_pages(Layer& layer, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  const LayerShape& shape = layer.shape;
-  const std::int64_t page_size = shape.page_size;
-  std::vector<std::int64_t> counts;
-  for (const std::int64_t length : shape.seqlens_k) counts.push_back(core::ceil_div(length, page_size));
-  const std::int64_t max_pages = std::max<std::int64_t>(1, *std::max_element(counts.begin(), counts.end()));
-  const std::int64_t num_pages = sum(counts) + 3;
-  std::vector<std::int64_t> order(static_cast<std::size_t>(num_pages - 1));
-  std::iota(order.begin(), order.end(), 1);
-  std::shuffle(order.begin(), order.end(), random);
+  const PageTable table(layer.shape, random);
+  for (const char* name : {"k", "v"}) add_cache(layer, table, name, kv_dtype(layer), random);
+  add_cache(layer, table, "index_k", index_dtype(layer), random);
+  layer.tensors["block_table"] = table.block_table();
+}
 
-  TensorMap& tensors = layer.tensors;
-  tensors["k_cache"] = Buffer(shape.dtype, {num_pages, page_size, shape.num_heads_kv, shape.head_dim});
-  tensors["v_cache"] = Buffer(shape.dtype, {num_pages, page_size, shape.num_heads_kv, shape.head_dim});
-  tensors["index_k_cache"] = Buffer(shape.dtype, {num_pages, page_size, shape.index_dim});
-  Buffer table = Buffer(OPENMSA_INT32, {static_cast<std::int64_t>(counts.size()), max_pages});
-  table.fill(-1);
-  auto next_page = order.begin();
-  std::int64_t first_row = 0;
-  for (std::size_t b = 0; b < counts.size(); ++b) {
-    const std::vector<std::int64_t> pages(next_page, next_page + counts[b]);
-    next_page += counts[b];
-    for (std::size_t p = 0; p < pages.size(); ++p) {
-      table.set({static_cast<std::int64_t>(b), static_cast<std::int64_t>(p)}, static_cast<double>(pages[p]));
-    }
-    scatter(tensors["k"], first_row, shape.seqlens_k[b], pages, page_size, tensors["k_cache"]);
-    scatter(tensors["v"], first_row, shape.seqlens_k[b], pages, page_size, tensors["v_cache"]);
-    scatter(tensors["index_k"], first_row, shape.seqlens_k[b], pages, page_size, tensors["index_k_cache"]);
-    first_row += shape.seqlens_k[b];
-  }
-  tensors["block_table"] = std::move(table);
+/// Contiguous index_k in fp8.
+void round_index_k(Layer& layer, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const Buffer keys = layer.tensors.at("index_k");
+  Buffer rounded(OPENMSA_FLOAT8_E4M3, keys.shape());
+  Buffer scale = make_scale(rounded, keys.shape()[0], layer.shape.scales, random);
+  for (std::int64_t j = 0; j < keys.shape()[0]; ++j) store_token(keys, j, rounded, j, scale, random);
+  layer.tensors["index_k"] = std::move(rounded);
+  if (!scale.shape().empty()) layer.tensors["index_k_scale"] = std::move(scale);
+}
+
+std::int64_t num_pages(const Layer& layer) {
+  const auto cache = layer.tensors.find("k_cache");
+  return cache == layer.tensors.end() ? 0 : cache->second.shape()[0];
 }
 
 std::int64_t extent(const Layer& layer, api::Dim dim) {
@@ -107,6 +181,12 @@ std::int64_t extent(const Layer& layer, api::Dim dim) {
       return layer.shape.index_dim;
     case api::Dim::kTopk:
       return layer.shape.topk;
+    case api::Dim::kPageSize:
+      return layer.shape.page_size;
+    case api::Dim::kNumPages:
+      return num_pages(layer);
+    case api::Dim::kKeyTokens:
+      return num_pages(layer) * layer.shape.page_size;
     default:
       return 1;
   }
@@ -118,6 +198,12 @@ openmsa_dtype output_dtype(const Layer& layer, api::Kind kind) {
       return OPENMSA_INT32;
     case api::Kind::kFigure:
       return is_reference(layer) ? OPENMSA_FLOAT64 : OPENMSA_FLOAT32;
+    case api::Kind::kScale:
+      return OPENMSA_FLOAT32;
+    case api::Kind::kKvCache:
+      return kv_dtype(layer);
+    case api::Kind::kIndexKCache:
+      return index_dtype(layer);
     default:
       return is_reference(layer) && layer.config.dtype != OPENMSA_FLOAT64 ? OPENMSA_FLOAT32 : layer.config.dtype;
   }
@@ -203,7 +289,11 @@ Layer make_layer(const LayerShape& shape, std::uint64_t seed, std::uint64_t page
   layer.tensors["cu_seqlens_q"] = prefix_sums(shape.seqlens_q);
   layer.tensors["cu_seqlens_k"] = prefix_sums(shape.seqlens_k);
   layer.tensors["seqlens_k"] = int_buffer(shape.seqlens_k);
-  if (shape.page_size > 0) add_pages(layer, page_seed);
+  if (shape.page_size > 0) {
+    add_pages(layer, page_seed);
+  } else if (index_dtype(layer) == OPENMSA_FLOAT8_E4M3) {
+    round_index_k(layer, seed);
+  }
   return layer;
 }
 
@@ -225,15 +315,20 @@ Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_
   for (const char* name : {"k", "v", "index_k"}) {
     result.tensors[name] = rows(layer.tensors.at(name), k_begin, seqlen_k);
   }
+  if (shape.scales != Scales::kNone && index_dtype(layer) == OPENMSA_FLOAT8_E4M3) {
+    const Buffer& scale = layer.tensors.at("index_k_scale");
+    result.tensors["index_k_scale"] = shape.scales == Scales::kOne ? scale : rows(scale, k_begin, seqlen_k);
+  }
   return result;
 }
 
 TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<std::string>& names) {
-  const api::Operation operation = api::operation(op, layer.config.page_size > 0);
+  const api::Operation operation = api::operation(op, layer.config);
   TensorMap outputs;
   for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
     const api::Field& field = api::fields()[id];
     if (!api::contains(operation.writes | operation.writes_optional, id)) continue;
+    if (field.kind == api::Kind::kScale && layer.shape.scales != Scales::kPerToken) continue;  // read, or absent
     const bool ablation = op == OPENMSA_OP_KL_LOSS && (id == api::kDQ || id == api::kDK);
     if (names.empty() ? ablation : std::find(names.begin(), names.end(), field.name) == names.end()) continue;
     Shape shape;
@@ -244,7 +339,7 @@ TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<
 }
 
 Tensors gather(const Layer& layer, openmsa_op op, const TensorMap& outputs) {
-  const api::Operation operation = api::operation(op, layer.config.page_size > 0);
+  const api::Operation operation = api::operation(op, layer.config);
   Tensors result = openmsa::tensors();
   for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
     const api::Field& field = api::fields()[id];

@@ -16,6 +16,9 @@ namespace openmsa::test {
 /// Tensors under their names in openmsa_tensors.
 using TensorMap = std::map<std::string, Buffer>;
 
+/// How an fp8 tensor is scaled, with numbers far from 1.
+enum class Scales { kNone, kOne, kPerToken };
+
 struct LayerShape {
   openmsa_dtype dtype = OPENMSA_FLOAT32;
   std::int32_t num_heads_q = 4;
@@ -30,6 +33,9 @@ struct LayerShape {
   std::vector<std::int64_t> seqlens_q = {100};
   std::vector<std::int64_t> seqlens_k = {100};
   std::int64_t padding_q = 0;  // query rows past the last sequence
+  openmsa_dtype kv_dtype{};    // as in openmsa_config
+  openmsa_dtype index_dtype{};
+  Scales scales = Scales::kNone;  // of the tensors that are fp8
 };
 
 /// A plan's configuration and the tensors at hand. Operations take from `tensors` what they read and ignore the rest.
@@ -54,14 +60,15 @@ Buffer random_buffer(openmsa_dtype dtype, Shape shape, std::mt19937_64& random);
 
 /// Inputs of every operation: sequence lengths, q, k, v, index_q, index_k, d_o. With a page_size the same keys also lie
 /// in caches, in pages of random order (that of page_seed), with NaN in every tail and in the pages that no sequence
-/// owns.
+/// owns, and in the scales of both. fp8 keys are the same keys divided by their scale and rounded.
 Layer make_layer(const LayerShape& shape, std::uint64_t seed = 1, std::uint64_t page_seed = 1);
 
 /// Queries [begin, end) of sequence `b`, with the keys that the last of them sees, as a batch of their own.
 Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_t end);
 
-/// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients). Float results have the
-/// plan's dtype, or fp32 on the reference backends, whose figures are fp64. Workspace and outputs start poisoned.
+/// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients; openmsa_append_kv:
+/// caches of the layer's shape, scales where they are per token). Float results have the plan's dtype, or fp32 on the
+/// reference backends, whose figures are fp64. Workspace and outputs start poisoned.
 TensorMap run(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
 
 /// The same into outputs of one's own.

@@ -26,6 +26,11 @@ const char* dtype_name(openmsa_dtype dtype) {
   return dtype == OPENMSA_FLOAT32 ? "fp32" : dtype == OPENMSA_BFLOAT16 ? "bf16" : "fp16";
 }
 
+std::string scales_name(Scales scales) {
+  return scales == Scales::kNone ? "" : scales == Scales::kOne ? "_scale_one" : "_scale_per_token";
+}
+
+/// A whole prompt, decode, a request without queries, speculation, a request without keys, a chunk behind a prefix.
 struct Lengths {
   std::vector<std::int64_t> q, k;
 };
@@ -46,6 +51,9 @@ LayerShape layer_shape(const Row& row, openmsa_dtype dtype, const Lengths& seqle
           .padding_q = 3};
 }
 
+const Lengths kRagged{{70, 1, 0, 4, 2, 33}, {70, 259, 20, 133, 0, 97}};
+const Lengths kDecode{{1, 16, 5, 0}, {1000, 700, 40, 300}};
+
 }  // namespace
 
 NamedShape named(const std::string& prefix, LayerShape shape) {
@@ -54,17 +62,16 @@ NamedShape named(const std::string& prefix, LayerShape shape) {
               text("_group", shape.num_heads_q / shape.num_heads_kv) + text("_d", shape.head_dim) +
               text("_index", shape.index_dim) + text("_block", shape.block_size) + text("_topk", shape.topk) +
               text("_init", shape.num_init_blocks) + text("_local", shape.num_local_blocks) +
-              text("_page", shape.page_size),
+              text("_page", shape.page_size) + (shape.kv_dtype == OPENMSA_FLOAT8_E4M3 ? "_kv8" : "") +
+              (shape.index_dtype == OPENMSA_FLOAT8_E4M3 ? "_index8" : "") + scales_name(shape.scales),
           std::move(shape)};
 }
 
 std::vector<NamedShape> all_shapes() {
-  const Lengths ragged{{70, 1, 0, 4, 2, 33}, {70, 259, 20, 133, 0, 97}};
-  const Lengths decode{{1, 16, 5, 0}, {1000, 700, 40, 300}};
   std::vector<NamedShape> result;
   for (const openmsa_dtype dtype : {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
-    for (const Row& row : kRows) result.push_back(named("", layer_shape(row, dtype, ragged)));
-    for (const Row& row : kDecodeRows) result.push_back(named("decode_", layer_shape(row, dtype, decode)));
+    for (const Row& row : kRows) result.push_back(named("", layer_shape(row, dtype, kRagged)));
+    for (const Row& row : kDecodeRows) result.push_back(named("decode_", layer_shape(row, dtype, kDecode)));
   }
   return result;
 }
@@ -73,6 +80,32 @@ std::vector<NamedShape> contiguous_shapes() {
   std::vector<NamedShape> shapes = all_shapes();
   std::erase_if(shapes, [](const NamedShape& named) { return named.shape.page_size != 0; });
   return shapes;
+}
+
+std::vector<NamedShape> fp8_shapes() {
+  constexpr openmsa_dtype kDtypes[] = {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16};
+  constexpr Scales kScales[] = {Scales::kPerToken, Scales::kOne, Scales::kNone};
+  std::vector<NamedShape> result;
+  const auto add = [&](const std::string& prefix, const Row& row, const Lengths& lengths) {
+    const bool is_paged = row.page_size != 0;
+    for (const Scales scales : kScales) {
+      LayerShape shape = layer_shape(row, kDtypes[result.size() % 3], lengths);
+      shape.index_dtype = OPENMSA_FLOAT8_E4M3;
+      if (is_paged) shape.kv_dtype = OPENMSA_FLOAT8_E4M3;
+      shape.scales = is_paged ? scales : kScales[result.size() / 3 % 3];
+      result.push_back(named(prefix, shape));
+      if (!is_paged) return;  // the scales are those of index keys alone: one mode a row
+    }
+  };
+  for (const Row& row : kRows) add("", row, kRagged);
+  for (const Row& row : kDecodeRows) add("decode_", row, kDecode);
+  for (const bool is_index : {false, true}) {  // one of both
+    LayerShape shape = layer_shape(kRows[7], OPENMSA_BFLOAT16, kRagged);
+    (is_index ? shape.index_dtype : shape.kv_dtype) = OPENMSA_FLOAT8_E4M3;
+    shape.scales = Scales::kPerToken;
+    result.push_back(named("", shape));
+  }
+  return result;
 }
 
 }  // namespace openmsa::test

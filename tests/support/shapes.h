@@ -23,7 +23,10 @@ NamedShape named(const std::string& prefix, LayerShape shape);
 /// rows of no request; then decode over many kv_blocks.
 std::vector<NamedShape> all_shapes();
 
-/// Those with contiguous keys.
+/// The same with fp8 index keys, and fp8 caches where there are pages, under every kind of scale.
+std::vector<NamedShape> fp8_shapes();
+
+/// Those of all_shapes() with contiguous keys.
 std::vector<NamedShape> contiguous_shapes();
 
 inline std::string shape_name(const testing::TestParamInfo<NamedShape>& info) { return info.param.name; }
