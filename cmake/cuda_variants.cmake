@@ -2,12 +2,14 @@
 set(cuda_elements bf16 fp16)
 set(cuda_element_type_bf16 cutlass::bfloat16_t)
 set(cuda_element_type_fp16 cutlass::half_t)
+set(cuda_element_type_e4m3 cutlass::float_e4m3_t)
 set(cuda_dtype_bf16 OPENMSA_BFLOAT16)
 set(cuda_dtype_fp16 OPENMSA_FLOAT16)
+set(cuda_dtype_e4m3 OPENMSA_FLOAT8_E4M3)
 set(cuda_dims 64 128)
 set(cuda_block_sizes 64 128)
-set(cuda_cached_bf16 bf16)  # element types of the caches that go with queries of one type
-set(cuda_cached_fp16 fp16)
+set(cuda_cached_bf16 bf16 e4m3)  # element types of the caches that go with queries of one type
+set(cuda_cached_fp16 fp16 e4m3)
 set(cuda_list_capacities 0 16 64)  # topk that the selection's registers hold; 0: block scores
 
 # openmsa_cuda_variants(OUT_SOURCES): writes the files and lists the .cu ones. One file per element type and dimension:

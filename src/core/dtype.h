@@ -22,7 +22,6 @@ struct Float16 {
 struct Float8E4M3 {
   std::uint8_t bits;
 };
-inline constexpr float kLargestFloat8E4M3 = 448;
 
 inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }

@@ -18,8 +18,9 @@ using core::Problem;
 /// The copy engine and 16-byte accesses want aligned rows.
 void require_aligned_rows(const char* name, const openmsa_tensor& tensor) {
   if (!present(tensor)) return;
+  const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
   bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
-  for (int d = 0; d + 1 < tensor.rank; ++d) aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % 8 == 0;
+  for (int d = 0; d + 1 < tensor.rank; ++d) aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % (16 / bytes) == 0;
   if (!aligned) {
     fail(OPENMSA_UNSUPPORTED, name, ": expected 16-byte aligned rows on the CUDA backend, got data ", tensor.data,
          " with strides ", tensor.strides[0], ", ", tensor.strides[1]);

@@ -37,6 +37,14 @@ auto* find_variant(const Variant* begin, const Variant* end, openmsa_dtype dtype
   core::fail(OPENMSA_INTERNAL, "decode: no kernel for this plan");
 }
 
+/// `heads` scales per token where the tensor has a dimension for them.
+sm90::TokenScale token_scale(const openmsa_tensor& scale) {
+  if (!present(scale)) return {nullptr, 0, 0};
+  const auto* const data = static_cast<const float*>(scale.data);
+  if (core::is_one_scale(scale)) return {data, 0, 0};
+  return {data, scale.rank == 2 ? scale.strides[0] : 0, scale.strides[scale.rank - 1]};
+}
+
 sm90::DecodeSelectParams select_params(const Problem& problem) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
@@ -57,13 +65,16 @@ sm90::DecodeSelectParams score_keys(const Problem& problem, Arena& arena, sm90::
   const openmsa_tensors& t = problem.tensors;
   sm90::DecodeSelectParams p = select_params(problem);
   p.lists = take_candidates(arena, plan);
-  const bool has_few = mean_queries(problem) * p.heads <= sm90::kDecodeSelectFewRows;
+  p.lists.blocks = std::min(launch.num_sms, sm90::kMaxSplitBlocks);
+  const bool has_few =
+      mean_queries(problem) * p.heads <= sm90::kDecodeSelectFewRows && plan.config.topk <= sm90::kDecodeSelectFewTopk;
   p.lists.tile_rows = has_few ? sm90::kDecodeSelectFewRows : sm90::kDecodeSelectRows;
   p.tile_queries = tile_queries(plan, p.lists.tile_rows);
   p.index_q = t.index_q.data;
   p.q_row_stride = t.index_q.strides[0];
   p.q_head_stride = t.index_q.strides[1];
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : sm90::kKeyTile;
+  p.index_k_scale = token_scale(t.index_k_scale);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
   find_variant(std::begin(kDecodeSelectVariants), std::end(kDecodeSelectVariants), plan.config.dtype, keys.dtype,
@@ -89,6 +100,8 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
     p.lse = static_cast<float*>(t.lse.data);
     std::copy_n(t.lse.strides, 2, p.lse_strides);
   }
+  p.k_scale = token_scale(t.k_scale);
+  p.v_scale = token_scale(t.v_scale);
   const openmsa_tensor& keys = plan.is_paged() ? t.k_cache : t.k;
   const CUtensorMap k = key_map(problem, t.k, t.k_cache, true, p.key_box_rows, t.q.data);
   const CUtensorMap v = key_map(problem, t.v, t.v_cache, true, p.key_box_rows, t.q.data);
@@ -100,6 +113,8 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
 
 bool is_decode(const Problem& problem) { return problem.total_q <= sm90::kDecodeQueries * problem.batch; }
 
+bool attends_by_decode(const Problem& problem) { return is_decode(problem) || problem.plan.has_fp8_kv(); }
+
 sm90::CandidateLists take_candidates(Arena& arena, const Plan& plan) {
   const openmsa_config& config = plan.config;
   const std::int64_t queries = std::min(config.max_total_q, sm90::kDecodeQueries * config.max_batch);
@@ -108,7 +123,7 @@ sm90::CandidateLists take_candidates(Arena& arena, const Plan& plan) {
     const std::int32_t tile = tile_queries(plan, tile_rows);
     if (tile > 0) rows = std::max(rows, tile_rows * max_segments(queries, config.max_batch, tile));
   }
-  return {arena.take<sm90::Ranked>(rows * config.topk), arena.take<sm90::SegmentRange>(queries), 0};
+  return {arena.take<sm90::Ranked>(rows * config.topk), 0, 0};
 }
 
 void run_decode_select(const Problem& problem, Arena& arena, sm90::Launch launch) {

@@ -11,6 +11,9 @@ namespace openmsa::cuda {
 /// shapes alone, so that a captured graph stays what it is.
 bool is_decode(const core::Problem& problem);
 
+/// Whether the attention over topk_indices does: with fp8 caches for any number of query tokens.
+bool attends_by_decode(const core::Problem& problem);
+
 /// Workspace of the index branch's candidates for every decode call of the plan.
 sm90::CandidateLists take_candidates(core::Arena& arena, const core::Plan& plan);
 

@@ -51,8 +51,6 @@ void check_plan(const core::Plan& plan) {
                                      "; the CPU backend works without one");
   require_feature(config.dtype == OPENMSA_BFLOAT16 || config.dtype == OPENMSA_FLOAT16,
                   "dtype: expected bf16 or fp16 on the CUDA backend");
-  require_feature(!plan.has_fp8_kv(), "kv_dtype: expected dtype on the CUDA backend, got e4m3");
-  require_feature(!plan.has_fp8_index(), "index_dtype: expected dtype on the CUDA backend, got e4m3");
   require_feature(config.head_dim == 64 || config.head_dim == 128,
                   expected_got("head_dim", "64 or 128", config.head_dim));
   require_feature(config.index_dim == 64 || config.index_dim == 128,

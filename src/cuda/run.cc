@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
+#include "cuda/append.h"
 #include "cuda/call.h"
 #include "cuda/common/error.h"
 #include "cuda/common/tensor_map.h"
@@ -169,13 +170,14 @@ void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;  // one after the other in the same memory
   run_select(layer, select, launch);
+  if (attends_by_decode(problem)) return run_decode_attention(layer, launch);
   run_attention(layer, attend, launch);
 }
 
 [[noreturn]] void refuse(openmsa_op op) {
   fail(OPENMSA_UNSUPPORTED,
-       "op: expected block_scores, topk, select_blocks, sparse_attention or msa_attention on the "
-       "CUDA backend, got operation ",
+       "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
+       "backend, got operation ",
        static_cast<int>(op));
 }
 
@@ -206,7 +208,8 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
       return std::max({decode.used(), select.used(), attend.used()});
     }
     case OPENMSA_OP_TOPK:
-      break;  // works in place
+    case OPENMSA_OP_APPEND_KV:
+      break;  // work in place
     default:
       refuse(op);
   }
@@ -222,10 +225,12 @@ void run(openmsa_op op, const Problem& problem, Arena arena, void* stream) {
       return run_select(problem, arena, launch);
     case OPENMSA_OP_SELECT_BLOCKS:
       return is_decode(problem) ? run_decode_select(problem, arena, launch) : run_select(problem, arena, launch);
+    case OPENMSA_OP_APPEND_KV:
+      return run_append(problem, launch);
     case OPENMSA_OP_TOPK:
       return run_topk(problem, batch_view(problem), launch);
     case OPENMSA_OP_SPARSE_ATTENTION:
-      return is_decode(problem) ? run_decode_attention(problem, launch) : run_attention(problem, arena, launch);
+      return attends_by_decode(problem) ? run_decode_attention(problem, launch) : run_attention(problem, arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
       return run_layer(problem, arena, launch);
     default:

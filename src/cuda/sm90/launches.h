@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <openmsa/openmsa.h>
 
+#include "cuda/sm90/append/params.h"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/prefill/params.h"
 #include "cuda/sm90/select/params.h"
@@ -26,6 +27,9 @@ void schedule(const PrefillParams& p, int chunks, Launch launch);
 
 /// Standalone top-k over a score matrix.
 void topk(const TopkParams& p, Launch launch);
+
+/// New tokens of `dtype` into paged caches.
+void append(const AppendParams& p, openmsa_dtype dtype, Launch launch);
 
 struct PrefillMaps {
   CUtensorMap gathered_q;  // boxes of one query

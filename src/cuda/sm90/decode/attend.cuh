@@ -60,15 +60,16 @@ struct DecodeAttendConfig {
     float sum[kKeySlices][kRows];
     alignas(16) float o[kKeySlices][kRows][kPartialStride];
   };
+  using Scratch = ChoiceScratch<kConsumers + 1, kDecodeQueries>;
   struct Storage {
     union {
+      Scratch scratch;  // before the first stage is loaded
       Stage stages[kStages];
       Partial partial;  // when the last stage has been read
     };
     float k_scale[kStages][kPieceKeys];
     float v_scale[kStages][kPieceKeys];
     Chosen<kDecodeQueries> chosen;
-    ChoiceScratch<kConsumers + 1, (kConsumers + 1 > kDecodeQueries ? kConsumers + 1 : kDecodeQueries)> scratch;
     QueryUnion<kDecodeQueries> united;
     std::uint64_t full[kStages], empty[kStages];
   };
@@ -141,9 +142,9 @@ struct WarpAttention {
   float unit = 0;                         // of o: the largest v_scale so far, where tokens have one each
   float o[Config::kDim / 8][4] = {};
 
-  /// Keys [key, key + kChunkKeys) of a stage; `limits`: how many of the stage's keys each row sees; `end`: of all rows.
+  /// Keys [key, key + kChunkKeys) of a stage, of which the query sees those below `end`.
   __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
-                                      const std::uint32_t (&q)[Config::kDim / 16][4], const int (&limits)[2], int end,
+                                      const std::uint32_t (&q)[Config::kDim / 16][4], int end,
                                       const DecodeAttendParams& p, float scale_log2, int lane) {
     constexpr int kTiles = Config::kChunkKeys / 8;
     float s[kTiles][4] = {};
@@ -161,7 +162,7 @@ struct WarpAttention {
         if constexpr (Config::kIsQuantized) {
           if (p.k_scale.is_per_token()) scale *= storage.k_scale[stage][at];
         }
-        s[n][i] = at < limits[i / 2] ? s[n][i] * scale : -INFINITY;
+        s[n][i] = at < end ? s[n][i] * scale : -INFINITY;
         top[i / 2] = fmaxf(top[i / 2], s[n][i]);
       }
     }
@@ -387,9 +388,7 @@ __device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typenam
     read_choice<kWarps>(p, part, head, storage.chosen, warp, lane);
     return;
   }
-  const auto row_of = [&](int query) {
-    return choice_row(p, part.view, part.row - part.view.q_row + query, head, part.position + query);
-  };
+  const auto row_of = [&](int query) { return choice_row(p, part, query, head); };
   choose_blocks<kWarps>(storage.chosen, storage.scratch, part.count, row_of, warp, lane, [] { __syncthreads(); });
   if (!writes || p.topk_indices == nullptr) return;
   for (int query = warp; query < part.count; query += kWarps) {
@@ -408,6 +407,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kRowTiles == 1 ? 2 :
   const auto cluster = cooperative_groups::this_cluster();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
+    cute::prefetch_tma_descriptor(&map_k);
+    cute::prefetch_tma_descriptor(&map_v);
     const int scales = (p.k_scale.is_per_token() ? 32 : 0) + (p.v_scale.is_per_token() ? 32 : 0);
     init_ring(storage.full, storage.empty, Config::kConsumers, 1 + scales);
     cutlass::arch::fence_barrier_init();
@@ -424,8 +425,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kRowTiles == 1 ? 2 :
   const std::int32_t end = min(first + p.cluster_queries, batch.total_q);
   RingPosition<Config::kStages> ring;
   for (std::int32_t row = first; row < end;) {  // sequence by sequence: mostly one
-    const QueryPart part = query_part(batch, row, end, lane);
+    const QueryPart part = find_part(p.select, row, end, lane);
     choose_part<Config>(p.select, storage, part, head, rank == 0, warp, lane);
+    cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was
     unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
     const std::int32_t per_block = batch.block_size / kPieceKeys;
     const Pieces pieces{rank, storage.united.count * per_block, static_cast<std::int32_t>(cluster.num_blocks()),

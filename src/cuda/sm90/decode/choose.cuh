@@ -4,7 +4,7 @@
 // A row's candidates are dealt to `parts` warps, which each find their best; one warp ranks those together.
 #pragma once
 
-#include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/decode/walk.cuh"
 #include "cuda/sm90/topk/best_list.cuh"
 
 namespace openmsa::cuda::sm90 {
@@ -20,17 +20,17 @@ struct ChoiceRow {
   std::int32_t kept;    // candidates of each
 };
 
-/// `query` counts inside its sequence; `position` is that of its key.
-__device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, const SequenceView& view,
-                                                std::int32_t query, std::int32_t head, std::int32_t position) {
-  ChoiceRow row{Candidates(p.rules, position), nullptr, 0, 0, 0};
-  if (position < 0 || sequence_work(view, p.rules, p.tile_queries).key_tiles == 0) return row;
-  const std::int32_t first = query / p.tile_queries * p.tile_queries;
-  const SegmentRange range = p.lists.ranges[view.q_row + first];
+/// Query `at` of a part.
+__device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, const QueryPart& part, std::int32_t at,
+                                                std::int32_t head) {
+  ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 0, 0};
+  if (part.work.key_tiles == 0) return row;
+  const std::int32_t query = part.row - part.view.q_row + at;
+  const SegmentRange range = part.segments(p, query);
   row.count = range.count;
-  row.kept = range.kept;
-  row.stride = p.lists.tile_rows * range.kept;
-  row.first = p.lists.row(range.first, (query - first) * p.heads + head, range.kept);
+  row.kept = kept_candidates(part.per_block, p.rules);
+  row.stride = p.lists.tile_rows * row.kept;
+  row.first = p.lists.row(range.first, query % p.tile_queries * p.heads + head, row.kept);
   return row;
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/sm90/decode/choose.cuh"
-#include "cuda/sm90/decode/query_union.cuh"
 
 namespace openmsa::cuda::sm90 {
 
@@ -17,8 +16,8 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto row = static_cast<std::int32_t>(blockIdx.x / p.heads),
              head = static_cast<std::int32_t>(blockIdx.x % p.heads);
-  const QueryPart part = query_part(p.batch, row, row + 1, lane);
-  const auto row_of = [&](int) { return choice_row(p, part.view, row - part.view.q_row, head, part.position); };
+  const QueryPart part = find_part(p, row, row + 1, lane);
+  const auto row_of = [&](int) { return choice_row(p, part, 0, head); };
   choose_blocks<kChooseWarps>(chosen, scratch, 1, row_of, warp, lane, [] { __syncthreads(); });
   if (warp != 0) return;
   std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];

@@ -12,8 +12,7 @@ void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_
   const auto start = [&](auto config) {
     using Config = decltype(config);
     cuda::launch("decode_select", decode_select_kernel<Config>,
-                 {static_cast<unsigned int>(std::min(launch.num_sms, kMaxSplitBlocks)), Config::kThreads,
-                  sizeof(typename Config::Storage) + 1024},
+                 {static_cast<unsigned int>(p.lists.blocks), Config::kThreads, sizeof(typename Config::Storage) + 1024},
                  launch.stream, p, index_k);
   };
   if (p.lists.tile_rows == kDecodeSelectRows) {
@@ -30,9 +29,8 @@ void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, con
                         ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
   const auto start = [&](auto config, unsigned int blocks_per_sm) {
     using Config = decltype(config);
-    // Twice as many blocks as run at once even out what they find to do.
-    unsigned int size = 1;
-    while (size < kMaxClusterBlocks && clusters * size * 2 <= launch.num_sms * blocks_per_sm * 2) size *= 2;
+    unsigned int size = 1;  // as many blocks as run at once
+    while (size < kMaxClusterBlocks && clusters * size * 2 <= launch.num_sms * blocks_per_sm) size *= 2;
     cuda::launch("decode_attend", decode_attend_kernel<Config>,
                  {clusters * size, Config::kThreads, sizeof(typename Config::Storage) + 1024, size}, launch.stream, p,
                  k, v);

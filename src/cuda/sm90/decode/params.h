@@ -12,6 +12,7 @@ namespace openmsa::cuda::sm90 {
 /// (query, head) rows of a query tile of the index branch, and of one that serves few of them.
 inline constexpr int kDecodeSelectRows = 64;
 inline constexpr int kDecodeSelectFewRows = 16;
+inline constexpr int kDecodeSelectFewTopk = 32;
 /// Queries of a cluster of attention blocks, and of each sequence on average where decode kernels serve a call.
 inline constexpr int kDecodeQueries = 16;
 /// (query, head) rows of such a cluster.
@@ -35,9 +36,9 @@ using Ranked = long long;
 
 /// What the segments of the index branch leave for the choice of the kv_blocks.
 struct CandidateLists {
-  Ranked* ranked;        // [segments][tile_rows][kept]
-  SegmentRange* ranges;  // [total_q], of the query tile that begins at a row
+  Ranked* ranked;  // [segments][tile_rows][kept]
   std::int32_t tile_rows;
+  std::int32_t blocks;  // of the grid of the index branch
 
   OPENMSA_DEVICE Ranked* row(std::int32_t segment, std::int32_t row, std::int32_t kept) const {
     return ranked + (std::int64_t{segment} * tile_rows + row) * kept;

@@ -3,6 +3,7 @@
 
 #include <cuda_fp8.h>
 
+#include "core/row_scale.h"
 #include "cuda/sm90/tile/warp_mma.cuh"
 
 namespace openmsa::cuda::sm90 {
@@ -51,7 +52,7 @@ struct QueryFragments<cutlass::float_e4m3_t, kSteps> {
       }
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      const float scale = largest > 0 ? 448.0f / largest : 0;
+      const float scale = core::row_scale(largest).to_fp8;
 #pragma unroll
       for (int i = 0; i < 2 * kSteps; ++i) {
         std::uint32_t packed = 0;

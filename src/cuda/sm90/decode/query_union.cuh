@@ -1,44 +1,9 @@
-// The query rows of a cluster, the kv_blocks that they chose, and the union of those.
+// The union of the kv_blocks that a few queries chose.
 #pragma once
 
 #include "cuda/sm90/decode/choose.cuh"
 
 namespace openmsa::cuda::sm90 {
-
-/// Sequence of a query row, found by the lanes of a warp together; batch.batch for padding rows.
-__device__ __forceinline__ std::int32_t locate_row(const BatchView& batch, std::int32_t row, int lane) {
-  if (batch.cu_seqlens_q.data == nullptr) return 0;
-  std::int32_t low = 0, count = batch.batch + 1;  // the last of [low, low + count) that begins at or before the row
-  while (count > 1) {
-    const std::int32_t step = (count + 31) / 32;
-    const std::int32_t at = low + lane * step;
-    const bool begins = lane * step < count && batch.cu_seqlens_q.at(at) <= row;
-    const int last = __popc(__ballot_sync(0xffffffffu, begins)) - 1;
-    count = min(step, count - last * step);
-    low += last * step;
-  }
-  return low;
-}
-
-/// Rows [row, row + count) of one sequence; the first stands at `position`.
-struct QueryPart {
-  SequenceView view;
-  std::int32_t sequence;
-  std::int32_t row;
-  std::int32_t count;
-  std::int32_t position;
-};
-
-__device__ __forceinline__ QueryPart query_part(const BatchView& batch, std::int32_t row, std::int32_t end, int lane) {
-  QueryPart part;
-  part.sequence = locate_row(batch, row, lane);
-  part.view = batch.sequence(part.sequence);
-  part.row = row;
-  part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
-  part.position =
-      part.sequence == batch.batch ? -part.count : part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
-  return part;
-}
 
 /// Different kv_blocks in the order of their first member, and bit i of `members` for query i of the part.
 template <int kQueries>

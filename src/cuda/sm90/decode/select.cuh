@@ -47,12 +47,15 @@ struct DecodeSelectConfig {
   static constexpr int kSliceKeys = kKeyTile / kKeySlices;
   static_assert(kSliceKeys <= 64, "a slice's keys belong to one kv_block");
 
-  static constexpr int kStages = kRowBytes == 256 ? 4 : 6;
-  static constexpr int kBoardTiles = 64;
-  static constexpr int kListCapacity = 128;
+  // Few rows leave room for a block of the attention, which can then wait on the same SM.
+  static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
+  static constexpr int kStageBytes = kKeyTile * kRowBytes;
+  static constexpr int kStages = ((kIsSmall ? 96 : 128) << 10) / (kStageBytes < 16384 ? 16384 : kStageBytes);
+  static constexpr int kBoardTiles = 16;
+  static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
-    alignas(1024) char k[kStages][kKeyTile * kRowBytes];
+    alignas(1024) char k[kStages][kStageBytes];
     alignas(16) float k_scale[kStages][kKeyTile];
     float board[kKeySlices][kRows][kBoardTiles];
     Ranked lists[kRows][kListCapacity];
@@ -153,14 +156,14 @@ __device__ __forceinline__ void slice_max(const typename Config::Storage& storag
 /// rows, and writes the lists out when the segment ends.
 template <class Config>
 __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
-                                           const Segment& segment, int begin, int tiles, int warp, int lane) {
+                                           const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
   const int blocks_per_tile = kKeyTile / p.rules.block_size, slices = Config::kKeySlices / blocks_per_tile;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
   const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + row / p.heads;
     const Candidates candidates(p.rules, position);
-    BestList<Config::kListCapacity> best(storage.lists[row], segment.range.kept, lane);
+    BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
     if (!is_first) best.resume(storage.list_sizes[row]);
     for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
       const int at = first + lane, tile = at / blocks_per_tile, part = at % blocks_per_tile * slices;
@@ -172,13 +175,13 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
       }
       best.offer(competes, rank_of(score, block));
     }
-    if (best.size() > segment.range.kept) best.keep_best();
+    if (best.size() > kept) best.keep_best();
     if (!is_last) {
       storage.list_sizes[row] = best.size();
       continue;
     }
-    Ranked* const to = p.lists.row(segment.number, row, segment.range.kept);
-    for (int i = lane; i < segment.range.kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
+    Ranked* const to = p.lists.row(segment.number, row, kept);
+    for (int i = lane; i < kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
   }
 }
 
@@ -193,7 +196,6 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
     const std::int32_t first_row = segment.view.q_row + segment.first_query;
     const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
     const int first_position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query;
-    if (segment.begin == 0 && threadIdx.x == 0) p.lists.ranges[first_row] = segment.range;
 
     QueryFragments<typename Config::Key, Config::kSteps> q;
     q.load(static_cast<const typename Config::Query*>(p.index_q), lane, [&](int column) {
@@ -227,7 +229,7 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
         }
       }
       cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
-      take_board<Config>(p, storage, segment, begin, tiles, warp, lane);
+      take_board<Config>(p, storage, segment, walk.kept(), begin, tiles, warp, lane);
       cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
     }
   }
@@ -240,6 +242,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
+    cute::prefetch_tma_descriptor(&map_k);
     init_ring(storage.full, storage.empty, Config::kConsumers, p.index_k_scale.is_per_token() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }

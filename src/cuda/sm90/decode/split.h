@@ -32,9 +32,9 @@ OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const Select
                                           std::int32_t tile_queries) {
   const std::int32_t tiles = (view.seqlen_q + tile_queries - 1) / tile_queries;
   const Candidates last(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1);
-  const bool all_chosen = last.slots == last.end - last.init;  // nothing to compare
+  const bool has_choice = last.slots > 0 && last.slots < last.end - last.init;
   const std::int32_t blocks_per_tile = kKeyTile / rules.block_size;
-  return {tiles, all_chosen ? 0 : (last.end + blocks_per_tile - 1) / blocks_per_tile};
+  return {tiles, has_choice ? (last.end + blocks_per_tile - 1) / blocks_per_tile : 0};
 }
 
 /// Units of every block of the grid, all but the last ones alike.
@@ -48,12 +48,10 @@ OPENMSA_DEVICE std::int32_t kept_candidates(std::int64_t per_block, const Select
   return scored < rules.topk ? static_cast<std::int32_t>(scored) : rules.topk;
 }
 
-/// The segments of one query tile, found by the number of its first row.
+/// The segments of one query tile.
 struct SegmentRange {
   std::int32_t first;  // number of its first segment
   std::int32_t count;
-  std::int32_t kept;  // kept_candidates
-  std::int32_t unused;
 };
 
 }  // namespace openmsa::cuda::sm90

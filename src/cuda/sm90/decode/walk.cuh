@@ -1,4 +1,4 @@
-// A warp's walk along the segments of its block (split.h): the lengths of 32 sequences at a time lie in its lanes.
+// A warp's look at the sequences of a step: the lengths of 32 of them at a time lie in its lanes.
 #pragma once
 
 #include "cuda/sm90/decode/params.h"
@@ -8,6 +8,49 @@ namespace openmsa::cuda::sm90 {
 
 inline constexpr std::uint32_t kAllLanes = 0xffffffffu;
 
+/// 32 sequences and their work, one per lane; lanes past the batch have none.
+class SequenceWindow {
+ public:
+  __device__ __forceinline__ SequenceWindow(const DecodeSelectParams& p, std::int32_t first, int lane)
+      : first_(first), lane_(lane) {
+    if (first + lane < p.batch.batch) view = p.batch.sequence(first + lane);
+    work = sequence_work(view, p.rules, p.tile_queries);
+  }
+
+  /// What lies in front of each lane's sequence, given what lies in front of the first one.
+  __device__ __forceinline__ void scan(std::int64_t units, std::int32_t tiles) {
+    units_before = work.units();
+    tiles_before = work.query_tiles;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const std::int64_t more_units = __shfl_up_sync(kAllLanes, units_before, distance);
+      const std::int32_t more_tiles = __shfl_up_sync(kAllLanes, tiles_before, distance);
+      if (lane_ >= distance) units_before += more_units, tiles_before += more_tiles;
+    }
+    units_before += units - work.units();
+    tiles_before += tiles - work.query_tiles;
+  }
+
+  __device__ __forceinline__ std::int32_t sequence_of(int lane) const { return first_ + lane; }
+  __device__ __forceinline__ SequenceView view_of(int lane) const {
+    return {__shfl_sync(kAllLanes, view.q_row, lane), __shfl_sync(kAllLanes, view.seqlen_q, lane),
+            __shfl_sync(kAllLanes, view.k_row, lane), __shfl_sync(kAllLanes, view.seqlen_k, lane)};
+  }
+
+  SequenceView view{0, 0, 0, 0};
+  SequenceWork work;
+  std::int64_t units_before;
+  std::int32_t tiles_before;
+
+ private:
+  std::int32_t first_;
+  int lane_;
+};
+
+__device__ __forceinline__ std::int64_t warp_sum(std::int64_t value) {
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
 /// What a block takes of one query tile: key tiles [begin, end).
 struct Segment {
   std::int32_t number;
@@ -16,85 +59,127 @@ struct Segment {
   std::int32_t first_query;  // of the tile, in its sequence
   std::int32_t begin;
   std::int32_t end;
-  SegmentRange range;  // all segments of this query tile
 };
 
+/// The segments of this block, one after the other.
 class SegmentWalk {
  public:
-  __device__ __forceinline__ SegmentWalk(const DecodeSelectParams& p, int lane) : p_(p), lane_(lane) {
-    load(0);
-    std::int64_t units = work_.units();
+  __device__ __forceinline__ SegmentWalk(const DecodeSelectParams& p, int lane)
+      : p_(p), lane_(lane), next_(32), window_(p, 0, lane) {
+    std::int64_t units = window_.work.units();
     for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
-      load(first);
-      units += work_.units();
+      units += SequenceWindow(p, first, lane).work.units();
     }
-    for (int distance = 16; distance > 0; distance /= 2) units += __shfl_xor_sync(kAllLanes, units, distance);
-    per_block_ = units_per_block(units, gridDim.x);
+    units = warp_sum(units);
+    per_block_ = units_per_block(units, p.lists.blocks);
     unit_ = per_block_ * blockIdx.x;
     end_ = min(units, unit_ + per_block_);
-    if (p.batch.batch > 32) load(0);
-    scan(0, 0);
+    window_.scan(0, 0);
   }
+
+  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_block_, p_.rules); }
 
   __device__ __forceinline__ bool next(Segment& segment) {
     if (unit_ >= end_) return false;
     std::uint32_t owner;
-    while ((owner = __ballot_sync(kAllLanes, unit_ >= units_before_ && unit_ < units_before_ + work_.units())) == 0) {
-      const std::int64_t units = __shfl_sync(kAllLanes, units_before_ + work_.units(), 31);
-      const std::int32_t tiles = __shfl_sync(kAllLanes, tiles_before_ + work_.query_tiles, 31);
-      load(first_ + 32);
-      scan(units, tiles);
+    while ((owner = __ballot_sync(kAllLanes, unit_ >= window_.units_before &&
+                                                 unit_ < window_.units_before + window_.work.units())) == 0) {
+      const std::int64_t units = __shfl_sync(kAllLanes, window_.units_before + window_.work.units(), 31);
+      const std::int32_t tiles = __shfl_sync(kAllLanes, window_.tiles_before + window_.work.query_tiles, 31);
+      window_ = SequenceWindow(p_, next_, lane_);
+      window_.scan(units, tiles);
+      next_ += 32;
     }
     const int lane = __ffs(owner) - 1;
-    segment.sequence = first_ + lane;
-    segment.view = {__shfl_sync(kAllLanes, view_.q_row, lane), __shfl_sync(kAllLanes, view_.seqlen_q, lane),
-                    __shfl_sync(kAllLanes, view_.k_row, lane), __shfl_sync(kAllLanes, view_.seqlen_k, lane)};
-    const std::int32_t key_tiles = __shfl_sync(kAllLanes, work_.key_tiles, lane);
-    const std::int64_t before = __shfl_sync(kAllLanes, units_before_, lane);
+    segment.sequence = window_.sequence_of(lane);
+    segment.view = window_.view_of(lane);
+    const std::int32_t key_tiles = __shfl_sync(kAllLanes, window_.work.key_tiles, lane);
+    const std::int64_t before = __shfl_sync(kAllLanes, window_.units_before, lane);
     const auto tile = static_cast<std::int32_t>((unit_ - before) / key_tiles);
     const std::int64_t tile_begin = before + std::int64_t{tile} * key_tiles;
-    const std::int32_t number = __shfl_sync(kAllLanes, tiles_before_, lane) + tile;
     segment.first_query = tile * p_.tile_queries;
     segment.begin = static_cast<std::int32_t>(unit_ - tile_begin);
     segment.end = static_cast<std::int32_t>(min(end_ - tile_begin, static_cast<std::int64_t>(key_tiles)));
-    segment.number = static_cast<std::int32_t>(blockIdx.x) + number;
-    const auto first = static_cast<std::int32_t>(tile_begin / per_block_);
-    const auto last = static_cast<std::int32_t>((tile_begin + key_tiles - 1) / per_block_);
-    segment.range = {first + number, last - first + 1, kept_candidates(per_block_, p_.rules), 0};
+    segment.number = static_cast<std::int32_t>(blockIdx.x) + __shfl_sync(kAllLanes, window_.tiles_before, lane) + tile;
     unit_ = tile_begin + segment.end;
     return true;
   }
 
  private:
-  __device__ __forceinline__ void load(std::int32_t first) {
-    first_ = first;
-    view_ = {0, 0, 0, 0};
-    if (first + lane_ < p_.batch.batch) view_ = p_.batch.sequence(first + lane_);
-    work_ = sequence_work(view_, p_.rules, p_.tile_queries);
-  }
-
-  /// Sums over the lanes in front of each.
-  __device__ __forceinline__ void scan(std::int64_t units, std::int32_t tiles) {
-    units_before_ = work_.units();
-    tiles_before_ = work_.query_tiles;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int64_t more_units = __shfl_up_sync(kAllLanes, units_before_, distance);
-      const std::int32_t more_tiles = __shfl_up_sync(kAllLanes, tiles_before_, distance);
-      if (lane_ >= distance) units_before_ += more_units, tiles_before_ += more_tiles;
-    }
-    units_before_ += units - work_.units();
-    tiles_before_ += tiles - work_.query_tiles;
-  }
-
   const DecodeSelectParams& p_;
   int lane_;
   std::int64_t per_block_, unit_, end_;  // units of this block still to go
-  // The 32 sequences from first_ on, one per lane.
-  std::int32_t first_;
-  SequenceView view_;
-  SequenceWork work_;
-  std::int64_t units_before_;
-  std::int32_t tiles_before_;
+  std::int32_t next_;                    // first sequence behind the window
+  SequenceWindow window_;
 };
+
+/// Query rows [row, row + count) of one sequence, and where the candidates of its query tiles lie.
+struct QueryPart {
+  SequenceView view;
+  std::int32_t sequence;  // batch.batch: padding rows, which see nothing
+  std::int32_t row;
+  std::int32_t count;
+  std::int32_t position;  // of the first row's key
+  // Of the sequence; with candidates only.
+  SequenceWork work;
+  std::int64_t units_before;
+  std::int32_t tiles_before;
+  std::int64_t per_block;
+
+  /// Segments of the tile that holds query `query` of the sequence.
+  __device__ __forceinline__ SegmentRange segments(const DecodeSelectParams& p, std::int32_t query) const {
+    const std::int32_t tile = query / p.tile_queries;
+    const std::int64_t begin = units_before + std::int64_t{tile} * work.key_tiles;
+    const auto first = static_cast<std::int32_t>(begin / per_block);
+    const auto last = static_cast<std::int32_t>((begin + work.key_tiles - 1) / per_block);
+    return {first + tiles_before + tile, last - first + 1};
+  }
+};
+
+/// Rows [row, end) as far as they belong to the sequence of the first one.
+__device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std::int32_t row, std::int32_t end,
+                                               int lane) {
+  const bool has_candidates = p.lists.ranked != nullptr;
+  QueryPart part{};
+  part.sequence = p.batch.batch;
+  part.row = row;
+  part.count = end - row;
+  std::int64_t units = 0, before = 0;  // of this lane's sequences: all, and those in windows before the one sought
+  std::int32_t tiles = 0;
+  for (std::int32_t first = 0; first < p.batch.batch; first += 32) {
+    SequenceWindow window(p, first, lane);
+    const std::uint32_t owner =
+        __ballot_sync(kAllLanes, window.view.q_row <= row && row < window.view.q_row + window.view.seqlen_q);
+    if (owner != 0) {
+      const int at = __ffs(owner) - 1;
+      part.sequence = first + at;
+      part.view = window.view_of(at);
+      if (!has_candidates) break;
+      window.scan(0, 0);
+      part.work = {__shfl_sync(kAllLanes, window.work.query_tiles, at),
+                   __shfl_sync(kAllLanes, window.work.key_tiles, at)};
+      part.units_before = __shfl_sync(kAllLanes, window.units_before, at);
+      part.tiles_before = __shfl_sync(kAllLanes, window.tiles_before, at);
+    } else if (part.sequence == p.batch.batch) {
+      before += window.work.units();
+      tiles += window.work.query_tiles;
+    }
+    units += window.work.units();
+  }
+  if (part.sequence == p.batch.batch) {
+    part.position = -part.count;
+    return part;
+  }
+  part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
+  part.position = part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
+  if (has_candidates) {
+    if (p.batch.batch > 32) {
+      part.units_before += warp_sum(before);
+      part.tiles_before += static_cast<std::int32_t>(warp_sum(tiles));
+    }
+    part.per_block = units_per_block(warp_sum(units), p.lists.blocks);
+  }
+  return part;
+}
 
 }  // namespace openmsa::cuda::sm90
