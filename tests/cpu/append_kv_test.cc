@@ -17,13 +17,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AppendKv, testing::ValuesIn(paged_shapes()), sh
 
 /// New rows for the tail of every sequence, into copies of the caches on both backends.
 TEST_P(AppendKv, MatchesTheReferenceBitByBit) {
-  Layer layer = make_layer(GetParam().shape);
-  std::mt19937_64 random(3);
-  for (const auto& [keys, cache] : {std::pair{"k", "k_cache"}, {"v", "v_cache"}, {"index_k", "index_k_cache"}}) {
-    Shape shape = layer.tensors.at(keys).shape();
-    shape[0] = layer.total_q();
-    layer.tensors[keys] = random_buffer(layer.config.dtype, shape, random);
-  }
+  const Layer layer = with_new_keys(make_layer(GetParam().shape), 3);
   const TensorMap before = {{"k_cache", layer.tensors.at("k_cache")},
                             {"v_cache", layer.tensors.at("v_cache")},
                             {"index_k_cache", layer.tensors.at("index_k_cache")}};

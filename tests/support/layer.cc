@@ -220,6 +220,7 @@ Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_
   shape.seqlens_k = {seqlen_k};
   shape.padding_q = 0;
   Layer result = make_layer(shape);
+  result.config.softmax_scale = layer.config.softmax_scale;
   for (const char* name : {"q", "index_q"}) {
     result.tensors[name] = rows(layer.tensors.at(name), q_begin + begin, end - begin);
   }
@@ -255,6 +256,16 @@ Layer with_lengths(Layer layer, std::vector<std::int64_t> seqlens_q, std::vector
 Layer in_pages(Layer layer, std::int32_t page_size, std::uint64_t page_seed) {
   layer.shape.page_size = layer.config.page_size = page_size;
   add_pages(layer, page_seed);
+  return layer;
+}
+
+Layer with_new_keys(Layer layer, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  for (const char* name : {"k", "v", "index_k"}) {
+    Shape shape = layer.tensors.at(name).shape();
+    shape[0] = layer.total_q();
+    layer.tensors[name] = random_buffer(layer.config.dtype, shape, random);
+  }
   return layer;
 }
 

@@ -67,6 +67,9 @@ Layer with_lengths(Layer layer, std::vector<std::int64_t> seqlens_q, std::vector
 /// The layer with its keys in caches as well, as make_layer puts them there.
 Layer in_pages(Layer layer, std::int32_t page_size, std::uint64_t page_seed = 1);
 
+/// New k, v and index_k for the query tokens alone, as openmsa_append_kv takes them.
+Layer with_new_keys(Layer layer, std::uint64_t seed);
+
 /// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients). Float results have the
 /// plan's dtype, or fp32 on the reference backends, whose figures are fp64. Workspace and outputs start poisoned.
 TensorMap run(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});

@@ -44,7 +44,7 @@ class DecodeGraph : public OnHopperWith<std::int32_t> {
     return result;
   }
 };
-INSTANTIATE_TEST_SUITE_P(PageSizes, DecodeGraph, testing::Values(0, 16, 64), testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(PageSizes, DecodeGraph, testing::Values(0, 32), testing::PrintToStringParamName());
 
 TEST_P(DecodeGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
   const std::vector<Layer> all = steps();

@@ -21,8 +21,7 @@ class DecodeSplit : public OnHopperWith<std::int32_t> {
   /// Contiguous memory to be divided into sequences.
   static Layer memory(std::int64_t total_q, std::int64_t total_k) {
     return make_layer({.dtype = OPENMSA_BFLOAT16,
-                       .num_heads_q = 1,
-                       .num_heads_kv = 1,
+                       .num_heads_q = 2,
                        .block_size = GetParam(),
                        .topk = 16,
                        .seqlens_q = {total_q},
@@ -36,23 +35,26 @@ class DecodeSplit : public OnHopperWith<std::int32_t> {
     return layer;
   }
 
-  static void expect_selected(const Layer& memory, const Lengths& seqlens_q, const Lengths& seqlens_k) {
-    const Layer layer = with_lengths(memory, seqlens_q, seqlens_k);
-    SCOPED_TRACE(testing::Message() << testing::PrintToString(seqlens_q) << " queries, "
-                                    << testing::PrintToString(seqlens_k) << " keys");
-    expect_selection(layer, run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
+  /// With many rows that choose many blocks: where a tile is lost, one of them misses it.
+  static void expect_selected(Layer memory, const Lengths& seqlens_q, const Lengths& seqlens_k) {
+    for (const std::int32_t topk : {16, 64}) {
+      SCOPED_TRACE(testing::Message() << testing::PrintToString(seqlens_q) << " queries, "
+                                      << testing::PrintToString(seqlens_k) << " keys, topk " << topk);
+      memory.shape.topk = memory.config.topk = topk;
+      const Layer layer = with_lengths(memory, seqlens_q, seqlens_k);
+      expect_selection(layer, run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
+    }
   }
 };
 INSTANTIATE_TEST_SUITE_P(BlockSizes, DecodeSplit, testing::Values(64, 128), testing::PrintToStringParamName());
 
-/// With the plan made for just these keys.
+/// In a plan for just these keys.
 TEST_P(DecodeSplit, OneSequenceNextToFullRounds) {
+  Layer keys = index_memory(16, (2 * multiprocessors() + 1) * kTile);
   for (const std::int64_t rounds : {1, 2}) {
-    const std::int64_t full = rounds * multiprocessors() * kTile;
     for (const std::int64_t more : {-129, -128, -1, 0, 1, 128}) {
-      for (const std::int64_t queries : {1, 16}) {
-        expect_selected(index_memory(queries, full + more), {queries}, {full + more});
-      }
+      keys.config.max_seqlen_k = rounds * multiprocessors() * kTile + more;
+      for (const std::int64_t queries : {1, 16}) expect_selected(keys, {queries}, {keys.config.max_seqlen_k});
     }
   }
 }
@@ -60,9 +62,9 @@ TEST_P(DecodeSplit, OneSequenceNextToFullRounds) {
 /// In one plan for all of them.
 TEST_P(DecodeSplit, OneSequenceOfEveryNumberOfTiles) {
   const std::int64_t most = 2 * multiprocessors() + 40;
-  const Layer keys = index_memory(4, most * kTile);
+  const Layer keys = index_memory(16, most * kTile);
   for (std::int64_t tiles = 1; tiles <= most; ++tiles) {
-    expect_selected(keys, {1 + tiles % 4}, {tiles * kTile - tiles * 37 % kTile});
+    expect_selected(keys, {16 - tiles % 4}, {tiles * kTile - tiles * 37 % kTile});
     if (HasFailure()) return;
   }
 }
