@@ -17,13 +17,7 @@ INSTANTIATE_TEST_SUITE_P(Fp8Shapes, AppendKv, testing::ValuesIn(paged(fp8_shapes
 
 /// New rows for the tail of every sequence, into copies of the caches (and of scales per token) on both backends.
 TEST_P(AppendKv, MatchesTheReferenceBitByBit) {
-  Layer layer = make_layer(GetParam().shape);
-  std::mt19937_64 random(3);
-  for (const char* keys : {"k", "v", "index_k"}) {
-    Shape shape = layer.tensors.at(keys).shape();
-    shape[0] = layer.total_q();
-    layer.tensors[keys] = random_buffer(layer.config.dtype, shape, random);
-  }
+  const Layer layer = with_new_keys(make_layer(GetParam().shape), 3);
   TensorMap before = poisoned_outputs(layer, OPENMSA_OP_APPEND_KV);
   for (auto& [name, buffer] : before) buffer = layer.tensors.at(name);
   TensorMap got = before, expected = before;

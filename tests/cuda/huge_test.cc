@@ -13,12 +13,13 @@ bool has_room(std::size_t bytes) {
   return free >= bytes + (std::size_t{1} << 30);
 }
 
-/// Four million keys as slices of one row of a fused projection: token times stride exceeds 2^31 elements.
-class HugeContext : public OnHopper {
+/// Four million keys as slices of one row of a fused projection: token times stride exceeds 2^31 elements. The
+/// parameter is a number of queries.
+class HugeContext : public OnHopperWith<std::int64_t> {
  protected:
   static constexpr std::int64_t kKeys = std::int64_t{1} << 22, kRowChannels = 640, kDim = 64, kBlock = 128;
   static constexpr std::int64_t kTile = 4096;  // keys that repeat
-  static constexpr std::int64_t kQueries = 100, kTopk = 16;
+  static constexpr std::int64_t kTopk = 16;
   static constexpr std::int64_t kChannelOfK = 0, kChannelOfV = 128, kChannelOfIndexK = 256;
 
   /// Repeats `tile` [kTile, kDim] over all keys at channel `first` of their rows.
@@ -47,7 +48,9 @@ class HugeContext : public OnHopper {
   }
 };
 
-TEST_F(HugeContext, AChunkOfQueriesBehindFourMillionKeys) {
+INSTANTIATE_TEST_SUITE_P(Queries, HugeContext, testing::Values(5, 100), testing::PrintToStringParamName());
+
+TEST_P(HugeContext, BehindFourMillionKeys) {
   // The same keys everywhere, but for one outstanding index key and own k, v in every chosen kv_block. What the queries
   // attend to, alone, is a layer of kTopk blocks, which the reference judges.
   LayerShape shape{.dtype = OPENMSA_BFLOAT16,
@@ -55,10 +58,10 @@ TEST_F(HugeContext, AChunkOfQueriesBehindFourMillionKeys) {
                    .num_heads_kv = 1,
                    .block_size = kBlock,
                    .topk = kTopk,
-                   .seqlens_q = {kQueries},
+                   .seqlens_q = {GetParam()},
                    .seqlens_k = {kTopk * kBlock}};
   Layer compact = make_layer(shape);
-  for (std::int64_t row = 0; row < kQueries; ++row) compact.tensors.at("index_q").set({row, 0, 0}, 4);
+  for (std::int64_t row = 0; row < GetParam(); ++row) compact.tensors.at("index_q").set({row, 0, 0}, 4);
   std::vector<std::int64_t> chosen;
   for (std::int64_t i = 0; i + 1 < kTopk; ++i) {
     chosen.push_back((kKeys / kBlock - 2) * (i + 1) / (kTopk - 1));
@@ -89,7 +92,7 @@ TEST_F(HugeContext, AChunkOfQueriesBehindFourMillionKeys) {
   call.tensors().cu_seqlens_q = {};
   call.enqueue();
   const TensorMap got = call.results();
-  for (std::int64_t row = 0; row < kQueries; ++row) {
+  for (std::int64_t row = 0; row < GetParam(); ++row) {
     ASSERT_EQ(selection_row(got.at("topk_indices"), 0, row), chosen) << "query " << row;
   }
   expect_close(compact, got, judged(compact, OPENMSA_OP_DENSE_ATTENTION));
@@ -127,6 +130,38 @@ TEST_F(HugeStrides, PagesPast32BitsAreFound) {
   tensors.v_cache = spread(layer.tensors.at("v_cache"), kStride, kPart, pages);
   tensors.index_k_cache = spread(layer.tensors.at("index_k_cache"), kStride, 2 * kPart, pages);
   call.enqueue();
+  expect_same_bits(call.results(), expected);
+}
+
+TEST_F(HugeStrides, TokensAreAppendedPast32Bits) {
+  constexpr std::int64_t kStride = std::int64_t{1} << 30, kPart = 1 << 20;
+  const Layer layer = with_new_keys(
+      make_layer(
+          {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {129}, .seqlens_k = {129}}),
+      1);
+  const std::pair<const char*, openmsa_tensor Tensors::*> caches[] = {
+      {"k_cache", &Tensors::k_cache}, {"v_cache", &Tensors::v_cache}, {"index_k_cache", &Tensors::index_k_cache}};
+  TensorMap before;
+  for (const auto& [name, member] : caches) before[name] = layer.tensors.at(name);
+  TensorMap expected = before;
+  run_into(layer, OPENMSA_OP_APPEND_KV, expected);
+  const auto num_pages = static_cast<std::size_t>(before.at("k_cache").shape()[0]);
+  const std::size_t stride_bytes = kStride * sizeof(std::uint16_t), bytes = stride_bytes * num_pages;
+  if (!has_room(bytes)) GTEST_SKIP() << "needs " << (bytes >> 30) << " GiB of device memory";
+  DeviceMemory pages(bytes);
+  DeviceCall call(layer, OPENMSA_OP_APPEND_KV, before);
+  Tensors& tensors = call.tensors();
+  const Tensors packed = tensors;
+  for (std::int64_t i = 0; i < 3; ++i) {
+    tensors.*caches[i].second = spread(before.at(caches[i].first), kStride, i * kPart, pages);
+  }
+  call.enqueue();
+  for (const auto& [name, member] : caches) {
+    const std::size_t page = before.at(name).bytes().size() / num_pages;
+    require_cuda(cudaMemcpy2D((packed.*member).data, page, (tensors.*member).data, stride_bytes, page, num_pages,
+                              cudaMemcpyDefault),
+                 "cudaMemcpy2D");
+  }
   expect_same_bits(call.results(), expected);
 }
 

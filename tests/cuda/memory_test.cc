@@ -1,5 +1,6 @@
 // Where tensors lie in device memory, and how sequences share a batch.
 #include "cuda/support/cases.h"
+#include "cuda/support/fused_cache.h"
 #include "cuda/support/judge.h"
 #include "pitfalls/fixture.h"
 
@@ -188,27 +189,13 @@ TEST_F(DeviceLayout, StridedScoresAndTables) {
   expect_same_bits(run_on_device(strided, OPENMSA_OP_TOPK), run_on_device(packed, OPENMSA_OP_TOPK));
 }
 
-/// K and V of a layer as halves of one buffer, in which `strides` place the 2 * head_dim channels of a token.
 TEST_F(DeviceLayout, KeysAndValuesAsHalvesOfOneBuffer) {
   const Layer separate = make_layer(pages_shape(16));
   const TensorMap expected = run_on_device(separate, OPENMSA_OP_MSA_ATTENTION);
   for (const bool head_major : {false, true}) {
     DeviceCall call(separate, OPENMSA_OP_MSA_ATTENTION);
-    openmsa_tensor &k = call.tensors().k_cache, &v = call.tensors().v_cache;
-    const Shape strides = head_major ? Shape{2 * 16 * 128, 128, 16 * 128, 1} : Shape{16 * 2 * 128, 2 * 128, 128, 1};
-    Buffer fused = Buffer::strided(OPENMSA_BFLOAT16, {k.shape[0], 16, 2, 128}, strides);
-    for (std::int64_t token = 0; token < k.shape[0] * 16 * 2; ++token) {
-      for (std::int64_t c = 0; c < 64; ++c) {
-        fused.set(token * 128 + c, separate.tensors.at("k_cache")[token * 64 + c]);
-        fused.set(token * 128 + 64 + c, separate.tensors.at("v_cache")[token * 64 + c]);
-      }
-    }
-    DeviceMemory memory(fused.bytes().size());
-    memory.upload(fused.bytes());
-    k = v = fused.view();
-    k.shape[3] = v.shape[3] = 64;
-    k.data = memory.data();
-    v.data = memory.data() + 64 * sizeof(std::uint16_t);
+    const FusedCache fused(separate.tensors, head_major);
+    fused.bind(call.tensors());
     call.enqueue();
     expect_same_bits(call.results(), expected);
   }

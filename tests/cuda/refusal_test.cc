@@ -94,7 +94,7 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
 TEST_F(RefusedCall, OperationsWithoutKernels) {
   const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
   for (const openmsa_op op : {OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS,
-                              OPENMSA_OP_BLOCK_RECALL, OPENMSA_OP_APPEND_KV}) {
+                              OPENMSA_OP_BLOCK_RECALL}) {
     expect_refusal(OPENMSA_UNSUPPORTED, "op: expected", [&] { plan.workspace_bytes(op); });
   }
 }

@@ -47,16 +47,20 @@ Layer read_layer(const io::SafetensorsFile& file) {
   return layer;
 }
 
-void expect_golden(const io::SafetensorsFile& file, const Layer& layer, const TensorMap& results, Tolerance allowed) {
+void expect_golden(const io::SafetensorsFile& file, const Layer& layer, const TensorMap& results, Tolerance allowed,
+                   std::int64_t first) {
+  const auto expected = [&](const char* name) {
+    return rows(read(file, name, OPENMSA_FLOAT32), first, layer.total_q());
+  };
   for (std::int64_t r = 0; r < layer.shape.num_heads_kv; ++r) {
     for (std::int64_t row = 0; row < layer.total_q(); ++row) {
       auto chosen = selection_row(results.at("topk_indices"), r, row);
       std::erase(chosen, -1);
-      ASSERT_EQ(chosen, golden_selection(file, row, r)) << "head " << r << ", query " << row;
+      ASSERT_EQ(chosen, golden_selection(file, first + row, r)) << "head " << r << ", query " << first + row;
     }
   }
-  EXPECT_LT(relative_error(results.at("o"), read(file, "o_f64", OPENMSA_FLOAT32)), allowed.o);
-  EXPECT_LT(absolute_error(results.at("lse"), read(file, "lse", OPENMSA_FLOAT32)), allowed.lse);
+  EXPECT_LT(relative_error(results.at("o"), expected("o_f64")), allowed.o);
+  EXPECT_LT(absolute_error(results.at("lse"), expected("lse")), allowed.lse);
 }
 
 }  // namespace openmsa::test

@@ -9,7 +9,8 @@ namespace openmsa::test {
 /// The inputs in `file`, in bf16.
 Layer read_layer(const io::SafetensorsFile& file);
 
-/// msa_attention on them gave the selection, o and lse of `file`.
-void expect_golden(const io::SafetensorsFile& file, const Layer& layer, const TensorMap& results, Tolerance allowed);
+/// msa_attention on them, or on an excerpt that begins at query `first`, gave the selection, o and lse of `file`.
+void expect_golden(const io::SafetensorsFile& file, const Layer& layer, const TensorMap& results, Tolerance allowed,
+                   std::int64_t first = 0);
 
 }  // namespace openmsa::test

@@ -8,6 +8,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <utility>
 
 #include "api/operations.h"
 #include "plan/plan.h"
@@ -309,6 +310,7 @@ Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_
   shape.seqlens_k = {seqlen_k};
   shape.padding_q = 0;
   Layer result = make_layer(shape);
+  result.config.softmax_scale = layer.config.softmax_scale;
   for (const char* name : {"q", "index_q"}) {
     result.tensors[name] = rows(layer.tensors.at(name), q_begin + begin, end - begin);
   }
@@ -320,6 +322,45 @@ Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_
     result.tensors["index_k_scale"] = shape.scales == Scales::kOne ? scale : rows(scale, k_begin, seqlen_k);
   }
   return result;
+}
+
+Layer with_lengths(Layer layer, std::vector<std::int64_t> seqlens_q, std::vector<std::int64_t> seqlens_k) {
+  const std::int64_t total_q = layer.total_q();
+  TensorMap& tensors = layer.tensors;
+  tensors["cu_seqlens_q"] = prefix_sums(seqlens_q);
+  tensors["cu_seqlens_k"] = prefix_sums(seqlens_k);
+  tensors["seqlens_k"] = int_buffer(seqlens_k);
+  layer.config.max_batch = std::max(layer.config.max_batch, static_cast<std::int64_t>(seqlens_k.size()));
+  layer.config.max_seqlen_k =
+      std::max(layer.config.max_seqlen_k, *std::max_element(seqlens_k.begin(), seqlens_k.end()));
+  if (layer.shape.page_size > 0) {
+    Buffer& table = tensors.at("block_table");
+    for (std::int64_t b = 0; b < table.shape()[0]; ++b) {
+      const std::int64_t used = core::ceil_div(seqlens_k[static_cast<std::size_t>(b)], layer.shape.page_size);
+      for (std::int64_t p = used; p < table.shape()[1]; ++p) table.set({b, p}, -1);
+    }
+  }
+  layer.shape.seqlens_q = std::move(seqlens_q);
+  layer.shape.seqlens_k = std::move(seqlens_k);
+  layer.shape.padding_q = 0;
+  layer.shape.padding_q = total_q - layer.total_q();
+  return layer;
+}
+
+Layer in_pages(Layer layer, std::int32_t page_size, std::uint64_t page_seed) {
+  layer.shape.page_size = layer.config.page_size = page_size;
+  add_pages(layer, page_seed);
+  return layer;
+}
+
+Layer with_new_keys(Layer layer, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  for (const char* name : {"k", "v", "index_k"}) {
+    Shape shape = layer.tensors.at(name).shape();
+    shape[0] = layer.total_q();
+    layer.tensors[name] = random_buffer(layer.config.dtype, shape, random);
+  }
+  return layer;
 }
 
 TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<std::string>& names) {

@@ -66,6 +66,16 @@ Layer make_layer(const LayerShape& shape, std::uint64_t seed = 1, std::uint64_t 
 /// Queries [begin, end) of sequence `b`, with the keys that the last of them sees, as a batch of their own.
 Layer excerpt(const Layer& layer, std::size_t b, std::int64_t begin, std::int64_t end);
 
+/// The same memory divided into other sequences, and what is left of the query rows as padding. Contiguous sequences
+/// follow one another. Paged ones, as many as before and none longer, keep their pages.
+Layer with_lengths(Layer layer, std::vector<std::int64_t> seqlens_q, std::vector<std::int64_t> seqlens_k);
+
+/// The layer with its keys in caches as well, as make_layer puts them there.
+Layer in_pages(Layer layer, std::int32_t page_size, std::uint64_t page_seed = 1);
+
+/// New k, v and index_k for the query tokens alone, as openmsa_append_kv takes them.
+Layer with_new_keys(Layer layer, std::uint64_t seed);
+
 /// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients; openmsa_append_kv:
 /// caches of the layer's shape, scales where they are per token). Float results have the plan's dtype, or fp32 on the
 /// reference backends, whose figures are fp64. Workspace and outputs start poisoned.

@@ -2,9 +2,9 @@
 //
 // A cluster of blocks takes a few query rows of one sequence and one KV head. Each of its blocks chooses the kv_blocks
 // from the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th
-// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold 16 (query, head) rows each, and one
-// of kKeySlices slices of the piece's keys, with a running softmax of their own. At the end the partial results of all
-// slices and blocks lie in the shared memory of the cluster, and every block combines a part of the channels from
+// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold the 16 heads of one query each, and
+// one of kKeySlices slices of the piece's keys, with a running softmax of their own. At the end the partial results of
+// all slices and blocks lie in the shared memory of the cluster, and every block combines a part of the channels from
 // there:
 //
 //   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),   i over slices,
@@ -31,22 +31,23 @@
 
 namespace openmsa::cuda::sm90 {
 
-template <class Element_, class Cached_, int kDim_, int kRowTiles_, int kKeySlices_>
+/// A warp's rows are the heads of one of kQueries_ queries, so that queries see nothing of each other's keys.
+template <class Element_, class Cached_, int kDim_, int kQueries_, int kKeySlices_>
 struct DecodeAttendConfig {
   using Element = Element_;
   using Cached = Cached_;
   static constexpr int kDim = kDim_;
-  static constexpr int kRowTiles = kRowTiles_;
+  static constexpr int kQueries = kQueries_;
   static constexpr int kKeySlices = kKeySlices_;
   static constexpr bool kIsQuantized = sizeof(Cached) == 1;
 
-  static constexpr int kRows = 16 * kRowTiles;
+  static constexpr int kRows = 16 * kQueries;
   static constexpr int kSliceKeys = kPieceKeys / kKeySlices;
   static constexpr int kChunkKeys = kSliceKeys < 32 ? kSliceKeys : 32;  // whose scores fit in registers
-  static constexpr int kConsumers = kRowTiles * kKeySlices;             // warps
+  static constexpr int kConsumers = kQueries * kKeySlices;              // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
-  static constexpr int kStages = kRowTiles == 1 ? 3 : 4;
+  static constexpr int kStages = kQueries == 1 ? 3 : 4;
   static constexpr int kPartialStride = kDim + 4;  // rows side by side differ in their banks
   using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
   using Tile = typename Keys::Tile;
@@ -60,7 +61,7 @@ struct DecodeAttendConfig {
     float sum[kKeySlices][kRows];
     alignas(16) float o[kKeySlices][kRows][kPartialStride];
   };
-  using Scratch = ChoiceScratch<kConsumers + 1, kDecodeQueries>;
+  using Scratch = ChoiceScratch<kConsumers + 1, kClusterQueries>;
   struct Storage {
     union {
       Scratch scratch;  // before the first stage is loaded
@@ -69,8 +70,8 @@ struct DecodeAttendConfig {
     };
     float k_scale[kStages][kPieceKeys];
     float v_scale[kStages][kPieceKeys];
-    Chosen<kDecodeQueries> chosen;
-    QueryUnion<kDecodeQueries> united;
+    Chosen<kClusterQueries> chosen;
+    QueryUnion<kClusterQueries> united;
     std::uint64_t full[kStages], empty[kStages];
   };
 };
@@ -257,17 +258,15 @@ struct WarpAttention {
   }
 };
 
-/// Rows of q as the left operand, from global memory. Rows past the part repeat its last one.
+/// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows.
 template <class Config>
-__device__ __forceinline__ void load_query_rows(const DecodeAttendParams& p, const QueryPart& part, std::int32_t head,
-                                                int first_row, int lane, std::uint32_t (&q)[Config::kDim / 16][4]) {
-  const auto* const data = static_cast<const typename Config::Element*>(p.q);
+__device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int64_t row, std::int32_t head, int lane,
+                                           std::uint32_t (&q)[Config::kDim / 16][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = min(first_row + half * 8 + lane / 4, (part.count << p.log2_group_size) - 1);
-    const std::int64_t token = part.row + (row >> p.log2_group_size);
-    const std::int64_t query_head = (head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
-    const auto* const from = data + token * p.q_strides[0] + query_head * p.q_strides[1];
+    const std::int64_t query_head = head * p.group_size + min(half * 8 + lane / 4, p.group_size - 1);
+    const auto* const from =
+        static_cast<const typename Config::Element*>(p.q) + row * p.q_strides[0] + query_head * p.q_strides[1];
 #pragma unroll
     for (int step = 0; step < Config::kDim / 16; ++step) {
       q[step][half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, false, lane));
@@ -281,30 +280,21 @@ __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, type
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
                                                RingPosition<Config::kStages>& ring, WarpAttention<Config>& attention,
                                                int warp, int lane) {
-  const int first_row = warp / Config::kKeySlices * 16, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
+  const int query = warp / Config::kKeySlices, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
   std::uint32_t q[Config::kDim / 16][4];
-  load_query_rows<Config>(p, part, head, first_row, lane, q);
-  int query[2];  // of this thread's rows
-#pragma unroll
-  for (int half = 0; half < 2; ++half) query[half] = (first_row + half * 8 + lane / 4) >> p.log2_group_size;
+  load_query<Config>(p, part.row + min(query, part.count - 1), head, lane, q);
   float scale_log2 = p.scale_log2;
   if (Config::kIsQuantized && p.k_scale.data != nullptr && !p.k_scale.is_per_token()) scale_log2 *= *p.k_scale.data;
 
   for (std::int32_t piece = pieces.begin; piece < pieces.end; piece += pieces.step) {
     const std::int32_t key = piece_key<Config>(storage, pieces, piece);
     if (key >= part.view.seqlen_k) continue;
-    const std::uint32_t members = storage.united.members[piece / pieces.per_block];
-    int limits[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool is_member = query[half] < part.count && (members >> query[half] & 1) != 0;
-      limits[half] = is_member ? part.position + query[half] + 1 - key : 0;
-    }
-    const int end = __reduce_max_sync(kFullWarp, ::max(limits[0], limits[1]));
+    const bool is_member = (storage.united.members[piece / pieces.per_block] >> query & 1) != 0;
+    const int end = is_member ? part.position + query + 1 - key : 0;
     FullBarrier::wait(&storage.full[ring.stage], ring.parity);
 #pragma unroll 1
     for (int chunk = slice_key; chunk < min(end, slice_key + Config::kSliceKeys); chunk += Config::kChunkKeys) {
-      attention.add(storage, ring.stage, chunk, q, limits, end, p, scale_log2, lane);
+      attention.add(storage, ring.stage, chunk, q, end, p, scale_log2, lane);
     }
     __syncwarp();
     if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
@@ -319,10 +309,11 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typ
   constexpr int kVectors = Config::kDim / 4;
   const auto cluster = cooperative_groups::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks());
-  const int items = (part.count << p.log2_group_size) * kVectors;
+  const int items = part.count * p.group_size * kVectors;
   for (int item = static_cast<int>(cluster.block_rank()) * Config::kThreads + threadIdx.x; item < items;
        item += blocks * Config::kThreads) {
-    const int row = item / kVectors, vector = item % kVectors;
+    const int vector = item % kVectors, query = item / kVectors / p.group_size;
+    const int head_of_group = item / kVectors % p.group_size, row = query * 16 + head_of_group;
     float top = -INFINITY;
     for (int block = 0; block < blocks; ++block) {
       const auto* const other = cluster.map_shared_rank(&partial, block);
@@ -342,8 +333,7 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typ
       }
     }
     const float inverse = total > 0 ? 1 / total : (top == -INFINITY ? 0 : NAN);
-    const std::int64_t token = part.row + (row >> p.log2_group_size);
-    const std::int64_t query_head = (head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
+    const std::int64_t token = part.row + query, query_head = head * p.group_size + head_of_group;
     cutlass::Array<float, 4> scaled;
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
@@ -363,7 +353,7 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typ
 /// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
 template <int kWarps>
 __device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const QueryPart& part, std::int32_t head,
-                                            Chosen<kDecodeQueries>& chosen, int warp, int lane) {
+                                            Chosen<kClusterQueries>& chosen, int warp, int lane) {
   for (int query = warp; query < part.count; query += kWarps) {
     const std::int32_t* const from = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
     int count = 0;
@@ -399,7 +389,7 @@ __device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typenam
 
 /// Blocks [cluster of rows][KV head][block of the cluster].
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kRowTiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 2 : 1)
     decode_attend_kernel(const __grid_constant__ DecodeAttendParams p, const __grid_constant__ CUtensorMap map_k,
                          const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];

@@ -24,7 +24,6 @@ void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_
 
 template <class Element, class Cached, int kDim>
 void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch) {
-  const std::int32_t rows = p.cluster_queries << p.log2_group_size;
   const auto clusters = static_cast<unsigned int>(p.select.heads) *
                         ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
   const auto start = [&](auto config, unsigned int blocks_per_sm) {
@@ -35,12 +34,12 @@ void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, con
                  {clusters * size, Config::kThreads, sizeof(typename Config::Storage) + 1024, size}, launch.stream, p,
                  k, v);
   };
-  if (rows <= 16) {
+  if (p.cluster_queries == 1) {
     start(DecodeAttendConfig<Element, Cached, kDim, 1, 4>{}, 2);
-  } else if (rows <= 64) {
+  } else if (p.cluster_queries <= 4) {
     start(DecodeAttendConfig<Element, Cached, kDim, 4, 2>{}, 1);
   } else {
-    start(DecodeAttendConfig<Element, Cached, kDim, 8, 1>{}, 1);
+    start(DecodeAttendConfig<Element, Cached, kDim, kClusterQueries, 1>{}, 1);
   }
 }
 

@@ -13,10 +13,10 @@ namespace openmsa::cuda::sm90 {
 inline constexpr int kDecodeSelectRows = 64;
 inline constexpr int kDecodeSelectFewRows = 16;
 inline constexpr int kDecodeSelectFewTopk = 32;
-/// Queries of a cluster of attention blocks, and of each sequence on average where decode kernels serve a call.
+/// Query tokens of each sequence, on average, of the calls that decode kernels serve.
 inline constexpr int kDecodeQueries = 16;
-/// (query, head) rows of such a cluster.
-inline constexpr std::int64_t kDecodeAttendRows = 128;
+/// Queries of a cluster of attention blocks.
+inline constexpr int kClusterQueries = 8;
 /// Keys that an attention block takes at a time.
 inline constexpr int kPieceKeys = 64;
 inline constexpr unsigned int kMaxClusterBlocks = 8;  // what every device can schedule
@@ -65,7 +65,7 @@ struct DecodeSelectParams {
 struct DecodeAttendParams {
   DecodeSelectParams select;  // the selection that follows from lists; without lists topk_indices are read
   std::int32_t cluster_queries;
-  std::int32_t log2_group_size;
+  std::int32_t group_size;
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)
   TokenScale k_scale;

@@ -1,0 +1,50 @@
+#include "cuda/decode/cases.h"
+
+namespace openmsa::test {
+namespace {
+
+struct Row {
+  openmsa_dtype dtype;
+  std::int32_t num_heads_kv, group_size, head_dim, index_dim, block_size, topk, num_init_blocks, num_local_blocks,
+      page_size;
+};
+
+constexpr Row kRows[] = {
+    {OPENMSA_BFLOAT16, 2, 1, 64, 64, 64, 3, 0, 1, 0},      {OPENMSA_FLOAT16, 1, 2, 64, 128, 64, 1, 0, 1, 16},
+    {OPENMSA_BFLOAT16, 4, 4, 128, 64, 64, 17, 1, 2, 32},   {OPENMSA_FLOAT16, 5, 8, 64, 64, 128, 3, 3, 0, 128},
+    {OPENMSA_BFLOAT16, 1, 16, 128, 128, 128, 16, 0, 1, 0}, {OPENMSA_BFLOAT16, 4, 16, 128, 128, 128, 16, 0, 1, 128},
+    {OPENMSA_FLOAT16, 4, 16, 128, 128, 128, 16, 2, 3, 64}, {OPENMSA_FLOAT16, 2, 2, 128, 128, 64, 33, 2, 3, 0},
+    {OPENMSA_BFLOAT16, 1, 8, 128, 64, 64, 64, 0, 1, 64},   {OPENMSA_FLOAT16, 1, 1, 64, 64, 128, 64, 3, 2, 16},
+    {OPENMSA_BFLOAT16, 8, 4, 64, 128, 128, 1, 0, 0, 32},   {OPENMSA_BFLOAT16, 64, 1, 64, 64, 64, 3, 1, 1, 16},
+    {OPENMSA_FLOAT16, 64, 2, 128, 64, 64, 2, 0, 1, 0},
+};
+
+}  // namespace
+
+LayerShape decode_batch(LayerShape shape) {
+  const std::int64_t block = shape.block_size, most = (shape.topk + 1) * block;
+  shape.seqlens_k = {0,        1,    3,        block - 1,           block, block + 1, 2 * block + 1,
+                     most - 1, most, most + 1, most + 5 * block + 7};
+  shape.seqlens_q = {1, 1, 5, 16, 1, 3, 16, 1, 5, 2, 16};
+  shape.padding_q = 3;
+  return shape;
+}
+
+std::vector<NamedShape> decode_shapes() {
+  std::vector<NamedShape> result;
+  for (const Row& row : kRows) {
+    result.push_back(named("", decode_batch({.dtype = row.dtype,
+                                             .num_heads_q = row.num_heads_kv * row.group_size,
+                                             .num_heads_kv = row.num_heads_kv,
+                                             .head_dim = row.head_dim,
+                                             .index_dim = row.index_dim,
+                                             .block_size = row.block_size,
+                                             .topk = row.topk,
+                                             .num_init_blocks = row.num_init_blocks,
+                                             .num_local_blocks = row.num_local_blocks,
+                                             .page_size = row.page_size})));
+  }
+  return result;
+}
+
+}  // namespace openmsa::test

@@ -1,0 +1,96 @@
+// A decode step captured once: replayed after everything in memory has changed, repeated, and beside another one.
+#include "cuda/decode/cases.h"
+#include "cuda/support/judge.h"
+#include "cuda/support/selections.h"
+
+namespace openmsa::test {
+namespace {
+
+using Lengths = std::vector<std::int64_t>;
+
+class DecodeGraph : public OnHopperWith<std::int32_t> {
+ protected:
+  /// Four sequences in memory for these lengths and no longer ones, in a plan for more.
+  static Layer memory(std::uint64_t seed) {
+    Layer layer = make_layer({.dtype = OPENMSA_BFLOAT16,
+                              .num_heads_q = 8,
+                              .block_size = 64,
+                              .page_size = GetParam(),
+                              .seqlens_q = {16, 1, 2, 5},
+                              .seqlens_k = {2900, 9000, 900, 300},
+                              .padding_q = 2},
+                             seed, seed);
+    layer.config.max_seqlen_k = 1 << 20;
+    return layer;
+  }
+
+  static Layer step(const Layer& memory, Lengths seqlens_q, Lengths seqlens_k) {
+    Layer layer = with_lengths(memory, std::move(seqlens_q), std::move(seqlens_k));
+    return layer.add({{"topk_indices", random_selection(layer, 3)}});
+  }
+
+  static Layer full_step() { return step(memory(2), {16, 1, 2, 5}, {2900, 9000, 900, 300}); }
+
+  static std::vector<Layer> steps() {
+    const Layer first = memory(1), other = memory(2);
+    std::vector<Layer> result;
+    result.push_back(step(first, {4, 1, 2, 5}, {100, 2000, 700, 64}));
+    result.push_back(step(first, {4, 1, 2, 5}, {101, 2001, 701, 65}));    // grown
+    result.push_back(step(other, {1, 1, 1, 1}, {2900, 9000, 900, 300}));  // full; other values in other pages
+    result.push_back(step(other, {16, 0, 3, 1}, {16, 0, 0, 7}));          // shrunk, some of it to nothing
+    result.push_back(step(first, {1, 1, 1, 1}, {0, 0, 0, 0}));            // no request left
+    result.push_back(step(first, {0, 16, 1, 1}, {640, 7000, 1, 129}));
+    result.push_back(result.front());
+    return result;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(PageSizes, DecodeGraph, testing::Values(0, 32), testing::PrintToStringParamName());
+
+TEST_P(DecodeGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
+  const std::vector<Layer> all = steps();
+  for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION}) {
+    DeviceCall call(all.front(), op);
+    const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
+    const Stream stream;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      SCOPED_TRACE(testing::Message() << "operation " << op << ", step " << i);
+      call.update(all[i]);
+      call.poison();
+      graph.replay(stream);
+      expect_same_bits(call.results(), run_on_device(all[i], op));
+    }
+  }
+}
+
+TEST_P(DecodeGraph, TwentyReplaysAreEqual) {
+  const DeviceCall call(full_step(), OPENMSA_OP_MSA_ATTENTION);
+  const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
+  const Stream stream;
+  graph.replay(stream);
+  const TensorMap first = call.results();
+  for (int repeat = 1; repeat < 20; ++repeat) {
+    graph.replay(stream);
+    expect_same_bits(call.results(), first);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(DecodeGraph, TwoStreamsDoNotDisturbEachOther) {
+  DeviceCall calls[] = {{full_step(), OPENMSA_OP_MSA_ATTENTION},
+                        {step(memory(3), {1, 2, 16, 1}, {500, 8000, 450, 0}), OPENMSA_OP_MSA_ATTENTION}};
+  const Stream streams[2];
+  TensorMap alone[2];
+  for (int i = 0; i < 2; ++i) {
+    calls[i].enqueue(streams[i].get());
+    alone[i] = calls[i].results();
+  }
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    for (DeviceCall& call : calls) call.poison();
+    for (int i : {0, 1, 0, 1, 0, 1}) calls[i].enqueue(streams[i].get());
+    for (int i = 0; i < 2; ++i) expect_same_bits(calls[i].results(), alone[i]);
+    if (HasFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace openmsa::test
