@@ -21,6 +21,7 @@ struct EvalCommand {
   std::string model;
   std::vector<std::string> text;
   std::string attention;
+  std::string index_dtype = "fp32";
   std::string json;
   std::string selection;
   lm::EvaluationOptions evaluation;
@@ -31,6 +32,10 @@ struct EvalCommand {
       throw io::InputError("--attention msa: the model in " + model + " has no sparse layers");
     }
     evaluation.dense = attention == "dense";
+    evaluation.fp8_index = index_dtype == "e4m3";
+    if (evaluation.fp8_index && (evaluation.dense || !loaded.config.has_sparse_layers())) {
+      throw io::InputError("--index-dtype e4m3: expected layers that attend sparsely, got dense ones alone");
+    }
     const lm::Text held_out = text.empty() ? lm::load_text(lm::default_text_paths(), lm::CorpusPart::kHeldOut)
                                            : lm::load_text({text.begin(), text.end()}, lm::CorpusPart::kHeldOut);
     if (!selection.empty()) io::write_json(selection, selection_of(loaded, held_out));
@@ -60,6 +65,10 @@ struct EvalCommand {
       figures["block_recall"] = result.recall->block;
       figures["score_recall"] = result.recall->score;
     }
+    if (result.fp8_index_recall) {
+      figures["block_recall_e4m3"] = result.fp8_index_recall->block;
+      figures["score_recall_e4m3"] = result.fp8_index_recall->score;
+    }
     return figures;
   }
 
@@ -69,6 +78,9 @@ struct EvalCommand {
     if (!result.recall) return;
     std::printf("L_KL %.4f, block recall %.3f, score recall %.3f\n", *result.kl_loss, result.recall->block,
                 result.recall->score);
+    if (!result.fp8_index_recall) return;
+    std::printf("with index keys in e4m3: block recall %.3f, score recall %.3f\n", result.fp8_index_recall->block,
+                result.fp8_index_recall->score);
   }
 };
 
@@ -88,6 +100,11 @@ void add_eval(CLI::App& app) {
       ->type_name("PATH");
   command->add_option("--attention", options->attention, "dense or msa [what the model was trained with]")
       ->check(CLI::IsMember({"dense", "msa"}));
+  command
+      ->add_option("--index-dtype", options->index_dtype,
+                   "e4m3: measure the selection with index keys in fp8 too, one scale per token")
+      ->check(CLI::IsMember({"fp32", "e4m3"}))
+      ->capture_default_str();
   command->add_option("--seqlen", evaluation.seqlen, "Bytes per window")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();

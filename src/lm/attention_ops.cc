@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "lm/fp8_index.h"
+
 namespace openmsa::lm {
 namespace {
 
@@ -117,7 +119,8 @@ double PackedAttention::kl_loss_backward(Phase phase, const Sequences& sequences
   return loss;
 }
 
-Recall PackedAttention::recall(const Sequences& sequences, const AttentionActivations& activations) {
+Recall PackedAttention::recall(const Sequences& sequences, const AttentionActivations& activations,
+                               IndexKeys index_keys) {
   const std::int64_t rows = sequences.cu_seqlens[1];
   const auto figures = static_cast<std::size_t>(rows * config_.num_heads_kv);
   std::vector<std::int32_t> topk_indices(figures * static_cast<std::size_t>(config_.topk));
@@ -125,11 +128,15 @@ Recall PackedAttention::recall(const Sequences& sequences, const AttentionActiva
   std::vector<float> score_recall(figures);
   const Tensor selection = view(topk_indices.data(), {config_.num_heads_kv, rows, config_.topk});
 
-  Tensors select = openmsa::tensors();
-  select.index_q = view(activations.index_q.data(), {rows, config_.num_heads_kv, config_.index_dim});
-  select.index_k = view(activations.index_k.data(), {rows, config_.index_dim});
-  select.topk_indices = selection;
-  run(OPENMSA_OP_SELECT_BLOCKS, select);
+  if (index_keys == IndexKeys::kFp8) {
+    select_with_fp8_index(config_, rows, activations, selection);
+  } else {
+    Tensors select = openmsa::tensors();
+    select.index_q = view(activations.index_q.data(), {rows, config_.num_heads_kv, config_.index_dim});
+    select.index_k = view(activations.index_k.data(), {rows, config_.index_dim});
+    select.topk_indices = selection;
+    run(OPENMSA_OP_SELECT_BLOCKS, select);
+  }
 
   Tensors measure = openmsa::tensors();
   measure.q = view(activations.q.data(), {rows, config_.num_heads_q, config_.head_dim});

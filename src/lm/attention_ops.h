@@ -40,6 +40,9 @@ struct Recall {
   double score;
 };
 
+/// How the index branch keeps its keys: as they are, or as an fp8 cache holds them, with one scale per token.
+enum class IndexKeys { kFp32, kFp8 };
+
 /// What attends; the decoder does not know where keys live.
 class Attention {
  public:
@@ -75,7 +78,8 @@ class PackedAttention : public Attention {
                           bool to_teacher, AttentionGradients& gradients);
 
   /// Health of the selection that the index branch makes (or would make) for the first sequence.
-  Recall recall(const Sequences& sequences, const AttentionActivations& activations);
+  Recall recall(const Sequences& sequences, const AttentionActivations& activations,
+                IndexKeys index_keys = IndexKeys::kFp32);
 
  private:
   Tensors keys_and_queries(const Sequences& sequences, const AttentionActivations& activations) const;

@@ -26,8 +26,14 @@ struct Sums {
   double loss = 0.0;
   double kl_loss = 0.0;
   Recall recall{0.0, 0.0};  // over batches: only the first window of each is measured
+  Recall fp8_index_recall{0.0, 0.0};
   double batches = 0.0;
 };
+
+void add(const Recall& recall, Recall& sum) {
+  sum.block += recall.block;
+  sum.score += recall.score;
+}
 
 }  // namespace
 
@@ -54,9 +60,10 @@ Evaluation evaluate(const Model& model, const Text& text, const EvaluationOption
     sums.loss += weight * cross_entropy(logits, batch.targets);
     if (phase == Phase::kSparse) {
       sums.kl_loss += weight * mean_kl_loss(decoder, attention, phase, sequences);
-      const Recall recall = mean_recall(decoder, attention, sequences);
-      sums.recall.block += recall.block;
-      sums.recall.score += recall.score;
+      add(mean_recall(decoder, attention, sequences), sums.recall);
+      if (options.fp8_index) {
+        add(mean_recall(decoder, attention, sequences, IndexKeys::kFp8), sums.fp8_index_recall);
+      }
       sums.batches += 1.0;
     }
     done += count;
@@ -70,7 +77,9 @@ Evaluation evaluate(const Model& model, const Text& text, const EvaluationOption
   result.files = static_cast<std::int64_t>(text.files.size());
   if (phase == Phase::kSparse) {
     result.kl_loss = sums.kl_loss / windows;
-    result.recall = Recall{sums.recall.block / sums.batches, sums.recall.score / sums.batches};
+    const auto mean = [&](const Recall& sum) { return Recall{sum.block / sums.batches, sum.score / sums.batches}; };
+    result.recall = mean(sums.recall);
+    if (options.fp8_index) result.fp8_index_recall = mean(sums.fp8_index_recall);
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;

@@ -14,7 +14,8 @@ struct EvaluationOptions {
   std::int64_t seqlen = 2048;
   std::int64_t batch = 2;  // windows at once
   std::int64_t max_bytes = 1 << 20;
-  bool dense = false;  // sparse layers attend densely
+  bool dense = false;      // sparse layers attend densely
+  bool fp8_index = false;  // measure the selection with fp8 index keys too
   int num_threads = 0;
 };
 
@@ -25,6 +26,7 @@ struct Evaluation {
   double seconds;
   std::optional<double> kl_loss;  // means over windows and sparse layers; only where those attend sparsely
   std::optional<Recall> recall;
+  std::optional<Recall> fp8_index_recall;  // of what would be selected with fp8 index keys; when asked for
 };
 
 /// Evenly spaced windows of the text, seqlen bytes each, of at most max_bytes together (one at least). A text shorter

@@ -2,11 +2,12 @@
 
 namespace openmsa::lm {
 
-Recall mean_recall(const Decoder& decoder, PackedAttention& attention, const Sequences& sequences) {
+Recall mean_recall(const Decoder& decoder, PackedAttention& attention, const Sequences& sequences,
+                   IndexKeys index_keys) {
   Recall mean{0.0, 0.0};
   const auto layers = static_cast<double>(decoder.sparse_layers().size());
   for (const std::size_t layer : decoder.sparse_layers()) {
-    const Recall recall = attention.recall(sequences, decoder.attention_activations(layer));
+    const Recall recall = attention.recall(sequences, decoder.attention_activations(layer), index_keys);
     mean.block += recall.block / layers;
     mean.score += recall.score / layers;
   }

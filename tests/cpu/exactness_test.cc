@@ -112,14 +112,24 @@ void expect_rows_equal(const Layer& whole, const TensorMap& results, std::int64_
   }
 }
 
-TEST(ExactnessOfBatches, ASequenceDoesNotSeeItsNeighbours) {
-  const Layer layer = make_layer(batch_shape());
+void expect_sequences_alone(const LayerShape& shape) {
+  const Layer layer = make_layer(shape);
   const TensorMap results = run(layer, OPENMSA_OP_MSA_ATTENTION);
   std::int64_t first_row = 0;
   for (std::size_t b = 0; b < layer.shape.seqlens_q.size(); ++b) {
     SCOPED_TRACE(b);
     expect_rows_equal(layer, results, first_row, excerpt(layer, b, 0, layer.shape.seqlens_q[b]));
     first_row += layer.shape.seqlens_q[b];
+  }
+}
+
+TEST(ExactnessOfBatches, ASequenceDoesNotSeeItsNeighbours) {
+  LayerShape shape = batch_shape();
+  expect_sequences_alone(shape);
+  shape.index_dtype = OPENMSA_FLOAT8_E4M3;
+  for (const Scales scales : {Scales::kOne, Scales::kPerToken}) {
+    shape.scales = scales;
+    expect_sequences_alone(shape);
   }
 }
 

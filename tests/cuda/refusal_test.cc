@@ -32,6 +32,12 @@ struct Feature {
 class RefusedPlan : public OnHopperWith<Feature> {};
 INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
                          testing::Values(Feature{"dtype", [](Config& c) { c.dtype = OPENMSA_FLOAT32; }},
+                                         Feature{"kv_dtype",
+                                                 [](Config& c) {
+                                                   c.page_size = 16;
+                                                   c.kv_dtype = OPENMSA_FLOAT8_E4M3;
+                                                 }},
+                                         Feature{"index_dtype", [](Config& c) { c.index_dtype = OPENMSA_FLOAT8_E4M3; }},
                                          Feature{"head_dim", [](Config& c) { c.head_dim = 40; }},
                                          Feature{"index_dim", [](Config& c) { c.index_dim = 32; }},
                                          Feature{"block_size", [](Config& c) { c.block_size = 32; }},

@@ -42,6 +42,8 @@ class CallMaker {
     c.max_total_q = rarely_any(1, 16);
     c.max_seqlen_k = rarely_any(1, 64);
     c.num_threads = 1;
+    c.kv_dtype = c.page_size > 0 || rarely() ? key_dtype() : openmsa_dtype{};
+    c.index_dtype = key_dtype();
     return c;
   }
 
@@ -59,6 +61,9 @@ class CallMaker {
                         is(op, {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION,
                                 OPENMSA_OP_SPARSE_ATTENTION_BACKWARD});
     const bool has_keys = attends || backward || kl || recall || appends;
+    const bool is_fp8 = c.kv_dtype == OPENMSA_FLOAT8_E4M3, is_index_fp8 = c.index_dtype == OPENMSA_FLOAT8_E4M3;
+    const openmsa_dtype kv_dtype = is_fp8 ? c.kv_dtype : c.dtype, index_dtype = is_index_fp8 ? c.index_dtype : c.dtype;
+    const std::int64_t slots = pages * page;
     openmsa_tensors t;
     openmsa_tensors_init(&t);
     t.cu_seqlens_q = maybe(true, OPENMSA_INT32, {batch + 1});
@@ -69,10 +74,13 @@ class CallMaker {
     t.k = maybe(has_keys && (!paged || appends), c.dtype, {appends ? total_q : total_k, h, d});
     t.v = maybe((attends && !paged) || backward || appends, c.dtype, {appends ? total_q : total_k, h, d});
     t.index_q = maybe(indexed, c.dtype, {total_q, h, di});
-    t.index_k = maybe((indexed && !paged) || appends, c.dtype, {appends ? total_q : total_k, di});
-    t.k_cache = maybe(paged && (attends || appends), c.dtype, {pages, page, h, d});
-    t.v_cache = maybe(paged && (attends || appends), c.dtype, {pages, page, h, d});
-    t.index_k_cache = maybe(paged && (indexed || appends), c.dtype, {pages, page, di});
+    t.index_k = maybe((indexed && !paged) || appends, paged ? c.dtype : index_dtype, {appends ? total_q : total_k, di});
+    t.k_cache = maybe(paged && (attends || appends), kv_dtype, {pages, page, h, d});
+    t.v_cache = maybe(paged && (attends || appends), kv_dtype, {pages, page, h, d});
+    t.index_k_cache = maybe(paged && (indexed || appends), index_dtype, {pages, page, di});
+    t.k_scale = scale(is_fp8 && paged && (attends || appends), {h, slots});
+    t.v_scale = scale(is_fp8 && paged && (attends || appends), {h, slots});
+    t.index_k_scale = scale(is_index_fp8 && (indexed || appends), {paged ? slots : total_k});
     t.block_scores = maybe(topk || op == OPENMSA_OP_BLOCK_SCORES, OPENMSA_FLOAT32, {h, total_q, rarely_any(1, 16)});
     t.topk_indices = maybe(chosen, OPENMSA_INT32, {h, total_q, c.topk});
     t.o = maybe(attends || backward, c.dtype, {total_q, hq, d});
@@ -94,8 +102,22 @@ class CallMaker {
  private:
   /// In [low, high], and now and then any number at all.
   std::int32_t rarely_any(std::int32_t low, std::int32_t high) {
-    if (source_.ConsumeIntegral<std::uint8_t>() == 255) return source_.ConsumeIntegral<std::int32_t>();
+    if (rarely()) return source_.ConsumeIntegral<std::int32_t>();
     return source_.ConsumeIntegralInRange(low, high);
+  }
+
+  bool rarely() { return source_.ConsumeIntegral<std::uint8_t>() == 255; }
+
+  /// 0 stands for the plan's dtype.
+  openmsa_dtype key_dtype() {
+    if (rarely()) return static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 7));
+    return source_.ConsumeBool() ? OPENMSA_FLOAT8_E4M3 : openmsa_dtype{};
+  }
+
+  /// Absent, one, or per token.
+  openmsa_tensor scale(bool belongs, std::vector<std::int64_t> per_token) {
+    if (belongs && source_.ConsumeBool()) return {};
+    return maybe(belongs, OPENMSA_FLOAT32, source_.ConsumeBool() ? std::vector<std::int64_t>{1} : per_token);
   }
 
   std::int32_t dimension() { return source_.ConsumeBool() ? 8 : rarely_any(0, 24); }
@@ -109,7 +131,7 @@ class CallMaker {
     openmsa_tensor t{};
     const auto flaw = source_.ConsumeIntegral<std::uint8_t>();
     if (belongs == (flaw % 32 == 31)) return t;
-    t.dtype = flaw == 0 ? static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 6)) : dtype;
+    t.dtype = flaw == 0 ? static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 7)) : dtype;
     t.rank = flaw == 4 ? source_.ConsumeIntegralInRange(-1, 5) : static_cast<std::int32_t>(shape.size());
     if (flaw == 8) shape[source_.ConsumeIntegralInRange<std::size_t>(0, shape.size() - 1)] = rarely_any(-1, 64);
     std::copy(shape.begin(), shape.end(), t.shape);
