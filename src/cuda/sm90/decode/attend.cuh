@@ -61,7 +61,7 @@ struct DecodeAttendConfig {
     float sum[kKeySlices][kRows];
     alignas(16) float o[kKeySlices][kRows][kPartialStride];
   };
-  using Scratch = ChoiceScratch<kConsumers + 1, kClusterQueries>;
+  using Scratch = ChoiceScratch<kConsumers + 1>;
   struct Storage {
     union {
       Scratch scratch;  // before the first stage is loaded
@@ -70,8 +70,8 @@ struct DecodeAttendConfig {
     };
     float k_scale[kStages][kPieceKeys];
     float v_scale[kStages][kPieceKeys];
-    Chosen<kClusterQueries> chosen;
-    QueryUnion<kClusterQueries> united;
+    Chosen<kQueries> chosen;
+    QueryUnion<kQueries> united;
     std::uint64_t full[kStages], empty[kStages];
   };
 };
@@ -351,9 +351,9 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typ
 }
 
 /// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
-template <int kWarps>
+template <int kWarps, int kQueries>
 __device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const QueryPart& part, std::int32_t head,
-                                            Chosen<kClusterQueries>& chosen, int warp, int lane) {
+                                            Chosen<kQueries>& chosen, int warp, int lane) {
   for (int query = warp; query < part.count; query += kWarps) {
     const std::int32_t* const from = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
     int count = 0;
@@ -379,7 +379,7 @@ __device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typenam
     return;
   }
   const auto row_of = [&](int query) { return choice_row(p, part, query, head); };
-  choose_blocks<kWarps>(storage.chosen, storage.scratch, part.count, row_of, warp, lane, [] { __syncthreads(); });
+  choose_blocks(storage.chosen, storage.scratch, part.count, row_of, warp, lane);
   if (!writes || p.topk_indices == nullptr) return;
   for (int query = warp; query < part.count; query += kWarps) {
     std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];

@@ -34,20 +34,36 @@ __device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, con
   return row;
 }
 
-/// The best candidates of every `parts`-th group of 256, from group `part` on, go to `best`.
+/// What choose_blocks leaves in shared memory for each of up to kRows rows: kv_blocks, ascending.
+template <int kRows>
+struct Chosen {
+  std::int32_t blocks[kRows][kMaxTopk];
+  std::int32_t counts[kRows];
+};
+
+/// Scratch memory of choose_blocks with kWarps warps: a list of each, and the best kv_blocks of each row.
+template <int kWarps>
+struct ChoiceScratch {
+  static constexpr int kCapacity = 128;
+  alignas(16) Ranked lists[kWarps][kCapacity];
+  alignas(16) std::int32_t best[kWarps][kMaxTopk];
+  int sizes[kWarps];
+};
+
+/// A list with the best candidates of every `parts`-th group of 256, from group `part` on, and some others.
 template <int kCapacity>
-__device__ __forceinline__ void search_candidates(const ChoiceRow& row, int part, int parts, BestList<kCapacity>& best,
-                                                  int lane) {
+__device__ __forceinline__ int search_candidates(const ChoiceRow& row, int part, int parts, Ranked* memory, int lane) {
   constexpr int kHeld = 8, kMany = 32;  // per lane; candidates that are worth a tighter bound
   const int total = row.count * row.kept, slots = row.candidates.slots;
+  BestList<kCapacity> best(memory, slots, lane);
   for (int first = part * 32 * kHeld; first < total; first += parts * 32 * kHeld) {
     Ranked held[kHeld];
     float top = -INFINITY, second = -INFINITY;
     int wanted = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      const int at = first + i * 32 + lane;
-      held[i] = at < total ? row.first[at / row.kept * row.stride + at % row.kept] : kNoCandidate;
+      const auto at = static_cast<unsigned int>(first + i * 32 + lane), kept = static_cast<unsigned int>(row.kept);
+      held[i] = at < total ? row.first[at / kept * row.stride + at % kept] : kNoCandidate;
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
@@ -59,7 +75,7 @@ __device__ __forceinline__ void search_candidates(const ChoiceRow& row, int part
     // At least `slots` candidates reach the k-th best of the lanes' best two.
     float bound = -INFINITY;
     if (__reduce_add_sync(kFullWarp, static_cast<unsigned int>(wanted)) > kMany) {
-      bound = slots <= 32 ? kth_largest(top, slots, lane) : kth_largest(top, second, slots, lane);
+      bound = slots <= 32 ? kth_largest_counted(top, slots, lane) : kth_largest(top, second, slots, lane);
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
@@ -67,63 +83,70 @@ __device__ __forceinline__ void search_candidates(const ChoiceRow& row, int part
       if (__any_sync(kFullWarp, may_enter)) best.offer(may_enter, held[i]);
     }
   }
-  best.keep_best();
+  if (lane == 0 && best.size() % 2 != 0) memory[best.size()] = kNoCandidate;  // read in pairs
+  return best.size();
 }
 
-/// What choose_blocks leaves in shared memory for each of up to kRows rows: kv_blocks, ascending.
-template <int kRows>
-struct Chosen {
-  std::int32_t blocks[kRows][kMaxTopk];
-  std::int32_t counts[kRows];
-};
-
-/// Scratch memory of choose_blocks: a list per warp, and the best of each part.
-template <int kWarps, int kItems>
-struct ChoiceScratch {
-  static constexpr int kCapacity = 128;
-  Ranked lists[kWarps][kCapacity];
-  Ranked best[kItems][kMaxTopk];
-  int sizes[kItems];
-};
-
-/// Rows [0, rows) of a block, row_of(row) tells which; all kWarps warps call it and wait for `sync` in it.
-template <int kWarps, int kRows, class Scratch, class RowOf, class Sync>
-__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, Scratch& scratch, int rows, RowOf row_of, int warp,
-                                              int lane, Sync sync) {
-  const int parts = max(1, kWarps / rows);
-  for (int item = warp; item < rows * parts; item += kWarps) {
-    const ChoiceRow row = row_of(item / parts);
-    BestList<Scratch::kCapacity> best(scratch.lists[warp], row.candidates.slots, lane);
-    if (row.candidates.slots > 0) search_candidates(row, item % parts, parts, best, lane);
-    for (int i = lane; i < best.size(); i += 32) scratch.best[item][i] = best.at(i);
-    if (lane == 0) scratch.sizes[item] = best.size();
-    __syncwarp();
-  }
-  sync();
-  for (int at = warp; at < rows; at += kWarps) {
-    const Candidates candidates = row_of(at).candidates;
-    std::int32_t* const to = chosen.blocks[at];
-    BestList<Scratch::kCapacity> best(scratch.lists[warp], candidates.slots, lane);
-    for (int part = at * parts; part < (at + 1) * parts; ++part) {
-      const int size = scratch.sizes[part];
-      for (int i = 0; i < size; i += 32) {
-        const bool exists = i + lane < size;
-        best.offer(exists, exists ? scratch.best[part][i + lane] : 0);
-      }
+/// Every candidate of list `own` that is among the best `slots` of lists [first, first + parts) goes to the place of
+/// its rank.
+template <class Scratch>
+__device__ __forceinline__ void rank_candidates(Scratch& scratch, int own, int first, int parts, int slots,
+                                                std::int32_t* best, int lane) {
+  for (int at = lane; at < scratch.sizes[own]; at += 32) {
+    const Ranked mine = scratch.lists[own][at];
+    int rank = 0;
+    for (int part = first; part < first + parts; ++part) {
+      const auto* const pairs = reinterpret_cast<const longlong2*>(scratch.lists[part]);
+      const int count = (scratch.sizes[part] + 1) / 2;
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) rank += (pairs[i].x > mine) + (pairs[i].y > mine);
     }
-    best.keep_best();
-    const bool all = candidates.slots == candidates.end - candidates.init;  // nothing was scored, perhaps
-    for (int i = lane; i < candidates.init; i += 32) to[i] = i;
-    if (all) {
-      for (int i = lane; i < candidates.slots; i += 32) to[candidates.init + i] = candidates.init + i;
-    } else {
-      best.write(to + candidates.init, 1);
-    }
-    const std::int32_t local = candidates.init + candidates.slots;
-    for (int i = lane; i < candidates.local; i += 32) to[local + i] = candidates.end + i;
-    if (lane == 0) chosen.counts[at] = local + candidates.local;
+    if (rank < slots) best[rank] = block_of(mine);
   }
-  sync();
+}
+
+/// Chosen kv_blocks of a row in ascending order: forced ones, and `best`, or all that compete where there is room.
+__device__ __forceinline__ void order_blocks(const Candidates& rules, const std::int32_t* best, std::int32_t* to,
+                                             int lane) {
+  const bool all = rules.slots == rules.end - rules.init;
+  for (int i = lane; i < rules.init; i += 32) to[i] = i;
+  for (int i = lane; i < rules.slots; i += 32) {
+    int rank = all ? i : 0;
+    const std::int32_t block = all ? rules.init + i : best[i];
+    if (!all) {
+#pragma unroll 8
+      for (int other = 0; other < rules.slots; ++other) rank += best[other] < block;
+    }
+    to[rules.init + rank] = block;
+  }
+  const std::int32_t local = rules.init + rules.slots;
+  for (int i = lane; i < rules.local; i += 32) to[local + i] = rules.end + i;
+}
+
+/// Rows [0, rows) of a block, row_of(row) tells which; all kWarps >= rows warps of the block call it.
+template <int kWarps, int kRows, class RowOf>
+__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kWarps>& scratch, int rows,
+                                              RowOf row_of, int warp, int lane) {
+  static_assert(kRows <= kWarps);
+  const int parts = kWarps / rows, index = warp / parts;
+  const bool has_row = index < rows;
+  const ChoiceRow row = row_of(has_row ? index : 0);
+  if (has_row) {
+    const int size = row.candidates.slots == 0 ? 0
+                                               : search_candidates<ChoiceScratch<kWarps>::kCapacity>(
+                                                     row, warp % parts, parts, scratch.lists[warp], lane);
+    if (lane == 0) scratch.sizes[warp] = size;
+  }
+  __syncthreads();
+  if (has_row) {
+    rank_candidates(scratch, warp, index * parts, parts, row.candidates.slots, scratch.best[index], lane);
+  }
+  __syncthreads();
+  if (has_row && warp % parts == 0) {
+    order_blocks(row.candidates, scratch.best[index], chosen.blocks[index], lane);
+    if (lane == 0) chosen.counts[index] = row.candidates.init + row.candidates.slots + row.candidates.local;
+  }
+  __syncthreads();
 }
 
 /// Row of topk_indices from the chosen kv_blocks.

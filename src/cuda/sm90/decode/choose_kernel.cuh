@@ -10,7 +10,7 @@ inline constexpr int kChooseWarps = 4;
 __global__ void __launch_bounds__(kChooseWarps * 32)
     decode_choose_kernel(const __grid_constant__ DecodeSelectParams p) {
   __shared__ Chosen<1> chosen;
-  __shared__ ChoiceScratch<kChooseWarps, kChooseWarps> scratch;
+  __shared__ ChoiceScratch<kChooseWarps> scratch;
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
              head = static_cast<std::int32_t>(blockIdx.x % p.heads);
   const QueryPart part = find_part(p, row, row + 1, lane);
   const auto row_of = [&](int) { return choice_row(p, part, 0, head); };
-  choose_blocks<kChooseWarps>(chosen, scratch, 1, row_of, warp, lane, [] { __syncthreads(); });
+  choose_blocks(chosen, scratch, 1, row_of, warp, lane);
   if (warp != 0) return;
   std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
   store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_strides[2], lane);

@@ -18,12 +18,20 @@ struct QueryUnion {
 template <int kThreads, int kQueries>
 __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int queries, int topk,
                                       QueryUnion<kQueries>& united, int thread) {
+  if (queries == 1) {
+    for (int i = thread; i < chosen.counts[0]; i += kThreads)
+      united.blocks[i] = chosen.blocks[0][i], united.members[i] = 1;
+    if (thread == 0) united.count = chosen.counts[0];
+    __syncthreads();
+    return;
+  }
   for (int at = thread; at < queries * topk; at += kThreads) {
     const int query = at / topk, slot = at % topk;
     std::uint32_t members = 0;
     if (slot < chosen.counts[query]) {
       const std::int32_t block = chosen.blocks[query][slot];
       for (int other = 0; other < queries; ++other) {
+#pragma unroll 4
         for (int i = 0; i < chosen.counts[other]; ++i) members |= chosen.blocks[other][i] == block ? 1u << other : 0;
       }
       if (__ffs(members) - 1 != query) members = 0;  // an earlier query has it

@@ -58,7 +58,7 @@ struct DecodeSelectConfig {
     alignas(1024) char k[kStages][kStageBytes];
     alignas(16) float k_scale[kStages][kKeyTile];
     float board[kKeySlices][kRows][kBoardTiles];
-    Ranked lists[kRows][kListCapacity];
+    alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
   };
@@ -175,7 +175,7 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
       }
       best.offer(competes, rank_of(score, block));
     }
-    if (best.size() > kept) best.keep_best();
+    if (best.size() > kept || !is_last) best.keep_best();
     if (!is_last) {
       storage.list_sizes[row] = best.size();
       continue;

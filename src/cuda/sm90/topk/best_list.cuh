@@ -26,6 +26,7 @@ __device__ __forceinline__ float score_of(Ranked ranked) {
 
 /// Candidates arrive in any order, at most one per lane at a time. Whenever kCapacity gets close, all but the best
 /// `slots` are dropped; from then on only better ones than the last of those enter.
+/// `memory` has room for kCapacity of them and is aligned to 16 bytes.
 template <int kCapacity>
 class BestList {
  public:
@@ -39,10 +40,10 @@ class BestList {
   __device__ __forceinline__ int size() const { return size_; }
   __device__ __forceinline__ Ranked at(int i) const { return memory_[i]; }
 
-  /// Goes on with the `size` candidates that another list left in the same memory.
+  /// Goes on with the `size` candidates that another list left in the same memory after keep_best().
   __device__ __forceinline__ void resume(int size) {
     size_ = size;
-    keep_best();
+    if (size >= slots_) worst_ = memory_[slots_ - 1];
   }
 
   /// Called by all lanes; those without a candidate pass has_one = false.
@@ -56,24 +57,16 @@ class BestList {
 
   /// Leaves the best `slots`, in descending order, or as many as there are.
   __device__ __forceinline__ void keep_best() {
+    if (lane_ == 0 && size_ % 2 != 0) memory_[size_] = kNoCandidate;  // read in pairs
     __syncwarp();
     if (size_ < slots_) return;
-    Ranked mine[kRows];
-    int rank[kRows];
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const int at = row * 32 + lane_;
-      if (row * 32 >= size_) break;
-      mine[row] = at < size_ ? memory_[at] : kNoCandidate;
-      rank[row] = 0;
-      for (int i = 0; i < size_; ++i) rank[row] += memory_[i] > mine[row];
+    if (size_ <= 32) {
+      rank_rows<1>();
+    } else if (size_ <= 64) {
+      rank_rows<2>();
+    } else {
+      rank_rows<kCapacity / 32>();
     }
-    __syncwarp();
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (row * 32 + lane_ < size_ && rank[row] < slots_) memory_[rank[row]] = mine[row];
-    }
-    __syncwarp();
     size_ = slots_;
     worst_ = memory_[slots_ - 1];
   }
@@ -83,13 +76,37 @@ class BestList {
     for (int at = lane_; at < size_; at += 32) {
       const std::int32_t block = block_of(memory_[at]);
       int rank = 0;
+#pragma unroll 4
       for (int i = 0; i < size_; ++i) rank += block_of(memory_[i]) < block;
       to[rank * stride] = block;
     }
   }
 
  private:
-  static constexpr int kRows = kCapacity / 32;
+  /// Puts each of the best `slots` candidates where its rank is; a lane has up to kRows of them.
+  template <int kRows>
+  __device__ __forceinline__ void rank_rows() {
+    Ranked mine[kRows];
+    int rank[kRows] = {};
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int at = row * 32 + lane_;
+      mine[row] = at < size_ ? memory_[at] : kNoCandidate;
+    }
+    const auto* const pairs = reinterpret_cast<const longlong2*>(memory_);
+#pragma unroll 4
+    for (int i = 0; i < (size_ + 1) / 2; ++i) {
+      const longlong2 pair = pairs[i];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) rank[row] += (pair.x > mine[row]) + (pair.y > mine[row]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      if (row * 32 + lane_ < size_ && rank[row] < slots_) memory_[rank[row]] = mine[row];
+    }
+    __syncwarp();
+  }
 
   Ranked* memory_;
   int slots_;

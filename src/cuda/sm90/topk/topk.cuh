@@ -51,7 +51,7 @@ __device__ __forceinline__ void search_piece(List& best, const Row& row, std::in
 template <bool kWide, bool kContiguous>
 __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
   constexpr int kCapacity = kWide ? 128 : 64;
-  __shared__ Ranked memory[kTopkWarps][kCapacity];
+  __shared__ alignas(16) Ranked memory[kTopkWarps][kCapacity];
   cudaGridDependencySynchronize();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t row = std::int64_t{blockIdx.x} * kTopkWarps + warp;
