@@ -109,7 +109,12 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
 
 }  // namespace
 
-bool is_decode(const Problem& problem) { return problem.total_q <= sm90::kDecodeQueries * problem.batch; }
+bool is_decode(const Problem& problem) {
+  // Key tiles of all query tiles are counted in 32 bits.
+  const std::int64_t query_tiles = problem.total_q + problem.batch;
+  const std::int64_t key_tiles = ceil_div(problem.plan.config.max_seqlen_k, sm90::kKeyTile) + 1;
+  return problem.total_q <= sm90::kDecodeQueries * problem.batch && query_tiles <= INT32_MAX / key_tiles;
+}
 
 bool attends_by_decode(const Problem& problem) { return is_decode(problem) || problem.plan.has_fp8_kv(); }
 

@@ -17,6 +17,28 @@ struct LaunchShape {
   unsigned int cluster = 1;  // blocks, along x
 };
 
+/// Clusters of shape.cluster blocks that can be on the device at once; also those larger than every device allows.
+template <class... Params>
+int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
+  check(
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
+      "cudaFuncSetAttribute");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {shape.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.blocks;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, function, &config), "cudaOccupancyMaxActiveClusters");
+  return clusters;
+}
+
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cudaStream_t stream, Args... args) {
   constexpr std::size_t kDefaultShared = 48 << 10;

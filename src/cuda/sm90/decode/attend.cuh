@@ -15,13 +15,15 @@
 //               (+ 32 lanes per kind of scale)
 //   empty[i]    one lane of each consumer        producer       all consumers are done with stage i
 //   block       all threads                      the same       chosen kv_blocks and their union are complete
-//   cluster     all threads of the cluster       the same       partial results are written / have been read
+//   cluster     all threads of the cluster       the same       partial results have been sent
 //
 // Bound by memory and, for a single sequence, by the chain lists -> kv_blocks -> pages -> keys of dependent loads.
 #pragma once
 
 #include <cooperative_groups.h>
 #include <cutlass/arch/barrier.h>
+
+#include <cute/arch/cluster_sm90.hpp>
 
 #include "cuda/sm90/decode/cached_keys.cuh"
 #include "cuda/sm90/decode/page_loads.cuh"
@@ -47,7 +49,7 @@ struct DecodeAttendConfig {
   static constexpr int kConsumers = kQueries * kKeySlices;              // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
-  static constexpr int kStages = kQueries == 1 ? 3 : 4;
+  static constexpr int kStages = 3;
   static constexpr int kPartialStride = kDim + 4;  // rows side by side differ in their banks
   using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
   using Tile = typename Keys::Tile;
@@ -56,10 +58,18 @@ struct DecodeAttendConfig {
     alignas(1024) char k[kPieceKeys * kRowBytes];
     alignas(1024) char v[kPieceKeys * kRowBytes];
   };
+  static constexpr int kVectors = kDim / 4;
+  /// Of this block's warps.
   struct Partial {
     float max[kKeySlices][kRows];  // base 2
     float sum[kKeySlices][kRows];
     alignas(16) float o[kKeySlices][kRows][kPartialStride];
+  };
+  /// From all blocks of the cluster, for the channels that this one combines.
+  struct Received {
+    float max[kMaxClusterBlocks][kRows];
+    float sum[kMaxClusterBlocks][kRows];
+    float4 o[kRows * kVectors];  // [blocks][kRows][kVectors / blocks]
   };
   using Scratch = ChoiceScratch<kConsumers + 1>;
   struct Storage {
@@ -71,7 +81,8 @@ struct DecodeAttendConfig {
     float k_scale[kStages][kPieceKeys];
     float v_scale[kStages][kPieceKeys];
     Chosen<kQueries> chosen;
-    QueryUnion<kQueries> united;
+    QueryUnion<kQueries> united;  // of several queries
+    Received received;
     std::uint64_t full[kStages], empty[kStages];
   };
 };
@@ -79,13 +90,15 @@ struct DecodeAttendConfig {
 /// The pieces of 64 keys of the union, of which this block takes every `step`-th from `begin` on.
 struct Pieces {
   std::int32_t begin, end, step;
-  std::int32_t per_block;  // pieces of a kv_block
+  std::int32_t shift;  // 2^shift pieces are a kv_block
 };
 
 template <class Config>
 __device__ __forceinline__ std::int32_t piece_key(const typename Config::Storage& storage, const Pieces& pieces,
                                                   std::int32_t piece) {
-  return (storage.united.blocks[piece / pieces.per_block] * pieces.per_block + piece % pieces.per_block) * kPieceKeys;
+  const std::int32_t within = piece & ((1 << pieces.shift) - 1);
+  const std::int32_t* const blocks = Config::kQueries == 1 ? storage.chosen.blocks[0] : storage.united.blocks;
+  return ((blocks[piece >> pieces.shift] << pieces.shift) + within) * kPieceKeys;
 }
 
 template <class Config>
@@ -188,10 +201,12 @@ struct WarpAttention {
         if (has_value_scale) s[n][i] *= value_scale[n][i % 2];
       }
     }
+    if (__any_sync(kFullWarp, alpha[0] != 1 || alpha[1] != 1)) {
 #pragma unroll
-    for (int n = 0; n < Config::kDim / 8; ++n) {
+      for (int n = 0; n < Config::kDim / 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) o[n][i] *= alpha[i / 2];
+        for (int i = 0; i < 4; ++i) o[n][i] *= alpha[i / 2];
+      }
     }
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
@@ -289,7 +304,7 @@ __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, type
   for (std::int32_t piece = pieces.begin; piece < pieces.end; piece += pieces.step) {
     const std::int32_t key = piece_key<Config>(storage, pieces, piece);
     if (key >= part.view.seqlen_k) continue;
-    const bool is_member = (storage.united.members[piece / pieces.per_block] >> query & 1) != 0;
+    const bool is_member = Config::kQueries == 1 || (storage.united.members[piece >> pieces.shift] >> query & 1) != 0;
     const int end = is_member ? part.position + query + 1 - key : 0;
     FullBarrier::wait(&storage.full[ring.stage], ring.parity);
 #pragma unroll 1
@@ -302,47 +317,69 @@ __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, type
   }
 }
 
-/// Combines the partial results of the cluster: each block a part of the rows' channels, four at a time.
+/// Sends the sum of this block's slices to where it is combined: every block of the cluster has some channels.
 template <class Config>
-__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, typename Config::Partial& partial,
-                                                const QueryPart& part, std::int32_t head) {
-  constexpr int kVectors = Config::kDim / 4;
+__device__ __forceinline__ void send_partial(const typename Config::Partial& partial,
+                                             typename Config::Received& received, int rows) {
+  constexpr int kSlices = Config::kKeySlices;
   const auto cluster = cooperative_groups::this_cluster();
-  const int blocks = static_cast<int>(cluster.num_blocks());
-  const int items = part.count * p.group_size * kVectors;
-  for (int item = static_cast<int>(cluster.block_rank()) * Config::kThreads + threadIdx.x; item < items;
-       item += blocks * Config::kThreads) {
-    const int vector = item % kVectors, query = item / kVectors / p.group_size;
-    const int head_of_group = item / kVectors % p.group_size, row = query * 16 + head_of_group;
-    float top = -INFINITY;
-    for (int block = 0; block < blocks; ++block) {
-      const auto* const other = cluster.map_shared_rank(&partial, block);
+  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
+  const int share = Config::kVectors / blocks;
+  for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
+    const int row = item / Config::kVectors, vector = item % Config::kVectors;
+    float top = -INFINITY, total = 0;
 #pragma unroll
-      for (int slice = 0; slice < Config::kKeySlices; ++slice) top = fmaxf(top, other->max[slice][row]);
-    }
-    float total = 0, sum[4] = {};
+    for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
     const float shift = finite_shift(top);
-    for (int block = 0; block < blocks; ++block) {
-      const auto* const other = cluster.map_shared_rank(&partial, block);
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-      for (int slice = 0; slice < Config::kKeySlices; ++slice) {
-        const float weight = exp2_approx(other->max[slice][row] - shift);
-        const float4 o = *reinterpret_cast<const float4*>(&other->o[slice][row][vector * 4]);
-        total += weight * other->sum[slice][row];
-        sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
-      }
+    for (int slice = 0; slice < kSlices; ++slice) {
+      const float weight = exp2_approx(partial.max[slice][row] - shift);
+      const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
+      total += weight * partial.sum[slice][row];
+      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
     }
-    const float inverse = total > 0 ? 1 / total : (top == -INFINITY ? 0 : NAN);
+    auto* const to = cluster.map_shared_rank(&received, vector / share);
+    to->o[(rank * Config::kRows + row) * share + vector % share] = sum;
+    if (vector % share == 0) {
+      to->max[rank][row] = top;
+      to->sum[rank][row] = total;
+    }
+  }
+}
+
+/// Combines this block's channels of all rows, four at a time, from what the cluster has sent.
+template <class Config>
+__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, const typename Config::Received& received,
+                                                const QueryPart& part, std::int32_t head) {
+  const auto cluster = cooperative_groups::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
+  const int share = Config::kVectors / blocks;
+  for (int item = threadIdx.x; item < part.count * p.group_size * share; item += Config::kThreads) {
+    const int vector = item % share, query = item / share / p.group_size, head_of_group = item / share % p.group_size;
+    const int row = query * 16 + head_of_group;
+    float top = -INFINITY, total = 0, sum[4] = {};
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
+    const float shift = finite_shift(top);
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) {
+      const float weight = exp2_approx(received.max[block][row] - shift);
+      const float4 o = received.o[(block * Config::kRows + row) * share + vector];
+      total += weight * received.sum[block][row];
+      sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
+    }
+    const float inverse = 1 / total;
     const std::int64_t token = part.row + query, query_head = head * p.group_size + head_of_group;
     cutlass::Array<float, 4> scaled;
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
     const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
     const auto rounded = convert(scaled);
-    auto* const to =
-        static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] + query_head * p.o_strides[1] + vector * 4;
+    auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
+                     query_head * p.o_strides[1] + (rank * share + vector) * 4;
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
-    if (vector == 0 && p.lse != nullptr) {
+    if (rank == 0 && vector == 0 && p.lse != nullptr) {
       constexpr float kLn2 = 0.693147181f;
       p.lse[token * p.lse_strides[0] + query_head * p.lse_strides[1]] =
           top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
@@ -370,18 +407,12 @@ __device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const Q
   __syncthreads();
 }
 
+/// topk_indices of the part, where they are wanted.
 template <class Config>
-__device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typename Config::Storage& storage,
-                                            const QueryPart& part, std::int32_t head, bool writes, int warp, int lane) {
-  constexpr int kWarps = Config::kConsumers + 1;
-  if (p.lists.ranked == nullptr) {
-    read_choice<kWarps>(p, part, head, storage.chosen, warp, lane);
-    return;
-  }
-  const auto row_of = [&](int query) { return choice_row(p, part, query, head); };
-  choose_blocks(storage.chosen, storage.scratch, part.count, row_of, warp, lane);
-  if (!writes || p.topk_indices == nullptr) return;
-  for (int query = warp; query < part.count; query += kWarps) {
+__device__ __forceinline__ void store_part(const DecodeSelectParams& p, const typename Config::Storage& storage,
+                                           const QueryPart& part, std::int32_t head, int warp, int lane) {
+  if (p.lists.ranked == nullptr || p.topk_indices == nullptr) return;
+  for (int query = warp; query < part.count; query += Config::kConsumers + 1) {
     std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
     store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to, p.topk_strides[2], lane);
   }
@@ -389,7 +420,7 @@ __device__ __forceinline__ void choose_part(const DecodeSelectParams& p, typenam
 
 /// Blocks [cluster of rows][KV head][block of the cluster].
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 2 : 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 1)
     decode_attend_kernel(const __grid_constant__ DecodeAttendParams p, const __grid_constant__ CUtensorMap map_k,
                          const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
@@ -404,8 +435,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 2 : 
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
 
   const BatchView& batch = p.select.batch;
   const auto rank = static_cast<std::int32_t>(cluster.block_rank());
@@ -413,32 +442,54 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 2 : 
   const std::int32_t head = number % p.select.heads;
   const std::int32_t first = number / p.select.heads * p.cluster_queries;
   const std::int32_t end = min(first + p.cluster_queries, batch.total_q);
+  cute::cluster_arrive_relaxed();  // the others' memory must not be written before they run
+  constexpr int kWarps = Config::kConsumers + 1;
+  const bool is_layer = p.select.lists.ranked != nullptr;
+  if (!is_layer) cudaGridDependencySynchronize();
   RingPosition<Config::kStages> ring;
   for (std::int32_t row = first; row < end;) {  // sequence by sequence: mostly one
     const QueryPart part = find_part(p.select, row, end, lane);
-    choose_part<Config>(p.select, storage, part, head, rank == 0, warp, lane);
+    if (is_layer) {
+      const ChoiceTeam team(part.count, kWarps, warp);
+      const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
+      // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
+      if (row == first) cudaGridDependencySynchronize();
+      choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, warp, lane);
+    } else {
+      read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
+    }
+    if (row == first) cudaTriggerProgrammaticLaunchCompletion();
     cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was
-    unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
-    const std::int32_t per_block = batch.block_size / kPieceKeys;
-    const Pieces pieces{rank, storage.united.count * per_block, static_cast<std::int32_t>(cluster.num_blocks()),
-                        per_block};
-    WarpAttention<Config> attention;
+    if constexpr (Config::kQueries > 1) {
+      unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
+    } else {
+      __syncthreads();
+    }
+    const std::int32_t shift = batch.block_size == kPieceKeys ? 0 : 1;
+    const std::int32_t count = Config::kQueries == 1 ? storage.chosen.counts[0] : storage.united.count;
+    const Pieces pieces{rank, count << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
     if (warp == Config::kConsumers) {
       produce_pieces<Config>(p, map_k, map_v, storage, part, pieces, head, ring, lane);
+      __syncthreads();
     } else {
+      WarpAttention<Config> attention;
       consume_pieces<Config>(p, storage, part, pieces, head, ring, attention, warp, lane);
-    }
-    __syncthreads();
-    if (warp < Config::kConsumers) {
+      __syncthreads();
       const bool scaled = Config::kIsQuantized && p.v_scale.data != nullptr && !p.v_scale.is_per_token();
       attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16,
                       scaled ? *p.v_scale.data : 1, lane);
     }
+    __syncthreads();
+    if (row == first) cute::cluster_wait();
+    send_partial<Config>(storage.partial, storage.received, part.count * 16);
     cluster.sync();
-    combine_cluster<Config>(p, storage.partial, part, head);
-    cutlass::arch::fence_view_async_shared();  // copies of the next part write where these results are
-    cluster.sync();
+    combine_cluster<Config>(p, storage.received, part, head);
+    if (rank == 0) store_part<Config>(p.select, storage, part, head, warp, lane);
     row += part.count;
+    if (row < end) {  // copies and results of the next part go where those of this one are
+      cutlass::arch::fence_view_async_shared();
+      cluster.sync();
+    }
   }
 }
 

@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
   const auto row = static_cast<std::int32_t>(blockIdx.x / p.heads),
              head = static_cast<std::int32_t>(blockIdx.x % p.heads);
   const QueryPart part = find_part(p, row, row + 1, lane);
-  const auto row_of = [&](int) { return choice_row(p, part, 0, head); };
-  choose_blocks(chosen, scratch, 1, row_of, warp, lane);
+  choose_blocks(chosen, scratch, 1, ChoiceTeam(1, kChooseWarps, warp), choice_row(p, part, 0, head), warp, lane);
   if (warp != 0) return;
   std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
   store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_strides[2], lane);

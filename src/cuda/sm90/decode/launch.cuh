@@ -28,11 +28,20 @@ void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, con
                         ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
   const auto start = [&](auto config, unsigned int blocks_per_sm) {
     using Config = decltype(config);
-    unsigned int size = 1;  // as many blocks as run at once
-    while (size < kMaxClusterBlocks && clusters * size * 2 <= launch.num_sms * blocks_per_sm) size *= 2;
-    cuda::launch("decode_attend", decode_attend_kernel<Config>,
-                 {clusters * size, Config::kThreads, sizeof(typename Config::Storage) + 1024, size}, launch.stream, p,
-                 k, v);
+    // As many blocks as run at once; large clusters do not fit everywhere.
+    const auto fits = [&](unsigned int size) {
+      return clusters * size <= launch.num_sms * (size <= 2 ? blocks_per_sm : 1);
+    };
+    constexpr std::size_t kShared = sizeof(typename Config::Storage) + 1024;
+    unsigned int size = 1;
+    while (size < kPortableClusterBlocks && fits(2 * size)) size *= 2;
+    if (fits(kMaxClusterBlocks) && active_clusters(decode_attend_kernel<Config>,
+                                                   {kMaxClusterBlocks, Config::kThreads, kShared, kMaxClusterBlocks}) >=
+                                       static_cast<int>(clusters)) {
+      size = kMaxClusterBlocks;
+    }
+    cuda::launch("decode_attend", decode_attend_kernel<Config>, {clusters * size, Config::kThreads, kShared, size},
+                 launch.stream, p, k, v);
   };
   if (p.cluster_queries == 1) {
     start(DecodeAttendConfig<Element, Cached, kDim, 1, 4>{}, 2);

@@ -19,7 +19,8 @@ inline constexpr int kDecodeQueries = 16;
 inline constexpr int kClusterQueries = 8;
 /// Keys that an attention block takes at a time.
 inline constexpr int kPieceKeys = 64;
-inline constexpr unsigned int kMaxClusterBlocks = 8;  // what every device can schedule
+inline constexpr unsigned int kMaxClusterBlocks = 16;
+inline constexpr unsigned int kPortableClusterBlocks = 8;  // what every device can schedule
 /// Blocks of the index branch: one per SM, of which Hopper has up to 144.
 inline constexpr int kMaxSplitBlocks = 144;
 
@@ -36,12 +37,13 @@ using Ranked = long long;
 
 /// What the segments of the index branch leave for the choice of the kv_blocks.
 struct CandidateLists {
-  Ranked* ranked;  // [segments][tile_rows][kept]
+  Ranked* ranked;  // of each query tile [tile_rows][segments][kept], one tile behind the other
   std::int32_t tile_rows;
   std::int32_t blocks;  // of the grid of the index branch
 
-  OPENMSA_DEVICE Ranked* row(std::int32_t segment, std::int32_t row, std::int32_t kept) const {
-    return ranked + (std::int64_t{segment} * tile_rows + row) * kept;
+  /// Candidates of a row from all segments of its query tile; those of segment first + i begin at i * kept.
+  OPENMSA_DEVICE Ranked* row(const SegmentRange& range, std::int32_t row, std::int32_t kept) const {
+    return ranked + (std::int64_t{range.first} * tile_rows + row * range.count) * kept;
   }
 };
 

@@ -1,9 +1,10 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams tiles of 128 index keys; eight warps multiply each of
-// them with all (query, head) rows of the query tile, keys as the rows of the product and queries as its columns, which
-// they keep in registers. A warp has 16 or 64 keys of a tile for 16 rows; the maximum over its keys goes to a board in
-// shared memory, and when the board is full or the segment ends, warps pick the best candidates of each row.
+// A block walks along its segments (split.h). One warp streams tiles of 128 index keys; four or eight warps multiply
+// each of them with all (query, head) rows of the query tile, keys as the rows of the product and queries as its
+// columns, which they keep in registers. A warp has 32 or 64 keys of a tile for 16 rows; the maximum over its keys goes
+// to a board in shared memory, and when the board is full or the segment ends, warps pick the best candidates of each
+// row.
 //
 //   barrier     arrivals                      waited on by   guards
 //   full[i]     producer + bytes of the keys  consumers      keys of stage i have arrived
@@ -40,18 +41,18 @@ struct DecodeSelectConfig {
   static constexpr bool kIsQuantized = sizeof(Key) == 1;
   using Tile = SwizzledTile<kKeyTile, kRowBytes>;
 
-  static constexpr int kConsumers = 8;  // warps
+  // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
+  static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
+  static constexpr int kConsumers = kIsSmall ? 4 : 8;  // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
   static constexpr int kRowSlices = kRows / 16;
   static constexpr int kKeySlices = kConsumers / kRowSlices;
   static constexpr int kSliceKeys = kKeyTile / kKeySlices;
   static_assert(kSliceKeys <= 64, "a slice's keys belong to one kv_block");
 
-  // Few rows leave room for a block of the attention, which can then wait on the same SM.
-  static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
   static constexpr int kStageBytes = kKeyTile * kRowBytes;
   static constexpr int kStages = ((kIsSmall ? 96 : 128) << 10) / (kStageBytes < 16384 ? 16384 : kStageBytes);
-  static constexpr int kBoardTiles = 16;
+  static constexpr int kBoardTiles = kIsSmall ? 16 : 32;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
@@ -160,27 +161,34 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
   const int blocks_per_tile = kKeyTile / p.rules.block_size, slices = Config::kKeySlices / blocks_per_tile;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
   const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
+  const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept;
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + row / p.heads;
     const Candidates candidates(p.rules, position);
+    const auto ranked = [&](int at) {  // the board's `at`-th kv_block; kNoCandidate where it does not compete
+      const int tile = at / blocks_per_tile, block = begin * blocks_per_tile + at;
+      if (tile >= tiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
+      float score = NAN;
+      for (int s = 0; s < slices; ++s)
+        score = fmaxf(score, storage.board[at % blocks_per_tile * slices + s][row][tile]);
+      return rank_of(score, block);
+    };
+    Ranked* const to = p.lists.row(segment.range, row, kept) + segment.number * kept;
+    if (keeps_all) {
+      for (int i = lane; i < kept; i += 32) to[i] = ranked(i);
+      continue;
+    }
     BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
     if (!is_first) best.resume(storage.list_sizes[row]);
     for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
-      const int at = first + lane, tile = at / blocks_per_tile, part = at % blocks_per_tile * slices;
-      const int block = begin * blocks_per_tile + at;
-      const bool competes = tile < tiles && block >= candidates.init && block < candidates.end;
-      float score = NAN;
-      if (competes) {
-        for (int s = 0; s < slices; ++s) score = fmaxf(score, storage.board[part + s][row][tile]);
-      }
-      best.offer(competes, rank_of(score, block));
+      const Ranked candidate = ranked(first + lane);
+      best.offer(candidate != kNoCandidate, candidate);
     }
     if (best.size() > kept || !is_last) best.keep_best();
     if (!is_last) {
       storage.list_sizes[row] = best.size();
       continue;
     }
-    Ranked* const to = p.lists.row(segment.number, row, kept);
     for (int i = lane; i < kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
   }
 }
@@ -236,7 +244,7 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 3 : 1)
     decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);

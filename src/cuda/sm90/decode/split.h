@@ -8,7 +8,8 @@
 //   blocks    | 0        | 1        | 2        | 3        | 4        | 5  |
 //   segments  | 0        | 1    |2  | 3 |4     | ...                           number = block + query tile
 //
-// Blocks work this out for themselves from seqlens_k: there is no schedule that could be stale.
+// Units fit in 32 bits: is_decode() sees to it. Blocks work this out for themselves from seqlens_k: there is no
+// schedule that could be stale.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ struct SequenceWork {
   std::int32_t query_tiles;
   std::int32_t key_tiles;  // of each query tile
 
-  OPENMSA_DEVICE std::int64_t units() const { return std::int64_t{query_tiles} * key_tiles; }
+  OPENMSA_DEVICE std::int32_t units() const { return query_tiles * key_tiles; }
 };
 
 OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const SelectionRules& rules,
@@ -38,14 +39,14 @@ OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const Select
 }
 
 /// Units of every block of the grid, all but the last ones alike.
-OPENMSA_DEVICE std::int64_t units_per_block(std::int64_t units, std::int32_t blocks) {
+OPENMSA_DEVICE std::int32_t units_per_block(std::int32_t units, std::int32_t blocks) {
   return units == 0 ? 1 : (units + blocks - 1) / blocks;
 }
 
 /// Candidates that each segment leaves for a row.
-OPENMSA_DEVICE std::int32_t kept_candidates(std::int64_t per_block, const SelectionRules& rules) {
-  const std::int64_t scored = per_block * (kKeyTile / rules.block_size);
-  return scored < rules.topk ? static_cast<std::int32_t>(scored) : rules.topk;
+OPENMSA_DEVICE std::int32_t kept_candidates(std::int32_t per_block, const SelectionRules& rules) {
+  const std::int32_t scored = per_block * (kKeyTile / rules.block_size);
+  return scored < rules.topk ? scored : rules.topk;
 }
 
 /// The segments of one query tile.
@@ -53,5 +54,12 @@ struct SegmentRange {
   std::int32_t first;  // number of its first segment
   std::int32_t count;
 };
+
+/// `begin`: the tile's first unit.
+OPENMSA_DEVICE SegmentRange segment_range(std::int32_t begin, std::int32_t key_tiles, std::int32_t per_block,
+                                          std::int32_t query_tile) {
+  const std::int32_t first = begin / per_block, last = (begin + key_tiles - 1) / per_block;
+  return {first + query_tile, last - first + 1};
+}
 
 }  // namespace openmsa::cuda::sm90

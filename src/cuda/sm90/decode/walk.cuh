@@ -18,11 +18,12 @@ class SequenceWindow {
   }
 
   /// What lies in front of each lane's sequence, given what lies in front of the first one.
-  __device__ __forceinline__ void scan(std::int64_t units, std::int32_t tiles) {
+  __device__ __forceinline__ void scan(std::int32_t units, std::int32_t tiles) {
     units_before = work.units();
     tiles_before = work.query_tiles;
+#pragma unroll 1
     for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int64_t more_units = __shfl_up_sync(kAllLanes, units_before, distance);
+      const std::int32_t more_units = __shfl_up_sync(kAllLanes, units_before, distance);
       const std::int32_t more_tiles = __shfl_up_sync(kAllLanes, tiles_before, distance);
       if (lane_ >= distance) units_before += more_units, tiles_before += more_tiles;
     }
@@ -38,7 +39,7 @@ class SequenceWindow {
 
   SequenceView view{0, 0, 0, 0};
   SequenceWork work;
-  std::int64_t units_before;
+  std::int32_t units_before;
   std::int32_t tiles_before;
 
  private:
@@ -46,14 +47,10 @@ class SequenceWindow {
   int lane_;
 };
 
-__device__ __forceinline__ std::int64_t warp_sum(std::int64_t value) {
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
-  return value;
-}
-
 /// What a block takes of one query tile: key tiles [begin, end).
 struct Segment {
-  std::int32_t number;
+  std::int32_t number;  // among those of its query tile
+  SegmentRange range;   // of the query tile
   std::int32_t sequence;
   SequenceView view;
   std::int32_t first_query;  // of the tile, in its sequence
@@ -66,13 +63,13 @@ class SegmentWalk {
  public:
   __device__ __forceinline__ SegmentWalk(const DecodeSelectParams& p, int lane)
       : p_(p), lane_(lane), next_(32), window_(p, 0, lane) {
-    std::int64_t units = window_.work.units();
+    std::int32_t units = window_.work.units();
     for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
       units += SequenceWindow(p, first, lane).work.units();
     }
-    units = warp_sum(units);
+    units = __reduce_add_sync(kAllLanes, units);
     per_block_ = units_per_block(units, p.lists.blocks);
-    unit_ = per_block_ * blockIdx.x;
+    unit_ = per_block_ * static_cast<std::int32_t>(blockIdx.x);
     end_ = min(units, unit_ + per_block_);
     window_.scan(0, 0);
   }
@@ -84,7 +81,7 @@ class SegmentWalk {
     std::uint32_t owner;
     while ((owner = __ballot_sync(kAllLanes, unit_ >= window_.units_before &&
                                                  unit_ < window_.units_before + window_.work.units())) == 0) {
-      const std::int64_t units = __shfl_sync(kAllLanes, window_.units_before + window_.work.units(), 31);
+      const std::int32_t units = __shfl_sync(kAllLanes, window_.units_before + window_.work.units(), 31);
       const std::int32_t tiles = __shfl_sync(kAllLanes, window_.tiles_before + window_.work.query_tiles, 31);
       window_ = SequenceWindow(p_, next_, lane_);
       window_.scan(units, tiles);
@@ -94,13 +91,15 @@ class SegmentWalk {
     segment.sequence = window_.sequence_of(lane);
     segment.view = window_.view_of(lane);
     const std::int32_t key_tiles = __shfl_sync(kAllLanes, window_.work.key_tiles, lane);
-    const std::int64_t before = __shfl_sync(kAllLanes, window_.units_before, lane);
-    const auto tile = static_cast<std::int32_t>((unit_ - before) / key_tiles);
-    const std::int64_t tile_begin = before + std::int64_t{tile} * key_tiles;
+    const std::int32_t before = __shfl_sync(kAllLanes, window_.units_before, lane);
+    const std::int32_t tile = segment.view.seqlen_q <= p_.tile_queries ? 0 : (unit_ - before) / key_tiles;
+    const std::int32_t tile_begin = before + tile * key_tiles;
     segment.first_query = tile * p_.tile_queries;
-    segment.begin = static_cast<std::int32_t>(unit_ - tile_begin);
-    segment.end = static_cast<std::int32_t>(min(end_ - tile_begin, static_cast<std::int64_t>(key_tiles)));
-    segment.number = static_cast<std::int32_t>(blockIdx.x) + __shfl_sync(kAllLanes, window_.tiles_before, lane) + tile;
+    segment.begin = unit_ - tile_begin;
+    segment.end = min(end_ - tile_begin, key_tiles);
+    const std::int32_t tile_number = __shfl_sync(kAllLanes, window_.tiles_before, lane) + tile;
+    segment.range = segment_range(tile_begin, key_tiles, per_block_, tile_number);
+    segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
     return true;
   }
@@ -108,7 +107,7 @@ class SegmentWalk {
  private:
   const DecodeSelectParams& p_;
   int lane_;
-  std::int64_t per_block_, unit_, end_;  // units of this block still to go
+  std::int32_t per_block_, unit_, end_;  // units of this block still to go
   std::int32_t next_;                    // first sequence behind the window
   SequenceWindow window_;
 };
@@ -122,17 +121,14 @@ struct QueryPart {
   std::int32_t position;  // of the first row's key
   // Of the sequence; with candidates only.
   SequenceWork work;
-  std::int64_t units_before;
+  std::int32_t units_before;
   std::int32_t tiles_before;
-  std::int64_t per_block;
+  std::int32_t per_block;
 
   /// Segments of the tile that holds query `query` of the sequence.
   __device__ __forceinline__ SegmentRange segments(const DecodeSelectParams& p, std::int32_t query) const {
     const std::int32_t tile = query / p.tile_queries;
-    const std::int64_t begin = units_before + std::int64_t{tile} * work.key_tiles;
-    const auto first = static_cast<std::int32_t>(begin / per_block);
-    const auto last = static_cast<std::int32_t>((begin + work.key_tiles - 1) / per_block);
-    return {first + tiles_before + tile, last - first + 1};
+    return segment_range(units_before + tile * work.key_tiles, work.key_tiles, per_block, tiles_before + tile);
   }
 };
 
@@ -144,8 +140,8 @@ __device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std:
   part.sequence = p.batch.batch;
   part.row = row;
   part.count = end - row;
-  std::int64_t units = 0, before = 0;  // of this lane's sequences: all, and those in windows before the one sought
-  std::int32_t tiles = 0;
+  std::int32_t units = 0, tiles = 0;  // of this lane's sequences in earlier windows
+#pragma unroll 1
   for (std::int32_t first = 0; first < p.batch.batch; first += 32) {
     SequenceWindow window(p, first, lane);
     const std::uint32_t owner =
@@ -155,16 +151,14 @@ __device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std:
       part.sequence = first + at;
       part.view = window.view_of(at);
       if (!has_candidates) break;
-      window.scan(0, 0);
+      // Sequences in front of it, in this window and in earlier ones.
+      part.units_before = __reduce_add_sync(kAllLanes, units + (lane < at ? window.work.units() : 0));
+      part.tiles_before = __reduce_add_sync(kAllLanes, tiles + (lane < at ? window.work.query_tiles : 0));
       part.work = {__shfl_sync(kAllLanes, window.work.query_tiles, at),
                    __shfl_sync(kAllLanes, window.work.key_tiles, at)};
-      part.units_before = __shfl_sync(kAllLanes, window.units_before, at);
-      part.tiles_before = __shfl_sync(kAllLanes, window.tiles_before, at);
-    } else if (part.sequence == p.batch.batch) {
-      before += window.work.units();
-      tiles += window.work.query_tiles;
     }
     units += window.work.units();
+    tiles += window.work.query_tiles;
   }
   if (part.sequence == p.batch.batch) {
     part.position = -part.count;
@@ -172,13 +166,7 @@ __device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std:
   }
   part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
   part.position = part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
-  if (has_candidates) {
-    if (p.batch.batch > 32) {
-      part.units_before += warp_sum(before);
-      part.tiles_before += static_cast<std::int32_t>(warp_sum(tiles));
-    }
-    part.per_block = units_per_block(warp_sum(units), p.lists.blocks);
-  }
+  if (has_candidates) part.per_block = units_per_block(__reduce_add_sync(kAllLanes, units), p.lists.blocks);
   return part;
 }
 

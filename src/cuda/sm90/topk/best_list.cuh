@@ -48,17 +48,26 @@ class BestList {
 
   /// Called by all lanes; those without a candidate pass has_one = false.
   __device__ __forceinline__ void offer(bool has_one, Ranked candidate) {
-    const bool enters = has_one && candidate > worst_;
-    const std::uint32_t votes = __ballot_sync(kFullWarp, enters);
-    if (enters) memory_[size_ + __popc(votes & ((1u << lane_) - 1))] = candidate;
-    size_ += __popc(votes);
+    append(has_one && candidate > worst_, candidate);
     if (size_ > kCapacity - 32) keep_best();
+  }
+
+  /// The same without a look at `worst()`, where there is room.
+  __device__ __forceinline__ void append(bool has_one, Ranked candidate) {
+    const std::uint32_t votes = __ballot_sync(kFullWarp, has_one);
+    if (has_one) memory_[size_ + __popc(votes & ((1u << lane_) - 1))] = candidate;
+    size_ += __popc(votes);
+  }
+
+  /// Makes the list readable in pairs.
+  __device__ __forceinline__ void close() {
+    if (lane_ == 0 && size_ % 2 != 0) memory_[size_] = kNoCandidate;
+    __syncwarp();
   }
 
   /// Leaves the best `slots`, in descending order, or as many as there are.
   __device__ __forceinline__ void keep_best() {
-    if (lane_ == 0 && size_ % 2 != 0) memory_[size_] = kNoCandidate;  // read in pairs
-    __syncwarp();
+    close();
     if (size_ < slots_) return;
     if (size_ <= 32) {
       rank_rows<1>();

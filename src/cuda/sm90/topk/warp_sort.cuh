@@ -27,17 +27,6 @@ __device__ __forceinline__ float kth_largest(float value, int k, int lane) {
   return __shfl_sync(kFullWarp, sort_lanes<2>(value, lane, false), k - 1);
 }
 
-/// The same by counting: more instructions, but few that wait for one another.
-__device__ __forceinline__ float kth_largest_counted(float value, int k, int lane) {
-  int rank = 0;
-#pragma unroll
-  for (int i = 0; i < 32; ++i) {
-    const float other = __shfl_sync(kFullWarp, value, i);
-    rank += other > value || (other == value && i < lane);
-  }
-  return __shfl_sync(kFullWarp, value, __ffs(__ballot_sync(kFullWarp, rank == k - 1)) - 1);
-}
-
 /// The k-th largest of 64 values, two per lane; k <= 64. One half sorted down and the other up are one bitonic
 /// sequence, which a single exchange splits into the 32 largest and the 32 smallest.
 __device__ __forceinline__ float kth_largest(float a, float b, int k, int lane) {
