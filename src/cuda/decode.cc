@@ -1,6 +1,7 @@
 #include "cuda/decode.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "core/error.h"
 #include "cuda/call.h"
@@ -87,7 +88,7 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
   sm90::DecodeAttendParams p{};
   p.select = select;
   p.cluster_queries = static_cast<std::int32_t>(std::min<std::int64_t>(mean_queries(problem), sm90::kClusterQueries));
-  p.group_size = static_cast<std::int32_t>(plan.group_size);
+  p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
   p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
   p.q = t.q.data;

@@ -49,6 +49,11 @@ const sm90::SelectVariant& select_variant(const Plan& plan, bool stores_scores) 
 void run_select(const Problem& problem, Arena& arena, sm90::Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
+  if (plan.has_fp8_index()) {
+    fail(OPENMSA_UNSUPPORTED, "index_dtype: expected dtype for block_scores and for more than ", sm90::kDecodeQueries,
+         " query tokens per sequence on the CUDA backend, got e4m3 with total_q = ", problem.total_q,
+         " and batch = ", problem.batch);
+  }
   const sm90::SelectVariant& variant = select_variant(plan, present(t.block_scores));
   const SelectWorkspace workspace(arena, plan, variant.capacity);
 

@@ -108,22 +108,24 @@ __device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, cons
                                                RingPosition<Config::kStages>& ring, int lane) {
   using Tile = typename Config::Tile;
   const BatchView& batch = p.select.batch;
-  const int boxes = kPieceKeys / p.key_box_rows, ahead = 32 / boxes;  // pieces whose pages are looked up at once
+  const int log2_boxes = log2_of(kPieceKeys) - log2_of(p.key_box_rows), boxes = 1 << log2_boxes;
+  const int ahead = 32 >> log2_boxes;  // pieces whose pages are looked up at once
   for (std::int32_t first = pieces.begin; first < pieces.end; first += ahead * pieces.step) {
-    const std::int32_t mine = first + lane / boxes * pieces.step;
+    const std::int32_t mine = first + (lane >> log2_boxes) * pieces.step;
     std::int32_t page_ahead = 0;
-    if (batch.page_size != 0 && lane / boxes < ahead && mine < pieces.end) {
-      const std::int32_t key = piece_key<Config>(storage, pieces, mine) + lane % boxes * p.key_box_rows;
-      if (key < part.view.seqlen_k) page_ahead = batch.page(part.sequence, key / batch.page_size);
+    if (batch.page_size != 0 && mine < pieces.end) {
+      const std::int32_t key = piece_key<Config>(storage, pieces, mine) + (lane & (boxes - 1)) * p.key_box_rows;
+      if (key < part.view.seqlen_k) page_ahead = batch.page(part.sequence, key >> log2_of(batch.page_size));
     }
     for (int i = 0; i < ahead && first + i * pieces.step < pieces.end; ++i) {
       const std::int32_t key = piece_key<Config>(storage, pieces, first + i * pieces.step);
-      const std::int32_t page = __shfl_sync(kFullWarp, page_ahead, i * boxes + min(lane, boxes - 1));
+      const std::int32_t page = __shfl_sync(kFullWarp, page_ahead, (i << log2_boxes) + min(lane, boxes - 1));
       const std::int32_t used = min(kPieceKeys, part.view.seqlen_k - key);
       if (used <= 0) continue;
-      const int count = batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) / p.key_box_rows;
+      const int count = batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const std::int32_t token = key + lane * p.key_box_rows;
-      const KeyBox box{lane < count, batch.page_size == 0 ? part.view.k_row + key : token % batch.page_size, page};
+      const KeyBox box{lane < count, batch.page_size == 0 ? part.view.k_row + key : token & (batch.page_size - 1),
+                       page};
       std::uint64_t* const full = &storage.full[ring.stage];
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
       if (lane == 0) FullBarrier::arrive_and_expect_tx(full, 2 * count * p.key_box_rows * Config::kRowBytes);
@@ -279,7 +281,8 @@ __device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int
                                            std::uint32_t (&q)[Config::kDim / 16][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const std::int64_t query_head = head * p.group_size + min(half * 8 + lane / 4, p.group_size - 1);
+    const int group_size = 1 << p.log2_group_size;
+    const std::int64_t query_head = head * group_size + min(half * 8 + lane / 4, group_size - 1);
     const auto* const from =
         static_cast<const typename Config::Element*>(p.q) + row * p.q_strides[0] + query_head * p.q_strides[1];
 #pragma unroll
@@ -323,10 +326,11 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
                                              typename Config::Received& received, int rows) {
   constexpr int kSlices = Config::kKeySlices;
   const auto cluster = cooperative_groups::this_cluster();
-  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
-  const int share = Config::kVectors / blocks;
+  const int rank = static_cast<int>(cluster.block_rank());
+  const int log2_share = __ffs(Config::kVectors) - __ffs(static_cast<int>(cluster.num_blocks()));
   for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
     const int row = item / Config::kVectors, vector = item % Config::kVectors;
+    const int within = vector & ((1 << log2_share) - 1);
     float top = -INFINITY, total = 0;
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
@@ -339,9 +343,9 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
       total += weight * partial.sum[slice][row];
       sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
     }
-    auto* const to = cluster.map_shared_rank(&received, vector / share);
-    to->o[(rank * Config::kRows + row) * share + vector % share] = sum;
-    if (vector % share == 0) {
+    auto* const to = cluster.map_shared_rank(&received, vector >> log2_share);
+    to->o[((rank * Config::kRows + row) << log2_share) + within] = sum;
+    if (within == 0) {
       to->max[rank][row] = top;
       to->sum[rank][row] = total;
     }
@@ -354,10 +358,10 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
                                                 const QueryPart& part, std::int32_t head) {
   const auto cluster = cooperative_groups::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
-  const int share = Config::kVectors / blocks;
-  for (int item = threadIdx.x; item < part.count * p.group_size * share; item += Config::kThreads) {
-    const int vector = item % share, query = item / share / p.group_size, head_of_group = item / share % p.group_size;
-    const int row = query * 16 + head_of_group;
+  const int log2_share = __ffs(Config::kVectors) - __ffs(blocks);
+  for (int item = threadIdx.x; item < part.count << (p.log2_group_size + log2_share); item += Config::kThreads) {
+    const int vector = item & ((1 << log2_share) - 1), query = item >> (log2_share + p.log2_group_size);
+    const int head_of_group = item >> log2_share & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
     float top = -INFINITY, total = 0, sum[4] = {};
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
@@ -365,19 +369,19 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) {
       const float weight = exp2_approx(received.max[block][row] - shift);
-      const float4 o = received.o[(block * Config::kRows + row) * share + vector];
+      const float4 o = received.o[((block * Config::kRows + row) << log2_share) + vector];
       total += weight * received.sum[block][row];
       sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
     }
     const float inverse = 1 / total;
-    const std::int64_t token = part.row + query, query_head = head * p.group_size + head_of_group;
+    const std::int64_t token = part.row + query, query_head = (head << p.log2_group_size) + head_of_group;
     cutlass::Array<float, 4> scaled;
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
     const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
     const auto rounded = convert(scaled);
     auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
-                     query_head * p.o_strides[1] + (rank * share + vector) * 4;
+                     query_head * p.o_strides[1] + ((rank << log2_share) + vector) * 4;
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
     if (rank == 0 && vector == 0 && p.lse != nullptr) {
       constexpr float kLn2 = 0.693147181f;

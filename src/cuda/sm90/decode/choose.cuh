@@ -31,18 +31,19 @@ __device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, con
   return row;
 }
 
-/// What choose_blocks leaves in shared memory for each of up to kRows rows: forced kv_blocks, then others by rank.
+/// What choose_blocks leaves in shared memory for each of up to kRows rows: kv_blocks, ascending.
 template <int kRows>
 struct Chosen {
   std::int32_t blocks[kRows][kMaxTopk];
   std::int32_t counts[kRows];
 };
 
-/// Scratch memory of choose_blocks with kWarps warps: a list of each.
+/// Scratch memory of choose_blocks with kWarps warps: a list of each, and the chosen kv_blocks of each row by rank.
 template <int kWarps>
 struct ChoiceScratch {
   static constexpr int kCapacity = 128;
   alignas(16) Ranked lists[kWarps][kCapacity];
+  std::int32_t ranked[kWarps][kMaxTopk];
   int sizes[kWarps];
 };
 
@@ -149,7 +150,7 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
         search_candidates<ChoiceScratch<kWarps>::kCapacity>(row, team.part, team.parts, scratch.lists[warp], lane);
     if (lane == 0) scratch.sizes[warp] = size;
     if (team.part == team.parts - 1) {
-      std::int32_t* const to = chosen.blocks[team.row];
+      std::int32_t* const to = scratch.ranked[team.row];
       const int forced = rules.init + rules.local;
       for (int i = lane; i < forced; i += 32) to[i] = i < rules.init ? i : rules.end + i - rules.init;
       for (int i = lane; row.count == 0 && i < rules.slots; i += 32) to[forced + i] = rules.init + i;
@@ -159,23 +160,25 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
   __syncthreads();
   if (has_row) {
     rank_candidates(scratch, warp, team.first_warp, team.parts, rules.slots,
-                    chosen.blocks[team.row] + rules.init + rules.local, lane);
+                    scratch.ranked[team.row] + rules.init + rules.local, lane);
+  }
+  __syncthreads();
+  if (has_row && team.part == 0) {
+    const std::int32_t* const blocks = scratch.ranked[team.row];
+    for (int i = lane; i < chosen.counts[team.row]; i += 32) {
+      int before = 0;
+#pragma unroll 8
+      for (int other = 0; other < chosen.counts[team.row]; ++other) before += blocks[other] < blocks[i];
+      chosen.blocks[team.row][before] = blocks[i];
+    }
   }
   __syncthreads();
 }
 
-/// A row of topk_indices: `count` kv_blocks in ascending order, then -1.
+/// A row of topk_indices: `count` kv_blocks, then -1.
 __device__ __forceinline__ void store_choice(const std::int32_t* blocks, std::int32_t count, std::int32_t topk,
                                              std::int32_t* to, std::int64_t stride, int lane) {
-  for (int i = lane; i < topk; i += 32) {
-    if (i >= count) {
-      to[i * stride] = -1;
-      continue;
-    }
-    int rank = 0;
-    for (int other = 0; other < count; ++other) rank += blocks[other] < blocks[i];
-    to[rank * stride] = blocks[i];
-  }
+  for (int i = lane; i < topk; i += 32) to[i * stride] = i < count ? blocks[i] : -1;
 }
 
 }  // namespace openmsa::cuda::sm90

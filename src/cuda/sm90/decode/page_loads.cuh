@@ -7,12 +7,16 @@
 
 namespace openmsa::cuda::sm90 {
 
+/// Exponent of a power of two: pages, kv_blocks and boxes are such, and a division takes a warp longer than a load from
+/// shared memory.
+__device__ __forceinline__ int log2_of(std::int32_t power) { return 31 - __clz(power); }
+
 /// Page numbers of a sequence, 32 at a time, one per lane. Pages behind the end of the sequence are not looked up.
 class PageWindow {
  public:
   __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)
       : batch_(batch), sequence_(sequence), lane_(lane) {
-    if (batch.page_size != 0) pages_ = (seqlen_k + batch.page_size - 1) / batch.page_size;
+    if (batch.page_size != 0) pages_ = (seqlen_k + batch.page_size - 1) >> log2_of(batch.page_size);
   }
 
   /// Page `first + i` of the sequence in lane i, for i < count.
@@ -41,16 +45,14 @@ struct KeyBox {
   std::int32_t page;  // 0 for contiguous keys
 };
 
-/// Lane i's box of the keys [first, first + tile_keys), box_rows each; `count` boxes hold keys of the sequence.
+/// Lane i's box of the keys from `first` on, box_rows each: a page, or all keys of a tile where they are contiguous.
+/// `count` boxes hold keys of the sequence.
 __device__ __forceinline__ KeyBox key_box(const BatchView& batch, const SequenceView& view, PageWindow& pages,
                                           std::int32_t first, std::int32_t box_rows, int count, int lane) {
   const bool exists = lane < count;
   if (batch.page_size == 0) return {exists, view.k_row + first + lane * box_rows, 0};
   const std::int32_t token = first + lane * box_rows;
-  const int pages_wanted = (count * box_rows + batch.page_size - 1) / batch.page_size;
-  const std::int32_t page = pages.at(first / batch.page_size, pages_wanted);
-  const int source = lane * box_rows / batch.page_size;  // box_rows divides page_size
-  return {exists, token % batch.page_size, __shfl_sync(0xffffffffu, page, min(source, 31))};
+  return {exists, token & (batch.page_size - 1), pages.at(first >> log2_of(batch.page_size), count)};
 }
 
 /// Loads a box of keys of `head`, panel by panel: its rows of a tile begin at `to`.
@@ -74,10 +76,10 @@ __device__ __forceinline__ void load_scales(const BatchView& batch, const Sequen
 #pragma unroll
   for (int i = 0; i < kTileKeys / 32; ++i) {
     const int at = i * 32 + lane;
-    const std::int64_t page = __shfl_sync(0xffffffffu, box.page, at / box_rows);
+    const std::int64_t page = __shfl_sync(0xffffffffu, box.page, at >> log2_of(box_rows));
     if (first + at >= view.seqlen_k) continue;
-    const std::int64_t token =
-        batch.page_size == 0 ? view.k_row + first + at : page * batch.page_size + (first + at) % batch.page_size;
+    const std::int64_t token = batch.page_size == 0 ? view.k_row + first + at
+                                                    : page * batch.page_size + ((first + at) & (batch.page_size - 1));
     async_copy_4(to + at, scale.data + head * scale.head_stride + token * scale.token_stride);
   }
   async_arrive(full);

@@ -67,7 +67,7 @@ struct DecodeSelectParams {
 struct DecodeAttendParams {
   DecodeSelectParams select;  // the selection that follows from lists; without lists topk_indices are read
   std::int32_t cluster_queries;
-  std::int32_t group_size;
+  std::int32_t log2_group_size;
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)
   TokenScale k_scale;

@@ -76,7 +76,7 @@ __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, 
     for (int tile = segment.begin; tile < segment.end; ++tile, ring.advance()) {
       const std::int32_t first = tile * kKeyTile;
       const std::int32_t used = min(kKeyTile, segment.view.seqlen_k - first);
-      const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) / p.key_box_rows;
+      const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
