@@ -73,7 +73,7 @@ sm90::DecodeSelectParams score_keys(const Problem& problem, Arena& arena, sm90::
   p.index_q = t.index_q.data;
   p.q_row_stride = t.index_q.strides[0];
   p.q_head_stride = t.index_q.strides[1];
-  p.key_box_rows = plan.is_paged() ? plan.config.page_size : sm90::kKeyTile;
+  p.key_box_rows = plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
   p.index_k_scale = token_scale(t.index_k_scale);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);

@@ -45,13 +45,14 @@ struct KeyBox {
   std::int32_t page;  // 0 for contiguous keys
 };
 
-/// Lane i's box of the keys from `first` on, box_rows each: a page, or all keys of a tile where they are contiguous.
-/// `count` boxes hold keys of the sequence.
+/// Lane i's box of the keys from `first` on, box_rows each: at most a page, or all keys of a tile where they are
+/// contiguous. `count` boxes hold keys of the sequence.
 __device__ __forceinline__ KeyBox key_box(const BatchView& batch, const SequenceView& view, PageWindow& pages,
                                           std::int32_t first, std::int32_t box_rows, int count, int lane) {
   const bool exists = lane < count;
   if (batch.page_size == 0) return {exists, view.k_row + first + lane * box_rows, 0};
   const std::int32_t token = first + lane * box_rows;
+  // Either a box is a page, or the tile lies inside of one page.
   return {exists, token & (batch.page_size - 1), pages.at(first >> log2_of(batch.page_size), count)};
 }
 

@@ -11,7 +11,7 @@ namespace openmsa::cuda::sm90 {
 
 /// (query, head) rows of a query tile of the index branch, and of one that serves few of them.
 inline constexpr int kDecodeSelectRows = 64;
-inline constexpr int kDecodeSelectFewRows = 16;
+inline constexpr int kDecodeSelectFewRows = 8;
 inline constexpr int kDecodeSelectFewTopk = 32;
 /// Query tokens of each sequence, on average, of the calls that decode kernels serve.
 inline constexpr int kDecodeQueries = 16;

@@ -1,4 +1,4 @@
-// The queries of 16 columns as the right operand of mma.sync, read from global memory into registers.
+// The queries of 8 or 16 columns as the right operand of mma.sync, read from global memory into registers.
 #pragma once
 
 #include <cuda_fp8.h>
@@ -8,16 +8,16 @@
 
 namespace openmsa::cuda::sm90 {
 
-/// fragments[step][2 n + half]: column 8 n + g of 16, bytes 32 step + 16 half + 4 t.
-template <class Element, int kSteps>
+/// fragments[step][2 n + half]: column 8 n + g, bytes 32 step + 16 half + 4 t.
+template <class Element, int kSteps, int kColumnTiles>
 struct QueryFragments {
-  std::uint32_t fragments[kSteps][4];
+  std::uint32_t fragments[kSteps][2 * kColumnTiles];
 
   /// offset(column): of the column's first element.
   template <class Offset>
   __device__ __forceinline__ void load(const Element* q, int lane, Offset offset) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kColumnTiles; ++n) {
       const Element* const column = q + offset(8 * n + lane / 4) + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < 2 * kSteps; ++i) {
@@ -29,14 +29,14 @@ struct QueryFragments {
 
 /// Rounded to e4m3, each column by 448 over its largest magnitude: a product's sums are too large by that factor,
 /// which is the same for all keys and no matter for their order.
-template <int kSteps>
-struct QueryFragments<cutlass::float_e4m3_t, kSteps> {
-  std::uint32_t fragments[kSteps][4];
+template <int kSteps, int kColumnTiles>
+struct QueryFragments<cutlass::float_e4m3_t, kSteps, kColumnTiles> {
+  std::uint32_t fragments[kSteps][2 * kColumnTiles];
 
   template <class Query, class Offset>
   __device__ __forceinline__ void load(const Query* q, int lane, Offset offset) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kColumnTiles; ++n) {
       const Query* const column = q + offset(8 * n + lane / 4) + lane % 4 * 4;
       float values[2 * kSteps][4];
       float largest = 0;

@@ -1,19 +1,20 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams tiles of 128 index keys; four or eight warps multiply
-// each of them with all (query, head) rows of the query tile, keys as the rows of the product and queries as its
-// columns, which they keep in registers. A warp has 32 or 64 keys of a tile for 16 rows; the maximum over its keys goes
-// to a board in shared memory, and when the board is full or the segment ends, warps pick the best candidates of each
-// row.
+// A block walks along its segments (split.h). One warp streams pieces of 64 index keys; the others multiply them with
+// the (query, head) rows of the query tile, keys as the rows of the product and queries as its columns, which they keep
+// in registers: 8 columns, or 16 of 64. Groups of warps that share out all columns take the pieces in turn, so that a
+// warp's waits fall together with another's products. The maximum over a piece goes to a board in shared memory, and
+// when the board is full or the segment ends, warps pick the best candidates of each row.
 //
 //   barrier     arrivals                      waited on by   guards
-//   full[i]     producer + bytes of the keys  consumers      keys of stage i have arrived
+//   full[i]     producer + bytes of the keys  one group      keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
-//   empty[i]    one lane of each consumer     producer       all consumers are done with stage i
+//   empty[i]    one lane of each warp of      producer       its group is done with stage i
+//               the group
 //   named 1     all consumers                 the same       the board has been written / has been read
 //
-// Bound by memory: a tile of 32 KB takes an SM about 1800 cycles of its share of the bandwidth; 64 rows of products
-// with it 1000 cycles of mma.sync, 4 rows 250.
+// Bound by memory: a piece of 16 KB takes an SM about 900 cycles of its share of the bandwidth; products with it take
+// one warp 300 to 600 cycles, of which three groups (8 rows) or two (64 rows) work side by side.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -39,31 +40,35 @@ struct DecodeSelectConfig {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
   static constexpr int kSteps = kRowBytes / kStepBytes;
   static constexpr bool kIsQuantized = sizeof(Key) == 1;
-  using Tile = SwizzledTile<kKeyTile, kRowBytes>;
+  using Tile = SwizzledTile<kPieceKeys, kRowBytes>;
 
   // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
   static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
-  static constexpr int kConsumers = kIsSmall ? 4 : 8;  // warps
+  static constexpr int kConsumers = kIsSmall ? 3 : 8;  // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
-  static constexpr int kRowSlices = kRows / 16;
-  static constexpr int kKeySlices = kConsumers / kRowSlices;
-  static constexpr int kSliceKeys = kKeyTile / kKeySlices;
-  static_assert(kSliceKeys <= 64, "a slice's keys belong to one kv_block");
+  static constexpr int kColumns = kIsSmall ? 8 : 16;  // of a warp
+  static constexpr int kColumnTiles = kColumns / 8;
+  static constexpr int kGroupWarps = kRows / kColumns;
+  static constexpr int kGroups = kConsumers / kGroupWarps;
+  using Queries = QueryFragments<Key, kSteps, kColumnTiles>;
 
-  static constexpr int kStageBytes = kKeyTile * kRowBytes;
-  static constexpr int kStages = ((kIsSmall ? 96 : 128) << 10) / (kStageBytes < 16384 ? 16384 : kStageBytes);
-  static constexpr int kBoardTiles = kIsSmall ? 16 : 32;
+  static constexpr int kStageBytes = kPieceKeys * kRowBytes;
+  static constexpr int kStages = ((kIsSmall ? 96 : 128) << 10) / (kStageBytes < 8192 ? 8192 : kStageBytes);
+  static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
+  static constexpr int kBoardPieces = 64;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
-    alignas(16) float k_scale[kStages][kKeyTile];
-    float board[kKeySlices][kRows][kBoardTiles];
+    alignas(16) float k_scale[kStages][kPieceKeys];
+    float board[kRows][kBoardPieces];
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
   };
 };
+
+inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
 
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, const CUtensorMap& map_k,
@@ -73,9 +78,9 @@ __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, 
   Segment segment;
   while (walk.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
-    for (int tile = segment.begin; tile < segment.end; ++tile, ring.advance()) {
-      const std::int32_t first = tile * kKeyTile;
-      const std::int32_t used = min(kKeyTile, segment.view.seqlen_k - first);
+    for (int piece = segment.begin * kTilePieces; piece < segment.end * kTilePieces; ++piece, ring.advance()) {
+      const std::int32_t first = piece * kPieceKeys;
+      const std::int32_t used = max(0, min(kPieceKeys, segment.view.seqlen_k - first));
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
@@ -89,54 +94,41 @@ __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, 
         load_box<Config::Tile, typename Config::Key>(map_k, full, to, 0, box);
       }
       if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-        load_scales<kKeyTile>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
-                              storage.k_scale[ring.stage], full, lane);
+        load_scales<kPieceKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
+                                storage.k_scale[ring.stage], full, lane);
       }
     }
   }
 }
 
-/// Where a warp stands in the products: 16 of the tile's rows and a slice of its keys.
+/// Maxima over the keys of a stage: top[n][c] of this warp's column 8 n + 2 t + c, in every lane of the same t. Keys
+/// from `limits` of a column on do not count; a column without a number gets NaN.
 template <class Config>
-struct WarpSlice {
-  int row, key;  // slice numbers
-  int lane;
-
-  __device__ __forceinline__ WarpSlice(int warp, int lane)
-      : row(warp % Config::kRowSlices), key(warp / Config::kRowSlices), lane(lane) {}
-  __device__ __forceinline__ int first_row() const { return row * 16; }
-  __device__ __forceinline__ int first_key() const { return key * Config::kSliceKeys; }
-};
-
-/// Maxima of this warp's keys: top[n][c] of the tile's row 16 slice.row + 8 n + 2 t + c, in every lane of the same t.
-/// Keys from `limits` of a row on do not count; a row without a number gets NaN.
-template <class Config>
-__device__ __forceinline__ void slice_max(const typename Config::Storage& storage, int stage,
-                                          const QueryFragments<typename Config::Key, Config::kSteps>& q,
-                                          const WarpSlice<Config>& slice, const int (&limits)[2][2], bool all_visible,
-                                          bool scaled, float (&top)[2][2]) {
-  const int g = slice.lane / 4;
+__device__ __forceinline__ void piece_max(const typename Config::Storage& storage, int stage,
+                                          const typename Config::Queries& q,
+                                          const int (&limits)[Config::kColumnTiles][2], bool all_visible, bool scaled,
+                                          float (&top)[Config::kColumnTiles][2], int lane) {
+  constexpr int kTiles = Config::kColumnTiles;
 #pragma unroll
-  for (int n = 0; n < 2; ++n) top[n][0] = NAN, top[n][1] = NAN;
+  for (int n = 0; n < kTiles; ++n) top[n][0] = NAN, top[n][1] = NAN;
 #pragma unroll
-  for (int first = 0; first < Config::kSliceKeys; first += 16) {
-    const int key = slice.first_key() + first;
-    float acc[2][4] = {};
+  for (int key = 0; key < kPieceKeys; key += 16) {
+    float acc[kTiles][4] = {};
 #pragma unroll
     for (int step = 0; step < Config::kSteps; ++step) {
       std::uint32_t keys[4];
-      Config::Tile::load(storage.k[stage], key, step * kStepBytes, slice.lane, keys);
+      Config::Tile::load(storage.k[stage], key, step * kStepBytes, lane, keys);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (int n = 0; n < kTiles; ++n) {
         warp_mma<typename Config::Key>(acc[n], keys, q.fragments[step][2 * n], q.fragments[step][2 * n + 1]);
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // acc[n][i]: key g + 8 (i / 2), column 2 t + i % 2
-      const int at = key + g + i / 2 * 8;
+      const int at = key + lane / 4 + i / 2 * 8;
       const float scale = Config::kIsQuantized && scaled ? storage.k_scale[stage][at] : 1;
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (int n = 0; n < kTiles; ++n) {
         const float score = Config::kIsQuantized ? acc[n][i] * scale : acc[n][i];
         const bool counts = all_visible || at < limits[n][i % 2];
         top[n][i % 2] = fmaxf(top[n][i % 2], counts ? score : NAN);
@@ -146,7 +138,7 @@ __device__ __forceinline__ void slice_max(const typename Config::Storage& storag
 #pragma unroll
   for (int distance = 4; distance < 32; distance *= 2) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) top[n][c] = fmaxf(top[n][c], __shfl_xor_sync(kAllLanes, top[n][c], distance));
     }
@@ -158,7 +150,8 @@ __device__ __forceinline__ void slice_max(const typename Config::Storage& storag
 template <class Config>
 __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
                                            const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
-  const int blocks_per_tile = kKeyTile / p.rules.block_size, slices = Config::kKeySlices / blocks_per_tile;
+  const int log2_pieces = log2_of(p.rules.block_size) - log2_of(kPieceKeys);  // of a kv_block
+  const int blocks_per_tile = kTilePieces >> log2_pieces;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
   const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
   const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept;
@@ -166,11 +159,10 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + row / p.heads;
     const Candidates candidates(p.rules, position);
     const auto ranked = [&](int at) {  // the board's `at`-th kv_block; kNoCandidate where it does not compete
-      const int tile = at / blocks_per_tile, block = begin * blocks_per_tile + at;
-      if (tile >= tiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
-      float score = NAN;
-      for (int s = 0; s < slices; ++s)
-        score = fmaxf(score, storage.board[at % blocks_per_tile * slices + s][row][tile]);
+      const int block = begin * blocks_per_tile + at, first = at << log2_pieces;
+      if (first >= tiles * kTilePieces || block < candidates.init || block >= candidates.end) return kNoCandidate;
+      float score = storage.board[row][first];
+      if (log2_pieces > 0) score = fmaxf(score, storage.board[row][first + 1]);
       return rank_of(score, block);
     };
     Ranked* const to = p.lists.row(segment.range, row, kept) + segment.number * kept;
@@ -196,7 +188,9 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
 template <class Config>
 __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
                                                    int warp, int lane) {
-  const WarpSlice<Config> slice(warp, lane);
+  constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
+  const int first_column = warp % Config::kGroupWarps * Config::kColumns;
+  int turn = warp / Config::kGroupWarps;  // pieces until this warp's next one
   RingPosition<Config::kStages> ring;
   SegmentWalk walk(p, lane);
   Segment segment;
@@ -205,34 +199,36 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
     const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
     const int first_position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query;
 
-    QueryFragments<typename Config::Key, Config::kSteps> q;
+    typename Config::Queries q;
     q.load(static_cast<const typename Config::Query*>(p.index_q), lane, [&](int column) {
-      const int row = min(slice.first_row() + column, queries * p.heads - 1);  // rows past the tile repeat the last one
+      const int row = min(first_column + column, queries * p.heads - 1);  // rows past the tile repeat the last one
       return (first_row + row / p.heads) * p.q_row_stride + row % p.heads * p.q_head_stride;
     });
-    int limits[2][2];  // keys that each column of the product sees
+    int limits[Config::kColumnTiles][2];  // keys that each column of the product sees
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = slice.first_row() + i / 2 * 8 + lane % 4 * 2 + i % 2;
+    for (int i = 0; i < 2 * Config::kColumnTiles; ++i) {
+      const int row = first_column + i / 2 * 8 + lane % 4 * 2 + i % 2;
       limits[i / 2][i % 2] = first_position + row / p.heads + 1;
     }
 
-    for (int begin = segment.begin; begin < segment.end; begin += Config::kBoardTiles) {
-      const int tiles = min(Config::kBoardTiles, segment.end - begin);
-      for (int i = 0; i < tiles; ++i, ring.advance()) {
-        const int first_key = (begin + i) * kKeyTile;
-        int left[2][2];
+    for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
+      const int tiles = min(kBoardTiles, segment.end - begin);
+      for (int i = 0; i < tiles * kTilePieces; ++i, ring.advance()) {
+        if (turn-- > 0) continue;
+        turn = Config::kGroups - 1;
+        const int first_key = begin * kKeyTile + i * kPieceKeys;
+        int left[Config::kColumnTiles][2];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) left[j / 2][j % 2] = limits[j / 2][j % 2] - first_key;
-        float top[2][2];
+        for (int j = 0; j < 2 * Config::kColumnTiles; ++j) left[j / 2][j % 2] = limits[j / 2][j % 2] - first_key;
+        float top[Config::kColumnTiles][2];
         FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-        slice_max<Config>(storage, ring.stage, q, slice, left, first_key + kKeyTile <= first_position + 1,
-                          p.index_k_scale.is_per_token(), top);
+        piece_max<Config>(storage, ring.stage, q, left, first_key + kPieceKeys <= first_position + 1,
+                          p.index_k_scale.is_per_token(), top, lane);
         if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
         if (lane < 4) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            storage.board[slice.key][slice.first_row() + j / 2 * 8 + lane * 2 + j % 2][i] = top[j / 2][j % 2];
+          for (int j = 0; j < 2 * Config::kColumnTiles; ++j) {
+            storage.board[first_column + j / 2 * 8 + lane * 2 + j % 2][i] = top[j / 2][j % 2];
           }
         }
       }
@@ -244,14 +240,14 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 3 : 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 4 : 1)
     decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&map_k);
-    init_ring(storage.full, storage.empty, Config::kConsumers, p.index_k_scale.is_per_token() ? 33 : 1);
+    init_ring(storage.full, storage.empty, Config::kGroupWarps, p.index_k_scale.is_per_token() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
