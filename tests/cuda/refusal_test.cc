@@ -74,7 +74,7 @@ TEST_F(RefusedCall, ResultsInAnotherDtype) {
   expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
 }
 
-/// fp8 index keys are for decode calls, which block_scores has none of.
+/// Decode calls alone take fp8 index keys, and block_scores never does.
 TEST_F(RefusedCall, Fp8IndexKeysOutsideOfDecode) {
   for (const bool is_paged : {false, true}) {
     LayerShape shape = served_shape();
