@@ -5,6 +5,7 @@
 
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
@@ -32,12 +33,6 @@ struct Feature {
 class RefusedPlan : public OnHopperWith<Feature> {};
 INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
                          testing::Values(Feature{"dtype", [](Config& c) { c.dtype = OPENMSA_FLOAT32; }},
-                                         Feature{"kv_dtype",
-                                                 [](Config& c) {
-                                                   c.page_size = 16;
-                                                   c.kv_dtype = OPENMSA_FLOAT8_E4M3;
-                                                 }},
-                                         Feature{"index_dtype", [](Config& c) { c.index_dtype = OPENMSA_FLOAT8_E4M3; }},
                                          Feature{"head_dim", [](Config& c) { c.head_dim = 40; }},
                                          Feature{"index_dim", [](Config& c) { c.index_dim = 32; }},
                                          Feature{"block_size", [](Config& c) { c.block_size = 32; }},
@@ -77,6 +72,31 @@ TEST_F(RefusedCall, RowsThatTheCopyEngineCannotRead) {
 
 TEST_F(RefusedCall, ResultsInAnotherDtype) {
   expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
+}
+
+/// Decode calls alone take fp8 index keys, and block_scores never does.
+TEST_F(RefusedCall, Fp8IndexKeysOutsideOfDecode) {
+  for (const bool is_paged : {false, true}) {
+    LayerShape shape = served_shape();
+    shape.page_size = is_paged ? 16 : 0;
+    shape.index_dtype = OPENMSA_FLOAT8_E4M3;
+    if (is_paged) shape.kv_dtype = OPENMSA_FLOAT8_E4M3;
+    shape.seqlens_k = {90, 40};
+    const auto expect_refused = [&](openmsa_op op) {
+      const DeviceCall call(make_layer(shape), op);
+      const TensorMap before = call.results();
+      expect_refusal(OPENMSA_UNSUPPORTED, "index_dtype: expected", [&] { call.enqueue(); });
+      expect_same_bits(call.results(), before);
+    };
+    shape.seqlens_q = {31, 2};  // more than 16 per sequence
+    for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) expect_refused(op);
+    shape.seqlens_q = {1, 1};
+    expect_refused(OPENMSA_OP_BLOCK_SCORES);
+    shape.seqlens_q = {31, 1};
+    for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) {
+      EXPECT_NO_THROW(run_on_device(make_layer(shape), op));
+    }
+  }
 }
 
 TEST_F(RefusedCall, ShapesThatContradictThePlan) {

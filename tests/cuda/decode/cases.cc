@@ -19,6 +19,25 @@ constexpr Row kRows[] = {
     {OPENMSA_FLOAT16, 64, 2, 128, 64, 64, 2, 0, 1, 0},
 };
 
+constexpr Row kFp8Rows[] = {
+    {OPENMSA_BFLOAT16, 2, 1, 64, 128, 64, 3, 0, 1, 16}, {OPENMSA_FLOAT16, 2, 4, 128, 64, 64, 16, 0, 1, 32},
+    {OPENMSA_FLOAT16, 2, 16, 64, 64, 128, 3, 0, 1, 64}, {OPENMSA_BFLOAT16, 1, 16, 128, 128, 128, 16, 0, 1, 128},
+    {OPENMSA_BFLOAT16, 3, 4, 128, 64, 64, 3, 1, 1, 64}, {OPENMSA_FLOAT16, 2, 1, 64, 128, 128, 16, 0, 2, 16},
+};
+
+LayerShape layer_shape(const Row& row) {
+  return {.dtype = row.dtype,
+          .num_heads_q = row.num_heads_kv * row.group_size,
+          .num_heads_kv = row.num_heads_kv,
+          .head_dim = row.head_dim,
+          .index_dim = row.index_dim,
+          .block_size = row.block_size,
+          .topk = row.topk,
+          .num_init_blocks = row.num_init_blocks,
+          .num_local_blocks = row.num_local_blocks,
+          .page_size = row.page_size};
+}
+
 }  // namespace
 
 LayerShape decode_batch(LayerShape shape) {
@@ -32,17 +51,27 @@ LayerShape decode_batch(LayerShape shape) {
 
 std::vector<NamedShape> decode_shapes() {
   std::vector<NamedShape> result;
-  for (const Row& row : kRows) {
-    result.push_back(named("", decode_batch({.dtype = row.dtype,
-                                             .num_heads_q = row.num_heads_kv * row.group_size,
-                                             .num_heads_kv = row.num_heads_kv,
-                                             .head_dim = row.head_dim,
-                                             .index_dim = row.index_dim,
-                                             .block_size = row.block_size,
-                                             .topk = row.topk,
-                                             .num_init_blocks = row.num_init_blocks,
-                                             .num_local_blocks = row.num_local_blocks,
-                                             .page_size = row.page_size})));
+  for (const Row& row : kRows) result.push_back(named("", decode_batch(layer_shape(row))));
+  return result;
+}
+
+std::vector<NamedShape> fp8_decode_shapes() {
+  struct KeyDtypes {
+    openmsa_dtype kv, index;
+  };
+  constexpr openmsa_dtype kFp8 = OPENMSA_FLOAT8_E4M3;
+  std::vector<NamedShape> result;
+  for (const Row& row : kFp8Rows) {
+    for (const KeyDtypes& dtypes : {KeyDtypes{kFp8, {}}, {{}, kFp8}, {kFp8, kFp8}}) {
+      for (const Scales scales : {Scales::kNone, Scales::kOne, Scales::kPerToken}) {
+        LayerShape shape = layer_shape(row);
+        shape.kv_dtype = dtypes.kv;
+        shape.index_dtype = dtypes.index;
+        shape.scales = scales;
+        shape.seqlens_k = {row.block_size + 1, 0, (row.topk + 3) * row.block_size - 1};
+        result.push_back(named("", shape));
+      }
+    }
   }
   return result;
 }

@@ -14,6 +14,10 @@ LayerShape decode_batch(LayerShape shape);
 /// each as a decode_batch.
 std::vector<NamedShape> decode_shapes();
 
+/// Paged layers with fp8 caches of k and v, fp8 index keys, and both, each without a scale, with one, and with one per
+/// token. How many queries the sequences have is the test's choice.
+std::vector<NamedShape> fp8_decode_shapes();
+
 class DecodeShapes : public OnHopperWith<NamedShape> {};
 
 }  // namespace openmsa::test
