@@ -208,7 +208,7 @@ typedef struct openmsa_tensors {
   openmsa_tensor v_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
   openmsa_tensor index_k_cache; /* [num_pages, page_size, index_dim] */
 
-  /* scales of fp8 keys, fp32: absent, [1], or per token */
+  /* scales of fp8 keys, fp32, positive: absent, [1], or per token */
   openmsa_tensor k_scale;       /* [num_heads_kv, num_pages * page_size] */
   openmsa_tensor v_scale;       /* [num_heads_kv, num_pages * page_size] */
   openmsa_tensor index_k_scale; /* [num_pages * page_size], or contiguous [total_k]. One number is always [1] */
