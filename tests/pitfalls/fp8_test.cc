@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "core/dtype.h"
 #include "core/row_scale.h"
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
