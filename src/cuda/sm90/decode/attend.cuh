@@ -2,13 +2,10 @@
 //
 // A cluster of blocks takes a few query rows of one sequence and one KV head. Each of its blocks chooses the kv_blocks
 // from the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th
-// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold the 16 heads of one query each, and
-// one of kKeySlices slices of the piece's keys, with a running softmax of their own. At the end the partial results of
-// all slices and blocks lie in the shared memory of the cluster, and every block combines a part of the channels from
-// there:
-//
-//   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),   i over slices,
-//   blocks
+// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold the heads of one query each, and
+// one of kKeySlices slices of the piece's keys, with a running softmax of their own (warp_attention.cuh). At the end
+// the partial results are sent through the shared memory of the cluster, where every block combines some of the
+// channels (combine.cuh).
 //
 //   barrier     arrivals                         waited on by   guards
 //   full[i]     producer + bytes of k and v      consumers      stage i has arrived
@@ -26,9 +23,10 @@
 #include <cute/arch/cluster_sm90.hpp>
 
 #include "cuda/sm90/decode/cached_keys.cuh"
+#include "cuda/sm90/decode/combine.cuh"
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/query_union.cuh"
-#include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/decode/warp_attention.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 
 namespace openmsa::cuda::sm90 {
@@ -150,149 +148,6 @@ __device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, cons
   }
 }
 
-/// Running attention of a warp's 16 rows; a thread has rows g and g + 8.
-template <class Config>
-struct WarpAttention {
-  float max[2] = {-INFINITY, -INFINITY};  // base 2
-  float sum[2] = {0, 0};                  // of this thread's columns
-  float unit = 0;                         // of o: the largest v_scale so far, where tokens have one each
-  float o[Config::kDim / 8][4] = {};
-
-  /// Keys [key, key + kChunkKeys) of a stage, of which the query sees those below `end`.
-  __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
-                                      const std::uint32_t (&q)[Config::kDim / 16][4], int end,
-                                      const DecodeAttendParams& p, float scale_log2, int lane) {
-    constexpr int kTiles = Config::kChunkKeys / 8;
-    float s[kTiles][4] = {};
-#pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      Config::Keys::add_scores(storage.stages[stage].k, key + n * 8, q, lane, s[n], s[n + 1]);
-    }
-    float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = key + n * 8 + lane % 4 * 2 + i % 2;
-        float scale = scale_log2;
-        if constexpr (Config::kIsQuantized) {
-          if (p.k_scale.is_per_token()) scale *= storage.k_scale[stage][at];
-        }
-        s[n][i] = at < end ? s[n][i] * scale : -INFINITY;
-        top[i / 2] = fmaxf(top[i / 2], s[n][i]);
-      }
-    }
-    float alpha[2], shift[2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float new_max = fmaxf(max[row], quad_max(top[row]));
-      shift[row] = finite_shift(new_max);
-      alpha[row] = exp2_approx(max[row] - shift[row]);
-      max[row] = new_max;
-      sum[row] *= alpha[row];
-    }
-    float value_scale[kTiles][2];
-    const bool has_value_scale = Config::kIsQuantized && p.v_scale.is_per_token();
-    if (has_value_scale) load_value_scales(storage.v_scale[stage], key, end, value_scale, alpha, lane);
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        s[n][i] = exp2_approx(s[n][i] - shift[i / 2]);
-        sum[i / 2] += s[n][i];
-        if (has_value_scale) s[n][i] *= value_scale[n][i % 2];
-      }
-    }
-    if (__any_sync(kFullWarp, alpha[0] != 1 || alpha[1] != 1)) {
-#pragma unroll
-      for (int n = 0; n < Config::kDim / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][i] *= alpha[i / 2];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      const std::uint32_t weights[4] = {pack(s[n][0], s[n][1]), pack(s[n][2], s[n][3]), pack(s[n + 1][0], s[n + 1][1]),
-                                        pack(s[n + 1][2], s[n + 1][3])};
-      Config::Keys::add_values(storage.stages[stage].v, key + n * 8, end, weights, lane, o);
-    }
-  }
-
-  __device__ __forceinline__ void store(typename Config::Partial& partial, int slice, int first_row, float value_scale,
-                                        int lane) const {
-    const int row = first_row + lane / 4;
-    const float factor = unit > 0 ? unit * value_scale : value_scale;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float total = quad_sum(sum[half]);
-      if (lane % 4 == 0) {
-        partial.max[slice][row + half * 8] = max[half];
-        partial.sum[slice][row + half * 8] = total;
-      }
-#pragma unroll
-      for (int n = 0; n < Config::kDim / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          partial.o[slice][row + half * 8][Config::Keys::value_channel(n, c, lane)] = o[n][half * 2 + c] * factor;
-        }
-      }
-    }
-  }
-
- private:
-  /// v_scale of this thread's columns as shares of the largest so far, so that p times it keeps to the range of 16
-  /// bits.
-  __device__ __forceinline__ void load_value_scales(const float* scales, int key, int end,
-                                                    float (&shares)[Config::kChunkKeys / 8][2], float (&alpha)[2],
-                                                    int lane) {
-    float largest = unit;
-#pragma unroll
-    for (int n = 0; n < Config::kChunkKeys / 8; ++n) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int at = key + n * 8 + lane % 4 * 2 + c;
-        shares[n][c] = at < end ? scales[at] : 0;
-        largest = fmaxf(largest, shares[n][c]);
-      }
-    }
-    largest = quad_max(largest);
-    const float inverse = largest > 0 ? 1 / largest : 0;
-#pragma unroll
-    for (int n = 0; n < Config::kChunkKeys / 8; ++n) shares[n][0] *= inverse, shares[n][1] *= inverse;
-    // From here on o counts in units of `largest`; the sums of probabilities do not.
-    alpha[0] *= unit * inverse;
-    alpha[1] *= unit * inverse;
-    unit = largest;
-  }
-
-  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
-    const cutlass::NumericArrayConverter<typename Config::Element, float, 2> convert;
-    cutlass::Array<float, 2> pair;
-    pair[0] = low;
-    pair[1] = high;
-    const auto rounded = convert(pair);
-    return reinterpret_cast<const std::uint32_t&>(rounded);
-  }
-};
-
-/// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows.
-template <class Config>
-__device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int64_t row, std::int32_t head, int lane,
-                                           std::uint32_t (&q)[Config::kDim / 16][4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int group_size = 1 << p.log2_group_size;
-    const std::int64_t query_head = head * group_size + min(half * 8 + lane / 4, group_size - 1);
-    const auto* const from =
-        static_cast<const typename Config::Element*>(p.q) + row * p.q_strides[0] + query_head * p.q_strides[1];
-#pragma unroll
-    for (int step = 0; step < Config::kDim / 16; ++step) {
-      q[step][half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, false, lane));
-      q[step][2 + half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, true, lane));
-    }
-  }
-}
-
 template <class Config>
 __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, typename Config::Storage& storage,
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
@@ -317,77 +172,6 @@ __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, type
     __syncwarp();
     if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
     ring.advance();
-  }
-}
-
-/// Sends the sum of this block's slices to where it is combined: every block of the cluster has some channels.
-template <class Config>
-__device__ __forceinline__ void send_partial(const typename Config::Partial& partial,
-                                             typename Config::Received& received, int rows) {
-  constexpr int kSlices = Config::kKeySlices;
-  const auto cluster = cooperative_groups::this_cluster();
-  const int rank = static_cast<int>(cluster.block_rank());
-  const int log2_share = __ffs(Config::kVectors) - __ffs(static_cast<int>(cluster.num_blocks()));
-  for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
-    const int row = item / Config::kVectors, vector = item % Config::kVectors;
-    const int within = vector & ((1 << log2_share) - 1);
-    float top = -INFINITY, total = 0;
-#pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
-    const float shift = finite_shift(top);
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) {
-      const float weight = exp2_approx(partial.max[slice][row] - shift);
-      const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
-      total += weight * partial.sum[slice][row];
-      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
-    }
-    auto* const to = cluster.map_shared_rank(&received, vector >> log2_share);
-    to->o[((rank * Config::kRows + row) << log2_share) + within] = sum;
-    if (within == 0) {
-      to->max[rank][row] = top;
-      to->sum[rank][row] = total;
-    }
-  }
-}
-
-/// Combines this block's channels of all rows, four at a time, from what the cluster has sent.
-template <class Config>
-__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, const typename Config::Received& received,
-                                                const QueryPart& part, std::int32_t head) {
-  const auto cluster = cooperative_groups::this_cluster();
-  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
-  const int log2_share = __ffs(Config::kVectors) - __ffs(blocks);
-  for (int item = threadIdx.x; item < part.count << (p.log2_group_size + log2_share); item += Config::kThreads) {
-    const int vector = item & ((1 << log2_share) - 1), query = item >> (log2_share + p.log2_group_size);
-    const int head_of_group = item >> log2_share & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
-    float top = -INFINITY, total = 0, sum[4] = {};
-#pragma unroll 4
-    for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
-    const float shift = finite_shift(top);
-#pragma unroll 4
-    for (int block = 0; block < blocks; ++block) {
-      const float weight = exp2_approx(received.max[block][row] - shift);
-      const float4 o = received.o[((block * Config::kRows + row) << log2_share) + vector];
-      total += weight * received.sum[block][row];
-      sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
-    }
-    const float inverse = 1 / total;
-    const std::int64_t token = part.row + query, query_head = (head << p.log2_group_size) + head_of_group;
-    cutlass::Array<float, 4> scaled;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
-    const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
-    const auto rounded = convert(scaled);
-    auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
-                     query_head * p.o_strides[1] + ((rank << log2_share) + vector) * 4;
-    *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
-    if (rank == 0 && vector == 0 && p.lse != nullptr) {
-      constexpr float kLn2 = 0.693147181f;
-      p.lse[token * p.lse_strides[0] + query_head * p.lse_strides[1]] =
-          top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
-    }
   }
 }
 

@@ -1,0 +1,87 @@
+// Partial results of a cluster's warps and blocks, put together:
+//
+//   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),   i over slices,
+//   blocks
+//
+// Every block sums its own slices and sends the sum, channel by channel, to the block that combines those channels.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "cuda/sm90/decode/walk.cuh"
+#include "cuda/sm90/tile/attention_tile.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Sends the sum of this block's slices to where it is combined: every block of the cluster has some channels.
+template <class Config>
+__device__ __forceinline__ void send_partial(const typename Config::Partial& partial,
+                                             typename Config::Received& received, int rows) {
+  constexpr int kSlices = Config::kKeySlices;
+  const auto cluster = cooperative_groups::this_cluster();
+  const int rank = static_cast<int>(cluster.block_rank());
+  const int log2_share = __ffs(Config::kVectors) - __ffs(static_cast<int>(cluster.num_blocks()));
+  for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
+    const int row = item / Config::kVectors, vector = item % Config::kVectors;
+    const int within = vector & ((1 << log2_share) - 1);
+    float top = -INFINITY, total = 0;
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
+    const float shift = finite_shift(top);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+      const float weight = exp2_approx(partial.max[slice][row] - shift);
+      const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
+      total += weight * partial.sum[slice][row];
+      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
+    }
+    auto* const to = cluster.map_shared_rank(&received, vector >> log2_share);
+    to->o[((rank * Config::kRows + row) << log2_share) + within] = sum;
+    if (within == 0) {
+      to->max[rank][row] = top;
+      to->sum[rank][row] = total;
+    }
+  }
+}
+
+/// Combines this block's channels of all rows, four at a time, from what the cluster has sent.
+template <class Config>
+__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, const typename Config::Received& received,
+                                                const QueryPart& part, std::int32_t head) {
+  const auto cluster = cooperative_groups::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
+  const int log2_share = __ffs(Config::kVectors) - __ffs(blocks);
+  for (int item = threadIdx.x; item < part.count << (p.log2_group_size + log2_share); item += Config::kThreads) {
+    const int vector = item & ((1 << log2_share) - 1), query = item >> (log2_share + p.log2_group_size);
+    const int head_of_group = item >> log2_share & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
+    float top = -INFINITY, total = 0, sum[4] = {};
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
+    const float shift = finite_shift(top);
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) {
+      const float weight = exp2_approx(received.max[block][row] - shift);
+      const float4 o = received.o[((block * Config::kRows + row) << log2_share) + vector];
+      total += weight * received.sum[block][row];
+      sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
+    }
+    const float inverse = 1 / total;
+    const std::int64_t token = part.row + query, query_head = (head << p.log2_group_size) + head_of_group;
+    cutlass::Array<float, 4> scaled;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
+    const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
+    const auto rounded = convert(scaled);
+    auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
+                     query_head * p.o_strides[1] + ((rank << log2_share) + vector) * 4;
+    *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
+    if (rank == 0 && vector == 0 && p.lse != nullptr) {
+      constexpr float kLn2 = 0.693147181f;
+      p.lse[token * p.lse_strides[0] + query_head * p.lse_strides[1]] =
+          top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
+    }
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,152 @@
+// One warp's share of a decode step's attention: the heads of one query, and a slice of every piece of keys.
+#pragma once
+
+#include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/tile/attention_tile.cuh"
+
+namespace openmsa::cuda::sm90 {
+
+/// Running attention of a warp's 16 rows; a thread has rows g and g + 8.
+template <class Config>
+struct WarpAttention {
+  float max[2] = {-INFINITY, -INFINITY};  // base 2
+  float sum[2] = {0, 0};                  // of this thread's columns
+  float unit = 0;                         // of o: the largest v_scale so far, where tokens have one each
+  float o[Config::kDim / 8][4] = {};
+
+  /// Keys [key, key + kChunkKeys) of a stage, of which the query sees those below `end`.
+  __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
+                                      const std::uint32_t (&q)[Config::kDim / 16][4], int end,
+                                      const DecodeAttendParams& p, float scale_log2, int lane) {
+    constexpr int kTiles = Config::kChunkKeys / 8;
+    float s[kTiles][4] = {};
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      Config::Keys::add_scores(storage.stages[stage].k, key + n * 8, q, lane, s[n], s[n + 1]);
+    }
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = key + n * 8 + lane % 4 * 2 + i % 2;
+        float scale = scale_log2;
+        if constexpr (Config::kIsQuantized) {
+          if (p.k_scale.is_per_token()) scale *= storage.k_scale[stage][at];
+        }
+        s[n][i] = at < end ? s[n][i] * scale : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], s[n][i]);
+      }
+    }
+    float alpha[2], shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float new_max = fmaxf(max[row], quad_max(top[row]));
+      shift[row] = finite_shift(new_max);
+      alpha[row] = exp2_approx(max[row] - shift[row]);
+      max[row] = new_max;
+      sum[row] *= alpha[row];
+    }
+    float value_scale[kTiles][2];
+    const bool has_value_scale = Config::kIsQuantized && p.v_scale.is_per_token();
+    if (has_value_scale) load_value_scales(storage.v_scale[stage], key, end, value_scale, alpha, lane);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s[n][i] = exp2_approx(s[n][i] - shift[i / 2]);
+        sum[i / 2] += s[n][i];
+        if (has_value_scale) s[n][i] *= value_scale[n][i % 2];
+      }
+    }
+    if (__any_sync(kFullWarp, alpha[0] != 1 || alpha[1] != 1)) {
+#pragma unroll
+      for (int n = 0; n < Config::kDim / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][i] *= alpha[i / 2];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      const std::uint32_t weights[4] = {pack(s[n][0], s[n][1]), pack(s[n][2], s[n][3]), pack(s[n + 1][0], s[n + 1][1]),
+                                        pack(s[n + 1][2], s[n + 1][3])};
+      Config::Keys::add_values(storage.stages[stage].v, key + n * 8, end, weights, lane, o);
+    }
+  }
+
+  __device__ __forceinline__ void store(typename Config::Partial& partial, int slice, int first_row, float value_scale,
+                                        int lane) const {
+    const int row = first_row + lane / 4;
+    const float factor = unit > 0 ? unit * value_scale : value_scale;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float total = quad_sum(sum[half]);
+      if (lane % 4 == 0) {
+        partial.max[slice][row + half * 8] = max[half];
+        partial.sum[slice][row + half * 8] = total;
+      }
+#pragma unroll
+      for (int n = 0; n < Config::kDim / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          partial.o[slice][row + half * 8][Config::Keys::value_channel(n, c, lane)] = o[n][half * 2 + c] * factor;
+        }
+      }
+    }
+  }
+
+ private:
+  /// v_scale of this thread's columns as shares of the largest so far, so that p times it keeps to the range of 16
+  /// bits.
+  __device__ __forceinline__ void load_value_scales(const float* scales, int key, int end,
+                                                    float (&shares)[Config::kChunkKeys / 8][2], float (&alpha)[2],
+                                                    int lane) {
+    float largest = unit;
+#pragma unroll
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int at = key + n * 8 + lane % 4 * 2 + c;
+        shares[n][c] = at < end ? scales[at] : 0;
+        largest = fmaxf(largest, shares[n][c]);
+      }
+    }
+    largest = quad_max(largest);
+    const float inverse = largest > 0 ? 1 / largest : 0;
+#pragma unroll
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) shares[n][0] *= inverse, shares[n][1] *= inverse;
+    // From here on o counts in units of `largest`; the sums of probabilities do not.
+    alpha[0] *= unit * inverse;
+    alpha[1] *= unit * inverse;
+    unit = largest;
+  }
+
+  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+    const cutlass::NumericArrayConverter<typename Config::Element, float, 2> convert;
+    cutlass::Array<float, 2> pair;
+    pair[0] = low;
+    pair[1] = high;
+    const auto rounded = convert(pair);
+    return reinterpret_cast<const std::uint32_t&>(rounded);
+  }
+};
+
+/// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows.
+template <class Config>
+__device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int64_t row, std::int32_t head, int lane,
+                                           std::uint32_t (&q)[Config::kDim / 16][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int group_size = 1 << p.log2_group_size;
+    const std::int64_t query_head = head * group_size + min(half * 8 + lane / 4, group_size - 1);
+    const auto* const from =
+        static_cast<const typename Config::Element*>(p.q) + row * p.q_strides[0] + query_head * p.q_strides[1];
+#pragma unroll
+    for (int step = 0; step < Config::kDim / 16; ++step) {
+      q[step][half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, false, lane));
+      q[step][2 + half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, true, lane));
+    }
+  }
+}
+
+}  // namespace openmsa::cuda::sm90
