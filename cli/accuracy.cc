@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 namespace openmsa::cli {
 
@@ -33,6 +35,13 @@ bool is_best(const Config& config, const float* scores, std::int64_t num_blocks,
   }
   const bool is_distinct = std::adjacent_find(chosen, chosen + count, std::greater_equal<>()) == chosen + count;
   return is_distinct && worst_chosen >= best_left - largest * tolerance(config.dtype).score;
+}
+
+void OutputError::check(const char* what, openmsa_dtype dtype) const {
+  const double relative = std::sqrt(error_ / norm_), allowed = tolerance(dtype).output;
+  if (relative <= allowed) return;  // also refuses NaN
+  throw std::runtime_error(std::string(what) + " attention is wrong: relative error " + std::to_string(relative) +
+                           ", allowed " + std::to_string(allowed));
 }
 
 }  // namespace openmsa::cli

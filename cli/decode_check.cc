@@ -1,7 +1,6 @@
 #include "decode_check.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <set>
 #include <stdexcept>
@@ -184,19 +183,13 @@ std::vector<float> expected_output(const DecodeProblem& problem, Row row, bool i
 
 void check_output(const DecodeProblem& problem, bool is_dense) {
   const Tensors all = problem.tensors(OPENMSA_OP_SPARSE_ATTENTION, kCall);
-  double error = 0, norm = 0;
+  OutputError error;
   for (const Row& row : sampled_rows(problem)) {
     const std::vector<float> expected = expected_output(problem, row, is_dense);
     const std::vector<double> got = to_doubles(SampledRow(problem, row).query(all.o));
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      error += (got[i] - expected[i]) * (got[i] - expected[i]);
-      norm += expected[i] * expected[i];
-    }
+    error.add(got, expected);
   }
-  const double relative = std::sqrt(error / norm), allowed = tolerance(problem.config().dtype).output;
-  if (relative <= allowed) return;  // also refuses NaN
-  throw std::runtime_error(std::string(is_dense ? "dense" : "sparse") + " attention is wrong: relative error " +
-                           std::to_string(relative) + ", allowed " + std::to_string(allowed));
+  error.check(is_dense ? "dense" : "sparse", problem.config().dtype);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "prefill_check.h"
 
-#include <cmath>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -114,20 +113,14 @@ void check_prefill_selection(const PrefillProblem& problem) {
 
 void check_prefill_output(const PrefillProblem& problem, bool is_dense) {
   const Tensors all = problem.tensors(OPENMSA_OP_SPARSE_ATTENTION);
-  double error = 0, norm = 0;
+  OutputError error;
   for (std::int64_t row : sampled_rows(problem)) {
     SampledRow sample(problem, row);
     const std::vector<double> expected = expected_output(problem, row, is_dense);
     const std::vector<double> got = to_doubles(sample.query(all.o));
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      error += (got[i] - expected[i]) * (got[i] - expected[i]);
-      norm += expected[i] * expected[i];
-    }
+    error.add(got, expected);
   }
-  const double relative = std::sqrt(error / norm), allowed = tolerance(problem.config().dtype).output;
-  if (relative <= allowed) return;  // also refuses NaN
-  throw std::runtime_error(std::string(is_dense ? "dense" : "sparse") + " attention is wrong: relative error " +
-                           std::to_string(relative) + ", allowed " + std::to_string(allowed));
+  error.check(is_dense ? "dense" : "sparse", problem.config().dtype);
 }
 
 }  // namespace openmsa::cli

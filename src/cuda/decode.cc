@@ -37,6 +37,11 @@ auto* find_variant(const Variant* begin, const Variant* end, openmsa_dtype dtype
   core::fail(OPENMSA_INTERNAL, "decode: no kernel for this plan");
 }
 
+/// Keys of a box of the tensor maps: a page, or a piece of one.
+std::int32_t key_box_rows(const Plan& plan) {
+  return plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
+}
+
 /// `heads` scales per token where the tensor has a dimension for them.
 sm90::TokenScale token_scale(const openmsa_tensor& scale) {
   if (!present(scale)) return {nullptr, 0, 0};
@@ -73,7 +78,7 @@ sm90::DecodeSelectParams score_keys(const Problem& problem, Arena& arena, sm90::
   p.index_q = t.index_q.data;
   p.q_row_stride = t.index_q.strides[0];
   p.q_head_stride = t.index_q.strides[1];
-  p.key_box_rows = plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
+  p.key_box_rows = key_box_rows(plan);
   p.index_k_scale = token_scale(t.index_k_scale);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
@@ -89,7 +94,7 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
   p.select = select;
   p.cluster_queries = static_cast<std::int32_t>(std::min<std::int64_t>(mean_queries(problem), sm90::kClusterQueries));
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
-  p.key_box_rows = plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
+  p.key_box_rows = key_box_rows(plan);
   p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
   p.q = t.q.data;
   std::copy_n(t.q.strides, 2, p.q_strides);

@@ -1,24 +1,13 @@
 // New tokens into paged caches: a warp per row of one head, four channels per lane.
 #pragma once
 
-#include <cuda_fp8.h>
-
 #include "core/row_scale.h"
 #include "cuda/sm90/append/params.h"
+#include "cuda/sm90/tile/e4m3.cuh"
 
 namespace openmsa::cuda::sm90 {
 
 inline constexpr int kAppendWarps = 4;
-
-/// Four numbers in e4m3.
-__device__ __forceinline__ std::uint32_t to_e4m3(const float (&x)[4]) {
-  std::uint32_t packed = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    packed |= static_cast<std::uint32_t>(__nv_cvt_float_to_fp8(x[i], __NV_SATFINITE, __NV_E4M3)) << 8 * i;
-  }
-  return packed;
-}
 
 template <class Element>
 __device__ __forceinline__ void append_row(const AppendTensor& t, const Element* from, std::int64_t page,

@@ -1,7 +1,7 @@
 // The kv_blocks of query rows, chosen by the warps of a block from the candidates that the index branch's segments
 // left.
 //
-// A row's candidates are dealt to `parts` warps, which each find their best; one warp ranks those together.
+// A row's candidates are dealt to `parts` warps, which each find their best and rank those among the best of all.
 #pragma once
 
 #include "cuda/sm90/decode/walk.cuh"

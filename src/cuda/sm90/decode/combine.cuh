@@ -1,7 +1,8 @@
 // Partial results of a cluster's warps and blocks, put together:
 //
-//   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),   i over slices,
-//   blocks
+//   o = sum_i 2^(max_i - max) o_i / sum_i 2^(max_i - max) sum_i,   lse = ln 2 (max + log2(sum)),
+//
+// i over slices and blocks.
 //
 // Every block sums its own slices and sends the sum, channel by channel, to the block that combines those channels.
 #pragma once

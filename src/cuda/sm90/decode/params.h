@@ -17,7 +17,7 @@ inline constexpr int kDecodeSelectFewTopk = 32;
 inline constexpr int kDecodeQueries = 16;
 /// Queries of a cluster of attention blocks.
 inline constexpr int kClusterQueries = 8;
-/// Keys that an attention block takes at a time.
+/// Keys that a block takes at a time, of the index branch and of the attention.
 inline constexpr int kPieceKeys = 64;
 inline constexpr unsigned int kMaxClusterBlocks = 16;
 inline constexpr unsigned int kPortableClusterBlocks = 8;  // what every device can schedule

@@ -1,9 +1,8 @@
 // The queries of 8 or 16 columns as the right operand of mma.sync, read from global memory into registers.
 #pragma once
 
-#include <cuda_fp8.h>
-
 #include "core/row_scale.h"
+#include "cuda/sm90/tile/e4m3.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 
 namespace openmsa::cuda::sm90 {
@@ -55,13 +54,9 @@ struct QueryFragments<cutlass::float_e4m3_t, kSteps, kColumnTiles> {
       const float scale = core::row_scale(largest).to_fp8;
 #pragma unroll
       for (int i = 0; i < 2 * kSteps; ++i) {
-        std::uint32_t packed = 0;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const auto byte = __nv_cvt_float_to_fp8(values[i][c] * scale, __NV_SATFINITE, __NV_E4M3);
-          packed |= static_cast<std::uint32_t>(byte) << 8 * c;
-        }
-        fragments[i / 2][2 * n + i % 2] = packed;
+        for (float& value : values[i]) value *= scale;
+        fragments[i / 2][2 * n + i % 2] = to_e4m3(values[i]);
       }
     }
   }

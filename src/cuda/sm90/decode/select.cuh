@@ -140,7 +140,7 @@ __device__ __forceinline__ void piece_max(const typename Config::Storage& storag
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) top[n][c] = fmaxf(top[n][c], __shfl_xor_sync(kAllLanes, top[n][c], distance));
+      for (int c = 0; c < 2; ++c) top[n][c] = fmaxf(top[n][c], __shfl_xor_sync(kFullWarp, top[n][c], distance));
     }
   }
 }

@@ -3,10 +3,9 @@
 
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/split.h"
+#include "cuda/sm90/topk/warp_sort.cuh"
 
 namespace openmsa::cuda::sm90 {
-
-inline constexpr std::uint32_t kAllLanes = 0xffffffffu;
 
 /// 32 sequences and their work, one per lane; lanes past the batch have none.
 class SequenceWindow {
@@ -23,8 +22,8 @@ class SequenceWindow {
     tiles_before = work.query_tiles;
 #pragma unroll 1
     for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int32_t more_units = __shfl_up_sync(kAllLanes, units_before, distance);
-      const std::int32_t more_tiles = __shfl_up_sync(kAllLanes, tiles_before, distance);
+      const std::int32_t more_units = __shfl_up_sync(kFullWarp, units_before, distance);
+      const std::int32_t more_tiles = __shfl_up_sync(kFullWarp, tiles_before, distance);
       if (lane_ >= distance) units_before += more_units, tiles_before += more_tiles;
     }
     units_before += units - work.units();
@@ -33,8 +32,8 @@ class SequenceWindow {
 
   __device__ __forceinline__ std::int32_t sequence_of(int lane) const { return first_ + lane; }
   __device__ __forceinline__ SequenceView view_of(int lane) const {
-    return {__shfl_sync(kAllLanes, view.q_row, lane), __shfl_sync(kAllLanes, view.seqlen_q, lane),
-            __shfl_sync(kAllLanes, view.k_row, lane), __shfl_sync(kAllLanes, view.seqlen_k, lane)};
+    return {__shfl_sync(kFullWarp, view.q_row, lane), __shfl_sync(kFullWarp, view.seqlen_q, lane),
+            __shfl_sync(kFullWarp, view.k_row, lane), __shfl_sync(kFullWarp, view.seqlen_k, lane)};
   }
 
   SequenceView view{0, 0, 0, 0};
@@ -67,7 +66,7 @@ class SegmentWalk {
     for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
       units += SequenceWindow(p, first, lane).work.units();
     }
-    units = __reduce_add_sync(kAllLanes, units);
+    units = __reduce_add_sync(kFullWarp, units);
     per_block_ = units_per_block(units, p.lists.blocks);
     unit_ = per_block_ * static_cast<std::int32_t>(blockIdx.x);
     end_ = min(units, unit_ + per_block_);
@@ -79,10 +78,10 @@ class SegmentWalk {
   __device__ __forceinline__ bool next(Segment& segment) {
     if (unit_ >= end_) return false;
     std::uint32_t owner;
-    while ((owner = __ballot_sync(kAllLanes, unit_ >= window_.units_before &&
+    while ((owner = __ballot_sync(kFullWarp, unit_ >= window_.units_before &&
                                                  unit_ < window_.units_before + window_.work.units())) == 0) {
-      const std::int32_t units = __shfl_sync(kAllLanes, window_.units_before + window_.work.units(), 31);
-      const std::int32_t tiles = __shfl_sync(kAllLanes, window_.tiles_before + window_.work.query_tiles, 31);
+      const std::int32_t units = __shfl_sync(kFullWarp, window_.units_before + window_.work.units(), 31);
+      const std::int32_t tiles = __shfl_sync(kFullWarp, window_.tiles_before + window_.work.query_tiles, 31);
       window_ = SequenceWindow(p_, next_, lane_);
       window_.scan(units, tiles);
       next_ += 32;
@@ -90,14 +89,14 @@ class SegmentWalk {
     const int lane = __ffs(owner) - 1;
     segment.sequence = window_.sequence_of(lane);
     segment.view = window_.view_of(lane);
-    const std::int32_t key_tiles = __shfl_sync(kAllLanes, window_.work.key_tiles, lane);
-    const std::int32_t before = __shfl_sync(kAllLanes, window_.units_before, lane);
+    const std::int32_t key_tiles = __shfl_sync(kFullWarp, window_.work.key_tiles, lane);
+    const std::int32_t before = __shfl_sync(kFullWarp, window_.units_before, lane);
     const std::int32_t tile = segment.view.seqlen_q <= p_.tile_queries ? 0 : (unit_ - before) / key_tiles;
     const std::int32_t tile_begin = before + tile * key_tiles;
     segment.first_query = tile * p_.tile_queries;
     segment.begin = unit_ - tile_begin;
     segment.end = min(end_ - tile_begin, key_tiles);
-    const std::int32_t tile_number = __shfl_sync(kAllLanes, window_.tiles_before, lane) + tile;
+    const std::int32_t tile_number = __shfl_sync(kFullWarp, window_.tiles_before, lane) + tile;
     segment.range = segment_range(tile_begin, key_tiles, per_block_, tile_number);
     segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
@@ -145,17 +144,17 @@ __device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std:
   for (std::int32_t first = 0; first < p.batch.batch; first += 32) {
     SequenceWindow window(p, first, lane);
     const std::uint32_t owner =
-        __ballot_sync(kAllLanes, window.view.q_row <= row && row < window.view.q_row + window.view.seqlen_q);
+        __ballot_sync(kFullWarp, window.view.q_row <= row && row < window.view.q_row + window.view.seqlen_q);
     if (owner != 0) {
       const int at = __ffs(owner) - 1;
       part.sequence = first + at;
       part.view = window.view_of(at);
       if (!has_candidates) break;
       // Sequences in front of it, in this window and in earlier ones.
-      part.units_before = __reduce_add_sync(kAllLanes, units + (lane < at ? window.work.units() : 0));
-      part.tiles_before = __reduce_add_sync(kAllLanes, tiles + (lane < at ? window.work.query_tiles : 0));
-      part.work = {__shfl_sync(kAllLanes, window.work.query_tiles, at),
-                   __shfl_sync(kAllLanes, window.work.key_tiles, at)};
+      part.units_before = __reduce_add_sync(kFullWarp, units + (lane < at ? window.work.units() : 0));
+      part.tiles_before = __reduce_add_sync(kFullWarp, tiles + (lane < at ? window.work.query_tiles : 0));
+      part.work = {__shfl_sync(kFullWarp, window.work.query_tiles, at),
+                   __shfl_sync(kFullWarp, window.work.key_tiles, at)};
     }
     units += window.work.units();
     tiles += window.work.query_tiles;
@@ -166,7 +165,7 @@ __device__ __forceinline__ QueryPart find_part(const DecodeSelectParams& p, std:
   }
   part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
   part.position = part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
-  if (has_candidates) part.per_block = units_per_block(__reduce_add_sync(kAllLanes, units), p.lists.blocks);
+  if (has_candidates) part.per_block = units_per_block(__reduce_add_sync(kFullWarp, units), p.lists.blocks);
   return part;
 }
 
