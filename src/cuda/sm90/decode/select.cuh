@@ -44,7 +44,7 @@ struct DecodeSelectConfig {
 
   // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
   static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
-  static constexpr int kConsumers = kIsSmall ? 3 : 8;  // warps
+  static constexpr int kConsumers = !kIsSmall ? 8 : kIsQuantized ? 6 : 3;  // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
   static constexpr int kColumns = kIsSmall ? 8 : 16;  // of a warp
   static constexpr int kColumnTiles = kColumns / 8;
