@@ -36,7 +36,7 @@ Layer complete_layer(std::uint64_t seed) {
 }
 
 /// Every operation but openmsa_append_kv.
-TensorMap run_all(const Layer& layer, const std::function<TensorMap(openmsa_op)>& run_one) {
+TensorMap run_all(const std::function<TensorMap(openmsa_op)>& run_one) {
   TensorMap all;
   for (int op = 0; op < OPENMSA_OP_APPEND_KV; ++op) {
     for (auto& [name, buffer] : run_one(static_cast<openmsa_op>(op))) all[name + " of " + std::to_string(op)] = buffer;
@@ -49,13 +49,13 @@ TEST(Threads, ShareAPlan) {
   std::vector<TensorMap> expected, results(kCallers);
   for (int caller = 0; caller < kCallers; ++caller) {
     const Layer& layer = layers.emplace_back(complete_layer(static_cast<std::uint64_t>(caller)));
-    expected.push_back(run_all(layer, [&](openmsa_op op) { return run(layer, op); }));
+    expected.push_back(run_all([&](openmsa_op op) { return run(layer, op); }));
   }
   const Plan plan(layers[0].config);
   at_once([&](int caller) {
     const Layer& layer = layers[static_cast<std::size_t>(caller)];
     Workspace workspace;
-    results[static_cast<std::size_t>(caller)] = run_all(layer, [&](openmsa_op op) {
+    results[static_cast<std::size_t>(caller)] = run_all([&](openmsa_op op) {
       TensorMap outputs = poisoned_outputs(layer, op);
       plan.run(op, gather(layer, op, outputs), workspace);
       return outputs;

@@ -4,6 +4,7 @@
 
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
+#include "support/fused_rows.h"
 #include "support/huge_memory.h"
 
 namespace openmsa::test {
@@ -95,18 +96,11 @@ TEST_P(MemoryPitfalls, PaddedRowsOfABatchGiveZero) {
 
 TEST_P(MemoryPitfalls, GarbageInTailsOtherPagesAndPageZeroIsNotUsed) {
   // make_layer fills all of these with NaN; with Inf and with zeros the results must be the same.
-  Layer paged = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
+  const Layer paged = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
   const TensorMap expected = run(paged, OPENMSA_OP_MSA_ATTENTION);
   EXPECT_TRUE(is_finite(expected.at("o")));
   for (const double garbage : {kInf, -kInf, 0.0}) {
-    Layer other = paged;
-    for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-      Buffer& cache = other.tensors.at(name);
-      for (std::int64_t i = 0; i < cache.size(); ++i) {
-        if (std::isnan(cache[i])) cache.set(i, garbage);
-      }
-    }
-    expect_same_bits(run(other, OPENMSA_OP_MSA_ATTENTION), expected);
+    expect_same_bits(run(with_garbage(paged, garbage), OPENMSA_OP_MSA_ATTENTION), expected);
   }
 }
 
@@ -175,25 +169,14 @@ TEST_P(MemoryPitfalls, StridedBackward) {
   }
 }
 
-/// K and V of a layer as halves of one buffer, in which `strides` place the 2 * head_dim channels of a token.
 TEST_P(MemoryPitfalls, KeysAndValuesAsHalvesOfOneBuffer) {
   for (const bool head_major : {false, true}) {
     const Layer separate = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
     TensorMap out = run(separate, OPENMSA_OP_MSA_ATTENTION);
     const TensorMap expected = out;
     Tensors tensors = gather(separate, OPENMSA_OP_MSA_ATTENTION, out);
-    const std::int64_t num_pages = tensors.k_cache.shape[0];
-    const Shape strides = head_major ? Shape{2 * 16 * 128, 128, 16 * 128, 1} : Shape{16 * 2 * 128, 2 * 128, 128, 1};
-    Buffer fused = Buffer::strided(OPENMSA_FLOAT32, {num_pages, 16, 2, 128}, strides);
-    for (std::int64_t token = 0; token < num_pages * 16 * 2; ++token) {
-      for (std::int64_t c = 0; c < 64; ++c) {
-        fused.set(token * 128 + c, separate.tensors.at("k_cache")[token * 64 + c]);
-        fused.set(token * 128 + 64 + c, separate.tensors.at("v_cache")[token * 64 + c]);
-      }
-    }
-    tensors.k_cache = tensors.v_cache = fused.view();
-    tensors.k_cache.shape[3] = tensors.v_cache.shape[3] = 64;
-    tensors.v_cache.data = static_cast<float*>(tensors.v_cache.data) + 64;
+    const Buffer rows = fused_rows(separate.tensors.at("k_cache"), separate.tensors.at("v_cache"), head_major);
+    bind_halves(tensors, rows, rows.view().data);
     Workspace workspace;
     Plan(separate.config).run(OPENMSA_OP_MSA_ATTENTION, tensors, workspace);
     expect_same_bits(out, expected);
@@ -202,19 +185,8 @@ TEST_P(MemoryPitfalls, KeysAndValuesAsHalvesOfOneBuffer) {
 
 TEST_P(MemoryPitfalls, RequestsMayShareTheirPrefixPages) {
   // Both requests hold the same 64 tokens in the same pages, then go separate ways.
-  Layer shared = layer({.page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {90, 80}});
-  Buffer& table = shared.tensors.at("block_table");
-  Layer copied = shared;
-  for (std::int64_t p = 0; p < 2; ++p) {
-    const auto from = static_cast<std::int64_t>(table.at({0, p})), to = static_cast<std::int64_t>(table.at({1, p}));
-    for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-      Buffer& cache = copied.tensors.at(name);
-      const std::int64_t page = cache.size() / cache.shape()[0];
-      for (std::int64_t i = 0; i < page; ++i) cache.set(to * page + i, cache[from * page + i]);
-    }
-    table.set({1, p}, static_cast<double>(from));
-  }
-  expect_same_bits(run(shared, OPENMSA_OP_MSA_ATTENTION), run(copied, OPENMSA_OP_MSA_ATTENTION));
+  const CommonPrefix prefix(layer({.page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {90, 80}}), 2);
+  expect_same_bits(run(prefix.shared, OPENMSA_OP_MSA_ATTENTION), run(prefix.copied, OPENMSA_OP_MSA_ATTENTION));
 }
 
 TEST_P(MemoryPitfalls, PageSizesThatDoNotDivideTheBlockAreRefused) {
