@@ -38,6 +38,7 @@ INSTANTIATE_TEST_SUITE_P(Operations, Exactness, testing::ValuesIn(kDeterministic
                            return std::string(api::operation(info.param, openmsa::config()).name);
                          });
 
+/// Pitfall 19: races in sums of gradients.
 TEST_P(Exactness, TwentyRunsAreEqual) {
   Layer layer = trained_layer(batch_shape());
   layer.config.num_threads = 4;
