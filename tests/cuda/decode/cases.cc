@@ -54,7 +54,7 @@ std::vector<NamedShape> fp8_decode_shapes() {
         shape.kv_dtype = dtypes.kv;
         shape.index_dtype = dtypes.index;
         shape.scales = scales;
-        shape.seqlens_k = {row.block_size + 1, 0, (row.topk + 3) * row.block_size - 1};
+        shape.seqlens_k = {row.shape.block_size + 1, 0, (row.shape.topk + 3) * row.shape.block_size - 1};
         result.push_back(named("", shape));
       }
     }
