@@ -1,7 +1,6 @@
 /* A serving engine around one layer, C API: requests share a paged cache, and each step is one batch of chunks of
  * prompts and of single new tokens. The rest of the model is left out: a token's projections are noise that it seeds,
- * and the next token is where the layer's output is largest. Usage: engine [CHUNK], most tokens of a request per step
- */
+ * and the next token is where the layer's output is largest. Usage: engine [MOST TOKENS OF A REQUEST PER STEP] */
 #include <openmsa/openmsa.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +18,7 @@ static Request *waiting = requests, *slots[kSlots];
 static int32_t free_pages[kPages];
 static int num_waiting = kRequests, num_free = 0;
 
-/* One step. Shapes never change, whoever comes and goes: rows behind the last token are padding, a free slot is empty.
- */
+/* One step. Shapes never change, whoever comes and goes: rows behind the last token are padding. */
 static float q[kMaxRows][kHeadsQ * kDim], k[kMaxRows][kHeadsKv * kDim], v[kMaxRows][kHeadsKv * kDim];
 static float index_q[kMaxRows][kHeadsKv * kDim], index_k[kMaxRows][kDim], o[kMaxRows][kHeadsQ * kDim];
 static float k_cache[kPages * kPageSize * kHeadsKv * kDim], v_cache[kPages * kPageSize * kHeadsKv * kDim];
