@@ -16,6 +16,8 @@ std::int64_t num_allocations() { return count; }
 
 }  // namespace openmsa::test
 
+#pragma GCC visibility push(default)  // shared libraries are to find these
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 
 // A sanitizer has functions of its own in place of malloc, and calls a hook from them.
@@ -56,3 +58,5 @@ int posix_memalign(void** memory, std::size_t alignment, std::size_t bytes) {
 }
 
 #endif
+
+#pragma GCC visibility pop
