@@ -18,7 +18,7 @@ test: build
 	cmake --build --preset release
 	ctest --preset release --parallel 2
 
-# The same under the sanitizers: memory errors and undefined behaviour, then data races. Half an hour each on 2 cores.
+# The same under the sanitizers, in builds of their own: memory errors and undefined behaviour; data races.
 asan tsan: deps
 	cmake --preset $@ -DOPENMSA_CUDA=OFF
 	cmake --build --preset $@
