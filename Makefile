@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test test-gpu install fuzz demo format tidy clean
+.PHONY: all build deps test asan tsan test-gpu install fuzz demo docs format tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -17,6 +17,12 @@ deps:
 test: build
 	cmake --build --preset release
 	ctest --preset release --parallel 2
+
+# The same under the sanitizers, in builds of their own: memory errors and undefined behaviour; data races.
+asan tsan: deps
+	cmake --preset $@ -DOPENMSA_CUDA=OFF
+	cmake --build --preset $@
+	ctest --preset $@ --parallel 2
 
 # What needs a Hopper GPU; without one it says skipped.
 test-gpu: build
@@ -45,6 +51,10 @@ demo: deps
 	scripts/demo.sh build/msa demo-out
 
 SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc')
+
+# docs/api.md, from the public headers.
+docs:
+	scripts/api_doc.py
 
 format:
 	clang-format -i $(SOURCES)

@@ -7,17 +7,20 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/dtype.h"
+#include "core/tolerance.h"
+
 namespace openmsa::cli {
 
-Tolerance tolerance(openmsa_dtype dtype) {
-  switch (dtype) {
-    case OPENMSA_BFLOAT16:
-      return {5e-3, 1e-3};
-    case OPENMSA_FLOAT16:
-      return {1e-3, 1e-3};
-    default:
-      return {1e-6, 1e-5};
-  }
+std::vector<double> to_doubles(const openmsa_tensor& tensor) {
+  std::int64_t count = 1;
+  for (int d = 0; d < tensor.rank; ++d) count *= tensor.shape[d];
+  std::vector<double> values(static_cast<std::size_t>(count));
+  core::visit_dtype(tensor.dtype, [&]<class T>(T) {
+    const T* data = static_cast<const T*>(tensor.data);
+    for (double& value : values) value = core::to_float(*data++);
+  });
+  return values;
 }
 
 bool is_best(const Config& config, const float* scores, std::int64_t num_blocks, const std::int32_t* chosen) {
@@ -34,11 +37,11 @@ bool is_best(const Config& config, const float* scores, std::int64_t num_blocks,
     if (is_chosen && !is_forced) worst_chosen = std::min(worst_chosen, scores[b]);
   }
   const bool is_distinct = std::adjacent_find(chosen, chosen + count, std::greater_equal<>()) == chosen + count;
-  return is_distinct && worst_chosen >= best_left - largest * tolerance(config.dtype).score;
+  return is_distinct && worst_chosen >= best_left - largest * core::tolerance(config.dtype).score;
 }
 
 void OutputError::check(const char* what, openmsa_dtype dtype) const {
-  const double relative = std::sqrt(error_ / norm_), allowed = tolerance(dtype).output;
+  const double relative = std::sqrt(error_ / norm_), allowed = core::tolerance(dtype).o;
   if (relative <= allowed) return;  // also refuses NaN
   throw std::runtime_error(std::string(what) + " attention is wrong: relative error " + std::to_string(relative) +
                            ", allowed " + std::to_string(allowed));

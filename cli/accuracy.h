@@ -8,12 +8,8 @@
 
 namespace openmsa::cli {
 
-struct Tolerance {
-  double output;  // |o - reference| / |reference|
-  double score;   // by how much a chosen kv_block may score below another, over the row's largest magnitude
-};
-
-Tolerance tolerance(openmsa_dtype dtype);
+/// The elements of a contiguous tensor of floats.
+std::vector<double> to_doubles(const openmsa_tensor& tensor);
 
 /// A row of topk_indices is right when the forced kv_blocks are in it and no other kv_block beats a chosen one.
 bool is_best(const Config& config, const float* scores, std::int64_t num_blocks, const std::int32_t* chosen);

@@ -11,6 +11,7 @@ void add_eval(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_report(CLI::App& app);
+void add_verify(CLI::App& app);
 void add_info(CLI::App& app);
 
 }  // namespace openmsa::cli

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "accuracy.h"
-#include "core/dtype.h"
 #include "layer_input.h"
 
 namespace openmsa::cli {
@@ -153,15 +152,6 @@ void check_selection(const DecodeProblem& problem) {
                                " misses a better kv_block");
     }
   }
-}
-
-std::vector<double> to_doubles(const openmsa_tensor& row) {
-  std::vector<double> values(static_cast<std::size_t>(row.strides[0]));
-  core::visit_dtype(row.dtype, [&]<class T>(T) {
-    const T* data = static_cast<const T*>(row.data);
-    for (double& value : values) value = core::to_float(*data++);
-  });
-  return values;
 }
 
 /// What the reference backend makes of one row, over the selection that the problem holds or dense.

@@ -12,8 +12,8 @@ namespace openmsa::cli {
 /// them.
 void check_values(const Config& config, openmsa_op op, const Tensors& tensors);
 
-/// Copies all contiguous `tensors` to `device`, runs `op`, and copies o, lse and topk_indices back. Returns the
-/// milliseconds of the call without the copies.
-double run_on_device(Device& device, const Plan& plan, openmsa_op op, const Tensors& tensors);
+/// Copies all contiguous `tensors` to `device`, runs `op`, and copies back what it writes. `plan` is that of `config`.
+/// Returns the milliseconds of the call without the copies.
+double run_on_device(Device& device, const Config& config, const Plan& plan, openmsa_op op, const Tensors& tensors);
 
 }  // namespace openmsa::cli

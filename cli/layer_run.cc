@@ -91,7 +91,7 @@ openmsa_tensor LayerRun::make_like(std::string name, const openmsa_tensor& tenso
 double LayerRun::call(openmsa_op op, const Tensors& tensors) {
   if (device_) {
     check_values(config_, op, tensors);
-    return run_on_device(*device_, plan_, op, tensors);
+    return run_on_device(*device_, config_, plan_, op, tensors);
   }
   const auto start = Clock::now();
   plan_.run(op, tensors, workspace_);

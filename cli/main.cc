@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   openmsa::cli::add_generate(app);
   openmsa::cli::add_bench(app);
   openmsa::cli::add_report(app);
+  openmsa::cli::add_verify(app);
   openmsa::cli::add_info(app);
   return parse_and_run(app, argc, argv);
 }

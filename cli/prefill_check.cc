@@ -5,7 +5,6 @@
 #include <string>
 
 #include "accuracy.h"
-#include "core/dtype.h"
 
 namespace openmsa::cli {
 namespace {
@@ -58,15 +57,6 @@ std::set<std::int64_t> sampled_rows(const PrefillProblem& problem) {
   std::set<std::int64_t> rows;
   for (std::int64_t part = 0; part <= kParts; ++part) rows.insert(last * part / kParts);
   return rows;
-}
-
-std::vector<double> to_doubles(const openmsa_tensor& tensor) {
-  std::vector<double> values(static_cast<std::size_t>(tensor.shape[0] * tensor.strides[0]));
-  core::visit_dtype(tensor.dtype, [&]<class T>(T) {
-    const T* data = static_cast<const T*>(tensor.data);
-    for (double& value : values) value = core::to_float(*data++);
-  });
-  return values;
 }
 
 /// What the reference backend makes of one row.

@@ -25,7 +25,7 @@
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
  *     numbers, block indices) cannot be checked. It serves block_scores, topk, select_blocks, sparse_attention,
  *     msa_attention and append_kv. Calls with at most 16 query tokens per sequence on average have kernels of their
- *     own; index_dtype e4m3 is served in those alone.
+ *     own.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H

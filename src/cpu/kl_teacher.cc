@@ -66,10 +66,11 @@ void compute_weights(const Problem& problem, const Sequence& sequence, const Col
 /// ds = p (w - E) over w.
 void compute_d_scores(const Problem& problem, const Sequence& sequence, const Columns& heads, const float* expectation,
                       Scratch& s) {
-  for (std::int64_t c = 0; c < heads.padded(); ++c) {
-    const std::int64_t row = c < heads.size() ? sequence.q_begin + heads.queries[c / heads.heads] : 0;
+  for (std::int64_t c = 0; c < heads.size(); ++c) {
+    const std::int64_t row = sequence.q_begin + heads.queries[c / heads.heads];
     s.delta[c] = expectation[row * problem.plan.config.num_heads_q + heads.head + c % heads.heads];
   }
+  std::fill(s.delta + heads.size(), s.delta + heads.padded(), 0.0f);  // no row of another thread's
   tile_ops().d_scores(s.tile.p, s.ds, kMaxColumns, s.keys.count, heads.padded(), s.delta);
 }
 

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "core/loop_order.h"
+
 namespace openmsa::cpu {
 
 struct Threads::Arena {
@@ -23,10 +25,15 @@ Threads::Threads(int count)
 Threads::~Threads() = default;
 
 void Threads::run(std::int64_t count, const void* body, Call call) const {
+  core::LoopOrder order;
   arena_->arena.execute([&] {
+    const core::LoopOrder::Item all(order);  // this may be another thread than the caller's
     tbb::parallel_for(
         std::int64_t{0}, count,
-        [&](std::int64_t item) { call(body, item, tbb::this_task_arena::current_thread_index()); },
+        [&](std::int64_t item) {
+          const core::LoopOrder::Item in_order(order);
+          call(body, item, tbb::this_task_arena::current_thread_index());
+        },
         tbb::simple_partitioner());
   });
 }

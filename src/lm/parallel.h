@@ -1,8 +1,6 @@
 // Work over rows in chunks of a fixed size: what a chunk computes does not depend on the number of threads.
 #pragma once
 
-#include <tbb/parallel_for.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -10,11 +8,15 @@ namespace openmsa::lm {
 
 inline std::int64_t num_chunks(std::int64_t rows, std::int64_t chunk) { return (rows + chunk - 1) / chunk; }
 
+/// Calls call(body, index) for every index in [0, count), on all threads.
+void parallel_loop(std::int64_t count, const void* body, void (*call)(const void* body, std::int64_t index));
+
 /// Calls body(begin, end) for the chunks [begin, end) that cover [0, rows), on all threads.
 template <class Body>
 void parallel_chunks(std::int64_t rows, std::int64_t chunk, const Body& body) {
-  tbb::parallel_for(std::int64_t{0}, num_chunks(rows, chunk),
-                    [&](std::int64_t index) { body(index * chunk, std::min(rows, (index + 1) * chunk)); });
+  const auto one = [&](std::int64_t index) { body(index * chunk, std::min(rows, (index + 1) * chunk)); };
+  parallel_loop(num_chunks(rows, chunk), &one,
+                [](const void* erased, std::int64_t index) { (*static_cast<const decltype(one)*>(erased))(index); });
 }
 
 }  // namespace openmsa::lm

@@ -1,9 +1,7 @@
-// The entry points: each function of the C API is its operation, plans are shared between threads, errors are a
-// thread's own.
+// The entry points: each function of the C API is its operation.
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <thread>
 
 #include "support/compare.h"
 
@@ -53,30 +51,6 @@ TEST(Call, WithoutPrefixSumsTheTensorsAreOneSequence) {
   layer.tensors.erase("cu_seqlens_q");
   layer.tensors.erase("cu_seqlens_k");
   expect_same_bits(run(layer, OPENMSA_OP_MSA_ATTENTION), expected);
-}
-
-TEST(Call, ThreadsShareAPlan) {
-  const Layer layer = small_layer();
-  const TensorMap expected = run(layer, OPENMSA_OP_MSA_ATTENTION);
-  const Plan plan(layer.config);
-  std::vector<TensorMap> results(4, poisoned_outputs(layer, OPENMSA_OP_MSA_ATTENTION));
-  std::vector<std::thread> threads;
-  for (TensorMap& outputs : results) {
-    threads.emplace_back([&] {
-      Workspace workspace;
-      plan.run(OPENMSA_OP_MSA_ATTENTION, gather(layer, OPENMSA_OP_MSA_ATTENTION, outputs), workspace);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const TensorMap& outputs : results) expect_same_bits(outputs, expected);
-}
-
-TEST(Call, ErrorsBelongToTheirThread) {
-  EXPECT_EQ(openmsa_plan_create(nullptr, nullptr), OPENMSA_INVALID_ARGUMENT);
-  const std::string here = openmsa_last_error();
-  EXPECT_FALSE(here.empty());
-  std::thread([] { EXPECT_STREQ(openmsa_last_error(), ""); }).join();
-  EXPECT_EQ(openmsa_last_error(), here);
 }
 
 TEST(Call, AnEmptyBatchIsNoError) {

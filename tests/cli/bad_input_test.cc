@@ -35,6 +35,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCommandLine{"Backend", {"attend", "--input", "x", "--output", "y", "--backend", "gpu"}, "gpu"},
         BadCommandLine{"Threads", {"attend", "--input", "x", "--output", "y", "--threads", "-1"}, "--threads"},
         BadCommandLine{"DenseTopk", {"attend", "--input", "x", "--output", "y", "--dense", "--topk", "4"}, "--dense"},
+        BadCommandLine{"VerifyBackend", {"verify", "--backend", "reference"}, "--backend"},
+        BadCommandLine{"VerifyTolerance", {"verify", "--tolerance", "-1"}, "--tolerance"},
         BadCommandLine{"NoBench", {"bench"}, "subcommand"},
         BadCommandLine{"BenchDtype", {"bench", "decode", "--dtype", "int8"}, "int8"},
         BadCommandLine{"BenchContext", {"bench", "decode", "--contexts", "0"}, "--contexts"},

@@ -11,7 +11,7 @@ using Info = MsaTest;
 
 TEST_F(Info, VersionAndHelp) {
   EXPECT_EQ(msa({"--version"}).out, std::string("msa ") + openmsa_version() + "\n");
-  for (const char* command : {"attend", "train", "eval", "generate", "bench", "report", "info"}) {
+  for (const char* command : {"attend", "train", "eval", "generate", "bench", "report", "verify", "info"}) {
     EXPECT_THAT(msa({"--help"}).out, HasSubstr(command));
     EXPECT_EQ(msa({command, "--help"}).status, 0);
   }

@@ -1,24 +1,13 @@
 // What must not change a single bit: the run, the number of threads, page order, the rest of the batch, chunking.
 #include <gtest/gtest.h>
-#include <tbb/global_control.h>
-
-#include <optional>
 
 #include "api/operations.h"
 #include "support/compare.h"
+#include "support/many_threads.h"
 
 namespace openmsa::test {
 namespace {
 
-/// As many threads as the tests ask for, also on a machine with fewer cores.
-class ManyThreads : public testing::Environment {
- public:
-  void SetUp() override { limit_.emplace(tbb::global_control::max_allowed_parallelism, 8); }
-  void TearDown() override { limit_.reset(); }
-
- private:
-  std::optional<tbb::global_control> limit_;
-};
 const auto* const kManyThreads = testing::AddGlobalTestEnvironment(new ManyThreads);
 
 /// A ragged batch large enough that several threads find work.
@@ -49,6 +38,7 @@ INSTANTIATE_TEST_SUITE_P(Operations, Exactness, testing::ValuesIn(kDeterministic
                            return std::string(api::operation(info.param, openmsa::config()).name);
                          });
 
+/// Pitfall 19: races in sums of gradients.
 TEST_P(Exactness, TwentyRunsAreEqual) {
   Layer layer = trained_layer(batch_shape());
   layer.config.num_threads = 4;

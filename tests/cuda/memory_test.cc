@@ -93,14 +93,7 @@ TEST_F(DeviceLayout, GarbageInTailsOtherPagesAndPageZeroIsNotUsed) {
     const TensorMap expected = run_on_device(layer, OPENMSA_OP_MSA_ATTENTION);
     EXPECT_TRUE(is_finite(expected.at("o")));
     for (const double garbage : {kInf, -kInf, 0.0}) {
-      Layer other = layer;
-      for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-        Buffer& cache = other.tensors.at(name);
-        for (std::int64_t i = 0; i < cache.size(); ++i) {
-          if (std::isnan(cache[i])) cache.set(i, garbage);
-        }
-      }
-      expect_same_bits(run_on_device(other, OPENMSA_OP_MSA_ATTENTION), expected);
+      expect_same_bits(run_on_device(with_garbage(layer, garbage), OPENMSA_OP_MSA_ATTENTION), expected);
     }
   }
 }
@@ -192,31 +185,16 @@ TEST_F(DeviceLayout, StridedScoresAndTables) {
 TEST_F(DeviceLayout, KeysAndValuesAsHalvesOfOneBuffer) {
   const Layer separate = make_layer(pages_shape(16));
   const TensorMap expected = run_on_device(separate, OPENMSA_OP_MSA_ATTENTION);
-  for (const bool head_major : {false, true}) {
-    DeviceCall call(separate, OPENMSA_OP_MSA_ATTENTION);
-    const FusedCache fused(separate.tensors, head_major);
-    fused.bind(call.tensors());
-    call.enqueue();
-    expect_same_bits(call.results(), expected);
-  }
+  expect_same_from_fused_caches(separate, expected);
 }
 
 TEST_F(DeviceLayout, RequestsMayShareTheirPrefixPages) {
   // Both requests hold the same 64 tokens in the same pages, then go separate ways.
-  Layer shared = make_layer(
+  const Layer layer = make_layer(
       {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {190, 180}});
-  Buffer& table = shared.tensors.at("block_table");
-  Layer copied = shared;
-  for (std::int64_t p = 0; p < 2; ++p) {
-    const auto from = static_cast<std::int64_t>(table.at({0, p})), to = static_cast<std::int64_t>(table.at({1, p}));
-    for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-      Buffer& cache = copied.tensors.at(name);
-      const std::int64_t page = cache.size() / cache.shape()[0];
-      for (std::int64_t i = 0; i < page; ++i) cache.set(to * page + i, cache[from * page + i]);
-    }
-    table.set({1, p}, static_cast<double>(from));
-  }
-  expect_same_bits(run_on_device(shared, OPENMSA_OP_MSA_ATTENTION), run_on_device(copied, OPENMSA_OP_MSA_ATTENTION));
+  const CommonPrefix prefix(layer, 2);
+  expect_same_bits(run_on_device(prefix.shared, OPENMSA_OP_MSA_ATTENTION),
+                   run_on_device(prefix.copied, OPENMSA_OP_MSA_ATTENTION));
 }
 
 TEST_F(DeviceLayout, NeighbouringQueriesMayShareNoBlock) {

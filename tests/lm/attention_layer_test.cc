@@ -75,7 +75,9 @@ TEST_P(AttentionLayerGradients, MatchFiniteDifferences) {
   if (GetParam() != lm::Phase::kDense) problem.expect_parameter_gradients(true);
 }
 
-/// With them the index branch still follows L_KL, and everything else is what it is without L_KL, bit by bit.
+/// Pitfalls 20 and 21: the teacher learns from L_KL, or the index projections from the language-model loss.
+/// With the stop-gradients the index branch still follows L_KL, and everything else is what it is without L_KL, bit by
+/// bit.
 TEST_P(AttentionLayerGradients, StopGradientsKeepTheLossesApart) {
   Problem without(GetParam(), {0.0, false, false});
   Problem with(GetParam(), {5.0, false, false});

@@ -25,6 +25,41 @@ inline void fill_rows(Buffer& buffer, std::int64_t begin, std::int64_t end, doub
   for (std::int64_t i = begin * row; i < end * row; ++i) buffer.set(i, value);
 }
 
+inline constexpr const char* kCaches[] = {"k_cache", "v_cache", "index_k_cache"};
+
+/// The layer with `garbage` instead of the NaN in what no token owns of its caches: tails and pages.
+inline Layer with_garbage(Layer layer, double garbage) {
+  for (const char* name : kCaches) {
+    Buffer& cache = layer.tensors.at(name);
+    for (std::int64_t i = 0; i < cache.size(); ++i) {
+      if (std::isnan(cache[i])) cache.set(i, garbage);
+    }
+  }
+  return layer;
+}
+
+/// Sequences that begin with the first `num_pages` pages of the first one: in the very same pages, with NaN in those
+/// that nobody has any more, and in copies of their own.
+struct CommonPrefix {
+  Layer shared, copied;
+
+  CommonPrefix(const Layer& layer, std::int64_t num_pages) : shared(layer), copied(layer) {
+    Buffer& table = shared.tensors.at("block_table");
+    for (std::int64_t b = 1; b < table.shape()[0]; ++b) {
+      for (std::int64_t p = 0; p < num_pages; ++p) {
+        const auto from = static_cast<std::int64_t>(table.at({0, p})), to = static_cast<std::int64_t>(table.at({b, p}));
+        table.set({b, p}, static_cast<double>(from));
+        for (const char* name : kCaches) {
+          Buffer& copy = copied.tensors.at(name);
+          const std::int64_t page = copy.size() / copy.shape()[0];
+          for (std::int64_t i = 0; i < page; ++i) copy.set(to * page + i, copy[from * page + i]);
+          fill_rows(shared.tensors.at(name), to, to + 1, kNan);
+        }
+      }
+    }
+  }
+};
+
 inline bool is_finite(const Buffer& buffer) {
   const std::vector<double> values = buffer.values();
   return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });

@@ -29,6 +29,7 @@ Buffer times(double factor, Buffer buffer) {
   return buffer;
 }
 
+/// Pitfall 15: scales that are ignored, or taken for 1.
 /// A power of two goes through every product unrounded: what scales twice as large must do is known to the last bit.
 TEST_P(Fp8Pitfalls, ScalesTwiceAsLargeAre) {
   for (const Scales scales : {Scales::kOne, Scales::kPerToken}) {
@@ -52,6 +53,7 @@ TEST_P(Fp8Pitfalls, ScalesTwiceAsLargeAre) {
   }
 }
 
+/// Pitfall 10, fp8.
 TEST_P(Fp8Pitfalls, GarbageInTailsOtherPagesAndTheirScalesIsNotUsed) {
   // make_layer fills all of these with the NaN 0xff.
   const Layer clean = layer(fp8_shape(Scales::kPerToken));
@@ -103,6 +105,7 @@ TEST_P(Fp8Pitfalls, NanOfLaterTokensDoesNotReachAnEarlierQuery) {
   }
 }
 
+/// Pitfall 9, fp8.
 TEST_P(Fp8Pitfalls, PaddedRowsOfABatchGiveZero) {
   LayerShape shape = fp8_shape(Scales::kPerToken);
   shape.seqlens_q = {1, 1, 3, 1};
@@ -159,6 +162,7 @@ Buffer rounded_rows(Buffer rows) {
   return rows;
 }
 
+/// Pitfall 15: scales of one head or token used for another.
 TEST_P(Fp8Pitfalls, AttentionOverAppendedTokensIsThatOverTheirNumbers) {
   for (const Scales scales : {Scales::kNone, Scales::kOne, Scales::kPerToken}) {
     LayerShape shape = fp8_shape(scales);
@@ -194,6 +198,7 @@ TEST_P(Fp8Pitfalls, AttentionOverAppendedTokensIsThatOverTheirNumbers) {
   }
 }
 
+/// Pitfall 12, fp8.
 TEST_P(Fp8Pitfalls, StridedCachesAndScales) {
   Layer packed = layer(fp8_shape(Scales::kPerToken));
   const TensorMap expected = run(packed, OPENMSA_OP_MSA_ATTENTION);
@@ -220,6 +225,7 @@ TEST_P(Fp8Pitfalls, StridedCachesAndScales) {
   }
 }
 
+/// Pitfall 8, fp8.
 TEST_P(Fp8Pitfalls, OffsetsPast32BitsReachTheRightElements) {
   const Layer small = layer(fp8_shape(Scales::kPerToken));
   TensorMap outputs = poisoned_outputs(small, OPENMSA_OP_MSA_ATTENTION);

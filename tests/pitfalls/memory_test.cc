@@ -4,6 +4,7 @@
 
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
+#include "support/fused_rows.h"
 #include "support/huge_memory.h"
 
 namespace openmsa::test {
@@ -15,6 +16,7 @@ class MemoryPitfalls : public Pitfalls {};
 INSTANTIATE_TEST_SUITE_P(Backends, MemoryPitfalls, testing::Values(OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_CPU),
                          backend_name);
 
+/// Pitfall 8: page number times stride in 32 bits.
 TEST_P(MemoryPitfalls, OffsetsPast32BitsReachTheRightElements) {
   // Every row, page or head lies more than 2^31 elements from the next one.
   const Layer small = layer({.seqlens_q = {3}, .seqlens_k = {70}});
@@ -48,6 +50,7 @@ TEST_P(MemoryPitfalls, OffsetsPast32BitsReachTheRightElements) {
   }
 }
 
+/// Pitfall 8: more than 2^31 score elements.
 TEST_P(MemoryPitfalls, ScoresPast32BitsReachTheRightElements) {
   Layer scored = layer({.seqlens_q = {3}, .seqlens_k = {200}});
   TensorMap outputs = run(scored, OPENMSA_OP_BLOCK_SCORES);
@@ -70,46 +73,45 @@ TEST_P(MemoryPitfalls, ScoresPast32BitsReachTheRightElements) {
   expect_same_bits(chosen, run(scored, OPENMSA_OP_TOPK));
 }
 
+/// Pitfall 9: padded rows of a batch. The keys of the longer sequence are split, and empty parts are merged.
 TEST_P(MemoryPitfalls, PaddedRowsOfABatchGiveZero) {
   // Requests of no keys, with table rows of -1, before, between and after real ones.
   for (const openmsa_op op : {OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION}) {
-    Layer padded = layer({.page_size = 16, .seqlens_q = {1, 1, 3, 1}, .seqlens_k = {0, 77, 0, 5}, .padding_q = 2});
-    padded.add({{"topk_indices", Buffer(OPENMSA_INT32, {2, padded.total_q(), 4})}});
-    padded.tensors.at("topk_indices").fill(-1);
-    if (op == OPENMSA_OP_SPARSE_ATTENTION) {
-      padded.tensors.at("topk_indices").set({0, 1, 0}, 2);
-      padded.tensors.at("topk_indices").set({1, 5, 0}, 0);
-    }
-    TensorMap out = run(padded, op);
-    for (const std::int64_t row : {0, 2, 3, 4, 6, 7}) {
-      EXPECT_TRUE(is_zero(rows(out.at("o"), row, 1))) << "row " << row;
-      EXPECT_THAT(rows(out.at("lse"), row, 1).values(), Each(-kInf)) << "row " << row;
-      if (op == OPENMSA_OP_MSA_ATTENTION) {
-        EXPECT_THAT(selection_row(out.at("topk_indices"), 1, row), Each(-1)) << "row " << row;
+    for (const std::int64_t length : {77, 1500}) {
+      Layer padded =
+          layer({.page_size = 16, .seqlens_q = {1, 1, 3, 1}, .seqlens_k = {0, length, 0, 5}, .padding_q = 2});
+      padded.add({{"topk_indices", Buffer(OPENMSA_INT32, {2, padded.total_q(), 4})}});
+      padded.tensors.at("topk_indices").fill(-1);
+      if (op == OPENMSA_OP_SPARSE_ATTENTION) {
+        padded.tensors.at("topk_indices").set({0, 1, 0}, 2);
+        padded.tensors.at("topk_indices").set({1, 5, 0}, 0);
       }
+      TensorMap out = run(padded, op);
+      for (const std::int64_t row : {0, 2, 3, 4, 6, 7}) {
+        EXPECT_TRUE(is_zero(rows(out.at("o"), row, 1))) << "row " << row;
+        EXPECT_THAT(rows(out.at("lse"), row, 1).values(), Each(-kInf)) << "row " << row;
+        if (op == OPENMSA_OP_MSA_ATTENTION) {
+          EXPECT_THAT(selection_row(out.at("topk_indices"), 1, row), Each(-1)) << "row " << row;
+        }
+      }
+      EXPECT_TRUE(is_finite(out.at("o")));
+      EXPECT_FALSE(is_zero(rows(out.at("o"), 1, 1)));
     }
-    EXPECT_TRUE(is_finite(out.at("o")));
-    EXPECT_FALSE(is_zero(rows(out.at("o"), 1, 1)));
   }
 }
 
+/// Pitfall 10: NaN in the tail of the last page, in pages that nobody owns, in page 0.
 TEST_P(MemoryPitfalls, GarbageInTailsOtherPagesAndPageZeroIsNotUsed) {
   // make_layer fills all of these with NaN; with Inf and with zeros the results must be the same.
-  Layer paged = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
+  const Layer paged = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
   const TensorMap expected = run(paged, OPENMSA_OP_MSA_ATTENTION);
   EXPECT_TRUE(is_finite(expected.at("o")));
   for (const double garbage : {kInf, -kInf, 0.0}) {
-    Layer other = paged;
-    for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-      Buffer& cache = other.tensors.at(name);
-      for (std::int64_t i = 0; i < cache.size(); ++i) {
-        if (std::isnan(cache[i])) cache.set(i, garbage);
-      }
-    }
-    expect_same_bits(run(other, OPENMSA_OP_MSA_ATTENTION), expected);
+    expect_same_bits(run(with_garbage(paged, garbage), OPENMSA_OP_MSA_ATTENTION), expected);
   }
 }
 
+/// Pitfall 10: NaN in kv_blocks that nobody selected.
 TEST_P(MemoryPitfalls, NanInBlocksThatNobodyChoseIsNotUsed) {
   Layer sparse = layer({.topk = 2, .seqlens_q = {20}, .seqlens_k = {200}});
   std::vector<std::int64_t> indices;
@@ -124,6 +126,7 @@ TEST_P(MemoryPitfalls, NanInBlocksThatNobodyChoseIsNotUsed) {
   expect_same_bits(run(sparse, OPENMSA_OP_SPARSE_ATTENTION), expected);
 }
 
+/// Pitfall 12: strides.
 TEST_P(MemoryPitfalls, StridedInputsAndOutputs) {
   // Rows of a fused projection, heads with gaps, token-major indices, transposed lse.
   Layer packed = layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}});
@@ -149,6 +152,7 @@ TEST_P(MemoryPitfalls, StridedInputsAndOutputs) {
   }
 }
 
+/// Pitfall 12, training.
 TEST_P(MemoryPitfalls, StridedBackward) {
   Layer packed = layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}});
   packed.add(run(packed, OPENMSA_OP_MSA_ATTENTION));
@@ -175,48 +179,29 @@ TEST_P(MemoryPitfalls, StridedBackward) {
   }
 }
 
-/// K and V of a layer as halves of one buffer, in which `strides` place the 2 * head_dim channels of a token.
+/// Pitfall 12: K and V as halves of one row, tokens or heads first.
 TEST_P(MemoryPitfalls, KeysAndValuesAsHalvesOfOneBuffer) {
   for (const bool head_major : {false, true}) {
     const Layer separate = layer({.page_size = 16, .seqlens_q = {20, 1}, .seqlens_k = {70, 33}});
     TensorMap out = run(separate, OPENMSA_OP_MSA_ATTENTION);
     const TensorMap expected = out;
     Tensors tensors = gather(separate, OPENMSA_OP_MSA_ATTENTION, out);
-    const std::int64_t num_pages = tensors.k_cache.shape[0];
-    const Shape strides = head_major ? Shape{2 * 16 * 128, 128, 16 * 128, 1} : Shape{16 * 2 * 128, 2 * 128, 128, 1};
-    Buffer fused = Buffer::strided(OPENMSA_FLOAT32, {num_pages, 16, 2, 128}, strides);
-    for (std::int64_t token = 0; token < num_pages * 16 * 2; ++token) {
-      for (std::int64_t c = 0; c < 64; ++c) {
-        fused.set(token * 128 + c, separate.tensors.at("k_cache")[token * 64 + c]);
-        fused.set(token * 128 + 64 + c, separate.tensors.at("v_cache")[token * 64 + c]);
-      }
-    }
-    tensors.k_cache = tensors.v_cache = fused.view();
-    tensors.k_cache.shape[3] = tensors.v_cache.shape[3] = 64;
-    tensors.v_cache.data = static_cast<float*>(tensors.v_cache.data) + 64;
+    const Buffer rows = fused_rows(separate.tensors.at("k_cache"), separate.tensors.at("v_cache"), head_major);
+    bind_halves(tensors, rows, rows.view().data);
     Workspace workspace;
     Plan(separate.config).run(OPENMSA_OP_MSA_ATTENTION, tensors, workspace);
     expect_same_bits(out, expected);
   }
 }
 
+/// Pitfall 12: pages of two requests.
 TEST_P(MemoryPitfalls, RequestsMayShareTheirPrefixPages) {
   // Both requests hold the same 64 tokens in the same pages, then go separate ways.
-  Layer shared = layer({.page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {90, 80}});
-  Buffer& table = shared.tensors.at("block_table");
-  Layer copied = shared;
-  for (std::int64_t p = 0; p < 2; ++p) {
-    const auto from = static_cast<std::int64_t>(table.at({0, p})), to = static_cast<std::int64_t>(table.at({1, p}));
-    for (const char* name : {"k_cache", "v_cache", "index_k_cache"}) {
-      Buffer& cache = copied.tensors.at(name);
-      const std::int64_t page = cache.size() / cache.shape()[0];
-      for (std::int64_t i = 0; i < page; ++i) cache.set(to * page + i, cache[from * page + i]);
-    }
-    table.set({1, p}, static_cast<double>(from));
-  }
-  expect_same_bits(run(shared, OPENMSA_OP_MSA_ATTENTION), run(copied, OPENMSA_OP_MSA_ATTENTION));
+  const CommonPrefix prefix(layer({.page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {90, 80}}), 2);
+  expect_same_bits(run(prefix.shared, OPENMSA_OP_MSA_ATTENTION), run(prefix.copied, OPENMSA_OP_MSA_ATTENTION));
 }
 
+/// Pitfall 13: page sizes that are misread instead of refused.
 TEST_P(MemoryPitfalls, PageSizesThatDoNotDivideTheBlockAreRefused) {
   Layer pages = layer({.block_size = 64, .seqlens_q = {1}, .seqlens_k = {64}});
   for (const std::int32_t page_size : {3, 24, 48, 128, -16}) {
@@ -225,6 +210,7 @@ TEST_P(MemoryPitfalls, PageSizesThatDoNotDivideTheBlockAreRefused) {
   }
 }
 
+/// Pitfall 13: pages of one token, once taken for pages of one kv_block.
 TEST_P(MemoryPitfalls, PagesOfOneTokenAreReadAsTokens) {
   LayerShape shape{.seqlens_q = {3}, .seqlens_k = {150}};
   const TensorMap contiguous = run(layer(shape), OPENMSA_OP_MSA_ATTENTION);
@@ -232,6 +218,7 @@ TEST_P(MemoryPitfalls, PagesOfOneTokenAreReadAsTokens) {
   expect_same_bits(run(layer(shape), OPENMSA_OP_MSA_ATTENTION), contiguous);
 }
 
+/// Pitfall 14: a tile whose first kv_blocks belong to other queries: exp(-inf - -inf).
 TEST_P(MemoryPitfalls, NeighbouringQueriesMayShareNoBlock) {
   // Whatever the size of a query tile: each row has its own two blocks, some none, and no row has the first blocks that
   // another one has.
@@ -252,6 +239,7 @@ TEST_P(MemoryPitfalls, NeighbouringQueriesMayShareNoBlock) {
   EXPECT_LT(absolute_error(got.at("lse"), expected.at("lse")), 1e-5);
 }
 
+/// Pitfall 14: tiles that straddle requests.
 TEST_P(MemoryPitfalls, OddBatches) {
   // Requests without queries, shorter than a block, with fewer blocks than topk, straddling any tile.
   const Layer odd = layer({.topk = 16, .seqlens_q = {0, 1, 2, 0, 30, 63, 0}, .seqlens_k = {9, 1, 2, 0, 31, 64, 5}});
@@ -259,6 +247,54 @@ TEST_P(MemoryPitfalls, OddBatches) {
   const TensorMap expected = run(odd.on(OPENMSA_BACKEND_REFERENCE), OPENMSA_OP_MSA_ATTENTION);
   EXPECT_TRUE(got.at("topk_indices").same_bits(expected.at("topk_indices")));
   EXPECT_LT(relative_error(got.at("o"), expected.at("o")), 1e-6);
+}
+
+/// Pitfall 11: what a graph that is replayed, or a plan and a workspace that are used again, keeps of earlier lengths.
+TEST_P(MemoryPitfalls, NothingIsLeftOfEarlierCalls) {
+  const Layer largest = layer({.page_size = 16, .seqlens_q = {8, 8, 8}, .seqlens_k = {1200, 200, 100}});
+  const Plan plan(largest.config);
+  Workspace workspace;
+  struct Lengths {
+    std::vector<std::int64_t> q, k;
+  };
+  for (const auto& [q, k] : {Lengths{{8, 1, 0}, {1200, 50, 0}}, Lengths{{1, 1, 1}, {17, 200, 1}},
+                             Lengths{{8, 8, 8}, {1200, 200, 100}}, Lengths{{0, 0, 1}, {0, 0, 5}}}) {
+    const Layer changed = with_lengths(largest, q, k);
+    for (const openmsa_op op : {OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION}) {
+      TensorMap outputs = poisoned_outputs(changed, op);
+      plan.run(op, gather(changed, op, outputs), workspace);
+      expect_same_bits(outputs, run(changed, op));
+    }
+  }
+}
+
+/// Pitfall 16: tensor parallel ranks hold one query and one index head each.
+TEST_P(MemoryPitfalls, HeadsMayBeSplitBetweenRanks) {
+  LayerShape shape{.num_heads_q = 3, .num_heads_kv = 3, .seqlens_q = {1, 20}, .seqlens_k = {1100, 90}};
+  const Layer whole = layer(shape);
+  const TensorMap expected = run(whole, OPENMSA_OP_MSA_ATTENTION);
+  shape.num_heads_q = shape.num_heads_kv = 1;
+  for (std::int64_t head = 0; head < 3; ++head) {
+    Layer rank = layer(shape);
+    const auto copy_head = [&](const Buffer& from, Buffer to) {
+      const std::int64_t channels = from.size() / from.shape()[0] / 3;
+      for (std::int64_t i = 0; i < to.size(); ++i) {
+        to.set(i, from[(i / channels * 3 + head) * channels + i % channels]);
+      }
+      return to;
+    };
+    for (const char* name : {"q", "k", "v", "index_q"}) {
+      rank.tensors[name] = copy_head(whole.tensors.at(name), rank.tensors.at(name));
+    }
+    rank.tensors["index_k"] = whole.tensors.at("index_k");
+    const TensorMap got = run(rank, OPENMSA_OP_MSA_ATTENTION);
+    for (const char* name : {"o", "lse"}) {
+      EXPECT_TRUE(got.at(name).same_bits(copy_head(expected.at(name), got.at(name)))) << name << " of head " << head;
+    }
+    for (std::int64_t row = 0; row < rank.total_q(); ++row) {
+      EXPECT_EQ(selection_row(got.at("topk_indices"), 0, row), selection_row(expected.at("topk_indices"), head, row));
+    }
+  }
 }
 
 }  // namespace

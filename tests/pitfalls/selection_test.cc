@@ -14,6 +14,7 @@ class SelectionPitfalls : public Pitfalls {};
 INSTANTIATE_TEST_SUITE_P(Backends, SelectionPitfalls, testing::Values(OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_CPU),
                          backend_name);
 
+/// Pitfall 1: the local block of the last query taken for that of all.
 TEST_P(SelectionPitfalls, LocalBlockIsThatOfEachQuery) {
   // topk = 1 leaves nothing but the local block: inside a prompt, in a chunk behind a prefix, in speculation.
   const Layer chunks = layer({.topk = 1, .seqlens_q = {100, 70, 5}, .seqlens_k = {100, 170, 66}});
@@ -25,6 +26,7 @@ TEST_P(SelectionPitfalls, LocalBlockIsThatOfEachQuery) {
   }
 }
 
+/// Pitfall 2: causality by kv_block instead of by token.
 TEST_P(SelectionPitfalls, NoQuerySeesALaterToken) {
   // Everything after position 41 changes, inside its kv_block (32 to 63) and behind it.
   Layer whole = layer({.seqlens_q = {90}, .seqlens_k = {90}});
@@ -36,6 +38,7 @@ TEST_P(SelectionPitfalls, NoQuerySeesALaterToken) {
   EXPECT_FALSE(rows(before.at("o"), 42, 1).same_bits(rows(after.at("o"), 42, 1)));
 }
 
+/// Pitfall 1, speculation: drafts that see one another.
 TEST_P(SelectionPitfalls, ADraftTokenDoesNotSeeTheDraftsAfterIt) {
   Layer drafts = layer({.seqlens_q = {4}, .seqlens_k = {131}});
   const TensorMap before = run(drafts, OPENMSA_OP_MSA_ATTENTION);
@@ -44,6 +47,7 @@ TEST_P(SelectionPitfalls, ADraftTokenDoesNotSeeTheDraftsAfterIt) {
   EXPECT_TRUE(rows(before.at("o"), 0, 2).same_bits(rows(after.at("o"), 0, 2)));
 }
 
+/// Pitfall 3: a kv_block that is forced and chosen, or forced twice.
 TEST_P(SelectionPitfalls, ForcedBlocksAreNeverTakenTwice) {
   for (const std::int32_t num_local_blocks : {0, 1, 2, 5}) {
     for (const std::int32_t num_init_blocks : {0, 1, 3, 5}) {
@@ -66,6 +70,7 @@ TEST_P(SelectionPitfalls, ForcedBlocksAreNeverTakenTwice) {
   }
 }
 
+/// Pitfall 4: attention that counts on ascending indices or on the local block as the last one.
 TEST_P(SelectionPitfalls, PrefixesMayBeUnorderedAndNeedNoLocalBlock) {
   Layer shuffled = layer({.topk = 4, .page_size = 16, .seqlens_q = {1}, .seqlens_k = {150}});
   shuffled.add({{"topk_indices", int_buffer({0, 1, 3, -1, 2, 4, -1, -1}, {2, 1, 4})}});
@@ -76,6 +81,18 @@ TEST_P(SelectionPitfalls, PrefixesMayBeUnorderedAndNeedNoLocalBlock) {
   EXPECT_LT(absolute_error(unordered.at("lse"), ascending.at("lse")), 1e-6);
 }
 
+/// Pitfall 4: block_table[-1] looked up for an unused slot. In front of the second row of the table stands a page of
+/// NaN.
+TEST_P(SelectionPitfalls, UnusedSlotsLookUpNoPage) {
+  Layer unused = layer({.page_size = 32, .seqlens_q = {1, 1}, .seqlens_k = {128, 128}});
+  unused.add({{"topk_indices", int_buffer({0, -1, -1, -1, 1, -1, -1, -1, 2, 0, -1, -1, -1, -1, -1, -1}, {2, 2, 4})}});
+  const TensorMap expected = run(unused, OPENMSA_OP_SPARSE_ATTENTION);
+  const auto last_page = static_cast<std::int64_t>(unused.tensors.at("block_table").at({0, 3}));
+  for (const char* name : kCaches) fill_rows(unused.tensors.at(name), last_page, last_page + 1, kNan);
+  expect_same_bits(run(unused, OPENMSA_OP_SPARSE_ATTENTION), expected);
+}
+
+/// Pitfall 5: ties.
 TEST_P(SelectionPitfalls, TiesPickTheLowestIndicesAndTheLocalBlock) {
   for (const char* zero : {"index_q", "index_k"}) {
     Layer ties = layer({.topk = 3, .seqlens_q = {1}, .seqlens_k = {190}});
@@ -84,6 +101,7 @@ TEST_P(SelectionPitfalls, TiesPickTheLowestIndicesAndTheLocalBlock) {
   }
 }
 
+/// Pitfall 5: scores above what an initial maximum such as -1e20 allows for.
 TEST_P(SelectionPitfalls, HugeScoresAreLegal) {
   // index_q = 1e15 and index_k near 1e6: scores of 1e21 and more.
   Layer huge = layer({.topk = 2, .seqlens_q = {1}, .seqlens_k = {100}});
@@ -93,6 +111,7 @@ TEST_P(SelectionPitfalls, HugeScoresAreLegal) {
   EXPECT_THAT(selection_row(run(huge, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), 0, 0), ElementsAre(1, 3));
 }
 
+/// Pitfall 5: NaN and Inf.
 TEST_P(SelectionPitfalls, NanAndInfInScoresSelectOnlyBlocksThatExist) {
   for (const double value : {kNan, kInf, -kInf}) {
     for (const char* name : {"index_q", "index_k"}) {
@@ -110,6 +129,7 @@ TEST_P(SelectionPitfalls, NanAndInfInScoresSelectOnlyBlocksThatExist) {
   }
 }
 
+/// Pitfall 6: a score buffer is garbage past the end of a row.
 TEST_P(SelectionPitfalls, GarbageBehindARowOfScoresIsNotRead) {
   Layer garbage = layer({.topk = 4, .seqlens_q = {100, 3}, .seqlens_k = {100, 260}});
   const TensorMap clean = run(garbage, OPENMSA_OP_BLOCK_SCORES);
@@ -127,6 +147,7 @@ TEST_P(SelectionPitfalls, GarbageBehindARowOfScoresIsNotRead) {
   }
 }
 
+/// Pitfall 7: a maximum over index heads.
 TEST_P(SelectionPitfalls, EachGroupSelectsForItself) {
   // The groups look in opposite directions: one finds block 0 best, the other block 1.
   Layer groups = layer({.topk = 2, .seqlens_q = {1}, .seqlens_k = {96}});

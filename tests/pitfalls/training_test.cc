@@ -17,6 +17,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, TrainingPitfalls, testing::Values(OPENMSA_BAC
 /// A layer with the tensors of its forward pass, ready for every backward.
 Layer with_forward(Layer layer) { return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION)); }
 
+/// Pitfall 17: kv_blocks counted from the start of the buffer.
 TEST_P(TrainingPitfalls, PackedDocumentsStartAtTheirOwnBlockZero) {
   const Layer packed = layer({.seqlens_q = {39, 35}, .seqlens_k = {39, 35}});
   const Buffer indices = run(packed, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices");
@@ -24,6 +25,39 @@ TEST_P(TrainingPitfalls, PackedDocumentsStartAtTheirOwnBlockZero) {
   EXPECT_THAT(selection_row(indices, 0, 39 + 34), ElementsAre(0, 1, -1, -1));  // its position 34
 }
 
+/// Pitfall 17: left padding, as a sequence of its own, and documents behind others: each is as if it were alone.
+TEST_P(TrainingPitfalls, WhereADocumentLiesDoesNotMatter) {
+  const Layer packed = with_forward(layer({.seqlens_q = {5, 39, 35}, .seqlens_k = {5, 39, 35}}));
+  const TensorMap gradients = run(packed, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  std::int64_t first = 0;
+  for (std::size_t b = 0; b < 3; ++b) {
+    const std::int64_t length = packed.shape.seqlens_q[b];
+    Layer alone = excerpt(packed, b, 0, length).on(GetParam());
+    alone.tensors["d_o"] = rows(packed.tensors.at("d_o"), first, length);
+    alone = with_forward(alone);
+    for (const char* name : {"o", "lse"}) {
+      EXPECT_TRUE(alone.tensors.at(name).same_bits(rows(packed.tensors.at(name), first, length))) << name;
+    }
+    for (const auto& [name, gradient] : run(alone, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)) {
+      EXPECT_TRUE(gradient.same_bits(rows(gradients.at(name), first, length))) << name << " of document " << b;
+    }
+    first += length;
+  }
+}
+
+/// Pitfall 18: a mask that leaks: nothing of another document, nor of a later token, reaches a gradient, in bf16 too.
+TEST_P(TrainingPitfalls, MasksDoNotLeakInBf16) {
+  const Layer clean = with_forward(layer({.dtype = OPENMSA_BFLOAT16, .seqlens_q = {39, 35}, .seqlens_k = {39, 35}}));
+  Layer other = clean;
+  for (const char* name : {"q", "k", "v", "d_o"}) fill_rows(other.tensors.at(name), 39, 74, 1e30);
+  const TensorMap expected = run(clean, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  const TensorMap got = run(other, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  for (const char* name : {"d_q", "d_k", "d_v"}) {
+    EXPECT_TRUE(rows(got.at(name), 0, 39).same_bits(rows(expected.at(name), 0, 39))) << name;
+  }
+}
+
+/// Pitfall 18: an additive mask of -inf that turns a fully masked row into NaN, which spreads.
 TEST_P(TrainingPitfalls, FullyMaskedRowsStayZeroInBf16) {
   // Five of the eight queries stand before the first key.
   Layer masked = with_forward(layer({.dtype = OPENMSA_BFLOAT16, .seqlens_q = {8}, .seqlens_k = {3}}));
@@ -38,6 +72,7 @@ TEST_P(TrainingPitfalls, FullyMaskedRowsStayZeroInBf16) {
   EXPECT_FALSE(is_zero(rows(gradients.at("d_q"), 7, 1)));
 }
 
+/// Pitfall 19: gradients of kv_blocks with no owner, one, and many.
 TEST_P(TrainingPitfalls, KeysThatNobodyChoseGetExactZeros) {
   // Block 1 has one owner, block 4 many, the others none. 200 keys: the last block is a tail of 8.
   Layer owned = layer({.topk = 2, .seqlens_q = {20}, .seqlens_k = {200}});
@@ -59,6 +94,7 @@ TEST_P(TrainingPitfalls, KeysThatNobodyChoseGetExactZeros) {
   }
 }
 
+/// Pitfall 19: documents of 39 and 35 tokens. For races see Exactness.TwentyRunsAreEqual.
 TEST_P(TrainingPitfalls, DocumentsSideBySideDoNotMixTheirGradients) {
   const Layer both = with_forward(layer({.seqlens_q = {39, 35}, .seqlens_k = {39, 35}}));
   const TensorMap first = run(both, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
@@ -72,6 +108,7 @@ TEST_P(TrainingPitfalls, DocumentsSideBySideDoNotMixTheirGradients) {
   }
 }
 
+/// Pitfall 20: rows with a single key.
 TEST_P(TrainingPitfalls, KlOfASingleVisibleKeyIsZero) {
   Layer single = with_forward(layer({.seqlens_q = {1, 1}, .seqlens_k = {1, 1}}));
   const TensorMap out = run(single, OPENMSA_OP_KL_LOSS);
@@ -81,6 +118,20 @@ TEST_P(TrainingPitfalls, KlOfASingleVisibleKeyIsZero) {
   }
 }
 
+/// Pitfall 20: a teacher that averages logits, and logarithms to another base. Two heads with probabilities (1/2, 1/2)
+/// and (1/10, 9/10) over two tokens: P = (3/10, 7/10). The index branch cannot tell them apart: P_idx = (1/2, 1/2).
+TEST_P(TrainingPitfalls, TheTeacherIsAMeanOfProbabilities) {
+  Layer two = layer({.num_heads_q = 2, .num_heads_kv = 1, .seqlens_q = {1}, .seqlens_k = {2}});
+  two.config.softmax_scale = 1;
+  for (const char* name : {"q", "k", "index_q"}) two.tensors.at(name).fill(0);
+  two.tensors.at("q").set({0, 1, 0}, 1);
+  two.tensors.at("k").set({1, 0, 0}, std::log(9.0));
+  two = with_forward(two);
+  const double expected = 0.3 * std::log(0.3 / 0.5) + 0.7 * std::log(0.7 / 0.5);
+  EXPECT_NEAR(run(two, OPENMSA_OP_KL_LOSS).at("kl_loss")[0], expected, 1e-6);
+}
+
+/// Pitfall 20: a log-sum-exp over all tokens instead of the selected ones.
 TEST_P(TrainingPitfalls, KlSumsOverTheSelectedTokensAlone) {
   // Keys outside the selection may be anything.
   Layer sparse = layer({.topk = 1, .seqlens_q = {10}, .seqlens_k = {100}});

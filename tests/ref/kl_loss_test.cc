@@ -19,6 +19,7 @@ Layer two_heads() {
   return layer.add(run(layer, OPENMSA_OP_DENSE_ATTENTION));
 }
 
+/// Pitfall 20: the teacher is a mean of probabilities, in natural logarithms.
 TEST(KlLoss, AveragesProbabilitiesNotLogits) {
   const TensorMap out = run(two_heads(), OPENMSA_OP_KL_LOSS);
   EXPECT_NEAR(out.at("kl_loss")[0], 0.3 * std::log(0.3 / 0.5) + 0.7 * std::log(0.7 / 0.5), 1e-15);

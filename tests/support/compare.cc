@@ -59,17 +59,6 @@ double absolute_error(const Buffer& x, const Buffer& reference) {
   return largest;
 }
 
-Tolerance tolerance(openmsa_dtype dtype) {
-  switch (dtype) {
-    case OPENMSA_BFLOAT16:
-      return {5e-3, 1e-3, 2e-2, 1e-3};
-    case OPENMSA_FLOAT16:
-      return {1e-3, 1e-3, 5e-3, 1e-3};
-    default:
-      return {1e-6, 1e-5, 1e-5, 1e-5};
-  }
-}
-
 std::vector<std::int64_t> selection_row(const Buffer& topk_indices, std::int64_t r, std::int64_t row) {
   std::vector<std::int64_t> result;
   for (std::int64_t slot = 0; slot < topk_indices.shape()[2]; ++slot) {

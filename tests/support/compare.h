@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/tolerance.h"
 #include "support/layer.h"
 
 namespace openmsa::test {
@@ -13,14 +14,8 @@ double relative_error(const Buffer& x, const Buffer& reference);
 /// Largest |x - reference|; infinities must stand in the same places, else the result is infinite. NaN is infinite too.
 double absolute_error(const Buffer& x, const Buffer& reference);
 
-/// Error against float64 on the same inputs that the numerics of the specification allow.
-struct Tolerance {
-  double o;
-  double lse;
-  double gradient;
-  double score;  // of a row's largest magnitude: closer contenders for a place in the selection may be swapped
-};
-Tolerance tolerance(openmsa_dtype dtype);
+using core::Tolerance;
+using core::tolerance;
 
 /// The selection of one query and KV head as it was written, -1 included.
 std::vector<std::int64_t> selection_row(const Buffer& topk_indices, std::int64_t r, std::int64_t row);

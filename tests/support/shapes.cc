@@ -6,12 +6,7 @@
 namespace openmsa::test {
 namespace {
 
-struct Row {
-  std::int32_t num_heads_kv, group_size, head_dim, index_dim, block_size, topk, num_init_blocks, num_local_blocks,
-      page_size;
-};
-
-constexpr Row kRows[] = {
+constexpr ShapeRow kRows[] = {
     {2, 1, 64, 64, 32, 4, 0, 1, 0},     {3, 2, 64, 128, 64, 1, 0, 1, 0},   {2, 4, 128, 64, 32, 3, 1, 1, 0},
     {1, 16, 128, 128, 128, 2, 0, 1, 0}, {1, 8, 64, 64, 32, 64, 0, 1, 0},   {2, 3, 40, 24, 8, 16, 2, 3, 0},
     {2, 2, 64, 64, 32, 2, 2, 2, 0},     {2, 4, 128, 64, 32, 3, 0, 1, 16},  {1, 16, 64, 64, 64, 4, 1, 1, 64},
@@ -20,7 +15,7 @@ constexpr Row kRows[] = {
 };
 
 /// Few queries over many kv_blocks, which backends may split and merge.
-constexpr Row kDecodeRows[] = {{2, 4, 64, 64, 16, 6, 1, 2, 0}, {2, 4, 64, 64, 16, 6, 1, 2, 8}};
+constexpr ShapeRow kDecodeRows[] = {{2, 4, 64, 64, 16, 6, 1, 2, 0}, {2, 4, 64, 64, 16, 6, 1, 2, 8}};
 
 const char* dtype_name(openmsa_dtype dtype) {
   return dtype == OPENMSA_FLOAT32 ? "fp32" : dtype == OPENMSA_BFLOAT16 ? "bf16" : "fp16";
@@ -35,26 +30,30 @@ struct Lengths {
   std::vector<std::int64_t> q, k;
 };
 
-LayerShape layer_shape(const Row& row, openmsa_dtype dtype, const Lengths& seqlens) {
-  return {.dtype = dtype,
-          .num_heads_q = row.num_heads_kv * row.group_size,
-          .num_heads_kv = row.num_heads_kv,
-          .head_dim = row.head_dim,
-          .index_dim = row.index_dim,
-          .block_size = row.block_size,
-          .topk = row.topk,
-          .num_init_blocks = row.num_init_blocks,
-          .num_local_blocks = row.num_local_blocks,
-          .page_size = row.page_size,
-          .seqlens_q = seqlens.q,
-          .seqlens_k = seqlens.k,
-          .padding_q = 3};
+LayerShape with_lengths(LayerShape shape, const Lengths& seqlens) {
+  shape.seqlens_q = seqlens.q;
+  shape.seqlens_k = seqlens.k;
+  shape.padding_q = 3;
+  return shape;
 }
 
 const Lengths kRagged{{70, 1, 0, 4, 2, 33}, {70, 259, 20, 133, 0, 97}};
 const Lengths kDecode{{1, 16, 5, 0}, {1000, 700, 40, 300}};
 
 }  // namespace
+
+LayerShape ShapeRow::of(openmsa_dtype dtype) const {
+  return {.dtype = dtype,
+          .num_heads_q = num_heads_kv * group_size,
+          .num_heads_kv = num_heads_kv,
+          .head_dim = head_dim,
+          .index_dim = index_dim,
+          .block_size = block_size,
+          .topk = topk,
+          .num_init_blocks = num_init_blocks,
+          .num_local_blocks = num_local_blocks,
+          .page_size = page_size};
+}
 
 NamedShape named(const std::string& prefix, LayerShape shape) {
   const auto text = [](const char* label, std::int32_t value) { return label + std::to_string(value); };
@@ -70,8 +69,8 @@ NamedShape named(const std::string& prefix, LayerShape shape) {
 std::vector<NamedShape> all_shapes() {
   std::vector<NamedShape> result;
   for (const openmsa_dtype dtype : {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
-    for (const Row& row : kRows) result.push_back(named("", layer_shape(row, dtype, kRagged)));
-    for (const Row& row : kDecodeRows) result.push_back(named("decode_", layer_shape(row, dtype, kDecode)));
+    for (const ShapeRow& row : kRows) result.push_back(named("", with_lengths(row.of(dtype), kRagged)));
+    for (const ShapeRow& row : kDecodeRows) result.push_back(named("decode_", with_lengths(row.of(dtype), kDecode)));
   }
   return result;
 }
@@ -86,10 +85,10 @@ std::vector<NamedShape> fp8_shapes() {
   constexpr openmsa_dtype kDtypes[] = {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16};
   constexpr Scales kScales[] = {Scales::kPerToken, Scales::kOne, Scales::kNone};
   std::vector<NamedShape> result;
-  const auto add = [&](const std::string& prefix, const Row& row, const Lengths& lengths) {
+  const auto add = [&](const std::string& prefix, const ShapeRow& row, const Lengths& lengths) {
     const bool is_paged = row.page_size != 0;
     for (const Scales scales : kScales) {
-      LayerShape shape = layer_shape(row, kDtypes[result.size() % 3], lengths);
+      LayerShape shape = with_lengths(row.of(kDtypes[result.size() % 3]), lengths);
       shape.index_dtype = OPENMSA_FLOAT8_E4M3;
       if (is_paged) shape.kv_dtype = OPENMSA_FLOAT8_E4M3;
       shape.scales = is_paged ? scales : kScales[result.size() / 3 % 3];
@@ -97,10 +96,10 @@ std::vector<NamedShape> fp8_shapes() {
       if (!is_paged) return;  // the scales are those of index keys alone: one mode a row
     }
   };
-  for (const Row& row : kRows) add("", row, kRagged);
-  for (const Row& row : kDecodeRows) add("decode_", row, kDecode);
+  for (const ShapeRow& row : kRows) add("", row, kRagged);
+  for (const ShapeRow& row : kDecodeRows) add("decode_", row, kDecode);
   for (const bool is_index : {false, true}) {  // one of both
-    LayerShape shape = layer_shape(kRows[7], OPENMSA_BFLOAT16, kRagged);
+    LayerShape shape = with_lengths(kRows[7].of(OPENMSA_BFLOAT16), kRagged);
     (is_index ? shape.index_dtype : shape.kv_dtype) = OPENMSA_FLOAT8_E4M3;
     shape.scales = Scales::kPerToken;
     result.push_back(named("", shape));

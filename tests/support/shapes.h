@@ -15,6 +15,14 @@ struct NamedShape {
   LayerShape shape;
 };
 
+/// A layer but for its dtype and lengths, for tables of layers.
+struct ShapeRow {
+  std::int32_t num_heads_kv, group_size, head_dim, index_dim, block_size, topk, num_init_blocks, num_local_blocks,
+      page_size;
+
+  LayerShape of(openmsa_dtype dtype) const;
+};
+
 /// Named after all but the lengths, behind `prefix`.
 NamedShape named(const std::string& prefix, LayerShape shape);
 

@@ -5,38 +5,24 @@ namespace {
 
 struct Row {
   openmsa_dtype dtype;
-  std::int32_t num_heads_kv, group_size, head_dim, index_dim, block_size, topk, num_init_blocks, num_local_blocks,
-      page_size;
+  ShapeRow shape;
 };
 
 constexpr Row kRows[] = {
-    {OPENMSA_BFLOAT16, 2, 1, 64, 64, 64, 3, 0, 1, 0},      {OPENMSA_FLOAT16, 1, 2, 64, 128, 64, 1, 0, 1, 16},
-    {OPENMSA_BFLOAT16, 4, 4, 128, 64, 64, 17, 1, 2, 32},   {OPENMSA_FLOAT16, 5, 8, 64, 64, 128, 3, 3, 0, 128},
-    {OPENMSA_BFLOAT16, 1, 16, 128, 128, 128, 16, 0, 1, 0}, {OPENMSA_BFLOAT16, 4, 16, 128, 128, 128, 16, 0, 1, 128},
-    {OPENMSA_FLOAT16, 4, 16, 128, 128, 128, 16, 2, 3, 64}, {OPENMSA_FLOAT16, 2, 2, 128, 128, 64, 33, 2, 3, 0},
-    {OPENMSA_BFLOAT16, 1, 8, 128, 64, 64, 64, 0, 1, 64},   {OPENMSA_FLOAT16, 1, 1, 64, 64, 128, 64, 3, 2, 16},
-    {OPENMSA_BFLOAT16, 8, 4, 64, 128, 128, 1, 0, 0, 32},   {OPENMSA_BFLOAT16, 64, 1, 64, 64, 64, 3, 1, 1, 16},
-    {OPENMSA_FLOAT16, 64, 2, 128, 64, 64, 2, 0, 1, 0},
+    {OPENMSA_BFLOAT16, {2, 1, 64, 64, 64, 3, 0, 1, 0}},      {OPENMSA_FLOAT16, {1, 2, 64, 128, 64, 1, 0, 1, 16}},
+    {OPENMSA_BFLOAT16, {4, 4, 128, 64, 64, 17, 1, 2, 32}},   {OPENMSA_FLOAT16, {5, 8, 64, 64, 128, 3, 3, 0, 128}},
+    {OPENMSA_BFLOAT16, {1, 16, 128, 128, 128, 16, 0, 1, 0}}, {OPENMSA_BFLOAT16, {4, 16, 128, 128, 128, 16, 0, 1, 128}},
+    {OPENMSA_FLOAT16, {4, 16, 128, 128, 128, 16, 2, 3, 64}}, {OPENMSA_FLOAT16, {2, 2, 128, 128, 64, 33, 2, 3, 0}},
+    {OPENMSA_BFLOAT16, {1, 8, 128, 64, 64, 64, 0, 1, 64}},   {OPENMSA_FLOAT16, {1, 1, 64, 64, 128, 64, 3, 2, 16}},
+    {OPENMSA_BFLOAT16, {8, 4, 64, 128, 128, 1, 0, 0, 32}},   {OPENMSA_BFLOAT16, {64, 1, 64, 64, 64, 3, 1, 1, 16}},
+    {OPENMSA_FLOAT16, {64, 2, 128, 64, 64, 2, 0, 1, 0}},
 };
 
 constexpr Row kFp8Rows[] = {
-    {OPENMSA_BFLOAT16, 2, 1, 64, 128, 64, 3, 0, 1, 16}, {OPENMSA_FLOAT16, 2, 4, 128, 64, 64, 16, 0, 1, 32},
-    {OPENMSA_FLOAT16, 2, 16, 64, 64, 128, 3, 0, 1, 64}, {OPENMSA_BFLOAT16, 1, 16, 128, 128, 128, 16, 0, 1, 128},
-    {OPENMSA_BFLOAT16, 3, 4, 128, 64, 64, 3, 1, 1, 64}, {OPENMSA_FLOAT16, 2, 1, 64, 128, 128, 16, 0, 2, 16},
+    {OPENMSA_BFLOAT16, {2, 1, 64, 128, 64, 3, 0, 1, 16}}, {OPENMSA_FLOAT16, {2, 4, 128, 64, 64, 16, 0, 1, 32}},
+    {OPENMSA_FLOAT16, {2, 16, 64, 64, 128, 3, 0, 1, 64}}, {OPENMSA_BFLOAT16, {1, 16, 128, 128, 128, 16, 0, 1, 128}},
+    {OPENMSA_BFLOAT16, {3, 4, 128, 64, 64, 3, 1, 1, 64}}, {OPENMSA_FLOAT16, {2, 1, 64, 128, 128, 16, 0, 2, 16}},
 };
-
-LayerShape layer_shape(const Row& row) {
-  return {.dtype = row.dtype,
-          .num_heads_q = row.num_heads_kv * row.group_size,
-          .num_heads_kv = row.num_heads_kv,
-          .head_dim = row.head_dim,
-          .index_dim = row.index_dim,
-          .block_size = row.block_size,
-          .topk = row.topk,
-          .num_init_blocks = row.num_init_blocks,
-          .num_local_blocks = row.num_local_blocks,
-          .page_size = row.page_size};
-}
 
 }  // namespace
 
@@ -51,7 +37,7 @@ LayerShape decode_batch(LayerShape shape) {
 
 std::vector<NamedShape> decode_shapes() {
   std::vector<NamedShape> result;
-  for (const Row& row : kRows) result.push_back(named("", decode_batch(layer_shape(row))));
+  for (const Row& row : kRows) result.push_back(named("", decode_batch(row.shape.of(row.dtype))));
   return result;
 }
 
@@ -64,11 +50,11 @@ std::vector<NamedShape> fp8_decode_shapes() {
   for (const Row& row : kFp8Rows) {
     for (const KeyDtypes& dtypes : {KeyDtypes{kFp8, {}}, {{}, kFp8}, {kFp8, kFp8}}) {
       for (const Scales scales : {Scales::kNone, Scales::kOne, Scales::kPerToken}) {
-        LayerShape shape = layer_shape(row);
+        LayerShape shape = row.shape.of(row.dtype);
         shape.kv_dtype = dtypes.kv;
         shape.index_dtype = dtypes.index;
         shape.scales = scales;
-        shape.seqlens_k = {row.block_size + 1, 0, (row.topk + 3) * row.block_size - 1};
+        shape.seqlens_k = {row.shape.block_size + 1, 0, (row.shape.topk + 3) * row.shape.block_size - 1};
         result.push_back(named("", shape));
       }
     }

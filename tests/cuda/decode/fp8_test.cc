@@ -119,13 +119,7 @@ TEST_F(Fp8Decode, StridedCachesAndScales) {
     in["index_k_scale"] = restrided(in["index_k_scale"], {5});
     expect_same_bits(run_on_device(strided, OPENMSA_OP_MSA_ATTENTION), expected);
 
-    for (const bool head_major : {false, true}) {
-      DeviceCall call(packed, OPENMSA_OP_MSA_ATTENTION);
-      const FusedCache fused(packed.tensors, head_major);
-      fused.bind(call.tensors());
-      call.enqueue();
-      expect_same_bits(call.results(), expected);
-    }
+    expect_same_from_fused_caches(packed, expected);
   }
 }
 

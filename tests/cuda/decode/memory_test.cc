@@ -7,8 +7,6 @@
 namespace openmsa::test {
 namespace {
 
-constexpr const char* kCaches[] = {"k_cache", "v_cache", "index_k_cache"};
-
 class DecodeMemory : public OnHopperWith<std::int32_t> {
  protected:
   static LayerShape shape(std::int32_t page_size) {
@@ -62,13 +60,7 @@ TEST_P(DecodeMemory, StridedInputsAndOutputs) {
 TEST_P(DecodeMemory, KeysAndValuesAsHalvesOfWideRows) {
   const Layer separate = make_layer(shape(GetParam()));
   const TensorMap expected = run_on_device(separate, OPENMSA_OP_MSA_ATTENTION);
-  for (const bool head_major : {false, true}) {
-    DeviceCall call(separate, OPENMSA_OP_MSA_ATTENTION);
-    const FusedCache fused(separate.tensors, head_major);
-    fused.bind(call.tensors());
-    call.enqueue();
-    expect_same_bits(call.results(), expected);
-  }
+  expect_same_from_fused_caches(separate, expected);
 }
 
 /// Behind a sequence's end, in pages that nobody has or chose, in page 0, and behind the end of a row of the table.
@@ -77,13 +69,7 @@ TEST_P(DecodeMemory, GarbageIsNotUsed) {
   const TensorMap expected = run_on_device(layer, OPENMSA_OP_MSA_ATTENTION);
   EXPECT_TRUE(is_finite(expected.at("o")));
   for (const double garbage : {kInf, -kInf, 0.0}) {
-    Layer other = layer;
-    for (const char* name : kCaches) {
-      Buffer& cache = other.tensors.at(name);
-      for (std::int64_t i = 0; i < cache.size(); ++i) {
-        if (std::isnan(cache[i])) cache.set(i, garbage);
-      }
-    }
+    Layer other = with_garbage(layer, garbage);
     Buffer& table = other.tensors.at("block_table");
     for (std::int64_t i = 0; i < table.size(); ++i) {
       if (table[i] < 0) table.set(i, 1 << 30);
@@ -102,22 +88,9 @@ TEST_P(DecodeMemory, RequestsMayShareTheirPrefixPages) {
     wanted.seqlens_k.push_back(516 + b * 7);
   }
   wanted.num_heads_q = wanted.num_heads_kv = 1;
-  Layer shared = make_layer(wanted), copied = shared;
-  Buffer& table = shared.tensors.at("block_table");
-  for (std::int64_t p = 0; p < 512 / GetParam(); ++p) {
-    const auto from = static_cast<std::int64_t>(table.at({0, p}));
-    for (std::int64_t b = 1; b < 40; ++b) {
-      const auto to = static_cast<std::int64_t>(table.at({b, p}));
-      for (const char* name : kCaches) {
-        Buffer& cache = copied.tensors.at(name);
-        const std::int64_t page = cache.size() / cache.shape()[0];
-        for (std::int64_t i = 0; i < page; ++i) cache.set(to * page + i, cache[from * page + i]);
-        fill_rows(shared.tensors.at(name), to, to + 1, kNan);
-      }
-      table.set({b, p}, static_cast<double>(from));
-    }
-  }
-  expect_same_bits(run_on_device(shared, OPENMSA_OP_MSA_ATTENTION), run_on_device(copied, OPENMSA_OP_MSA_ATTENTION));
+  const CommonPrefix prefix(make_layer(wanted), 512 / GetParam());
+  expect_same_bits(run_on_device(prefix.shared, OPENMSA_OP_MSA_ATTENTION),
+                   run_on_device(prefix.copied, OPENMSA_OP_MSA_ATTENTION));
 }
 
 }  // namespace

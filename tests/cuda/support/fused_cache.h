@@ -23,4 +23,7 @@ class FusedCache {
   DeviceMemory memory_;
 };
 
+/// msa_attention of a layer gives the same bits with its k_cache and v_cache in a FusedCache of either kind.
+void expect_same_from_fused_caches(const Layer& layer, const TensorMap& expected);
+
 }  // namespace openmsa::test

@@ -11,8 +11,9 @@ struct ServingLimits {
   std::int64_t slots;  // requests of a batch
   std::int64_t num_pages;
   std::int64_t page_size;
-  std::int64_t max_pages;  // of one request
-  std::int64_t max_new;    // tokens of one request and step
+  std::int64_t max_pages;   // of one request
+  std::int64_t max_new;     // tokens of one request and step
+  std::int64_t max_prompt;  // tokens of one request that stand in the cache when it joins, behind shared ones
 };
 
 /// What changes in memory before a step, in this order, and the batch that it then computes.

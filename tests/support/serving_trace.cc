@@ -1,4 +1,4 @@
-#include "cuda/decode/serving_trace.h"
+#include "support/serving_trace.h"
 
 #include <algorithm>
 
@@ -6,11 +6,10 @@ namespace openmsa::test {
 namespace {
 
 // One request in so many ...
-constexpr std::int64_t kLeaves = 100;     // leaves before a step
-constexpr std::int64_t kPauses = 20;      // computes nothing in a step
-constexpr std::int64_t kJoins = 8;        // free slots: is taken before a step
-constexpr std::int64_t kShares = 2;       // begins with the pages of another one, where there are any
-constexpr std::int64_t kMaxPrompt = 400;  // tokens behind the shared ones
+constexpr std::int64_t kLeaves = 100;  // leaves before a step
+constexpr std::int64_t kPauses = 20;   // computes nothing in a step
+constexpr std::int64_t kJoins = 8;     // free slots: is taken before a step
+constexpr std::int64_t kShares = 2;    // begins with the pages of another one, where there are any
 
 }  // namespace
 
@@ -67,7 +66,7 @@ void ServingTrace::join(Request& request, ServingStep& step) {
   const std::int64_t full_pages = other.tokens / limits_.page_size;
   const std::int64_t shared = full_pages > 0 && below(kShares) == 0 ? 1 + below(full_pages) : 0;
   const std::int64_t room = (limits_.max_pages - shared) * limits_.page_size;
-  const std::int64_t own = std::min(room, 1 + below(kMaxPrompt));
+  const std::int64_t own = std::min(room, 1 + below(limits_.max_prompt));
   if ((own + limits_.page_size - 1) / limits_.page_size > static_cast<std::int64_t>(free_pages_.size())) return;
   for (std::int64_t p = 0; p < shared; ++p) {
     request.pages.push_back(other.pages[static_cast<std::size_t>(p)]);

@@ -1,0 +1,10 @@
+# Fails when the engine fails, or says anything else with prompts cut into other chunks.
+foreach(chunk 128 33 1)
+  execute_process(COMMAND ${ENGINE} ${chunk} OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
+  if(chunk EQUAL 128)
+    set(expected "${text}")
+  endif()
+  if(text STREQUAL "" OR NOT text STREQUAL expected)
+    message(FATAL_ERROR "in chunks of ${chunk}:\n${text}in chunks of 128:\n${expected}")
+  endif()
+endforeach()

@@ -1,0 +1,15 @@
+#!/bin/sh
+# global_state.sh NM ARCHIVE: the library has no memory of its own that is written after it has been filled once, on first
+# use. What belongs to a thread (.tbss) is not shared; DW.ref is how the compiler finds handlers of exceptions.
+set -eu
+nm=$1 archive=$2
+filled_once='openmsa::cpu::features()::names
+openmsa::cpu::tile_ops()::ops
+openmsa_cuda_device::text'
+found=$("$nm" --demangle --format=sysv "$archive" |
+  awk -F'|' '$7 ~ /^ *\.(data|bss)/ && $7 !~ /\.data\.rel\.ro/ { sub(/ +$/, "", $1); print $1 }' |
+  grep -v -e '^guard variable for ' -e '^DW\.ref\.' | sort)
+if [ "$found" != "$filled_once" ]; then
+  printf 'writable:\n%s\nexpected, each filled once:\n%s\n' "$found" "$filled_once" >&2
+  exit 1
+fi
