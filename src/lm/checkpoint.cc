@@ -5,6 +5,7 @@
 
 #include "io/error.h"
 #include "io/json_file.h"
+#include "lm/stored_weights.h"
 
 namespace openmsa::lm {
 namespace {
@@ -22,9 +23,7 @@ ModelConfig load_config(const std::filesystem::path& directory) {
 
 Model load_model(const std::filesystem::path& directory) {
   const ModelConfig config = load_config(directory);
-  Model model{config, Parameters(std::make_shared<ParameterLayout>(config))};
-  read_all_parameters(io::SafetensorsFile(directory / kWeightsFile), "", model.weights);
-  return model;
+  return {config, load_weights(directory, std::make_shared<const ParameterLayout>(config))};
 }
 
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Parameters& weights) {
@@ -61,7 +60,7 @@ void read_all_parameters(const io::SafetensorsFile& file, const std::string& pre
 
 void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer) {
   for (const Parameter& parameter : values.layout().parameters()) {
-    writer.add(prefix + parameter.name, io::ElementType::kF32, parameter.shape, values[parameter.offset]);
+    writer.add(prefix + parameter.name, io::ElementType::kF32, parameter.shape, values.of(parameter).data());
   }
 }
 

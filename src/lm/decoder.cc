@@ -10,9 +10,9 @@ Decoder::Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep 
     : hidden_(config.hidden_size),
       vocab_size_(config.vocab_size),
       eps_(static_cast<float>(config.rms_norm_eps)),
-      embedding_(layout.at("model.embed_tokens.weight").offset),
-      final_norm_(layout.at("model.norm.weight").offset),
-      head_(layout.at("lm_head.weight").offset),
+      embedding_(layout.index_of("model.embed_tokens.weight")),
+      final_norm_(layout.index_of("model.norm.weight")),
+      head_(layout.index_of("lm_head.weight")),
       rotary_(config),
       activations_(keep == Keep::kActivations ? config.layers.size() : 1) {
   for (std::size_t layer = 0; layer < config.layers.size(); ++layer) {
@@ -21,7 +21,7 @@ Decoder::Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep 
   }
 }
 
-std::span<float> Decoder::forward(const Parameters& weights, Attention& attention, Phase phase,
+std::span<float> Decoder::forward(const Weights& weights, Attention& attention, Phase phase,
                                   std::span<const std::int32_t> tokens, const Sequences& sequences) {
   const auto hidden = static_cast<std::size_t>(hidden_);
   rotary_.reserve(1 + *std::ranges::max_element(sequences.positions));
@@ -29,7 +29,7 @@ std::span<float> Decoder::forward(const Parameters& weights, Attention& attentio
   std::vector<float>& embedded = activations(0).input;
   embedded.resize(tokens.size() * hidden);
   for (std::size_t t = 0; t < tokens.size(); ++t) {
-    std::copy_n(weights[embedding_] + tokens[t] * hidden_, hidden, embedded.data() + t * hidden);
+    weights.matrix(embedding_).copy_row(tokens[t], embedded.data() + t * hidden);
   }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     std::vector<float>& result = layer + 1 < layers_.size() ? activations(layer + 1).input : output_;
@@ -38,8 +38,9 @@ std::span<float> Decoder::forward(const Parameters& weights, Attention& attentio
 
   output_normed_.resize(output_.size());
   logits_.resize(tokens.size() * static_cast<std::size_t>(vocab_size_));
-  rms_norm(norm_shape(sequences), output_.data(), weights[final_norm_], output_normed_.data());
-  linear({sequences.num_tokens(), hidden_, vocab_size_}, output_normed_.data(), weights[head_], logits_.data());
+  rms_norm(norm_shape(sequences), output_.data(), weights.vector(final_norm_), output_normed_.data());
+  round_to(weights.precision(), output_normed_);
+  linear({sequences.num_tokens(), hidden_, vocab_size_}, output_normed_.data(), weights.matrix(head_), logits_.data());
   return logits_;
 }
 

@@ -16,7 +16,7 @@ class Decoder {
   Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep keep);
 
   /// Logits [tokens, vocab_size] of the token after each row; valid, and free to be changed, until the next call.
-  std::span<float> forward(const Parameters& weights, Attention& attention, Phase phase,
+  std::span<float> forward(const Weights& weights, Attention& attention, Phase phase,
                            std::span<const std::int32_t> tokens, const Sequences& sequences);
 
   /// Continues the latest forward pass: the logits hold their gradient (cross_entropy). Adds the gradients of
@@ -36,9 +36,9 @@ class Decoder {
   std::int64_t hidden_;
   std::int64_t vocab_size_;
   float eps_;
-  ParameterOffset embedding_;
-  ParameterOffset final_norm_;
-  ParameterOffset head_;
+  ParameterIndex embedding_;
+  ParameterIndex final_norm_;
+  ParameterIndex head_;
   RotaryTable rotary_;
   std::vector<DecoderLayer> layers_;
   std::vector<std::size_t> sparse_layers_;

@@ -74,7 +74,7 @@ TEST(Config, RefusesWhatItCannotServe) {
   refused("rope_parameters", {{"rope_type", "default"}, {"frequency_dtype", "int8"}});
   refused("rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 1.5}});
   EXPECT_THROW(lm::config_from_json(json::array()), io::InputError);
-  for (const char* key : {"hidden_size", "layer_types", "num_local_experts", "index_topk_blocks"}) {
+  for (const char* key : {"hidden_size", "num_hidden_layers", "num_local_experts", "index_topk_blocks"}) {
     json bad = good;
     bad.erase(key);
     EXPECT_THROW(lm::config_from_json(bad), io::InputError) << key;

@@ -137,7 +137,7 @@ TEST(Train, WritesLogAndModelAndResumesFromACheckpoint) {
   const auto resumed = log_of(directory);
   ASSERT_EQ(resumed.size(), whole.size());
   for (std::size_t i = 1; i + 1 < whole.size(); ++i) EXPECT_EQ(resumed[i].at("loss"), whole[i].at("loss")) << i;
-  EXPECT_TRUE(std::ranges::equal(lm::load_model(run).weights.values(), expected.weights.values()));
+  EXPECT_TRUE(std::ranges::equal(values_of(lm::load_model(run).weights), values_of(expected.weights)));
   EXPECT_THROW(lm::train(lm::load_state(run / lm::kStateFile), run, 2, [](const auto&) {}), io::InputError);
 }
 
