@@ -21,6 +21,9 @@ struct Model {
 Model load_model(const std::filesystem::path& directory);
 ModelConfig load_config(const std::filesystem::path& directory);
 
+/// The tokens that end a text, as generation_config.json or config.json say; none where neither does.
+std::vector<std::int32_t> load_end_tokens(const std::filesystem::path& directory);
+
 /// Creates the directory; each file appears whole or not at all. Weights are stored as F32.
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Parameters& weights);
 

@@ -14,6 +14,7 @@ using nlohmann::json;
 
 constexpr int kMaxSize = 1 << 24;  // keeps every product of two sizes far from 2^63
 constexpr int kMaxLayers = 4096;
+constexpr int kMaxExperts = 4096;
 
 [[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& got) {
   throw InputError("config: " + key + ": expected " + expected + ", got " + got);
@@ -96,7 +97,7 @@ void read_index(const json& object, ModelConfig& config) {
 }
 
 void read_experts(const json& object, ModelConfig& config) {
-  config.num_experts = integer(object, "num_local_experts", 1);
+  config.num_experts = integer(object, "num_local_experts", 1, kMaxExperts);
   config.num_experts_per_token = integer(object, "num_experts_per_tok", 1);
   config.expert_intermediate_size = integer(object, "intermediate_size", 1);
   config.shared_intermediate_size = integer(object, "shared_intermediate_size", 1);

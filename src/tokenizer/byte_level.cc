@@ -56,7 +56,7 @@ ByteLevelTokenizer::ByteLevelTokenizer(const json& file) {
   const auto model = file.find("model");
   if (model == file.end()) throw InputError("model: expected an object");
   read_model(*model);
-  read_added_tokens(file.value("added_tokens", json::array()));
+  read_added_tokens(file.value("added_tokens", json::array()), model->at("vocab"));
 }
 
 void ByteLevelTokenizer::read_model(const json& model) {
@@ -68,7 +68,9 @@ void ByteLevelTokenizer::read_model(const json& model) {
   for (const auto& [letters, number] : vocab.items()) {
     const std::int32_t token = token_number(number, "model.vocab");
     const auto bytes = bytes_of_letters(letters);
-    bytes_[token] = bytes.value_or(letters);
+    if (!bytes_.try_emplace(token, bytes.value_or(letters)).second) {
+      throw InputError("model.vocab: the token " + std::to_string(token) + " occurs twice");
+    }
     if (!bytes) continue;
     if (bytes->size() == 1) byte_tokens[static_cast<unsigned char>(bytes->front())] = token;
     if (ignore_merges_) whole_words_[*bytes] = token;
@@ -89,7 +91,7 @@ void ByteLevelTokenizer::read_merges(const json& merges, const json& vocab) {
   }
 }
 
-void ByteLevelTokenizer::read_added_tokens(const json& added_tokens) {
+void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json& vocab) {
   if (!added_tokens.is_array()) throw InputError("added_tokens: expected a list");
   for (const json& added : added_tokens) {
     const json content = added.is_object() ? added.value("content", json()) : json();
@@ -100,6 +102,10 @@ void ByteLevelTokenizer::read_added_tokens(const json& added_tokens) {
       }
     }
     const std::int32_t token = token_number(added.value("id", json()), "added_tokens");
+    const bool is_in_vocabulary = vocab.value(content.get<std::string>(), json()) == token;
+    if (!is_in_vocabulary && bytes_.contains(token)) {
+      throw InputError("added_tokens: " + content.dump() + " has the number of another token");
+    }
     added_tokens_.add(content.get<std::string>(), token);
     bytes_[token] = content.get<std::string>();
   }

@@ -26,7 +26,7 @@ class ByteLevelTokenizer : public Tokenizer {
  private:
   void read_model(const nlohmann::json& model);
   void read_merges(const nlohmann::json& merges, const nlohmann::json& vocab);
-  void read_added_tokens(const nlohmann::json& added_tokens);
+  void read_added_tokens(const nlohmann::json& added_tokens, const nlohmann::json& vocab);
   void encode_part(std::string_view text, std::size_t pattern, std::vector<std::int32_t>& tokens) const;
 
   AddedTokens added_tokens_;

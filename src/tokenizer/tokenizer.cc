@@ -14,7 +14,10 @@ std::vector<std::int32_t> ByteTokenizer::encode(std::string_view text) const {
 }
 
 std::string ByteTokenizer::decode(std::int32_t token) const {
-  return token >= 0 && token < 256 ? std::string(1, static_cast<char>(token)) : std::string();
+  if (token < 0 || token > 255) {
+    throw io::InputError("token " + std::to_string(token) + " is no byte, and the model has no tokenizer.json");
+  }
+  return {static_cast<char>(token)};
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {

@@ -29,7 +29,7 @@ class Tokenizer {
   }
 };
 
-/// One token per byte.
+/// One token per byte. Decoding any other token is an InputError: its model needs a tokenizer.json.
 class ByteTokenizer : public Tokenizer {
  public:
   using Tokenizer::decode;

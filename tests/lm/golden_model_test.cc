@@ -101,7 +101,7 @@ TEST_F(GoldenModel, GreedyTokensAgree) {
   options.max_new_tokens = kGenerated;
   options.chunk = 100;
   const auto prompt = std::span(tokens).first(tokens.size() - kGenerated);
-  const lm::Generation generation = lm::generate(*model_, prompt, options, [](std::int64_t) {});
+  const lm::Generation generation = lm::generate(*model_, prompt, options, [](std::int32_t) {});
   EXPECT_TRUE(std::ranges::equal(generation.tokens, std::span(tokens).last(kGenerated)));
 }
 

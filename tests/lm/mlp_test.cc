@@ -20,6 +20,19 @@ TEST(Swiglu, ByHandWithBothClamps) {
   EXPECT_NEAR(y[1], -6 * 7 / (1 + std::exp(-1.702 * 7)), 1e-4);
 }
 
+TEST(Swiglu, RoundsLikePyTorchInBf16) {
+  const std::vector<float> gate_up = {2.015625f, 9, 0.99609375f, -8};
+  std::vector<float> y(2);
+  lm::swiglu({1, 2, 1.702f, 7.0f}, lm::Precision::kBf16, gate_up.data(), y.data());
+  const auto expected = [](float g, float u) {
+    const auto round = lm::bf16_rounded;
+    const float sigmoid = round(1.0f / (1.0f + std::exp(-round(1.702f * g))));
+    return round(round(u + 1.0f) * round(g * sigmoid));
+  };
+  EXPECT_EQ(y[0], expected(2.015625f, 0.99609375f));
+  EXPECT_EQ(y[1], expected(7.0f, -7.0f));
+}
+
 TEST(Swiglu, ExponentialIsAccurate) {
   const int size = 4001;
   std::vector<float> gate_up(2 * size, 0.0f);

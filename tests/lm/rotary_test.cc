@@ -32,6 +32,16 @@ TEST(Rotary, TurnsTheLeadingChannelsByThePosition) {
   EXPECT_EQ(x[5], 6);
 }
 
+TEST(Rotary, RoundsLikePyTorchInBf16) {
+  const lm::RotaryTable rotary = make_table(2, 100.0, 8);
+  std::vector<float> x = {1.0078125f, -2.015625f};
+  rotary.rotate(lm::Precision::kBf16, x.data(), 1, 2, std::vector<std::int32_t>{7});
+  const auto round = [](double value) { return lm::bf16_rounded(static_cast<float>(value)); };
+  const float cosine = round(std::cos(7.0)), sine = round(std::sin(7.0));
+  EXPECT_EQ(x[0], round(round(1.0078125f * cosine) - round(-2.015625f * sine)));
+  EXPECT_EQ(x[1], round(round(-2.015625f * cosine) + round(1.0078125f * sine)));
+}
+
 TEST(Rotary, ProductsDependOnTheDistanceAlone) {
   const lm::RotaryTable rotary = make_table(8, 10000.0, 200);
   const auto product = [&](std::int32_t i, std::int32_t j) {

@@ -98,6 +98,8 @@ INSTANTIATE_TEST_SUITE_P(
         Unsupported{"Template", "/post_processor/processors/1/special_tokens", json::object(), "no ids of \"<s>\""},
         Unsupported{"LeftStrip", "/added_tokens/0/lstrip", true, "lstrip is not supported"},
         Unsupported{"NoContent", "/added_tokens/0/content", "", "content"},
+        Unsupported{"RepeatedNumber", "/model/vocab/a", 3u, "occurs twice"},
+        Unsupported{"TakenNumber", "/added_tokens/2/id", 3u, "has the number of another token"},
         Unsupported{"TokenNumber", "/model/vocab/a", -3, "model.vocab: expected a token number"},
         Unsupported{"HugeNumber", "/model/vocab/a", 1ull << 40, "model.vocab: expected a token number"},
         Unsupported{"Byte", "/model/vocab", {{"a", 1u}}, "no token for the byte 0"},
@@ -123,7 +125,7 @@ TEST(LoadTokenizer, ReadsBytesWhereThereIsNoFile) {
   EXPECT_EQ(tokenizer->encode(bytes), (std::vector<std::int32_t>{97, 0, 255}));
   EXPECT_EQ(tokenizer->encode_prompt(bytes), tokenizer->encode(bytes));
   EXPECT_EQ(tokenizer->decode(tokenizer->encode(bytes)), bytes);
-  EXPECT_EQ(tokenizer->decode(256), "");
+  EXPECT_THROW(tokenizer->decode(256), io::InputError);
 }
 
 TEST(LoadTokenizer, NamesTheFile) {
