@@ -3,14 +3,10 @@
 #include <algorithm>
 #include <string>
 
-#include "io/error.h"
+#include "lm/config_keys.h"
 
 namespace openmsa::lm {
 namespace {
-
-[[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& got) {
-  throw io::InputError("config: " + key + ": expected " + expected + ", got " + got);
-}
 
 /// Every parameter's size, and the sum over all layers, then stays far from 2^63.
 void check_sizes(const ModelConfig& config) {

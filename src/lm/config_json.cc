@@ -2,23 +2,17 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "io/error.h"
 #include "lm/config.h"
 #include "lm/config_keys.h"
 
 namespace openmsa::lm {
 namespace {
 
-using io::InputError;
 using nlohmann::json;
 
 constexpr int kMaxSize = 1 << 24;  // keeps every product of two sizes far from 2^63
 constexpr int kMaxLayers = 4096;
 constexpr int kMaxExperts = 4096;
-
-[[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& got) {
-  throw InputError("config: " + key + ": expected " + expected + ", got " + got);
-}
 
 int integer(const json& object, const char* key, int least, int most = kMaxSize) {
   if (!object.contains(key)) refuse(key, "an integer", "nothing");

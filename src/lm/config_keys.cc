@@ -8,7 +8,6 @@
 namespace openmsa::lm {
 namespace {
 
-using io::InputError;
 using nlohmann::json;
 
 constexpr const char* kWholeModelType = "minimax_m3_vl";
@@ -35,10 +34,9 @@ void remove_nulls(json& object) {
 /// [0, 1, 1] -> [other, chosen, chosen]
 json names_of_flags(const json& flags, const char* key, const char* chosen, const char* other) {
   json names = json::array();
-  const std::string expected = std::string("config: ") + key + ": expected a list of 0 and 1, got ";
-  if (!flags.is_array()) throw InputError(expected + flags.dump());
+  if (!flags.is_array()) refuse(key, "a list of 0 and 1", flags.dump());
   for (const json& flag : flags) {
-    if (flag != 0 && flag != 1) throw InputError(expected + flag.dump());
+    if (flag != 0 && flag != 1) refuse(key, "0 or 1", flag.dump());
     names.push_back(flag == 1 ? chosen : other);
   }
   return names;
@@ -59,8 +57,7 @@ void complete_list(json& object, const char* key, const json& flags_as_names, co
 void rename_older_keys(json& object) {
   json sparse = take(object, "sparse_attention_config");
   if (sparse.is_null()) sparse = json::object();
-  if (!sparse.is_object())
-    throw InputError("config: sparse_attention_config: expected an object, got " + sparse.dump());
+  if (!sparse.is_object()) refuse("sparse_attention_config", "an object", sparse.dump());
   for (const auto& [key, older] : kSparseKeys) {
     if (sparse.contains(older)) object[key] = sparse[older];
   }
@@ -78,22 +75,25 @@ void rename_older_keys(json& object) {
 
 void refuse_quantised(const json& object) {
   if (object.contains("quantization_config") && !object["quantization_config"].is_null()) {
-    throw InputError("config: quantization_config: expected none, for weights are read as fp32, bf16 or fp16");
+    refuse("quantization_config", "none, for weights are read as fp32, bf16 or fp16", "one");
   }
 }
 
 }  // namespace
 
+void refuse(const std::string& key, const std::string& expected, const std::string& got) {
+  throw io::InputError("config: " + key + ": expected " + expected + ", got " + got);
+}
+
 json text_part(const json& file) {
-  if (!file.is_object()) throw InputError(std::string("config: expected an object, got ") + file.type_name());
+  if (!file.is_object()) refuse("config.json", "an object", file.type_name());
   const json type = file.value("model_type", json());
   if (type != kModelType && type != kWholeModelType) {
-    throw InputError("config: model_type: expected \"" + std::string(kModelType) + "\" or \"" + kWholeModelType +
-                     "\", got " + type.dump());
+    refuse("model_type", "\"" + std::string(kModelType) + "\" or \"" + kWholeModelType + "\"", type.dump());
   }
   refuse_quantised(file);
   json object = type == kModelType ? file : file.value("text_config", json());
-  if (!object.is_object()) throw InputError("config: text_config: expected an object, got " + object.dump());
+  if (!object.is_object()) refuse("text_config", "an object", object.dump());
   refuse_quantised(object);
   remove_nulls(object);
   rename_older_keys(object);
