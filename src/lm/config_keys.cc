@@ -89,7 +89,7 @@ json text_part(const json& file) {
   if (!file.is_object()) refuse("config.json", "an object", file.type_name());
   const json type = file.value("model_type", json());
   if (type != kModelType && type != kWholeModelType) {
-    refuse("model_type", "\"" + std::string(kModelType) + "\" or \"" + kWholeModelType + "\"", type.dump());
+    refuse("model_type", json(kModelType).dump() + " or " + json(kWholeModelType).dump(), type.dump());
   }
   refuse_quantised(file);
   json object = type == kModelType ? file : file.value("text_config", json());
