@@ -121,6 +121,9 @@ TEST_F(Published, NamesAreThoseOfMiniMaxM3) {
   const std::string moe = layer + "block_sparse_moe.";
   EXPECT_TRUE(has("model.layers.1.mlp.experts.down_proj",
                   {moe + "experts.0.w2.weight", moe + "experts.1.w2.weight", moe + "experts.2.w2.weight"}));
+  EXPECT_TRUE(has("model.layers.1.mlp.experts.gate_up_proj",
+                  {moe + "experts.0.w1.weight", moe + "experts.0.w3.weight", moe + "experts.1.w1.weight",
+                   moe + "experts.1.w3.weight", moe + "experts.2.w1.weight", moe + "experts.2.w3.weight"}));
   EXPECT_TRUE(has("model.layers.1.mlp.shared_experts.gate_up_proj.weight",
                   {moe + "shared_experts.gate_proj.weight", moe + "shared_experts.up_proj.weight"}));
   EXPECT_TRUE(has("lm_head.weight", {"language_model.lm_head.weight"}));

@@ -33,13 +33,17 @@ TEST(Rotary, TurnsTheLeadingChannelsByThePosition) {
 }
 
 TEST(Rotary, RoundsLikePyTorchInBf16) {
-  const lm::RotaryTable rotary = make_table(2, 100.0, 8);
-  std::vector<float> x = {1.0078125f, -2.015625f};
-  rotary.rotate(lm::Precision::kBf16, x.data(), 1, 2, std::vector<std::int32_t>{7});
+  const lm::RotaryTable rotary = make_table(2, 100.0, 200);
   const auto round = [](double value) { return lm::bf16_rounded(static_cast<float>(value)); };
-  const float cosine = round(std::cos(7.0)), sine = round(std::sin(7.0));
-  EXPECT_EQ(x[0], round(round(1.0078125f * cosine) - round(-2.015625f * sine)));
-  EXPECT_EQ(x[1], round(round(-2.015625f * cosine) + round(1.0078125f * sine)));
+  const std::vector<float> values = random_floats(400, 1);
+  for (std::int32_t position = 0; position < 200; ++position) {
+    const float a = round(values[2 * position]), b = round(values[2 * position + 1]);
+    std::vector<float> x = {a, b};
+    rotary.rotate(lm::Precision::kBf16, x.data(), 1, 2, std::vector<std::int32_t>{position});
+    const float cosine = round(std::cos(position)), sine = round(std::sin(position));
+    EXPECT_EQ(x[0], round(round(a * cosine) - round(b * sine)));
+    EXPECT_EQ(x[1], round(round(b * cosine) + round(a * sine)));
+  }
 }
 
 TEST(Rotary, ProductsDependOnTheDistanceAlone) {
