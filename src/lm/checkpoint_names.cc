@@ -36,7 +36,8 @@ StoredNames parts(const std::string& name, const Parameter& parameter) {
     const std::string prefix = name.substr(0, name.size() - fused.size());
     for (std::int64_t expert = 0; expert < parameter.shape.front(); ++expert) {
       for (const std::string& matrix : matrices) {
-        result.push_back(prefix + std::to_string(expert) + "." + matrix + ".weight");
+        result.push_back(prefix);
+        result.back().append(std::to_string(expert)).append(".").append(matrix).append(".weight");
       }
     }
     return result;
