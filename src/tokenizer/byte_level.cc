@@ -22,7 +22,8 @@ void check_model(const json& model) {
   if (!model.value("vocab", json()).is_object()) throw InputError("model.vocab: expected an object");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix", "dropout"}) {
     const json value = model.value(key, json());
-    if (!value.is_null() && value != "" && value != 0.0) {
+    const bool is_off = value.is_null() || value == 0.0 || value == json(std::string());
+    if (!is_off) {
       throw InputError(std::string("model: ") + key + " is not supported");
     }
   }
@@ -95,7 +96,8 @@ void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json&
   if (!added_tokens.is_array()) throw InputError("added_tokens: expected a list");
   for (const json& added : added_tokens) {
     const json content = added.is_object() ? added.value("content", json()) : json();
-    if (!content.is_string() || content == "") throw InputError("added_tokens: expected content in " + added.dump());
+    if (!content.is_string() || content == json(std::string()))
+      throw InputError("added_tokens: expected content in " + added.dump());
     for (const char* key : {"single_word", "lstrip", "rstrip"}) {
       if (added.value(key, json(false)) != false) {
         throw InputError("added_tokens: " + content.dump() + ": " + key + " is not supported");
