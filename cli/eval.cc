@@ -28,6 +28,7 @@ struct EvalCommand {
 
   void run() {
     const lm::Model loaded = lm::load_model(model);
+    const auto tokenizer = tokenizer::load_tokenizer(model);
     if (attention == "msa" && !loaded.config.has_sparse_layers()) {
       throw io::InputError("--attention msa: the model in " + model + " has no sparse layers");
     }
@@ -38,11 +39,11 @@ struct EvalCommand {
     }
     const lm::Text held_out = text.empty() ? lm::load_text(lm::default_text_paths(), lm::CorpusPart::kHeldOut)
                                            : lm::load_text({text.begin(), text.end()}, lm::CorpusPart::kHeldOut);
-    if (!selection.empty()) io::write_json(selection, selection_of(loaded, held_out));
+    if (!selection.empty()) io::write_json(selection, selection_of(loaded, *tokenizer, held_out));
 
     Progress progress("evaluating", kPercent);
     const lm::Evaluation result =
-        lm::evaluate(loaded, held_out, evaluation,
+        lm::evaluate(loaded, *tokenizer, held_out, evaluation,
                      [&](std::int64_t done, std::int64_t total) { progress.update(kPercent * done / total); });
     progress.finish();
     print(result);
@@ -50,14 +51,17 @@ struct EvalCommand {
   }
 
  private:
-  nlohmann::ordered_json selection_of(const lm::Model& loaded, const lm::Text& held_out) const {
+  nlohmann::ordered_json selection_of(const lm::Model& loaded, const tokenizer::Tokenizer& tokenizer,
+                                      const lm::Text& held_out) const {
     const std::size_t length = std::min(held_out.bytes.size(), static_cast<std::size_t>(evaluation.seqlen));
-    return lm::selection_map(loaded, std::string_view(held_out.bytes).substr(0, length), evaluation.num_threads);
+    return lm::selection_map(loaded, tokenizer, std::string_view(held_out.bytes).substr(0, length),
+                             evaluation.num_threads);
   }
 
   static nlohmann::ordered_json figures(const lm::Evaluation& result) {
     nlohmann::ordered_json figures = {{"bits_per_byte", result.bits_per_byte},
                                       {"bytes", result.bytes},
+                                      {"tokens", result.tokens},
                                       {"files", result.files},
                                       {"seconds", result.seconds}};
     if (result.kl_loss) figures["kl_loss"] = *result.kl_loss;
@@ -93,7 +97,9 @@ void add_eval(CLI::App& app) {
   command->footer(
       "Reads the files that msa train held out of the same --text.\n"
       "Example:\n  msa eval --model sparse --json eval.json --selection selection.json");
-  command->add_option("--model", options->model, "Folder with config.json and model.safetensors")
+  command
+      ->add_option("--model", options->model,
+                   "Folder with config.json and weights; tokenizer.json, or tokens are bytes")
       ->required()
       ->type_name("DIR");
   command->add_option("--text", options->text, "Files and folders [/usr/include and Python's library]")

@@ -10,7 +10,8 @@
 #include "io/error.h"
 #include "io/json_file.h"
 #include "lm/corpus.h"
-#include "progress.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
 
 namespace openmsa::cli {
 namespace {
@@ -33,15 +34,17 @@ struct GenerateCommand {
 
   void run() const {
     const lm::Model loaded = lm::load_model(model);
+    const auto tokenizer = tokenizer::load_tokenizer(model);
+    lm::GenerationOptions options = generation;
+    options.end_tokens = lm::load_end_tokens(model);
     const Prompt prompt = make_prompt();
-    const std::vector<std::int32_t> tokens = lm::to_tokens(prompt.text);
-    Progress progress("generating", generation.max_new_tokens);
-    const lm::Generation result =
-        lm::generate(loaded, tokens, generation, [&](std::int64_t count) { progress.update(count); });
-    progress.finish();
-    const std::string continuation = bytes_of(result.tokens);
-    std::printf("%s\n", continuation.c_str());
-    if (!json.empty()) io::write_json(json, figures(prompt, continuation, result));
+    const std::vector<std::int32_t> tokens = tokenizer->encode_prompt(prompt.text);
+    tokenizer::Utf8Stream stream;
+    const lm::Generation result = lm::generate(
+        loaded, tokens, options, [&](std::int32_t token) { print(stream.push(tokenizer->decode(token))); });
+    print(stream.finish() + "\n");
+    const std::string continuation = tokenizer->decode(std::span(result.tokens));
+    if (!json.empty()) io::write_json(json, figures(prompt, tokens.size(), continuation, result));
   }
 
  private:
@@ -65,21 +68,17 @@ struct GenerateCommand {
             corpus.bytes.substr(file.begin + prompt_bytes, static_cast<std::size_t>(generation.max_new_tokens))};
   }
 
-  static std::string bytes_of(const std::vector<std::int32_t>& tokens) {
-    std::string bytes;
-    for (const std::int32_t token : tokens) {
-      if (token > 255) throw io::InputError("the model's tokens are not bytes: it generated " + std::to_string(token));
-      bytes += static_cast<char>(token);
-    }
-    return bytes;
+  static void print(const std::string& bytes) {
+    std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+    std::fflush(stdout);
   }
 
-  static nlohmann::ordered_json figures(const Prompt& prompt, const std::string& continuation,
-                                        const lm::Generation& result) {
+  static nlohmann::ordered_json figures(const Prompt& prompt, std::size_t prompt_tokens,
+                                        const std::string& continuation, const lm::Generation& result) {
     const auto tokens = static_cast<double>(result.tokens.size());
     nlohmann::ordered_json figures = {{"prompt", prompt.text},
                                       {"continuation", continuation},
-                                      {"prompt_tokens", prompt.text.size()},
+                                      {"prompt_tokens", prompt_tokens},
                                       {"new_tokens", result.tokens.size()},
                                       {"prefill_seconds", result.prefill_seconds},
                                       {"tokens_per_second", tokens / result.decode_seconds}};
@@ -101,7 +100,9 @@ void add_generate(CLI::App& app) {
       "Examples:\n"
       "  msa generate --model sparse --prompt '#include <' --temperature 0.8 --top-p 0.95\n"
       "  msa generate --model sparse --held-out --prompt-bytes 2048 --json continuation.json");
-  command->add_option("--model", options->model, "Folder with config.json and model.safetensors")
+  command
+      ->add_option("--model", options->model,
+                   "Folder with config.json and weights; tokenizer.json, or tokens are bytes")
       ->required()
       ->type_name("DIR");
   auto* source = command->add_option_group("prompt", "Where the prompt comes from");
@@ -115,17 +116,19 @@ void add_generate(CLI::App& app) {
   command->add_option("--prompt-bytes", options->prompt_bytes, "Bytes of a held-out prompt [1024]")
       ->needs(held_out)
       ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--max-new-tokens", generation.max_new_tokens, "Bytes to generate")
+  command
+      ->add_option("--max-new-tokens", generation.max_new_tokens,
+                   "Tokens to generate, fewer where the model ends the text")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
-  command->add_option("--temperature", generation.sampling.temperature, "0: always the likeliest byte")
+  command->add_option("--temperature", generation.sampling.temperature, "0: always the likeliest token")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  command->add_option("--top-p", generation.sampling.top_p, "Draw from the likeliest bytes of this total probability")
+  command->add_option("--top-p", generation.sampling.top_p, "Draw from the likeliest tokens of this total probability")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
   command->add_option("--seed", generation.seed, "Of the draw")->capture_default_str();
-  command->add_option("--chunk", generation.chunk, "Prompt bytes per prefill pass")
+  command->add_option("--chunk", generation.chunk, "Prompt tokens per prefill pass")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--threads", generation.num_threads, "0: one per core")

@@ -5,7 +5,7 @@ set -eu
 seeds=$PWD/tests/fuzz/seeds
 cd "$1"
 seconds=$2
-targets="call model_config safetensors"
+targets="call model_config safetensors shard_index tokenizer"
 failed=""
 for target in $targets; do
   mkdir -p "corpus/$target"

@@ -14,12 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_device_or_pipe(const fs::path& path) {
-  std::error_code ignored;
-  const fs::file_status status = fs::status(path, ignored);
-  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
-}
-
 fs::path without_links(const fs::path& path) {
   std::error_code error;
   const fs::path resolved = fs::canonical(path, error);
@@ -27,6 +21,12 @@ fs::path without_links(const fs::path& path) {
 }
 
 }  // namespace
+
+bool is_device_or_pipe(const fs::path& path) {
+  std::error_code ignored;
+  const fs::file_status status = fs::status(path, ignored);
+  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
+}
 
 AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
   if (is_device_or_pipe(path_)) {

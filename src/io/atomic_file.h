@@ -7,6 +7,9 @@
 
 namespace openmsa::io {
 
+/// Neither a regular file nor a folder: it may block a reader, or never end.
+bool is_device_or_pipe(const std::filesystem::path& path);
+
 /// Writes beside `path` and renames over it in commit(); the destructor removes what was not committed. Symbolic links
 /// are followed, and devices and pipes (such as /dev/stdout) are written directly, since they cannot be replaced.
 /// Every function throws std::runtime_error with the path and the system's reason.

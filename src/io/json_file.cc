@@ -21,10 +21,30 @@ std::string read_text(const std::filesystem::path& path) {
   return std::move(text).str();
 }
 
-nlohmann::json read_json(const std::filesystem::path& path) {
-  nlohmann::json value = nlohmann::json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) throw InputError(path.string() + ": no valid JSON");
+nlohmann::json parse_json(std::string_view text) {
+  constexpr int kMaxDepth = 64;
+  const auto inspect = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    if (depth > kMaxDepth) throw InputError("nested too deeply");
+    return true;
+  };
+  nlohmann::json value = nlohmann::json::parse(text, inspect, /*allow_exceptions=*/false);
+  if (value.is_discarded()) throw InputError("no valid JSON");
   return value;
+}
+
+nlohmann::json read_json(const std::filesystem::path& path) {
+  constexpr std::uintmax_t kMaxBytes = std::uintmax_t{256} << 20;
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error) && std::filesystem::file_size(path) > kMaxBytes) {
+    throw InputError(path.string() + ": larger than 256 MiB");
+  }
+  if (is_device_or_pipe(path)) throw InputError(path.string() + ": not a regular file");
+  const std::string text = read_text(path);
+  try {
+    return parse_json(text);
+  } catch (const InputError& reason) {
+    throw InputError(path.string() + ": " + reason.what());
+  }
 }
 
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& value) {

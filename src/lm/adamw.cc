@@ -55,10 +55,10 @@ void adamw_step(const AdamwOptions& options, std::int64_t step, double lr, const
                                     parameter.is_matrix() ? options.weight_decay : 0.0f,
                                     correction(options.beta1),
                                     correction(options.beta2)};
-    const float* g = gradients[parameter.offset];
-    float* m = state.m[parameter.offset];
-    float* v = state.v[parameter.offset];
-    float* w = weights[parameter.offset];
+    const float* g = gradients.of(parameter).data();
+    float* m = state.m.of(parameter).data();
+    float* v = state.v.of(parameter).data();
+    float* w = weights.of(parameter).data();
     parallel_chunks(static_cast<std::int64_t>(parameter.size), kChunk, [&](std::int64_t begin, std::int64_t end) {
       update(coefficients, end - begin, g + begin, m + begin, v + begin, w + begin);
     });

@@ -24,11 +24,11 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, std::size_t layer, con
       hidden_(config.hidden_size),
       topk_(config.topk),
       eps_(static_cast<float>(config.rms_norm_eps)),
-      v_proj_(layout.at(prefix + "v_proj.weight").offset),
-      o_proj_(layout.at(prefix + "o_proj.weight").offset) {
+      v_proj_(layout.index_of(prefix + "v_proj.weight")),
+      o_proj_(layout.index_of(prefix + "o_proj.weight")) {
   const auto projection = [&](std::int64_t heads, std::int64_t dim, const std::string& name) {
-    return Projection{heads, dim, layout.at(prefix + name + "_proj.weight").offset,
-                      layout.at(prefix + name + "_norm.weight").offset};
+    return Projection{heads, dim, layout.index_of(prefix + name + "_proj.weight"),
+                      layout.index_of(prefix + name + "_norm.weight")};
   };
   q_ = projection(config.num_heads_q, config.head_dim, "q");
   k_ = projection(config.num_heads_kv, config.head_dim, "k");
@@ -38,7 +38,7 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, std::size_t layer, con
   }
 }
 
-void AttentionLayer::forward(const Parameters& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
+void AttentionLayer::forward(const Weights& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
                              const Sequences& sequences, const float* x, float* y,
                              AttentionActivations& activations) const {
   const std::int64_t tokens = sequences.num_tokens();
@@ -46,13 +46,14 @@ void AttentionLayer::forward(const Parameters& weights, const RotaryTable& rotar
   resize(tokens, index, activations);
   project(q_, weights, rotary, sequences, x, activations.q_projected, activations.q);
   project(k_, weights, rotary, sequences, x, activations.k_projected, activations.k);
-  linear({tokens, hidden_, k_.heads * k_.dim}, x, weights[v_proj_], activations.v.data());
+  linear({tokens, hidden_, k_.heads * k_.dim}, x, weights.matrix(v_proj_), activations.v.data());
   if (index) {
     project(indexer_->q, weights, rotary, sequences, x, activations.index_q_projected, activations.index_q);
     project(indexer_->k, weights, rotary, sequences, x, activations.index_k_projected, activations.index_k);
   }
   attention.attend(layer_, index ? phase : Phase::kDense, sequences, activations);
-  linear({tokens, q_.heads * q_.dim, hidden_}, activations.o.data(), weights[o_proj_], y, Write::kAdd);
+  round_to(weights.precision(), activations.o);
+  linear({tokens, q_.heads * q_.dim, hidden_}, activations.o.data(), weights.matrix(o_proj_), y, Write::kAdd);
 }
 
 double AttentionLayer::backward(const Parameters& weights, const RotaryTable& rotary, PackedAttention& attention,
@@ -97,14 +98,15 @@ double AttentionLayer::backward(const Parameters& weights, const RotaryTable& ro
   return kl_loss;
 }
 
-void AttentionLayer::project(const Projection& projection, const Parameters& weights, const RotaryTable& rotary,
+void AttentionLayer::project(const Projection& projection, const Weights& weights, const RotaryTable& rotary,
                              const Sequences& sequences, const float* x, std::vector<float>& projected,
                              std::vector<float>& result) const {
   const std::int64_t tokens = sequences.num_tokens();
-  linear({tokens, hidden_, projection.heads * projection.dim}, x, weights[projection.weight], projected.data());
-  rms_norm({tokens * projection.heads, projection.dim, eps_}, projected.data(), weights[projection.norm],
+  linear({tokens, hidden_, projection.heads * projection.dim}, x, weights.matrix(projection.weight), projected.data());
+  rms_norm({tokens * projection.heads, projection.dim, eps_}, projected.data(), weights.vector(projection.norm),
            result.data());
-  rotary.rotate(result.data(), projection.heads, projection.dim, sequences.positions);
+  round_to(weights.precision(), result);
+  rotary.rotate(weights.precision(), result.data(), projection.heads, projection.dim, sequences.positions);
 }
 
 void AttentionLayer::project_backward(const Projection& projection, const Parameters& weights,

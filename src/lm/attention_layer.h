@@ -27,7 +27,7 @@ class AttentionLayer {
   bool is_sparse() const { return indexer_.has_value(); }
 
   /// Adds the layer's result for x [tokens, hidden] to y. A full layer takes every phase as kDense.
-  void forward(const Parameters& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
+  void forward(const Weights& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
                const Sequences& sequences, const float* x, float* y, AttentionActivations& activations) const;
 
   /// Writes d_x, adds the weights' gradients and those of kl.weight * L_KL; returns L_KL (0 without an index branch).
@@ -41,15 +41,15 @@ class AttentionLayer {
   struct Projection {
     std::int64_t heads;
     std::int64_t dim;
-    ParameterOffset weight;
-    ParameterOffset norm;
+    ParameterIndex weight;
+    ParameterIndex norm;
   };
   struct Indexer {
     Projection q;
     Projection k;
   };
 
-  void project(const Projection& projection, const Parameters& weights, const RotaryTable& rotary,
+  void project(const Projection& projection, const Weights& weights, const RotaryTable& rotary,
                const Sequences& sequences, const float* x, std::vector<float>& projected,
                std::vector<float>& result) const;
   /// Adds the gradients of the projection's weights; `d_result` becomes the gradient of `projected`.
@@ -68,8 +68,8 @@ class AttentionLayer {
   float eps_;
   Projection q_;
   Projection k_;
-  ParameterOffset v_proj_;
-  ParameterOffset o_proj_;
+  ParameterIndex v_proj_;
+  ParameterIndex o_proj_;
   std::optional<Indexer> indexer_;
 };
 

@@ -5,6 +5,8 @@
 
 #include "io/error.h"
 #include "io/json_file.h"
+#include "lm/config_keys.h"
+#include "lm/stored_weights.h"
 
 namespace openmsa::lm {
 namespace {
@@ -20,11 +22,27 @@ ModelConfig load_config(const std::filesystem::path& directory) {
   return config_from_json(io::read_json(directory / kConfigFile));
 }
 
+std::vector<std::int32_t> load_end_tokens(const std::filesystem::path& directory) {
+  nlohmann::json ends;
+  if (const auto path = directory / "generation_config.json"; std::filesystem::exists(path)) {
+    const nlohmann::json config = io::read_json(path);
+    if (config.is_object()) ends = config.value("eos_token_id", nlohmann::json());
+  }
+  if (ends.is_null()) ends = text_part(io::read_json(directory / kConfigFile)).value("eos_token_id", nlohmann::json());
+  if (ends.is_null()) return {};
+  std::vector<std::int32_t> tokens;
+  for (const nlohmann::json& end : ends.is_array() ? ends : nlohmann::json::array({ends})) {
+    if (!end.is_number_integer() || end.get<double>() < 0 || end.get<double>() > 1 << 24) {
+      throw io::InputError("config: eos_token_id: expected token numbers, got " + ends.dump());
+    }
+    tokens.push_back(end.get<std::int32_t>());
+  }
+  return tokens;
+}
+
 Model load_model(const std::filesystem::path& directory) {
   const ModelConfig config = load_config(directory);
-  Model model{config, Parameters(std::make_shared<ParameterLayout>(config))};
-  read_all_parameters(io::SafetensorsFile(directory / kWeightsFile), "", model.weights);
-  return model;
+  return {config, load_weights(directory, std::make_shared<const ParameterLayout>(config))};
 }
 
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Parameters& weights) {
@@ -61,7 +79,7 @@ void read_all_parameters(const io::SafetensorsFile& file, const std::string& pre
 
 void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer) {
   for (const Parameter& parameter : values.layout().parameters()) {
-    writer.add(prefix + parameter.name, io::ElementType::kF32, parameter.shape, values[parameter.offset]);
+    writer.add(prefix + parameter.name, io::ElementType::kF32, parameter.shape, values.of(parameter).data());
   }
 }
 

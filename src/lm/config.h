@@ -1,4 +1,4 @@
-// Geometry of a decoder, as config.json of type minimax_m3_vl_text describes it.
+// Geometry of a decoder, as config.json of type minimax_m3_vl_text or minimax_m3_vl (its text part) describes it.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -126,10 +126,4 @@ std::vector<fs::path> default_text_paths() {
   return paths;
 }
 
-std::vector<std::int32_t> to_tokens(std::string_view text) {
-  std::vector<std::int32_t> tokens(text.size());
-  std::ranges::transform(text, tokens.begin(), [](char byte) { return static_cast<unsigned char>(byte); });
-  return tokens;
-}
-
 }  // namespace openmsa::lm

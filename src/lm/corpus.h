@@ -33,7 +33,4 @@ Text load_text(const std::vector<std::filesystem::path>& paths, CorpusPart part)
 /// InputError when neither does.
 std::vector<std::filesystem::path> default_text_paths();
 
-/// The bytes of `text` as token numbers.
-std::vector<std::int32_t> to_tokens(std::string_view text);
-
 }  // namespace openmsa::lm

@@ -2,17 +2,26 @@
 
 #include <algorithm>
 
+#include "io/error.h"
 #include "lm/linear.h"
 
 namespace openmsa::lm {
+
+void check_tokens(std::span<const std::int32_t> tokens, std::int64_t vocab_size) {
+  const auto is_bad = [&](std::int32_t token) { return token < 0 || token >= vocab_size; };
+  const auto bad = std::ranges::find_if(tokens, is_bad);
+  if (bad == tokens.end()) return;
+  throw io::InputError("expected tokens below vocab_size = " + std::to_string(vocab_size) + ", got " +
+                       std::to_string(*bad));
+}
 
 Decoder::Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep keep)
     : hidden_(config.hidden_size),
       vocab_size_(config.vocab_size),
       eps_(static_cast<float>(config.rms_norm_eps)),
-      embedding_(layout.at("model.embed_tokens.weight").offset),
-      final_norm_(layout.at("model.norm.weight").offset),
-      head_(layout.at("lm_head.weight").offset),
+      embedding_(layout.index_of("model.embed_tokens.weight")),
+      final_norm_(layout.index_of("model.norm.weight")),
+      head_(layout.index_of("lm_head.weight")),
       rotary_(config),
       activations_(keep == Keep::kActivations ? config.layers.size() : 1) {
   for (std::size_t layer = 0; layer < config.layers.size(); ++layer) {
@@ -21,25 +30,28 @@ Decoder::Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep 
   }
 }
 
-std::span<float> Decoder::forward(const Parameters& weights, Attention& attention, Phase phase,
-                                  std::span<const std::int32_t> tokens, const Sequences& sequences) {
+std::span<float> Decoder::forward(const Weights& weights, Attention& attention, Phase phase,
+                                  std::span<const std::int32_t> tokens, const Sequences& sequences, Rows rows) {
   const auto hidden = static_cast<std::size_t>(hidden_);
   rotary_.reserve(1 + *std::ranges::max_element(sequences.positions));
 
   std::vector<float>& embedded = activations(0).input;
   embedded.resize(tokens.size() * hidden);
   for (std::size_t t = 0; t < tokens.size(); ++t) {
-    std::copy_n(weights[embedding_] + tokens[t] * hidden_, hidden, embedded.data() + t * hidden);
+    weights.matrix(embedding_).copy_row(tokens[t], embedded.data() + t * hidden);
   }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     std::vector<float>& result = layer + 1 < layers_.size() ? activations(layer + 1).input : output_;
     layers_[layer].forward(weights, rotary_, attention, phase, sequences, activations(layer), result);
   }
 
-  output_normed_.resize(output_.size());
-  logits_.resize(tokens.size() * static_cast<std::size_t>(vocab_size_));
-  rms_norm(norm_shape(sequences), output_.data(), weights[final_norm_], output_normed_.data());
-  linear({sequences.num_tokens(), hidden_, vocab_size_}, output_normed_.data(), weights[head_], logits_.data());
+  const std::int64_t count = rows == Rows::kAll ? sequences.num_tokens() : 1;
+  const float* output = output_.data() + (sequences.num_tokens() - count) * hidden_;
+  output_normed_.resize(static_cast<std::size_t>(count * hidden_));
+  logits_.resize(static_cast<std::size_t>(count * vocab_size_));
+  rms_norm({count, hidden_, eps_}, output, weights.vector(final_norm_), output_normed_.data());
+  round_to(weights.precision(), output_normed_);
+  linear({count, hidden_, vocab_size_}, output_normed_.data(), weights.matrix(head_), logits_.data());
   return logits_;
 }
 

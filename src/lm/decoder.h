@@ -8,16 +8,22 @@
 
 namespace openmsa::lm {
 
+/// InputError: the first token that is not in a vocabulary of that size.
+void check_tokens(std::span<const std::int32_t> tokens, std::int64_t vocab_size);
+
 class Decoder {
  public:
   /// Whether activations of every layer are kept, for backward and for the figures of single layers.
   enum class Keep { kNothing, kActivations };
 
+  /// Of which rows the head computes logits.
+  enum class Rows { kAll, kLast };
+
   Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep keep);
 
-  /// Logits [tokens, vocab_size] of the token after each row; valid, and free to be changed, until the next call.
-  std::span<float> forward(const Parameters& weights, Attention& attention, Phase phase,
-                           std::span<const std::int32_t> tokens, const Sequences& sequences);
+  /// Logits [tokens or 1, vocab_size] of the token after each row; valid, and free to be changed, until the next call.
+  std::span<float> forward(const Weights& weights, Attention& attention, Phase phase,
+                           std::span<const std::int32_t> tokens, const Sequences& sequences, Rows rows = Rows::kAll);
 
   /// Continues the latest forward pass: the logits hold their gradient (cross_entropy). Adds the gradients of
   /// L = L_LM + kl.weight * sum over layers of L_KL and returns the mean of L_KL over the sparse layers.
@@ -36,9 +42,9 @@ class Decoder {
   std::int64_t hidden_;
   std::int64_t vocab_size_;
   float eps_;
-  ParameterOffset embedding_;
-  ParameterOffset final_norm_;
-  ParameterOffset head_;
+  ParameterIndex embedding_;
+  ParameterIndex final_norm_;
+  ParameterIndex head_;
   RotaryTable rotary_;
   std::vector<DecoderLayer> layers_;
   std::vector<std::size_t> sparse_layers_;

@@ -16,23 +16,25 @@ std::variant<Mlp, MoeMlp> make_mlp(const ModelConfig& config, std::size_t layer,
 DecoderLayer::DecoderLayer(const ModelConfig& config, std::size_t layer, const ParameterLayout& layout)
     : hidden_(config.hidden_size),
       eps_(static_cast<float>(config.rms_norm_eps)),
-      input_norm_(layout.at(layer_prefix(layer) + "input_layernorm.weight").offset),
-      middle_norm_(layout.at(layer_prefix(layer) + "post_attention_layernorm.weight").offset),
+      input_norm_(layout.index_of(layer_prefix(layer) + "input_layernorm.weight")),
+      middle_norm_(layout.index_of(layer_prefix(layer) + "post_attention_layernorm.weight")),
       attention_(config, layer, layout, layer_prefix(layer) + "self_attn."),
       mlp_(make_mlp(config, layer, layout)) {}
 
-void DecoderLayer::forward(const Parameters& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
+void DecoderLayer::forward(const Weights& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
                            const Sequences& sequences, LayerActivations& activations, std::vector<float>& y) const {
   const NormShape norm = norm_shape(sequences);
   activations.normed.resize(activations.input.size());
   activations.middle_normed.resize(activations.input.size());
 
-  rms_norm(norm, activations.input.data(), weights[input_norm_], activations.normed.data());
+  rms_norm(norm, activations.input.data(), weights.vector(input_norm_), activations.normed.data());
+  round_to(weights.precision(), activations.normed);
   activations.middle = activations.input;
   attention_.forward(weights, rotary, attention, phase, sequences, activations.normed.data(), activations.middle.data(),
                      activations.attention);
 
-  rms_norm(norm, activations.middle.data(), weights[middle_norm_], activations.middle_normed.data());
+  rms_norm(norm, activations.middle.data(), weights.vector(middle_norm_), activations.middle_normed.data());
+  round_to(weights.precision(), activations.middle_normed);
   y = activations.middle;
   std::visit(
       [&](const auto& mlp) {

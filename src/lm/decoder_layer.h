@@ -33,7 +33,7 @@ class DecoderLayer {
   bool is_sparse() const { return attention_.is_sparse(); }
 
   /// Reads activations.input and writes y [tokens, hidden].
-  void forward(const Parameters& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
+  void forward(const Weights& weights, const RotaryTable& rotary, Attention& attention, Phase phase,
                const Sequences& sequences, LayerActivations& activations, std::vector<float>& y) const;
 
   /// `d_y` becomes the gradient of activations.input; returns L_KL. Dense MLPs only.
@@ -46,8 +46,8 @@ class DecoderLayer {
 
   std::int64_t hidden_;
   float eps_;
-  ParameterOffset input_norm_;
-  ParameterOffset middle_norm_;
+  ParameterIndex input_norm_;
+  ParameterIndex middle_norm_;
   AttentionLayer attention_;
   std::variant<Mlp, MoeMlp> mlp_;
 };

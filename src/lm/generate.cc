@@ -6,6 +6,7 @@
 #include "io/error.h"
 #include "lm/decoder.h"
 #include "lm/kv_cache.h"
+#include "lm/memory.h"
 #include "lm/threads.h"
 
 namespace openmsa::lm {
@@ -15,15 +16,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-void check_prompt(std::span<const std::int32_t> prompt, std::int32_t vocab_size) {
-  if (prompt.empty()) throw io::InputError("the prompt is empty");
-  const std::int32_t largest = *std::ranges::max_element(prompt);
-  if (largest >= vocab_size) {
-    throw io::InputError("prompt: expected tokens below vocab_size = " + std::to_string(vocab_size) + ", got " +
-                         std::to_string(largest));
-  }
 }
 
 /// One sequence that grows by every call.
@@ -36,10 +28,9 @@ class Session {
 
   /// Logits of the token after `tokens`.
   std::span<const float> advance(std::span<const std::int32_t> tokens) {
-    const auto count = static_cast<std::int64_t>(tokens.size());
-    const auto logits = decoder_.forward(model_.weights, cache_, Phase::kSparse, tokens, one_chunk(length_, count));
-    length_ += count;
-    return logits.last(static_cast<std::size_t>(model_.config.vocab_size));
+    const Sequences chunk = one_chunk(length_, static_cast<std::int64_t>(tokens.size()));
+    length_ += chunk.num_tokens();
+    return decoder_.forward(model_.weights, cache_, Phase::kSparse, tokens, chunk, Decoder::Rows::kLast);
   }
 
  private:
@@ -52,11 +43,15 @@ class Session {
 }  // namespace
 
 Generation generate(const Model& model, std::span<const std::int32_t> prompt, const GenerationOptions& options,
-                    const std::function<void(std::int64_t)>& on_token) {
+                    const std::function<void(std::int32_t)>& on_token) {
   const ThreadLimit limit(options.num_threads);
-  check_prompt(prompt, model.config.vocab_size);
+  if (prompt.empty()) throw io::InputError("the prompt is empty");
+  check_tokens(prompt, model.config.vocab_size);
+  const std::int64_t capacity = static_cast<std::int64_t>(prompt.size()) + options.max_new_tokens;
+  require_memory("the model with a cache of " + std::to_string(capacity) + " tokens",
+                 model.weights.bytes() + KvCache::bytes(model.config, capacity));
   const auto start = Clock::now();
-  Session session(model, static_cast<std::int64_t>(prompt.size()) + options.max_new_tokens, options);
+  Session session(model, capacity, options);
   const auto chunk = static_cast<std::size_t>(options.chunk);
   std::span<const float> logits;
   for (std::size_t done = 0; done < prompt.size(); done += chunk) {
@@ -67,9 +62,11 @@ Generation generate(const Model& model, std::span<const std::int32_t> prompt, co
   Random random(options.seed);
   Generation result{};
   for (std::int64_t count = 1; count <= options.max_new_tokens; ++count) {
-    result.tokens.push_back(sample(logits, options.sampling, random));
+    const std::int32_t token = sample(logits, options.sampling, random);
+    if (std::ranges::find(options.end_tokens, token) != options.end_tokens.end()) break;
+    result.tokens.push_back(token);
+    on_token(token);
     if (count < options.max_new_tokens) logits = session.advance(std::span(result.tokens).last(1));
-    on_token(count);
   }
   result.prefill_seconds = seconds_between(start, prefilled);
   result.decode_seconds = seconds_between(prefilled, Clock::now());

@@ -18,6 +18,18 @@ Config paged_config(const ModelConfig& model, std::int64_t capacity, std::int64_
   return config;
 }
 
+/// Channels of one token in one layer.
+struct RowSizes {
+  std::size_t kv;  // of k, and as many of v
+  std::size_t index;
+};
+
+RowSizes row_sizes(const ModelConfig& config, const LayerConfig& layer) {
+  const bool sparse = layer.attention == AttentionKind::kSparse;
+  return {static_cast<std::size_t>(config.num_heads_kv * config.head_dim),
+          sparse ? static_cast<std::size_t>(config.index_dim) : 0};
+}
+
 std::vector<std::int32_t> shuffled_pages(std::int64_t count, std::uint64_t seed) {
   std::vector<std::int32_t> pages(static_cast<std::size_t>(count));
   std::iota(pages.begin(), pages.end(), 0);
@@ -36,11 +48,19 @@ KvCache::KvCache(const ModelConfig& config, std::int64_t capacity, std::int64_t 
       plan_(paged_config(config, capacity, max_chunk, num_threads)) {
   const auto tokens = static_cast<std::size_t>(num_pages_ * config.block_size);
   for (const LayerConfig& layer : config.layers) {
-    const std::size_t size = tokens * static_cast<std::size_t>(config.num_heads_kv * config.head_dim);
-    const bool sparse = layer.attention == AttentionKind::kSparse;
-    const std::size_t index_size = sparse ? tokens * static_cast<std::size_t>(config.index_dim) : 0;
-    layers_.push_back({std::vector<float>(size), std::vector<float>(size), std::vector<float>(index_size)});
+    const RowSizes row = row_sizes(config, layer);
+    layers_.push_back({std::vector<float>(tokens * row.kv), std::vector<float>(tokens * row.kv),
+                       std::vector<float>(tokens * row.index)});
   }
+}
+
+std::uint64_t KvCache::bytes(const ModelConfig& config, std::int64_t capacity) {
+  std::uint64_t floats = 0;
+  for (const LayerConfig& layer : config.layers) {
+    const RowSizes row = row_sizes(config, layer);
+    floats += static_cast<std::uint64_t>(capacity) * (2 * row.kv + row.index);
+  }
+  return floats * sizeof(float);
 }
 
 void KvCache::attend(std::size_t layer, Phase phase, const Sequences& sequences, AttentionActivations& activations) {

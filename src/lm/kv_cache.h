@@ -14,6 +14,9 @@ class KvCache : public Attention {
   KvCache(const ModelConfig& config, std::int64_t capacity, std::int64_t max_chunk, int num_threads,
           std::uint64_t seed);
 
+  /// What the pages of such a cache take.
+  static std::uint64_t bytes(const ModelConfig& config, std::int64_t capacity);
+
   /// Stores the chunk's keys, then attends to everything stored.
   void attend(std::size_t layer, Phase phase, const Sequences& sequences, AttentionActivations& activations) override;
 

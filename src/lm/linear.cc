@@ -2,6 +2,7 @@
 
 #include <cblas.h>
 
+#include "lm/linear_bf16.h"
 #include "lm/parallel.h"
 
 namespace openmsa::lm {
@@ -16,6 +17,15 @@ float beta(Write write) { return write == Write::kAdd ? 1.0f : 0.0f; }
 
 blasint blas(std::int64_t size) { return static_cast<blasint>(size); }
 
+/// Into columns of y, whose rows are `row_size` wide.
+void multiply(const LinearShape& shape, const float* x, const float* w, float* y, std::int64_t row_size, Write write) {
+  parallel_chunks(shape.tokens, kTokenChunk, [&](std::int64_t begin, std::int64_t end) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(end - begin), blas(shape.out), blas(shape.in), 1.0f,
+                x + begin * shape.in, blas(shape.in), w, blas(shape.in), beta(write), y + begin * row_size,
+                blas(row_size));
+  });
+}
+
 void use_one_blas_thread() {
   [[maybe_unused]] static const bool done = [] {
     openblas_set_num_threads(1);
@@ -25,13 +35,22 @@ void use_one_blas_thread() {
 
 }  // namespace
 
+void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, float* y, Write write) {
+  use_one_blas_thread();
+  for (const WeightBlock& block : w.blocks) {
+    const LinearShape part{shape.tokens, shape.in, block.rows};
+    if (block.fp32) {
+      multiply(part, x, block.fp32, y, shape.out, write);
+    } else {
+      linear_bf16(part, x, block.bf16, y, shape.out, write);
+    }
+    y += block.rows;
+  }
+}
+
 void linear(const LinearShape& shape, const float* x, const float* w, float* y, Write write) {
   use_one_blas_thread();
-  parallel_chunks(shape.tokens, kTokenChunk, [&](std::int64_t begin, std::int64_t end) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(end - begin), blas(shape.out), blas(shape.in), 1.0f,
-                x + begin * shape.in, blas(shape.in), w, blas(shape.in), beta(write), y + begin * shape.out,
-                blas(shape.out));
-  });
+  multiply(shape, x, w, y, shape.out, write);
 }
 
 void linear_backward_input(const LinearShape& shape, const float* d_y, const float* w, float* d_x, Write write) {

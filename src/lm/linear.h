@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "lm/weights.h"
+
 namespace openmsa::lm {
 
 enum class Write { kOverwrite, kAdd };
@@ -13,7 +15,10 @@ struct LinearShape {
   std::int64_t out;
 };
 
-/// y[t,o] = sum_i x[t,i] w[o,i]
+/// y[t,o] = sum_i x[t,i] w[o,i]. Products with bf16 rows are rounded to bf16, and so is their sum with y.
+void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, float* y, Write write = Write::kOverwrite);
+
+/// The same for a matrix in one fp32 array.
 void linear(const LinearShape& shape, const float* x, const float* w, float* y, Write write = Write::kOverwrite);
 
 /// d_x[t,i] = sum_o d_y[t,o] w[o,i]

@@ -1,7 +1,5 @@
 #include "lm/mlp.h"
 
-#include "lm/linear.h"
-
 namespace openmsa::lm {
 
 Mlp::Mlp(const ModelConfig& config, std::int64_t intermediate, const ParameterLayout& layout, const std::string& prefix)
@@ -9,20 +7,20 @@ Mlp::Mlp(const ModelConfig& config, std::int64_t intermediate, const ParameterLa
       intermediate_(intermediate),
       alpha_(static_cast<float>(config.swiglu_alpha)),
       limit_(static_cast<float>(config.swiglu_limit)),
-      gate_up_proj_(layout.at(prefix + "gate_up_proj.weight").offset),
-      down_proj_(layout.at(prefix + "down_proj.weight").offset) {}
+      gate_up_proj_(layout.index_of(prefix + "gate_up_proj.weight")),
+      down_proj_(layout.index_of(prefix + "down_proj.weight")) {}
 
 void Mlp::resize(std::int64_t tokens, MlpActivations& activations) const {
   activations.gate_up.resize(static_cast<std::size_t>(tokens * 2 * intermediate_));
   activations.activated.resize(static_cast<std::size_t>(tokens * intermediate_));
 }
 
-void Mlp::forward(const Parameters& weights, std::int64_t tokens, const float* x, float* y,
-                  MlpActivations& activations) const {
+void Mlp::forward(const Weights& weights, std::int64_t tokens, const float* x, float* y, MlpActivations& activations,
+                  Write write) const {
   resize(tokens, activations);
-  linear({tokens, hidden_, 2 * intermediate_}, x, weights[gate_up_proj_], activations.gate_up.data());
-  swiglu(swiglu_shape(tokens), activations.gate_up.data(), activations.activated.data());
-  linear({tokens, intermediate_, hidden_}, activations.activated.data(), weights[down_proj_], y, Write::kAdd);
+  linear({tokens, hidden_, 2 * intermediate_}, x, weights.matrix(gate_up_proj_), activations.gate_up.data());
+  swiglu(swiglu_shape(tokens), weights.precision(), activations.gate_up.data(), activations.activated.data());
+  linear({tokens, intermediate_, hidden_}, activations.activated.data(), weights.matrix(down_proj_), y, write);
 }
 
 void Mlp::backward(const Parameters& weights, std::int64_t tokens, const float* x, const float* d_y,

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "lm/parameters.h"
+#include "lm/linear.h"
 #include "lm/swiglu.h"
 
 namespace openmsa::lm {
@@ -20,9 +20,9 @@ class Mlp {
   /// `prefix` of the parameters' names: "model.layers.0.mlp."
   Mlp(const ModelConfig& config, std::int64_t intermediate, const ParameterLayout& layout, const std::string& prefix);
 
-  /// Adds the layer's result for x [tokens, hidden] to y.
-  void forward(const Parameters& weights, std::int64_t tokens, const float* x, float* y,
-               MlpActivations& activations) const;
+  /// Writes the layer's result for x [tokens, hidden] to y, or adds it.
+  void forward(const Weights& weights, std::int64_t tokens, const float* x, float* y, MlpActivations& activations,
+               Write write = Write::kAdd) const;
 
   /// Writes d_x and adds the weights' gradients; `scratch` is only worked in.
   void backward(const Parameters& weights, std::int64_t tokens, const float* x, const float* d_y,
@@ -36,8 +36,8 @@ class Mlp {
   std::int64_t intermediate_;
   float alpha_;
   float limit_;
-  ParameterOffset gate_up_proj_;
-  ParameterOffset down_proj_;
+  ParameterIndex gate_up_proj_;
+  ParameterIndex down_proj_;
 };
 
 }  // namespace openmsa::lm

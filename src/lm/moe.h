@@ -17,7 +17,7 @@ class MoeMlp {
   /// Adds to y, for x [tokens, hidden] and p = sigmoid(gate x):
   ///   shared(x) + routed_scaling_factor * sum over experts e chosen of p_e / (sum of chosen p) * expert_e(x)
   /// Chosen are the num_experts_per_token experts of highest p + e_score_correction_bias.
-  void forward(const Parameters& weights, std::int64_t tokens, const float* x, float* y,
+  void forward(const Weights& weights, std::int64_t tokens, const float* x, float* y,
                MlpActivations& activations) const;
 
  private:
@@ -26,9 +26,10 @@ class MoeMlp {
     float weight;
   };
   /// For each expert, the tokens that chose it.
-  std::vector<std::vector<Assignment>> route(const Parameters& weights, std::int64_t tokens, const float* x) const;
-  void add_expert(const Parameters& weights, std::size_t expert, std::span<const Assignment> assignments,
-                  const float* x, float* y, MlpActivations& activations) const;
+  std::vector<std::vector<Assignment>> route(const Weights& weights, std::int64_t tokens, const float* x) const;
+  /// Adds weight * expert(x) to the rows of `sum` that chose the expert.
+  void add_expert(const Weights& weights, std::size_t expert, std::span<const Assignment> assignments, const float* x,
+                  float* sum, MlpActivations& activations) const;
 
   Mlp shared_;
   std::int64_t hidden_;
@@ -38,10 +39,10 @@ class MoeMlp {
   float scale_;
   float alpha_;
   float limit_;
-  ParameterOffset gate_;
-  ParameterOffset correction_bias_;
-  ParameterOffset gate_up_proj_;
-  ParameterOffset down_proj_;
+  ParameterIndex gate_;
+  ParameterIndex correction_bias_;
+  ParameterIndex gate_up_proj_;
+  ParameterIndex down_proj_;
 };
 
 }  // namespace openmsa::lm

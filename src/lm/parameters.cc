@@ -69,10 +69,10 @@ void ParameterLayout::add_mlp(const std::string& prefix, const ModelConfig& conf
   add_gated(prefix + "shared_experts.", config.shared_intermediate_size);
 }
 
-const Parameter& ParameterLayout::at(const std::string& name) const {
+ParameterIndex ParameterLayout::index_of(const std::string& name) const {
   const auto found = std::ranges::find(parameters_, name, &Parameter::name);
   if (found == parameters_.end()) throw std::logic_error("the model has no parameter " + name);
-  return *found;
+  return static_cast<ParameterIndex>(found - parameters_.begin());
 }
 
 std::size_t ParameterLayout::num_parameters() const {

@@ -11,6 +11,9 @@
 
 namespace openmsa::lm {
 
+/// A parameter's place in ParameterLayout::parameters(), looked up once by name.
+using ParameterIndex = std::size_t;
+
 /// Where one parameter stands in the flat array.
 struct Parameter {
   std::string name;  // as in transformers: "model.layers.0.self_attn.q_proj.weight"
@@ -26,7 +29,8 @@ class ParameterLayout {
  public:
   explicit ParameterLayout(const ModelConfig& config);
   const std::vector<Parameter>& parameters() const { return parameters_; }
-  const Parameter& at(const std::string& name) const;
+  const Parameter& at(const std::string& name) const { return parameters_[index_of(name)]; }
+  ParameterIndex index_of(const std::string& name) const;
   std::size_t size() const { return size_; }  // floats of the array
   std::size_t num_parameters() const;         // without the gaps
 
@@ -39,9 +43,6 @@ class ParameterLayout {
   std::size_t size_ = 0;
 };
 
-/// A decoder's offset of one parameter, looked up once by name.
-using ParameterOffset = std::size_t;
-
 /// One value per parameter: weights, gradients or moments.
 class Parameters {
  public:
@@ -49,8 +50,8 @@ class Parameters {
   const ParameterLayout& layout() const { return *layout_; }
   const std::shared_ptr<const ParameterLayout>& shared_layout() const { return layout_; }
 
-  float* operator[](ParameterOffset offset) { return values_.data() + offset; }
-  const float* operator[](ParameterOffset offset) const { return values_.data() + offset; }
+  float* operator[](ParameterIndex index) { return of(layout_->parameters()[index]).data(); }
+  const float* operator[](ParameterIndex index) const { return of(layout_->parameters()[index]).data(); }
   std::span<float> of(const Parameter& parameter) { return {values_.data() + parameter.offset, parameter.size}; }
   std::span<const float> of(const Parameter& parameter) const {
     return {values_.data() + parameter.offset, parameter.size};

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lm/config.h"
+#include "lm/precision.h"
 
 namespace openmsa::lm {
 
@@ -20,19 +21,22 @@ class RotaryTable {
   /// x [positions.size(), heads, head_dim] in place, with half = rotary_dim / 2, angle = position *
   /// rope_theta^(-c/half):
   ///   (x[c], x[c + half]) -> (x[c] cos - x[c + half] sin, x[c + half] cos + x[c] sin),  c < half
-  void rotate(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions) const;
+  /// In kBf16 cos, sin, products and sums are rounded.
+  void rotate(Precision precision, float* x, std::int64_t heads, std::int64_t head_dim,
+              std::span<const std::int32_t> positions) const;
 
   /// The inverse, which is also the gradient of rotate.
   void rotate_back(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions) const;
 
  private:
+  template <class RotateHeads>
   void apply(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions,
-             float direction) const;
+             const RotateHeads& rotate_heads) const;
 
   std::int64_t half_;
   std::int64_t count_ = 0;
-  std::vector<double> frequencies_;  // [half]
-  std::vector<float> cos_;           // [count, half]
+  std::vector<float> frequencies_;  // [half]; fp32, and so are the angles: that is what models are trained with
+  std::vector<float> cos_;          // [count, half]
   std::vector<float> sin_;
 };
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "io/error.h"
-#include "lm/corpus.h"
 #include "lm/decoder.h"
 
 namespace openmsa::lm {
@@ -31,10 +30,12 @@ ordered_json group_rows(const ModelConfig& config, std::int64_t tokens, const st
 
 }  // namespace
 
-ordered_json selection_map(const Model& model, std::string_view window, int num_threads) {
+ordered_json selection_map(const Model& model, const tokenizer::Tokenizer& tokenizer, std::string_view window,
+                           int num_threads) {
   const ModelConfig& config = model.config;
   if (!config.has_sparse_layers()) throw io::InputError("the model has no sparse layers, so it selects no blocks");
-  const std::vector<std::int32_t> inputs = to_tokens(window);
+  const std::vector<std::int32_t> inputs = tokenizer.encode(window);
+  check_tokens(inputs, config.vocab_size);
   const auto tokens = static_cast<std::int64_t>(inputs.size());
   PackedAttention attention(config, {1, tokens, tokens}, num_threads);
   Decoder decoder(config, model.weights.layout(), Decoder::Keep::kActivations);

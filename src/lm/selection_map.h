@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "lm/checkpoint.h"
+#include "tokenizer/tokenizer.h"
 
 namespace openmsa::lm {
 
@@ -12,6 +13,7 @@ namespace openmsa::lm {
 ///   {"block_size", "topk", "seqlen", "text", "layers": [{"layer", "groups": [{"rows": [{"query", "blocks":
 ///   [...]}]}]}]}
 /// InputError for a model without sparse layers.
-nlohmann::ordered_json selection_map(const Model& model, std::string_view window, int num_threads);
+nlohmann::ordered_json selection_map(const Model& model, const tokenizer::Tokenizer& tokenizer, std::string_view window,
+                                     int num_threads);
 
 }  // namespace openmsa::lm

@@ -19,6 +19,16 @@ OPENMSA_VECTOR_CLONES void activate(std::int64_t size, float alpha, float limit,
   }
 }
 
+/// The same with a rounding after each of the five operations that PyTorch runs one by one.
+OPENMSA_VECTOR_CLONES void activate_bf16(std::int64_t size, float alpha, float limit, const float* __restrict gate,
+                                         const float* __restrict up, float* __restrict y) {
+  for (std::int64_t c = 0; c < size; ++c) {
+    const float g = least(gate[c], limit);
+    const float sigmoid = bf16_rounded(1.0f / (1.0f + vector_exp(-bf16_rounded(alpha * g))));
+    y[c] = bf16_rounded(bf16_rounded(clamp(up[c], limit) + 1.0f) * bf16_rounded(g * sigmoid));
+  }
+}
+
 OPENMSA_VECTOR_CLONES void activate_backward(std::int64_t size, float alpha, float limit, const float* __restrict gate,
                                              const float* __restrict up, const float* __restrict d_y,
                                              float* __restrict d_gate, float* __restrict d_up) {
@@ -34,12 +44,13 @@ OPENMSA_VECTOR_CLONES void activate_backward(std::int64_t size, float alpha, flo
 
 }  // namespace
 
-void swiglu(const SwigluShape& shape, const float* gate_up, float* y) {
+void swiglu(const SwigluShape& shape, Precision precision, const float* gate_up, float* y) {
+  const auto activate_row = precision == Precision::kBf16 ? activate_bf16 : activate;
   const std::int64_t size = shape.intermediate;
   parallel_chunks(shape.tokens, kChunk, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       const float* gate = gate_up + t * 2 * size;
-      activate(size, shape.alpha, shape.limit, gate, gate + size, y + t * size);
+      activate_row(size, shape.alpha, shape.limit, gate, gate + size, y + t * size);
     }
   });
 }

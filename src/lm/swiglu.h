@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "lm/precision.h"
+
 namespace openmsa::lm {
 
 struct SwigluShape {
@@ -14,7 +16,7 @@ struct SwigluShape {
 
 /// gate_up [tokens, 2 * intermediate] holds gate, then up, of each token. With g = min(gate, limit) and
 /// u = clamp(up, -limit, limit):   y = (u + 1) g sigmoid(alpha g)          y [tokens, intermediate]
-void swiglu(const SwigluShape& shape, const float* gate_up, float* y);
+void swiglu(const SwigluShape& shape, Precision precision, const float* gate_up, float* y);
 
 /// d_gate_up from d_y, 0 where the clamps hold.
 void swiglu_backward(const SwigluShape& shape, const float* gate_up, const float* d_y, float* d_gate_up);

@@ -5,16 +5,20 @@
 #include <utility>
 
 #include "io/error.h"
-#include "lm/corpus.h"
 #include "lm/random.h"
+#include "tokenizer/tokenizer.h"
 
 namespace openmsa::lm {
+namespace {
 
+/// Appends the window of `seqlen` inputs at `begin`; the text must hold seqlen + 1 bytes from there.
 void append_window(std::string_view text, std::size_t begin, std::size_t seqlen, Batch& batch) {
-  const auto tokens = to_tokens(text.substr(begin, seqlen + 1));
+  const auto tokens = tokenizer::ByteTokenizer().encode(text.substr(begin, seqlen + 1));
   batch.inputs.insert(batch.inputs.end(), tokens.begin(), tokens.end() - 1);
   batch.targets.insert(batch.targets.end(), tokens.begin() + 1, tokens.end());
 }
+
+}  // namespace
 
 WindowSampler::WindowSampler(std::string_view text, std::vector<std::int64_t> lengths, std::uint64_t seed)
     : text_(text), lengths_(std::move(lengths)), seed_(seed) {

@@ -13,9 +13,6 @@ struct Batch {
   std::vector<std::int32_t> targets;  // the token after each input
 };
 
-/// Appends the window of `seqlen` inputs at `begin`; the text must hold seqlen + 1 bytes from there.
-void append_window(std::string_view text, std::size_t begin, std::size_t seqlen, Batch& batch);
-
 class WindowSampler {
  public:
   /// A batch has one window of each of the `lengths`. InputError when one of them, plus 1, exceeds the text.

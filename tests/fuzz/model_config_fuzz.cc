@@ -1,15 +1,14 @@
 // config.json of any content: a ModelConfig that survives being written and read again, or an InputError.
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "io/error.h"
+#include "io/json_file.h"
 #include "lm/config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace openmsa;
-  const auto json = nlohmann::json::parse(data, data + size, nullptr, false);
-  if (json.is_discarded()) return 0;
   try {
+    const auto json = io::parse_json({reinterpret_cast<const char*>(data), size});
     const lm::ModelConfig config = lm::config_from_json(json);
     lm::check_config(config);
     const nlohmann::json written = lm::config_to_json(config);

@@ -35,6 +35,22 @@ TEST(JsonFile, RefusesWhatIsNoJson) {
   EXPECT_THROW(read_json(directory.path()), InputError);
 }
 
+/// Copying a value walks down its nesting.
+TEST(JsonFile, RefusesDeepNesting) {
+  const auto nested = [](std::size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  EXPECT_NO_THROW(parse_json(nested(50)));
+  EXPECT_THROW(parse_json(nested(100)), InputError);
+  EXPECT_THROW(parse_json(std::string(1 << 20, '[')), InputError);
+}
+
+TEST(JsonFile, RefusesDevicesAndHugeFiles) {
+  EXPECT_THROW(read_json("/dev/zero"), InputError);
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "huge.json").flush();
+  std::filesystem::resize_file(directory / "huge.json", std::uintmax_t{1} << 30);
+  EXPECT_THROW(read_json(directory / "huge.json"), InputError);
+}
+
 TEST(JsonFile, EmptyFilesAreText) {
   const TemporaryDirectory directory;
   std::ofstream(directory / "empty").flush();

@@ -21,7 +21,7 @@ TEST(Checkpoint, ModelSurvivesARoundTrip) {
   lm::save_model(directory.path() / "model", config, weights);
   const lm::Model loaded = lm::load_model(directory.path() / "model");
   EXPECT_EQ(lm::config_to_json(loaded.config), lm::config_to_json(config));
-  EXPECT_TRUE(std::ranges::equal(loaded.weights.values(), weights.values()));
+  EXPECT_TRUE(std::ranges::equal(values_of(loaded.weights), values_of(weights)));
 }
 
 TEST(Checkpoint, RefusesMissingAndMisshapenTensors) {

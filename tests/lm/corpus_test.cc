@@ -8,6 +8,7 @@
 #include "io/error.h"
 #include "lm/window_sampler.h"
 #include "support/temporary_directory.h"
+#include "tokenizer/tokenizer.h"
 
 namespace openmsa::test {
 namespace {
@@ -83,7 +84,7 @@ TEST(WindowSampler, DependsOnSeedAndStepAlone) {
   EXPECT_NE(batch.inputs, lm::WindowSampler(text, {64, 64, 16}, 2).batch(5).inputs);
   for (std::size_t i = 0; i + 1 < 64; ++i) EXPECT_EQ(batch.targets[i], batch.inputs[i + 1]);
   EXPECT_THROW(lm::WindowSampler("short", {5}, 1), io::InputError);
-  EXPECT_EQ(lm::WindowSampler("short", {4}, 1).batch(1).targets, lm::to_tokens("hort"));
+  EXPECT_EQ(lm::WindowSampler("short", {4}, 1).batch(1).targets, tokenizer::ByteTokenizer().encode("hort"));
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ TEST(Generate, GreedyFollowsTheFullForwardPass) {
   lm::GenerationOptions options;
   options.max_new_tokens = 12;
   options.chunk = 6;
-  const lm::Generation generation = lm::generate(model, tokens, options, [](std::int64_t) {});
+  const lm::Generation generation = lm::generate(model, tokens, options, [](std::int32_t) {});
   for (const std::int32_t token : generation.tokens) {
     const auto logits = full_logits(model, tokens);
     const auto last = std::span(logits).last(static_cast<std::size_t>(model.config.vocab_size));
@@ -65,7 +65,7 @@ TEST(Generate, SamplingDependsOnTheSeedAndNotOnTheChunk) {
     options.chunk = chunk;
     options.sampling = {1.0, 0.9};
     options.seed = seed;
-    return lm::generate(model, prompt, options, [](std::int64_t) {}).tokens;
+    return lm::generate(model, prompt, options, [](std::int32_t) {}).tokens;
   };
   EXPECT_EQ(run(5, 1), run(20, 1));
   EXPECT_NE(run(5, 1), run(5, 2));
@@ -73,7 +73,7 @@ TEST(Generate, SamplingDependsOnTheSeedAndNotOnTheChunk) {
 
 TEST(Generate, RefusesPromptsThatTheModelCannotRead) {
   const lm::Model model = tiny_model();
-  const auto ignore = [](std::int64_t) {};
+  const auto ignore = [](std::int32_t) {};
   EXPECT_THROW(lm::generate(model, {}, {}, ignore), io::InputError);
   EXPECT_THROW(lm::generate(model, std::vector<std::int32_t>{32}, {}, ignore), io::InputError);
 }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "support.h"
 
 namespace openmsa::test {
@@ -26,6 +28,49 @@ TEST(Linear, ForwardIsTheProduct) {
       ASSERT_NEAR(y[t * 70 + o], expected, 1e-4);
     }
   }
+}
+
+/// Rows in fp32 and bf16 side by side, for few tokens and for many: the former as they are, the latter with a rounded
+/// product that is added and rounded again.
+TEST(Linear, MatricesOfSeveralBlocks) {
+  const Problem problem;
+  std::vector<core::BFloat16> bf16;
+  for (const float value : problem.w) bf16.push_back(core::to_bfloat16(value));
+  const lm::WeightMatrix whole{19, {{3, problem.w.data(), nullptr}, {67, nullptr, bf16.data() + 3 * 19}}};
+  const lm::WeightMatrix w = whole.rows(1, 69);
+  for (const std::int64_t tokens : {1, 4, 5, 515}) {
+    std::vector<float> y(static_cast<std::size_t>(tokens * 69), 1.0f);
+    lm::linear({tokens, 19, 69}, problem.x.data(), w, y.data(), lm::Write::kAdd);
+    for (std::int64_t t = 0; t < tokens; t += 3) {
+      for (int o = 0; o < 69; ++o) {
+        const bool is_bf16 = o >= 2;
+        double product = 0.0;
+        for (int i = 0; i < 19; ++i) {
+          const auto at = static_cast<std::size_t>((o + 1) * 19 + i);
+          product +=
+              problem.x[static_cast<std::size_t>(t * 19 + i)] * (is_bf16 ? core::to_float(bf16[at]) : problem.w[at]);
+        }
+        const float sum = y[static_cast<std::size_t>(t * 69 + o)];
+        ASSERT_NEAR(sum, 1.0 + product, is_bf16 ? (2 + std::abs(product)) / 128 : 1e-4) << tokens << " tokens";
+        ASSERT_TRUE(!is_bf16 || sum == lm::bf16_rounded(sum));
+      }
+    }
+  }
+  std::vector<float> row(19);
+  w.copy_row(1, row.data());
+  EXPECT_EQ(row[5], problem.w[2 * 19 + 5]);
+  w.copy_row(68, row.data());
+  EXPECT_EQ(row[5], core::to_float(bf16[69 * 19 + 5]));
+}
+
+TEST(Precision, RoundsToTheNearestBf16) {
+  for (const float value : random_floats(1000, 1, 100.0f)) {
+    EXPECT_EQ(lm::bf16_rounded(value), core::to_float(core::to_bfloat16(value)));
+  }
+  EXPECT_EQ(lm::bf16_rounded(1.0f + 0x1p-8f), 1.0f);  // ties to even
+  EXPECT_EQ(lm::bf16_rounded(1.0f + 0x3p-8f), 1.0f + 0x1p-6f);
+  EXPECT_TRUE(std::isinf(lm::bf16_rounded(INFINITY)));
+  EXPECT_TRUE(std::isnan(lm::bf16_rounded(NAN)));
 }
 
 TEST(Linear, BackwardOfTheInput) {

@@ -15,9 +15,27 @@ TEST(Swiglu, ByHandWithBothClamps) {
   // gate 2 and 9 (clamped to 7), up -1 and -8 (clamped to -7)
   const std::vector<float> gate_up = {2, 9, -1, -8};
   std::vector<float> y(2);
-  lm::swiglu({1, 2, 1.702f, 7.0f}, gate_up.data(), y.data());
+  lm::swiglu({1, 2, 1.702f, 7.0f}, lm::Precision::kFp32, gate_up.data(), y.data());
   EXPECT_NEAR(y[0], 0.0, 1e-6);
   EXPECT_NEAR(y[1], -6 * 7 / (1 + std::exp(-1.702 * 7)), 1e-4);
+}
+
+/// But for the rare value that the exponential's own error tips to the next bf16 number.
+TEST(Swiglu, RoundsLikePyTorchInBf16) {
+  const int size = 1000;
+  std::vector<float> gate_up = random_floats(2 * size, 1, 4.0f);
+  for (float& value : gate_up) value = lm::bf16_rounded(value);
+  std::vector<float> y(size);
+  lm::swiglu({1, size, 1.702f, 7.0f}, lm::Precision::kBf16, gate_up.data(), y.data());
+  int different = 0;
+  for (int i = 0; i < size; ++i) {
+    const auto round = lm::bf16_rounded;
+    const float gate = std::min(gate_up[i], 7.0f);
+    const float up = std::clamp(gate_up[size + i], -7.0f, 7.0f);
+    const float sigmoid = round(1.0f / (1.0f + std::exp(-round(1.702f * gate))));
+    different += y[i] != round(round(up + 1.0f) * round(gate * sigmoid));
+  }
+  EXPECT_LE(different, 5);
 }
 
 TEST(Swiglu, ExponentialIsAccurate) {
@@ -25,7 +43,7 @@ TEST(Swiglu, ExponentialIsAccurate) {
   std::vector<float> gate_up(2 * size, 0.0f);
   for (int i = 0; i < size; ++i) gate_up[i] = -20.0f + 0.01f * static_cast<float>(i);
   std::vector<float> y(size);
-  lm::swiglu({1, size, 1.0f, 100.0f}, gate_up.data(), y.data());
+  lm::swiglu({1, size, 1.0f, 100.0f}, lm::Precision::kFp32, gate_up.data(), y.data());
   for (int i = 0; i < size; ++i) {
     const double expected = gate_up[i] / (1.0 + std::exp(-static_cast<double>(gate_up[i])));
     ASSERT_NEAR(y[i], expected, 1e-6 * std::abs(expected) + 1e-12);

@@ -70,6 +70,19 @@ lm::Parameters random_weights(const lm::ModelConfig& config, std::uint64_t seed)
   return weights;
 }
 
+std::vector<float> values_of(const lm::Weights& weights) {
+  std::vector<float> values;
+  for (const lm::Parameter& parameter : weights.layout().parameters()) {
+    const lm::WeightMatrix& matrix = weights.matrix(weights.layout().index_of(parameter.name));
+    const auto begin = values.size();
+    values.resize(begin + parameter.size);
+    for (std::int64_t row = 0; row * matrix.in < static_cast<std::int64_t>(parameter.size); ++row) {
+      matrix.copy_row(row, values.data() + begin + row * matrix.in);
+    }
+  }
+  return values;
+}
+
 std::vector<std::int32_t> random_tokens(std::size_t count, int vocab_size, std::uint64_t seed) {
   lm::Random random(seed);
   std::vector<std::int32_t> tokens(count);

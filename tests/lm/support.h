@@ -28,6 +28,9 @@ lm::ModelConfig tiny_config();
 /// Weights of all parameters, norms included, large enough for gradients to be seen.
 lm::Parameters random_weights(const lm::ModelConfig& config, std::uint64_t seed);
 
+/// All values, matrix after matrix.
+std::vector<float> values_of(const lm::Weights& weights);
+
 std::vector<std::int32_t> random_tokens(std::size_t count, int vocab_size, std::uint64_t seed);
 
 }  // namespace openmsa::test

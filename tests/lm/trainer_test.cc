@@ -137,7 +137,7 @@ TEST(Train, WritesLogAndModelAndResumesFromACheckpoint) {
   const auto resumed = log_of(directory);
   ASSERT_EQ(resumed.size(), whole.size());
   for (std::size_t i = 1; i + 1 < whole.size(); ++i) EXPECT_EQ(resumed[i].at("loss"), whole[i].at("loss")) << i;
-  EXPECT_TRUE(std::ranges::equal(lm::load_model(run).weights.values(), expected.weights.values()));
+  EXPECT_TRUE(std::ranges::equal(values_of(lm::load_model(run).weights), values_of(expected.weights)));
   EXPECT_THROW(lm::train(lm::load_state(run / lm::kStateFile), run, 2, [](const auto&) {}), io::InputError);
 }
 
@@ -152,7 +152,7 @@ TEST(Evaluate, MeasuresHeldOutText) {
   options.max_bytes = 48 * 7;
   options.batch = 3;
   const auto ignore = [](std::int64_t, std::int64_t) {};
-  const lm::Evaluation result = lm::evaluate(model, text, options, ignore);
+  const lm::Evaluation result = lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore);
   EXPECT_EQ(result.bytes, 48 * 7);
   EXPECT_GT(result.bits_per_byte, 0.5);
   EXPECT_LT(result.bits_per_byte, 8.0);
@@ -160,15 +160,16 @@ TEST(Evaluate, MeasuresHeldOutText) {
   EXPECT_GT(result.recall->block, 0.3);
   EXPECT_LE(result.recall->score, 1.0);
   options.batch = 1;  // the same windows, one by one
-  EXPECT_NEAR(lm::evaluate(model, text, options, ignore).bits_per_byte, result.bits_per_byte, 1e-5);
+  EXPECT_NEAR(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore).bits_per_byte,
+              result.bits_per_byte, 1e-5);
   options.dense = true;
-  EXPECT_FALSE(lm::evaluate(model, text, options, ignore).recall.has_value());
+  EXPECT_FALSE(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore).recall.has_value());
 }
 
 TEST(SelectionMap, ListsTheBlocksOfEvenlySpacedQueries) {
   const lm::ModelConfig config = byte_config();
   const lm::Model model{config, random_weights(config, 1)};
-  const auto map = lm::selection_map(model, sample_text().substr(0, 300), 1);
+  const auto map = lm::selection_map(model, tokenizer::ByteTokenizer(), sample_text().substr(0, 300), 1);
   EXPECT_EQ(map.at("block_size"), 8);
   EXPECT_EQ(map.at("seqlen"), 300);
   ASSERT_EQ(map.at("layers").size(), 1u);
