@@ -14,7 +14,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/columns.h"
+#include "cpu/products.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -51,9 +51,8 @@ struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : state(arena, queries_per_tile(plan) * plan.group_size, pad_lanes(plan.config.head_dim)),
         visits(arena, plan),
-        q(arena, plan.config.head_dim),
-        k(arena, plan.config.block_size, plan.config.head_dim),
-        v(arena, plan.config.block_size, plan.config.head_dim),
+        qk(arena, plan.config.block_size, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
         limit(arena.take<float>(kMaxColumns)),
@@ -61,10 +60,14 @@ struct Scratch {
         sum(arena.take<float>(kMaxColumns)),
         alpha(arena.take<float>(kMaxColumns)) {}
 
+  static bool in_pairs(const Plan& plan) {
+    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
+  }
+
   State state;
   TileVisits visits;
-  QueryTile q;
-  KeyTile k, v;
+  ScoreProduct qk;
+  ValueProduct values;
   float* scores;  // [block_size][kMaxColumns]
   float* pv;      // [kMaxColumns][pad_lanes(head_dim)]
   float *limit, *max, *sum, *alpha;
@@ -86,40 +89,24 @@ struct Partials {
   State state;
 };
 
-/// pv[column] = sum_j p[j][column] v[j]. Where some columns see only part of the block, p is 0 past their limit, which
-/// leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
-void accumulate_values(const Scratch& s, const Columns& columns, std::int64_t keys, bool is_partial) {
-  const TileOps& ops = tile_ops();
-  const std::int64_t width = pad_lanes(s.v.dim);
-  const Operand p{s.scores, 1, kMaxColumns};
-  if (!is_partial || ops.all_finite(s.v.data, s.v.ld, keys, width)) {
-    ops.matmul(columns.size(), width, keys, p, s.v.data, s.v.ld, s.pv, width, false);
-    return;
-  }
-  for (std::int64_t c = 0; c < columns.size(); ++c) {
-    ops.matmul(1, width, static_cast<std::int64_t>(s.limit[c]), {s.scores + c, 1, kMaxColumns}, s.v.data, s.v.ld,
-               s.pv + c * width, width, false);
-  }
-}
-
-/// Brings the rows of `columns` up to date with the keys in s.k and s.v, which start at token `begin`.
+/// Brings the rows of `columns` up to date with the keys and values loaded.
 void attend(const Problem& problem, const Sequence& sequence, const Columns& columns, std::int64_t first_query,
-            std::int64_t begin, std::int64_t keys, Scratch& s) {
+            KeyRange keys, Scratch& s) {
   const TileOps& ops = tile_ops();
-  s.q.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
-  const bool is_partial = causal_limits(sequence, columns, begin, keys, s.limit);
+  s.qk.load_queries(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
+  const bool is_partial = causal_limits(sequence, columns, keys.begin, keys.count, s.limit);
   const std::int64_t n = columns.padded();
   const auto row = [&](std::int64_t column) {  // of the tile's state
     return columns.row(column, first_query);
   };
 
-  ops.matmul(keys, n, s.q.dim, s.k.operand(), s.q.columns, s.q.columns_ld, s.scores, kMaxColumns, false);
+  s.qk.scores(s.scores, kMaxColumns);
   for (std::int64_t c = 0; c < n; ++c) {
     s.max[c] = c < columns.size() ? s.state.max[row(c)] : -kInfinity;
     s.sum[c] = c < columns.size() ? s.state.sum[row(c)] : 0;
   }
-  ops.softmax_columns(s.scores, kMaxColumns, keys, n, s.limit, s.max, s.sum, s.alpha);
-  accumulate_values(s, columns, keys, is_partial);
+  ops.softmax_columns(s.scores, kMaxColumns, keys.count, n, s.limit, s.max, s.sum, s.alpha);
+  s.values.multiply(s.scores, columns.size(), s.limit, is_partial, s.pv);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
     ops.scale_add(s.state.o + row(c) * s.state.ld, s.pv + c * s.state.ld, s.alpha[c], s.state.ld);
     s.state.max[row(c)] = s.max[c];
@@ -142,6 +129,12 @@ struct Workspace {
   Partials partials;
 };
 
+/// The keys of a kv_block; -1: none.
+KeyRange keys_of_block(const Plan& plan, const Sequence& sequence, std::int64_t block) {
+  if (block < 0) return {};
+  return {block * plan.config.block_size, keys_in_block(plan, sequence, block)};
+}
+
 /// One tile: all queries [first, first + count) of KV head `head` over one segment (sparse: over all they chose).
 void attend_tile(const Problem& problem, const Item& item, std::int64_t head, std::int64_t first, std::int64_t count,
                  std::int64_t segment_index, Scratch& s) {
@@ -156,12 +149,12 @@ void attend_tile(const Problem& problem, const Item& item, std::int64_t head, st
   s.state.reset(count * plan.group_size);
   Visit visit;
   while (s.visits.next(visit)) {
-    const std::int64_t begin = visit.block * plan.config.block_size;
-    const std::int64_t keys = keys_in_block(plan, sequence, visit.block);
-    s.k.load(k, begin, keys);
-    s.v.load(v, begin, keys);
+    const KeyRange now = keys_of_block(plan, sequence, visit.block);
+    const KeyRange next = keys_of_block(plan, sequence, s.visits.next_block());
+    s.qk.load_keys(k, now, next);
+    s.values.load(v, now, next);
     for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size,
-                   [&](const Columns& columns) { attend(problem, sequence, columns, first, begin, keys, s); });
+                   [&](const Columns& columns) { attend(problem, sequence, columns, first, now, s); });
   }
 }
 

@@ -45,6 +45,11 @@ void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, s
 
 bool TileVisits::next(Visit& visit) { return dense_ ? next_dense(visit) : next_sparse(visit); }
 
+std::int64_t TileVisits::next_block() const {
+  if (cursor_ >= end_) return -1;
+  return dense_ ? cursor_ : static_cast<std::int64_t>(pairs_[cursor_] >> 32);
+}
+
 bool TileVisits::next_sparse(Visit& visit) {
   if (cursor_ == end_) return false;
   const std::int64_t begin = cursor_;

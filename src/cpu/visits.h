@@ -30,6 +30,8 @@ class TileVisits {
   void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count,
                    Segment segment);
   bool next(Visit& visit);
+  /// The kv_block of the visit that next() would give; -1: none.
+  std::int64_t next_block() const;
 
  private:
   bool next_sparse(Visit& visit);
