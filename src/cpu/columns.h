@@ -58,7 +58,7 @@ struct KeyTile {
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
-  float* scratch;  // [block_size][pad_lanes(dim)]
+  float* scratch;                        // [block_size][pad_lanes(dim)]
   const float* data = nullptr;           // of load
   const core::BFloat16* bf16 = nullptr;  // of load_bf16
   std::int64_t ld = 0;                   // elements from one row to the next

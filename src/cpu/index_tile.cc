@@ -48,9 +48,9 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const Plan& plan = problem.plan;
   const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
   const std::int64_t n = columns.padded();
-  KeyRange next;
-  if (block + 1 < end) next = {begin + keys, keys_in_block(plan, sequence, block + 1)};
-  product_.load_keys(problem.index_k(sequence), {begin, keys}, next);
+  const core::KeyRows rows = problem.index_k(sequence);
+  const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
+  product_.load_keys({rows, begin, keys}, {rows, begin + keys, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
     product_.scores(scores_, ld_);

@@ -9,10 +9,10 @@ namespace {
 using core::BFloat16;
 
 /// The rows that `next` names, when they lie evenly spaced.
-Ahead ahead_of(const core::KeyRows& keys, KeyRange next, std::int64_t dim) {
-  if (next.count == 0 || keys.run(next.begin, next.count) != next.count) return {};
-  return {keys.token(next.begin), keys.token_bytes, dim * static_cast<std::int64_t>(openmsa_dtype_bytes(keys.dtype)),
-          next.count};
+Ahead ahead_of(const KeySpan& next, std::int64_t dim) {
+  if (next.count == 0 || next.rows.run(next.begin, next.count) != next.count) return {};
+  return {next.rows.token(next.begin), next.rows.token_bytes,
+          dim * static_cast<std::int64_t>(openmsa_dtype_bytes(next.rows.dtype)), next.count};
 }
 
 const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BFloat16*>(memory); }
@@ -45,13 +45,13 @@ void ScoreProduct::load_fp8_queries(const openmsa_tensor& index_q, const core::S
   q_.load_fp8(index_q, sequence, columns);
 }
 
-void ScoreProduct::load_keys(const core::KeyRows& keys, KeyRange now, KeyRange next) {
+void ScoreProduct::load_keys(const KeySpan& now, const KeySpan& next) {
   keys_ = now.count;
-  ahead_ = ahead_of(keys, next, k_.dim);
+  ahead_ = ahead_of(next, k_.dim);
   if (in_pairs_) {
-    k_.load_bf16(keys, now.begin, now.count);
+    k_.load_bf16(now.rows, now.begin, now.count);
   } else {
-    k_.load(keys, now.begin, now.count);
+    k_.load(now.rows, now.begin, now.count);
   }
 }
 
@@ -90,11 +90,11 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       paired_(arena.take<BFloat16>(in_pairs ? core::ceil_div(block_size, 2) * 2 * width_ : 0)),
       last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)) {}
 
-void ValueProduct::load(const core::KeyRows& values, KeyRange now, KeyRange next) {
+void ValueProduct::load(const KeySpan& now, const KeySpan& next) {
   keys_ = now.count;
-  ahead_ = ahead_of(values, next, v_.dim);
-  if (!in_pairs_) return v_.load(values, now.begin, now.count);
-  const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(values.token(now.begin + j)); };
+  ahead_ = ahead_of(next, v_.dim);
+  if (!in_pairs_) return v_.load(now.rows, now.begin, now.count);
+  const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(now.rows.token(now.begin + j)); };
   for (std::int64_t j = 0; j < keys_; j += 2) {
     pair_ops()->pair_rows(row(j), j + 1 < keys_ ? row(j + 1) : nullptr, width_, paired_ + j * width_);
   }

@@ -11,8 +11,9 @@
 
 namespace openmsa::cpu {
 
-/// Tokens [begin, begin + count) of a sequence; none when count is 0.
-struct KeyRange {
+/// Tokens [begin, begin + count) of some keys or values; none when count is 0.
+struct KeySpan {
+  core::KeyRows rows;
   std::int64_t begin = 0;
   std::int64_t count = 0;
 };
@@ -28,7 +29,8 @@ class ScoreProduct {
   void load_queries(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
   /// Rows of index_q, each rounded to e4m3 with a scale of its own.
   void load_fp8_queries(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
-  void load_keys(const core::KeyRows& keys, KeyRange now, KeyRange next);
+  /// `next`: those that will be loaded after these.
+  void load_keys(const KeySpan& now, const KeySpan& next);
 
   /// s [keys][ld], for the columns and their padding.
   void scores(float* s, std::int64_t ld);
@@ -51,7 +53,7 @@ class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const core::KeyRows& values, KeyRange now, KeyRange next);
+  void load(const KeySpan& now, const KeySpan& next);
 
   /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.

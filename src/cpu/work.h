@@ -76,14 +76,16 @@ inline std::int64_t keys_in_block(const core::Plan& plan, const core::Sequence& 
 /// Sequences with more queries than this have tiles enough to share out and are not split.
 inline constexpr std::int64_t kMaxDecodeQueries = 16;
 
+inline bool is_decode(const core::Sequence& sequence) { return sequence.seqlen_q <= kMaxDecodeQueries; }
+
 /// Most segments of one sequence under this plan: enough to make 64 items of a full batch.
 inline std::int64_t max_segments(const core::Plan& plan) {
-  return std::clamp<std::int64_t>(64 / (plan.config.max_batch * plan.config.num_heads_kv), 1, 16);
+  return std::clamp<std::int64_t>(64 / plan.config.max_batch, 1, 32);
 }
 
 inline std::int64_t num_segments(const core::Plan& plan, const core::Sequence& sequence) {
-  constexpr std::int64_t kMinBlocks = 16;
-  if (sequence.seqlen_q > kMaxDecodeQueries) return 1;
+  constexpr std::int64_t kMinBlocks = 4;
+  if (!is_decode(sequence)) return 1;
   return std::clamp<std::int64_t>(num_blocks(plan, sequence) / kMinBlocks, 1, max_segments(plan));
 }
 

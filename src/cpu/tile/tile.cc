@@ -6,16 +6,16 @@
 #define HWY_TARGET_INCLUDE "cpu/tile/tile.cc"
 #include "cpu/tile/tile.h"
 
-#include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
 #include <cmath>
 #include <limits>
 
 #include "core/dtype.h"
-#include "plan/plan.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "plan/plan.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace openmsa::cpu::HWY_NAMESPACE {
