@@ -9,9 +9,9 @@ using core::element;
 using core::Problem;
 using core::Sequence;
 
-TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan)
-    : pairs_(arena.take<std::uint64_t>(queries_per_tile(plan) * plan.config.topk)),
-      queries_(arena.take<std::int32_t>(queries_per_tile(plan) * plan.config.topk)) {}
+TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries)
+    : pairs_(arena.take<std::uint64_t>(max_queries * plan.config.topk)),
+      queries_(arena.take<std::int32_t>(max_queries * plan.config.topk)) {}
 
 void TileVisits::begin_sparse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
                               std::int64_t count) {

@@ -21,7 +21,7 @@ struct Visit {
 /// The visits of a tile of queries of one KV head, in ascending order of kv_blocks.
 class TileVisits {
  public:
-  TileVisits(core::Arena& arena, const core::Plan& plan);
+  TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries);
 
   /// Queries [first, first + count) with their rows of topk_indices.
   void begin_sparse(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t first,

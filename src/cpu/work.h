@@ -61,6 +61,11 @@ inline std::int64_t queries_per_tile(const core::Plan& plan) {
   return std::clamp<std::int64_t>(512 / plan.group_size, 1, 64);
 }
 
+/// The same for the forward pass, whose state is smaller. The larger a tile, the more of its queries share a kv_block.
+inline std::int64_t forward_queries_per_tile(const core::Plan& plan) {
+  return std::clamp<std::int64_t>(1024 / plan.group_size, 1, 256);
+}
+
 /// kv_blocks of a sequence.
 inline std::int64_t num_blocks(const core::Plan& plan, const core::Sequence& sequence) {
   return core::ceil_div(sequence.seqlen_k, plan.config.block_size);

@@ -13,6 +13,7 @@
 
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
 namespace openmsa::cpu {
@@ -27,7 +28,8 @@ struct Pairs {
   using Vec = __m512;
   using Side = __m512i;
   static constexpr std::int64_t kPerColumn = 2, kColumns = 16;
-  static constexpr int kWideVectors = 4, kWideRows = 6, kNarrowRows = 12;
+  static constexpr int kMaxVectors = 4;
+  static constexpr int rows(int vectors) { return vectors == 1 ? 12 : 24 / vectors; }
 
   static HWY_INLINE Side left(const BFloat16* p) {
     std::int32_t pair;

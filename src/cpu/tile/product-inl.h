@@ -6,6 +6,8 @@
 //   Element          of both operands
 //   kPerColumn       elements of one column and one step of the sum: 1, or 2 for pairs
 //   kColumns         columns of a vector of sums
+//   kMaxVectors      vectors of a register block
+//   rows(vectors)    rows of a register block so wide: as many as leave their sums in registers
 //   Vec, Side        vectors of fp32 sums, and of an operand
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
@@ -70,7 +72,7 @@ HWY_INLINE void matmul_block(std::int64_t k, A a, const typename P::Element* b, 
   }
 }
 
-/// All rows of one panel of columns, in blocks of kRows and smaller ones for the rest.
+/// All rows of one panel of columns, in blocks of kRows and one smaller one for the rest.
 template <class P, int kRows, int kVectors, class A>
 HWY_INLINE void matmul_panel(std::int64_t m, std::int64_t k, A a, const typename P::Element* b, std::int64_t ldb,
                              float* c, std::int64_t ldc, float scale, bool accumulate, Prefetcher& prefetcher) {
@@ -81,33 +83,39 @@ HWY_INLINE void matmul_panel(std::int64_t m, std::int64_t k, A a, const typename
   }
   if constexpr (kRows > 1) {
     if (m > 0) {
-      matmul_panel<P, (kRows + 1) / 2, kVectors>(m, k, a, b, ldb, c, ldc, scale, accumulate, prefetcher);
+      matmul_panel<P, kRows - 1, kVectors>(m, k, a, b, ldb, c, ldc, scale, accumulate, prefetcher);
     }
+  }
+}
+
+/// Calls body(width, j) for panels of columns that cover n: as wide as a register block, and one for the rest.
+/// `width` is a std::integral_constant: the panel's vectors.
+template <class P, int kVectors = P::kMaxVectors, class Body>
+HWY_INLINE void for_each_panel(std::int64_t n, std::int64_t j, const Body& body) {
+  for (; j + kVectors * P::kColumns <= n; j += kVectors * P::kColumns) {
+    body(std::integral_constant<int, kVectors>(), j);
+  }
+  if constexpr ((kVectors - 1) * P::kColumns >= kLanes) {  // of which n is a multiple
+    if (j < n) for_each_panel<P, kVectors - 1>(n, j, body);
   }
 }
 
 /// Steps that a product of m rows and n columns has at least.
 template <class P>
 std::int64_t count_steps(std::int64_t m, std::int64_t n, std::int64_t k) {
-  const std::int64_t wide = P::kWideVectors * P::kColumns, panels = n / wide * ((m + P::kWideRows - 1) / P::kWideRows);
-  const std::int64_t narrow = n % wide / P::kColumns * ((m + P::kNarrowRows - 1) / P::kNarrowRows);
-  return (panels + narrow) * core::ceil_div(k, kChunk);
+  constexpr std::int64_t kWide = P::kMaxVectors * P::kColumns;
+  return core::ceil_div(n, kWide) * core::ceil_div(m, P::rows(1)) * core::ceil_div(k, kChunk);
 }
 
 /// c[i][j] = scale * sum_p a(i,p) b[p][j], the sum begun with c[i][j] when `accumulate`.
 template <class P, class A>
 HWY_INLINE void matmul_tile(std::int64_t m, std::int64_t n, std::int64_t k, A a, const typename P::Element* b,
                             std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate) {
-  constexpr std::int64_t kWide = P::kWideVectors * P::kColumns;
   Prefetcher prefetcher(a.ahead, count_steps<P>(m, n, k));
-  std::int64_t j = 0;
-  for (; j + kWide <= n; j += kWide) {
-    matmul_panel<P, P::kWideRows, P::kWideVectors>(m, k, a, b + j * P::kPerColumn, ldb, c + j, ldc, scale, accumulate,
-                                                   prefetcher);
-  }
-  for (; j < n; j += P::kColumns) {
-    matmul_panel<P, P::kNarrowRows, 1>(m, k, a, b + j * P::kPerColumn, ldb, c + j, ldc, scale, accumulate, prefetcher);
-  }
+  for_each_panel<P>(n, 0, [&](auto width, std::int64_t j) {
+    matmul_panel<P, P::rows(width), width>(m, k, a, b + j * P::kPerColumn, ldb, c + j, ldc, scale, accumulate,
+                                           prefetcher);
+  });
 }
 
 template <class P, int kRows, int kVectors, class A>
@@ -125,7 +133,7 @@ HWY_INLINE void column_max_panel(std::int64_t m, std::int64_t k, A a, const type
     a.data += kRows * a.row;
   }
   if constexpr (kRows > 1) {
-    if (m > 0) column_max_panel<P, (kRows + 1) / 2, kVectors>(m, k, a, b, ldb, prefetcher, top);
+    if (m > 0) column_max_panel<P, kRows - 1, kVectors>(m, k, a, b, ldb, prefetcher, top);
   }
 }
 
@@ -142,13 +150,8 @@ HWY_INLINE void column_max_columns(std::int64_t m, std::int64_t k, A a, const ty
 template <class P, class A>
 HWY_INLINE void matmul_column_max_tile(std::int64_t m, std::int64_t n, std::int64_t k, A a,
                                        const typename P::Element* b, std::int64_t ldb, float* top) {
-  constexpr std::int64_t kWide = P::kWideVectors * P::kColumns;
   Prefetcher prefetcher(a.ahead, count_steps<P>(m, n, k));
-  std::int64_t j = 0;
-  for (; j + kWide <= n; j += kWide) {
-    column_max_columns<P, P::kWideRows, P::kWideVectors>(m, k, a, b + j * P::kPerColumn, ldb, top + j, prefetcher);
-  }
-  for (; j < n; j += P::kColumns) {
-    column_max_columns<P, P::kNarrowRows, 1>(m, k, a, b + j * P::kPerColumn, ldb, top + j, prefetcher);
-  }
+  for_each_panel<P>(n, 0, [&](auto width, std::int64_t j) {
+    column_max_columns<P, P::rows(width), width>(m, k, a, b + j * P::kPerColumn, ldb, top + j, prefetcher);
+  });
 }

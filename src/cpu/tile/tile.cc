@@ -10,8 +10,10 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -46,11 +48,12 @@ struct Fp32 {
   using Vec = V;
   using Side = V;
   static constexpr std::int64_t kPerColumn = 1, kColumns = kL;
-  /// Rows and vectors of one register block: 24 accumulators of 32 registers, or 12 of 16.
-  static constexpr int kWideVectors = kL == 16 ? 4 : static_cast<int>(kLanes / kL);
-  static constexpr int kWideRows = kL == 4 ? 2 : 6;
-  /// One vector per row leaves room for more rows, which hides the latency of the multiply-add.
-  static constexpr int kNarrowRows = kL == 16 ? 12 : 12;
+  static constexpr int kMaxVectors = static_cast<int>(kL == 16 ? 4 : kLanes / kL);
+  /// 24 sums in 32 registers, or 12 in 16; fewer of one vector per row, for want of registers for the rows' addresses.
+  static constexpr int rows(int vectors) {
+    const int most = kL == 16 ? 24 : kL == 8 ? 12 : 8;
+    return vectors == 1 ? 12 : std::max(1, most / vectors);
+  }
 
   static HWY_INLINE V left(const float* p) { return openmsa::cpu::HWY_NAMESPACE::set(*p); }
   static HWY_INLINE V right(const float* p) { return openmsa::cpu::HWY_NAMESPACE::load(p); }
