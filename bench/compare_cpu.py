@@ -1,0 +1,129 @@
+"""Dense prefill of this library on the CPU beside PyTorch's scaled_dot_product_attention, and the sparse layer beside both.
+
+    python3 bench/compare_cpu.py --library build/src/libopenmsa.so --tokens 64K --json cpu.json
+
+One process, the same tensors, the same threads, batch 1, causal; PyTorch gets keys and values with every head repeated
+for its query heads beforehand, since that is not what is compared. The largest difference of the dense results is
+checked first, on a prefix of the tokens.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+import openmsa_capi
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def tokens_of(text):
+    return int(text[:-1]) * 1024 if text.endswith("K") else int(text)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", required=True, help="libopenmsa.so")
+    parser.add_argument("--tokens", type=tokens_of, default=8192)
+    parser.add_argument("--heads", type=int, nargs=2, default=(8, 2), metavar=("Q", "KV"))
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--index-dim", type=int, default=128)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", help="write the figures to this file")
+    return parser.parse_args()
+
+
+class Layer:
+    """Random tensors of one prompt, and the three ways to attend over them."""
+
+    def __init__(self, library, arguments, dtype, tokens):
+        heads_q, heads_kv = arguments.heads
+        dim, index_dim = arguments.head_dim, arguments.index_dim
+        generator = torch.Generator().manual_seed(1)
+
+        def random(*shape):
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        self.q, self.k, self.v = random(tokens, heads_q, dim), random(tokens, heads_kv, dim), random(tokens, heads_kv, dim)
+        self.index_q, self.index_k = random(tokens, heads_kv, index_dim), random(tokens, index_dim)
+        self.o = torch.empty_like(self.q)
+        self.topk_indices = torch.empty(heads_kv, tokens, 16, dtype=torch.int32)
+        plan = library.plan(
+            backend=openmsa_capi.BACKEND_CPU,
+            dtype=openmsa_capi.DTYPES[dtype],
+            num_heads_q=heads_q,
+            num_heads_kv=heads_kv,
+            head_dim=dim,
+            index_dim=index_dim,
+            block_size=128,
+            topk=16,
+            max_total_q=tokens,
+            max_seqlen_k=tokens,
+            num_threads=arguments.threads,
+        )
+        inputs = {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
+        self.dense = plan.prepare("dense_attention", **inputs)
+        self.sparse = plan.prepare(
+            "msa_attention", **inputs, index_q=self.index_q, index_k=self.index_k, topk_indices=self.topk_indices
+        )
+        group = heads_q // heads_kv
+        self.torch_q = self.q.transpose(0, 1).unsqueeze(0).contiguous()
+        self.torch_k, self.torch_v = (
+            x.repeat_interleave(group, 1).transpose(0, 1).unsqueeze(0).contiguous() for x in (self.k, self.v)
+        )
+
+    def torch_dense(self):
+        return torch.nn.functional.scaled_dot_product_attention(
+            self.torch_q, self.torch_k, self.torch_v, is_causal=True
+        )
+
+
+def check(library, arguments, dtype):
+    layer = Layer(library, arguments, dtype, min(arguments.tokens, 1024))
+    layer.dense()
+    expected = layer.torch_dense()[0].transpose(0, 1).float()
+    error = (layer.o.float() - expected).norm() / expected.norm()
+    allowed = 1e-5 if dtype is torch.float32 else 1e-2
+    if not error < allowed:
+        raise SystemExit(f"dense attention differs from PyTorch's: {error:.2e}, allowed {allowed:.0e}")
+
+
+def milliseconds(call, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+
+
+def main():
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    library = openmsa_capi.Library(arguments.library)
+    results = {}
+    for name in arguments.dtypes:
+        check(library, arguments, DTYPES[name])
+        layer = Layer(library, arguments, DTYPES[name], arguments.tokens)
+        figures = {
+            "torch dense": milliseconds(layer.torch_dense, arguments.repeats),
+            "dense": milliseconds(layer.dense, arguments.repeats),
+            "sparse": milliseconds(layer.sparse, arguments.repeats),
+        }
+        results[name] = figures
+        for what, times in figures.items():
+            print(f"{name} {what:>12}: {times['median_ms']:10.1f} ms  {times['min_ms']:.1f}..{times['max_ms']:.1f}")
+    if arguments.json:
+        facts = {"tokens": arguments.tokens, "heads": arguments.heads, "head_dim": arguments.head_dim}
+        facts |= {"index_dim": arguments.index_dim, "threads": arguments.threads}
+        facts |= {"torch": torch.__version__, "openmsa": library.version(), "results": results}
+        with open(arguments.json, "w") as file:
+            json.dump(facts, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
