@@ -60,7 +60,7 @@ struct State {
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : state(arena, max_rows(plan), pad_lanes(plan.config.head_dim)),
-        visits(arena, plan, forward_queries_per_tile(plan)),
+        visits(arena, plan, max_forward_queries(plan)),
         qk(arena, plan.config.block_size, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
         values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
@@ -77,7 +77,7 @@ struct Scratch {
   /// Query rows of one work item.
   static std::int64_t max_rows(const Plan& plan) {
     const std::int64_t decode_queries = std::min(kMaxDecodeQueries, plan.config.max_total_q);
-    return std::max(forward_queries_per_tile(plan) * plan.group_size, decode_queries * plan.config.num_heads_q);
+    return std::max(max_forward_queries(plan) * plan.group_size, decode_queries * plan.config.num_heads_q);
   }
 
   State state;
@@ -162,7 +162,7 @@ bool joins_heads(const Problem& problem, const Sequence& sequence) {
 }
 
 std::int64_t queries_of_tile(const Problem& problem, const Sequence& sequence) {
-  return joins_heads(problem, sequence) ? kMaxDecodeQueries : forward_queries_per_tile(problem.plan);
+  return joins_heads(problem, sequence) ? kMaxDecodeQueries : forward_queries_per_tile(problem.plan, sequence);
 }
 
 std::int64_t segments_of(const Problem& problem, const Sequence& sequence) {

@@ -61,9 +61,14 @@ inline std::int64_t queries_per_tile(const core::Plan& plan) {
   return std::clamp<std::int64_t>(512 / plan.group_size, 1, 64);
 }
 
-/// The same for the forward pass, whose state is smaller. The larger a tile, the more of its queries share a kv_block.
-inline std::int64_t forward_queries_per_tile(const core::Plan& plan) {
-  return std::clamp<std::int64_t>(1024 / plan.group_size, 1, 256);
+/// The forward pass has less to keep per query, and the larger a tile, the more of its queries share a kv_block: as
+/// large as leaves 64 items to share out, up to 2048 query rows.
+inline std::int64_t max_forward_queries(const core::Plan& plan) {
+  return std::clamp<std::int64_t>(2048 / plan.group_size, 1, 512);
+}
+inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core::Sequence& sequence) {
+  const std::int64_t queries = sequence.seqlen_q * plan.config.num_heads_kv / 64;
+  return std::clamp(queries, queries_per_tile(plan), max_forward_queries(plan));
 }
 
 /// kv_blocks of a sequence.
