@@ -16,6 +16,7 @@ import torch
 
 import openmsa_capi
 
+WAYS = ["torch", "dense", "sparse"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -31,6 +32,7 @@ def parse_arguments():
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--index-dim", type=int, default=128)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", help="write the figures to this file")
@@ -76,7 +78,7 @@ class Layer:
             x.repeat_interleave(group, 1).transpose(0, 1).unsqueeze(0).contiguous() for x in (self.k, self.v)
         )
 
-    def torch_dense(self):
+    def torch(self):
         return torch.nn.functional.scaled_dot_product_attention(
             self.torch_q, self.torch_k, self.torch_v, is_causal=True
         )
@@ -85,7 +87,7 @@ class Layer:
 def check(library, arguments, dtype):
     layer = Layer(library, arguments, dtype, min(arguments.tokens, 1024))
     layer.dense()
-    expected = layer.torch_dense()[0].transpose(0, 1).float()
+    expected = layer.torch()[0].transpose(0, 1).float()
     error = (layer.o.float() - expected).norm() / expected.norm()
     allowed = 1e-5 if dtype is torch.float32 else 1e-2
     if not error < allowed:
@@ -93,12 +95,15 @@ def check(library, arguments, dtype):
 
 
 def milliseconds(call, repeats):
-    times = []
+    """Wall clock, and processor time of all threads: with --threads 1 that is the one to trust on a busy machine."""
+    times, processor_times = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         call()
         times.append((time.perf_counter() - start) * 1e3)
-    return {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+        processor_times.append((time.process_time() - processor_start) * 1e3)
+    wall = {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+    return wall | {"processor_ms": statistics.median(processor_times)}
 
 
 def main():
@@ -109,14 +114,12 @@ def main():
     for name in arguments.dtypes:
         check(library, arguments, DTYPES[name])
         layer = Layer(library, arguments, DTYPES[name], arguments.tokens)
-        figures = {
-            "torch dense": milliseconds(layer.torch_dense, arguments.repeats),
-            "dense": milliseconds(layer.dense, arguments.repeats),
-            "sparse": milliseconds(layer.sparse, arguments.repeats),
-        }
-        results[name] = figures
-        for what, times in figures.items():
-            print(f"{name} {what:>12}: {times['median_ms']:10.1f} ms  {times['min_ms']:.1f}..{times['max_ms']:.1f}")
+        results[name] = {}
+        for what in arguments.ways:
+            times = milliseconds(getattr(layer, what), arguments.repeats)
+            results[name][what] = times
+            spread = f"{times['min_ms']:.1f}..{times['max_ms']:.1f}"
+            print(f"{name} {what:>6}: {times['median_ms']:10.1f} ms  {spread:>20}  processor {times['processor_ms']:.1f} ms", flush=True)
     if arguments.json:
         facts = {"tokens": arguments.tokens, "heads": arguments.heads, "head_dim": arguments.head_dim}
         facts |= {"index_dim": arguments.index_dim, "threads": arguments.threads}

@@ -37,7 +37,7 @@ class Prefetcher {
 };
 
 /// Steps of a sum between two looks at the prefetcher.
-constexpr std::int64_t kChunk = 16;
+inline constexpr std::int64_t kChunk = 16;
 
 /// acc[i][v] += sum_p a(i,p) b[p][v-th vector], in order of p.
 template <class P, int kRows, int kVectors, class A>
