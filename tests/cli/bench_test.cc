@@ -135,7 +135,7 @@ TEST_F(Bench, TrainMeasuresEveryPartOfTheStep) {
   const MsaRun run =
       msa({"bench",      "train", "--layers",      "2",  "--hidden",       "32", "--heads-q", "2",  "--heads-kv", "1",
            "--head-dim", "16",    "--index-dim",   "16", "--intermediate", "32", "--topk",    "2",  "--batch",    "2",
-           "--seqlen",   "200",   "--short-batch", "0",  "--repeats",      "2",  "--json",    json_});
+           "--seqlen",   "200",   "--short-batch", "0",  "--repeats",      "1",  "--json",    json_});
   ASSERT_EQ(run.status, 0) << run.err;
   const nlohmann::json results = io::read_json(json_)["results"];
   ASSERT_EQ(results.size(), 3u);
@@ -149,8 +149,8 @@ TEST_F(Bench, TrainMeasuresEveryPartOfTheStep) {
     EXPECT_EQ(row["kl_loss"]["median_ms"] > 0, row["step"] != "dense");
     EXPECT_GT(row["share_of_rest"], 0);
     EXPECT_LT(row["share_of_rest"], 1);
-    EXPECT_LE(row["rest"]["min_ms"], row["total"]["min_ms"]);
-    EXPECT_LE(parts + row["kl_loss"]["median_ms"].get<double>(), 1.5 * row["total"]["max_ms"].get<double>());
+    const double total = row["total"]["median_ms"];  // of one step
+    EXPECT_NEAR(parts + row["kl_loss"]["median_ms"].get<double>(), total, 1e-6 * total);
   }
 }
 

@@ -31,7 +31,8 @@ LayerShape decode_shape() {
   return {.num_heads_q = 8, .block_size = 16, .topk = 6, .seqlens_q = {1, 16, 4}, .seqlens_k = {1000, 700, 40}};
 }
 
-LayerShape in_bf16(LayerShape shape) {
+LayerShape in_bf16(const LayerShape& like) {
+  LayerShape shape = like;
   shape.dtype = OPENMSA_BFLOAT16;
   return shape;
 }
