@@ -38,7 +38,7 @@ LayerShape in_bf16(const LayerShape& like) {
 }
 
 /// The tensors that every operation on contiguous keys reads.
-Layer trained_layer(LayerShape shape) {
+Layer trained_layer(const LayerShape& shape) {
   Layer layer = make_layer(shape);
   return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
 }
