@@ -6,7 +6,14 @@ from ctypes import c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
 import torch
 
 BACKEND_CPU, BACKEND_CUDA = 1, 4
-OPERATIONS = {"block_scores": 0, "topk": 1, "select_blocks": 2, "sparse_attention": 3, "msa_attention": 4}
+OPERATIONS = {
+    "block_scores": 0,
+    "topk": 1,
+    "select_blocks": 2,
+    "sparse_attention": 3,
+    "msa_attention": 4,
+    "dense_attention": 5,
+}
 DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 5, torch.float8_e4m3fn: 6}
 
 

@@ -10,6 +10,7 @@ void add_bench(CLI::App& app) {
   command->require_subcommand(1);
   add_bench_decode(*command);
   add_bench_prefill(*command);
+  add_bench_train(*command);
 }
 
 }  // namespace openmsa::cli

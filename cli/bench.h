@@ -7,5 +7,6 @@ namespace openmsa::cli {
 
 void add_bench_decode(CLI::App& bench);
 void add_bench_prefill(CLI::App& bench);
+void add_bench_train(CLI::App& bench);
 
 }  // namespace openmsa::cli

@@ -13,6 +13,7 @@
 #include "decode_problem.h"
 #include "decode_table.h"
 #include "dtype_name.h"
+#include "host_rates.h"
 #include "io/error.h"
 #include "io/json_file.h"
 #include "lm/config.h"
@@ -49,6 +50,7 @@ struct BenchOptions {
   std::string json;
 
   bool is_cuda() const { return backend == "cuda"; }
+  int num_threads() const { return threads == 0 ? usable_cores() : threads; }
 };
 
 Geometry geometry_of_model(const std::string& directory) {
@@ -103,9 +105,9 @@ std::vector<DecodeShape> shapes_of(const BenchOptions& options) {
 }
 
 ordered_json to_json(const Config& config, const BenchOptions& options, const std::vector<DecodeFigures>& figures,
-                     std::optional<double> read_gb_per_s) {
+                     const MemoryRates& rates) {
   ordered_json results = ordered_json::array();
-  for (const DecodeFigures& row : figures) results.push_back(to_json(row, read_gb_per_s));
+  for (const DecodeFigures& row : figures) results.push_back(to_json(row, rates));
   ordered_json facts = {{"geometry",
                          {{"num_heads_q", config.num_heads_q},
                           {"num_heads_kv", config.num_heads_kv},
@@ -119,12 +121,13 @@ ordered_json to_json(const Config& config, const BenchOptions& options, const st
                           {"lengths", options.lengths},
                           {"dtype", dtype_name(config.dtype)}}},
                         {"backend", options.backend},
-                        {"threads", options.threads == 0 ? usable_cores() : options.threads},
+                        {"threads", options.num_threads()},
                         {"repeats", options.repeats},
                         {"results", results},
                         {"machine", machine_facts()}};
   if (options.agreement) facts["geometry"]["agreement"] = *options.agreement;
-  if (read_gb_per_s) facts["read_gb_per_s"] = *read_gb_per_s;
+  if (rates.read) facts["read_gb_per_s"] = *rates.read;
+  if (rates.copy) facts["copy_gb_per_s"] = *rates.copy;
   return facts;
 }
 
@@ -138,14 +141,15 @@ void run(const BenchOptions& options) {
   Progress progress("bench decode",
                     options.repeats * std::accumulate(shapes.begin(), shapes.end(), std::int64_t{0}, add));
   std::unique_ptr<Device> device;
-  std::optional<double> read_gb_per_s;
+  MemoryRates rates;
+  if (!options.is_cuda()) rates.copy = copy_gb_per_s(options.num_threads());
   std::vector<DecodeFigures> figures;
   std::int64_t measured = 0;
   for (const DecodeShape& shape : shapes) {
     const Plan plan(fit_to(config, shape));
     if (!device) {
       device = make_device(config.backend);
-      read_gb_per_s = device->read_gb_per_s();
+      rates.read = device->read_gb_per_s();
     }
     const DecodeProblem problem(*device, config, shape, options.seed);
     check_decode(plan, problem, !options.is_cuda() && &shape == &shortest);  // the reference is slow
@@ -155,8 +159,8 @@ void run(const BenchOptions& options) {
     measured += shape.context * options.repeats;
   }
   progress.finish();
-  print_table(config, shapes.front(), figures, read_gb_per_s);
-  if (!options.json.empty()) io::write_json(options.json, to_json(config, options, figures, read_gb_per_s));
+  print_table(config, shapes.front(), figures, rates);
+  if (!options.json.empty()) io::write_json(options.json, to_json(config, options, figures, rates));
 }
 
 void add_geometry(CLI::App& command, BenchOptions& options) {

@@ -72,14 +72,15 @@ void select_all(const Plan& plan, const DecodeProblem& problem) {
   }
 }
 
-ordered_json to_json(const Timing& timing, double bytes, std::optional<double> read_gb_per_s) {
+ordered_json to_json(const Timing& timing, double bytes, const MemoryRates& rates) {
   const double rate = bytes / timing.median() * 1e-6;
   ordered_json result = {{"median_ms", timing.median()},
                          {"min_ms", timing.min()},
                          {"max_ms", timing.max()},
                          {"bytes", bytes},
                          {"gb_per_s", rate}};
-  if (read_gb_per_s) result["share_of_read"] = rate / *read_gb_per_s;
+  if (rates.read) result["share_of_read"] = rate / *rates.read;
+  if (rates.copy) result["share_of_copy"] = rate / *rates.copy;
   return result;
 }
 
@@ -112,15 +113,15 @@ DecodeFigures measure_decode(const Plan& plan, const DecodeProblem& problem, int
   return figures;
 }
 
-ordered_json to_json(const DecodeFigures& row, std::optional<double> read_gb_per_s) {
+ordered_json to_json(const DecodeFigures& row, const MemoryRates& rates) {
   ordered_json result = {{"context", row.context},
                          {"chosen_kv_blocks", row.chosen_blocks},
-                         {"sparse", to_json(row.sparse, row.bytes.sparse(), read_gb_per_s)},
-                         {"index", to_json(row.index, row.bytes.index, read_gb_per_s)},
-                         {"attend", to_json(row.attend, row.bytes.attend, read_gb_per_s)}};
-  if (row.dense) result["dense"] = to_json(*row.dense, row.bytes.dense, read_gb_per_s);
-  if (read_gb_per_s) {
-    result["dense_bound"] = {{"ms", row.bytes.dense / *read_gb_per_s * 1e-6}, {"bytes", row.bytes.dense}};
+                         {"sparse", to_json(row.sparse, row.bytes.sparse(), rates)},
+                         {"index", to_json(row.index, row.bytes.index, rates)},
+                         {"attend", to_json(row.attend, row.bytes.attend, rates)}};
+  if (row.dense) result["dense"] = to_json(*row.dense, row.bytes.dense, rates);
+  if (rates.read) {
+    result["dense_bound"] = {{"ms", row.bytes.dense / *rates.read * 1e-6}, {"bytes", row.bytes.dense}};
   }
   return result;
 }

@@ -33,12 +33,19 @@ struct DecodeFigures {
   std::optional<Timing> dense;  // the CUDA backend has none
 };
 
+/// What plain code reaches on the same machine, in GB/s: kernels that only read on a GPU, memcpy on the CPU, counting
+/// what it reads and what it writes.
+struct MemoryRates {
+  std::optional<double> read, copy;
+};
+
 /// A few runs to warm up are not kept; `on_repeat` hears of the others, from 0.
 DecodeFigures measure_decode(const Plan& plan, const DecodeProblem& problem, int repeats,
                              const std::function<void(int)>& on_repeat);
 
 /// {"context", "chosen_kv_blocks", and for each of sparse, index, attend, dense: "median_ms", "min_ms", "max_ms",
-/// "bytes", "gb_per_s"}. With the rate of plain reading: each one's "share_of_read", and "dense_bound" {"ms", "bytes"}.
-nlohmann::ordered_json to_json(const DecodeFigures& figures, std::optional<double> read_gb_per_s);
+/// "bytes", "gb_per_s"}. With the rate of plain reading: each one's "share_of_read", and "dense_bound" {"ms", "bytes"};
+/// with that of copying: "share_of_copy".
+nlohmann::ordered_json to_json(const DecodeFigures& figures, const MemoryRates& rates);
 
 }  // namespace openmsa::cli

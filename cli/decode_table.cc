@@ -21,16 +21,17 @@ void print_problem(const char* what, const Config& config, const DecodeShape& sh
 
 double rate(double bytes, const Timing& timing) { return bytes / timing.median() * 1e-6; }
 
-void print_contexts(const std::vector<DecodeFigures>& figures) {
-  std::printf("%8s  %24s  %9s  %9s  %24s  %7s  %16s\n", "context", "sparse", "= index", "+ attend", "dense", "faster",
-              "GB/s sparse dense");
+void print_contexts(const std::vector<DecodeFigures>& figures, double copy) {
+  std::printf("A plain copy on the same threads: %.1f GB/s, read and written\n", copy);
+  std::printf("%8s  %24s  %9s  %9s  %24s  %7s  %16s  %7s\n", "context", "sparse", "= index", "+ attend", "dense",
+              "faster", "GB/s sparse dense", "of copy");
   for (const DecodeFigures& row : figures) {
     const Timing& dense = *row.dense;
-    std::printf("%8lld  %8.3f %7.3f..%-7.3f  %9.3f  %9.3f  %8.3f %7.3f..%-7.3f  %6.2fx  %11.1f %5.1f\n",
+    std::printf("%8lld  %8.3f %7.3f..%-7.3f  %9.3f  %9.3f  %8.3f %7.3f..%-7.3f  %6.2fx  %10.1f %5.1f  %5.0f %%\n",
                 static_cast<long long>(row.context), row.sparse.median(), row.sparse.min(), row.sparse.max(),
                 row.index.median(), row.attend.median(), dense.median(), dense.min(), dense.max(),
                 dense.median() / row.sparse.median(), rate(row.bytes.sparse(), row.sparse),
-                rate(row.bytes.dense, dense));
+                rate(row.bytes.dense, dense), 100 * rate(row.bytes.dense, dense) / copy);
   }
 }
 
@@ -57,13 +58,13 @@ void print_stages(const std::vector<DecodeFigures>& figures, double read) {
 }  // namespace
 
 void print_table(const Config& config, const DecodeShape& shape, const std::vector<DecodeFigures>& figures,
-                 std::optional<double> read_gb_per_s) {
-  if (read_gb_per_s) {
+                 const MemoryRates& rates) {
+  if (rates.read) {
     print_problem("us (median, min..max), many calls in one CUDA graph", config, shape);
-    print_stages(figures, *read_gb_per_s);
+    print_stages(figures, *rates.read);
   } else {
     print_problem("ms (median, min..max)", config, shape);
-    print_contexts(figures);
+    print_contexts(figures, *rates.copy);
   }
 }
 

@@ -8,13 +8,14 @@
 //   l = alpha l + sum_j p,  o = alpha o + p^T v
 //
 // so the work done is exactly that of the chosen (query, block) pairs, and a query's result does not depend on the tile
-// it is in. Dense decode splits the keys into segments; their (o, m, l) are merged in a second step.
+// it is in. Dense decode splits the keys into segments; their (o, m, l) are merged in a second step. There one work
+// item has all KV heads: a token's heads lie side by side in memory, and memory is what decode waits for.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "cpu/columns.h"
+#include "cpu/products.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -41,6 +42,15 @@ struct State {
     std::fill(sum, sum + rows, 0.0f);
   }
 
+  /// The rows from `row` on.
+  State from(std::int64_t row) const {
+    State result = *this;
+    result.o += row * ld;
+    result.max += row;
+    result.sum += row;
+    return result;
+  }
+
   std::int64_t ld;
   float* o;
   float* max;
@@ -49,11 +59,10 @@ struct State {
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
-      : state(arena, queries_per_tile(plan) * plan.group_size, pad_lanes(plan.config.head_dim)),
-        visits(arena, plan),
-        q(arena, plan.config.head_dim),
-        k(arena, plan.config.block_size, plan.config.head_dim),
-        v(arena, plan.config.block_size, plan.config.head_dim),
+      : state(arena, max_rows(plan), pad_lanes(plan.config.head_dim)),
+        visits(arena, plan, max_forward_queries(plan)),
+        qk(arena, plan.config.block_size, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
         limit(arena.take<float>(kMaxColumns)),
@@ -61,10 +70,20 @@ struct Scratch {
         sum(arena.take<float>(kMaxColumns)),
         alpha(arena.take<float>(kMaxColumns)) {}
 
+  static bool in_pairs(const Plan& plan) {
+    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
+  }
+
+  /// Query rows of one work item.
+  static std::int64_t max_rows(const Plan& plan) {
+    const std::int64_t decode_queries = std::min(kMaxDecodeQueries, plan.config.max_total_q);
+    return std::max(max_forward_queries(plan) * plan.group_size, decode_queries * plan.config.num_heads_q);
+  }
+
   State state;
   TileVisits visits;
-  QueryTile q;
-  KeyTile k, v;
+  ScoreProduct qk;
+  ValueProduct values;
   float* scores;  // [block_size][kMaxColumns]
   float* pv;      // [kMaxColumns][pad_lanes(head_dim)]
   float *limit, *max, *sum, *alpha;
@@ -86,44 +105,29 @@ struct Partials {
   State state;
 };
 
-/// pv[column] = sum_j p[j][column] v[j]. Where some columns see only part of the block, p is 0 past their limit, which
-/// leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
-void accumulate_values(const Scratch& s, const Columns& columns, std::int64_t keys, bool is_partial) {
-  const TileOps& ops = tile_ops();
-  const std::int64_t width = pad_lanes(s.v.dim);
-  const Operand p{s.scores, 1, kMaxColumns};
-  if (!is_partial || ops.all_finite(s.v.data, s.v.ld, keys, width)) {
-    ops.matmul(columns.size(), width, keys, p, s.v.data, s.v.ld, s.pv, width, false);
-    return;
-  }
-  for (std::int64_t c = 0; c < columns.size(); ++c) {
-    ops.matmul(1, width, static_cast<std::int64_t>(s.limit[c]), {s.scores + c, 1, kMaxColumns}, s.v.data, s.v.ld,
-               s.pv + c * width, width, false);
-  }
-}
-
-/// Brings the rows of `columns` up to date with the keys in s.k and s.v, which start at token `begin`.
+/// Brings the rows of `columns` in `state`, that of their KV head from `first_query` on, up to date with the keys and
+/// values loaded.
 void attend(const Problem& problem, const Sequence& sequence, const Columns& columns, std::int64_t first_query,
-            std::int64_t begin, std::int64_t keys, Scratch& s) {
+            const KeySpan& keys, const State& state, Scratch& s) {
   const TileOps& ops = tile_ops();
-  s.q.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
-  const bool is_partial = causal_limits(sequence, columns, begin, keys, s.limit);
+  s.qk.load_queries(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
+  const bool is_partial = causal_limits(sequence, columns, keys.begin, keys.count, s.limit);
   const std::int64_t n = columns.padded();
   const auto row = [&](std::int64_t column) {  // of the tile's state
     return columns.row(column, first_query);
   };
 
-  ops.matmul(keys, n, s.q.dim, s.k.operand(), s.q.columns, s.q.columns_ld, s.scores, kMaxColumns, false);
+  s.qk.scores(s.scores, kMaxColumns);
   for (std::int64_t c = 0; c < n; ++c) {
-    s.max[c] = c < columns.size() ? s.state.max[row(c)] : -kInfinity;
-    s.sum[c] = c < columns.size() ? s.state.sum[row(c)] : 0;
+    s.max[c] = c < columns.size() ? state.max[row(c)] : -kInfinity;
+    s.sum[c] = c < columns.size() ? state.sum[row(c)] : 0;
   }
-  ops.softmax_columns(s.scores, kMaxColumns, keys, n, s.limit, s.max, s.sum, s.alpha);
-  accumulate_values(s, columns, keys, is_partial);
+  ops.softmax_columns(s.scores, kMaxColumns, keys.count, n, s.limit, s.max, s.sum, s.alpha);
+  s.values.multiply(s.scores, columns.size(), s.limit, is_partial, s.pv);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
-    ops.scale_add(s.state.o + row(c) * s.state.ld, s.pv + c * s.state.ld, s.alpha[c], s.state.ld);
-    s.state.max[row(c)] = s.max[c];
-    s.state.sum[row(c)] = s.sum[c];
+    ops.scale_add(state.o + row(c) * state.ld, s.pv + c * state.ld, s.alpha[c], state.ld);
+    state.max[row(c)] = s.max[c];
+    state.sum[row(c)] = s.sum[c];
   }
 }
 
@@ -142,26 +146,87 @@ struct Workspace {
   Partials partials;
 };
 
-/// One tile: all queries [first, first + count) of KV head `head` over one segment (sparse: over all they chose).
-void attend_tile(const Problem& problem, const Item& item, std::int64_t head, std::int64_t first, std::int64_t count,
-                 std::int64_t segment_index, Scratch& s) {
+/// What a work item covers: queries [first, first + count) of some KV heads over one segment of the keys. Its rows
+/// stand in the order [KV head][query][head of the group].
+struct Tile {
+  std::int64_t first, count;
+  std::int64_t head, heads;
+  std::int64_t segment;
+
+  std::int64_t rows(const Plan& plan) const { return heads * count * plan.group_size; }
+};
+
+/// Whether work items have all KV heads of a sequence. Sparse ones do not, for each head chooses its own kv_blocks.
+bool joins_heads(const Problem& problem, const Sequence& sequence) {
+  return is_decode(sequence) && !core::present(problem.tensors.topk_indices);
+}
+
+std::int64_t queries_of_tile(const Problem& problem, const Sequence& sequence) {
+  return joins_heads(problem, sequence) ? kMaxDecodeQueries : forward_queries_per_tile(problem.plan, sequence);
+}
+
+std::int64_t segments_of(const Problem& problem, const Sequence& sequence) {
+  return joins_heads(problem, sequence) ? num_segments(problem.plan, sequence) : 1;
+}
+
+std::int64_t count_tiles(const Problem& problem, const Sequence& sequence) {
+  const std::int64_t heads = joins_heads(problem, sequence) ? 1 : problem.plan.config.num_heads_kv;
+  return core::ceil_div(sequence.seqlen_q, queries_of_tile(problem, sequence)) * heads * segments_of(problem, sequence);
+}
+
+Tile tile_of(const Problem& problem, const Item& item) {
+  const std::int64_t size = queries_of_tile(problem, item.sequence), segments = segments_of(problem, item.sequence);
+  const std::int64_t kv_heads = problem.plan.config.num_heads_kv;
+  const std::int64_t heads = joins_heads(problem, item.sequence) ? kv_heads : 1, parts = kv_heads / heads;
+  const std::int64_t first = item.index / (segments * parts) * size;
+  return {first, std::min(size, item.sequence.seqlen_q - first), item.index / segments % parts, heads,
+          item.index % segments};
+}
+
+/// Walks over the kv_blocks of the tile's segment (sparse: over all that its queries chose), head by head.
+void attend_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, Scratch& s) {
   const Plan& plan = problem.plan;
-  const Sequence& sequence = item.sequence;
   if (core::present(problem.tensors.topk_indices)) {
-    s.visits.begin_sparse(problem, sequence, head, first, count);
+    s.visits.begin_sparse(problem, sequence, tile.head, tile.first, tile.count);
   } else {
-    s.visits.begin_dense(plan, sequence, first, count, segment(plan, sequence, segment_index));
+    s.visits.begin_dense(plan, sequence, tile.first, tile.count, segment(plan, sequence, tile.segment));
   }
-  const core::KeyRows k = problem.k(sequence, head), v = problem.v(sequence, head);
-  s.state.reset(count * plan.group_size);
+  const auto span = [&](const core::KeyRows& rows, std::int64_t block) {
+    const std::int64_t keys = block < 0 ? 0 : keys_in_block(plan, sequence, block);
+    return KeySpan{rows, block * plan.config.block_size, keys};
+  };
+  s.state.reset(tile.rows(plan));
   Visit visit;
   while (s.visits.next(visit)) {
-    const std::int64_t begin = visit.block * plan.config.block_size;
-    const std::int64_t keys = keys_in_block(plan, sequence, visit.block);
-    s.k.load(k, begin, keys);
-    s.v.load(v, begin, keys);
-    for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size,
-                   [&](const Columns& columns) { attend(problem, sequence, columns, first, begin, keys, s); });
+    for (std::int64_t i = 0; i < tile.heads; ++i) {
+      const std::int64_t head = tile.head + i, next_head = tile.head + (i + 1) % tile.heads;
+      const std::int64_t next_block = i + 1 < tile.heads ? visit.block : s.visits.next_block();
+      const KeySpan keys = span(problem.k(sequence, head), visit.block);
+      s.qk.load_keys(keys, span(problem.k(sequence, next_head), next_block));
+      s.values.load(span(problem.v(sequence, head), visit.block), span(problem.v(sequence, next_head), next_block));
+      const State state = s.state.from(i * tile.count * plan.group_size);
+      for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size,
+                     [&](const Columns& columns) { attend(problem, sequence, columns, tile.first, keys, state, s); });
+    }
+  }
+}
+
+/// Writes the rows of a finished tile, or keeps them for merge_row.
+void store_tile(const Problem& problem, const Item& item, const Tile& tile, const State& state,
+                const Partials& partials) {
+  const std::int64_t group = problem.plan.group_size;
+  for (std::int64_t row = 0; row < tile.rows(problem.plan); ++row) {
+    const std::int64_t t = tile.first + row / group % tile.count;
+    const std::int64_t h = (tile.head + row / group / tile.count) * group + row % group;
+    const State from = state.from(row);
+    if (segments_of(problem, item.sequence) == 1) {
+      write_row(problem, item.sequence.q_begin + t, h, from.o, *from.max, *from.sum);
+      continue;
+    }
+    const State to = partials.state.from(partials.row(problem.plan, item, t, h, tile.segment));
+    std::copy(from.o, from.o + from.ld, to.o);
+    *to.max = *from.max;
+    *to.sum = *from.sum;
   }
 }
 
@@ -187,47 +252,22 @@ void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::in
 }  // namespace
 
 void attention(const Problem& problem, Arena& arena, const Threads& threads) {
-  const Plan& plan = problem.plan;
-  const Workspace workspace(arena, plan);
-  const bool is_dense = !core::present(problem.tensors.topk_indices);
-  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv, group = plan.group_size;
-  const auto segments_of = [&](const Sequence& sequence) { return is_dense ? num_segments(plan, sequence) : 1; };
-
+  const Workspace workspace(arena, problem.plan);
   for_each_item(
-      problem, threads,
-      [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads * segments_of(sequence); },
+      problem, threads, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
       [&](const Item& item, int slot) {
         Scratch s = workspace.threads[slot];
-        const std::int64_t segments = segments_of(item.sequence);
-        const std::int64_t index = item.index % segments, head = item.index / segments % heads;
-        const std::int64_t first = item.index / (segments * heads) * tile;
-        const std::int64_t count = std::min(tile, item.sequence.seqlen_q - first);
-        attend_tile(problem, item, head, first, count, index, s);
-        for (std::int64_t row = 0; row < count * group; ++row) {
-          const std::int64_t t = first + row / group, h = head * group + row % group;
-          const float* o = s.state.o + row * s.state.ld;
-          if (segments == 1) {
-            write_row(problem, item.sequence.q_begin + t, h, o, s.state.max[row], s.state.sum[row]);
-          } else {
-            const State& state = workspace.partials.state;
-            const std::int64_t to = workspace.partials.row(plan, item, t, h, index);
-            std::copy(o, o + s.state.ld, state.o + to * state.ld);
-            state.max[to] = s.state.max[row];
-            state.sum[to] = s.state.sum[row];
-          }
-        }
+        const Tile tile = tile_of(problem, item);
+        attend_tile(problem, item.sequence, tile, s);
+        store_tile(problem, item, tile, s.state, workspace.partials);
       });
-  if (is_dense) {
-    for_each_item(
-        problem, threads,
-        [&](const Sequence& sequence) {
-          return segments_of(sequence) == 1 ? 0 : sequence.seqlen_q * plan.config.num_heads_q;
-        },
-        [&](const Item& item, int) {
-          merge_row(problem, item, item.index / plan.config.num_heads_q, item.index % plan.config.num_heads_q,
-                    workspace.partials);
-        });
-  }
+  const std::int64_t heads = problem.plan.config.num_heads_q;
+  for_each_item(
+      problem, threads,
+      [&](const Sequence& sequence) { return segments_of(problem, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
+      [&](const Item& item, int) {
+        merge_row(problem, item, item.index / heads, item.index % heads, workspace.partials);
+      });
   write_query_padding(problem, problem.tensors.o, 0, 0);
   write_query_padding(problem, problem.tensors.lse, 0, -kInfinity);
 }

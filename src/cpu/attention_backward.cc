@@ -66,7 +66,7 @@ void ScoreTile::compute(const Problem& problem, const Sequence& sequence, const 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : width(pad_lanes(plan.config.head_dim)),
-        visits(arena, plan),
+        visits(arena, plan, queries_per_tile(plan)),
         k(arena, plan.config.block_size, plan.config.head_dim),
         v(arena, plan.config.block_size, plan.config.head_dim),
         tile(arena, plan),

@@ -24,7 +24,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
-      : visits(arena, plan),
+      : visits(arena, plan, queries_per_tile(plan)),
         q(arena, plan.config.head_dim),
         k(arena, plan.config.block_size, plan.config.head_dim),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),

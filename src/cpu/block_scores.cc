@@ -37,7 +37,7 @@ void block_scores(const Problem& problem, Arena& arena, const Threads& threads) 
         tile.load(problem, item.sequence, first, count);
         for (std::int64_t b = 0; b < scores.shape[2]; ++b) {
           if (b < blocks) {
-            tile.score(problem, item.sequence, b);
+            tile.score(problem, item.sequence, b, blocks);
           } else {
             std::fill_n(tile.top, tile.columns.size(), -std::numeric_limits<float>::infinity());
           }

@@ -39,6 +39,18 @@ void QueryTile::load(const openmsa_tensor& tensor, const core::Sequence& sequenc
   tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
 }
 
+void QueryTile::load_pairs(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& which) {
+  const auto row_bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
+  float* row = rows;
+  for (std::int64_t member = 0; member < which.count; ++member) {
+    for (std::int64_t h = 0; h < which.heads; ++h, row += rows_ld) {
+      std::memcpy(row, address(tensor, sequence.q_begin + which.queries[member], which.head + h), row_bytes);
+    }
+  }
+  std::fill(row, rows + which.padded() * rows_ld, 0.0f);
+  tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
+}
+
 void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which) {
   constexpr std::int64_t kMaxDim = 256;
   core::Float8E4M3 rounded[kMaxDim];
@@ -73,6 +85,21 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
     }
     std::fill(row + dim, row + ld, 0.0f);
   }
+}
+
+void KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
+  if (keys.run(begin, count) == count) {
+    bf16 = reinterpret_cast<const core::BFloat16*>(keys.token(begin));
+    ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(core::BFloat16));
+    return;
+  }
+  const auto row_bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
+  auto* const copy = reinterpret_cast<std::byte*>(scratch);
+  for (std::int64_t j = 0; j < count; ++j) {
+    std::memcpy(copy + static_cast<std::size_t>(j) * row_bytes, keys.token(begin + j), row_bytes);
+  }
+  bf16 = reinterpret_cast<const core::BFloat16*>(scratch);
+  ld = dim;
 }
 
 float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {

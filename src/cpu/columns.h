@@ -36,6 +36,8 @@ void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, con
 struct QueryTile {
   QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns = kMaxColumns);
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
+  /// Rows that are bf16, as they are: a float of `rows` and `columns` holds two channels.
+  void load_pairs(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns);
   /// Rows of index_q, each rounded to e4m3 with a scale of its own.
   void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
 
@@ -51,12 +53,15 @@ struct KeyTile {
   KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
   /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
   void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
+  /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch.
+  void load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
-  float* scratch;  // [block_size][pad_lanes(dim)]
-  const float* data = nullptr;
-  std::int64_t ld = 0;
+  float* scratch;                        // [block_size][pad_lanes(dim)]
+  const float* data = nullptr;           // of load
+  const core::BFloat16* bf16 = nullptr;  // of load_bf16
+  std::int64_t ld = 0;                   // elements from one row to the next
 };
 
 /// to[i] = e4m3(from[i] * (448 / amax)), amax = max |from[i]|; returns amax / 448.

@@ -27,8 +27,9 @@ std::int64_t max_columns(const Plan& plan) {
 
 IndexTile::IndexTile(core::Arena& arena, const Plan& plan)
     : top(arena.take<float>(max_columns(plan))),
-      q_(arena, plan.config.index_dim, max_columns(plan)),
-      k_(arena, plan.config.block_size, plan.config.index_dim),
+      ld_(max_columns(plan)),
+      product_(arena, plan.config.block_size, plan.config.index_dim, ld_,
+               multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim)),
       queries_(arena.take<std::int32_t>(max_queries(plan))),
       limit_(arena.take<float>(max_columns(plan))),
       scores_(arena.take<float>(plan.config.block_size * max_columns(plan))) {}
@@ -37,42 +38,40 @@ void IndexTile::load(const Problem& problem, const Sequence& sequence, std::int6
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
   columns = {queries_, count, 0, problem.plan.config.num_heads_kv};
   if (problem.plan.has_fp8_index()) {
-    q_.load_fp8(problem.tensors.index_q, sequence, columns);
+    product_.load_fp8_queries(problem.tensors.index_q, sequence, columns);
   } else {
-    q_.load(problem.tensors.index_q, sequence, columns, 1);
+    product_.load_queries(problem.tensors.index_q, sequence, columns, 1);
   }
 }
 
-void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int64_t block) {
-  const TileOps& ops = tile_ops();
+void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int64_t block, std::int64_t end) {
   const Plan& plan = problem.plan;
   const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
   const std::int64_t n = columns.padded();
-  k_.load(problem.index_k(sequence), begin, keys);
+  const core::KeyRows rows = problem.index_k(sequence);
+  const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
+  product_.load_keys({rows, begin, keys}, {rows, begin + keys, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
-    ops.matmul(keys, n, q_.dim, k_.operand(), q_.columns, q_.columns_ld, scores_, q_.columns_ld, false);
-    ops.column_max(scores_, q_.columns_ld, keys, n, limit_, top);
+    product_.scores(scores_, ld_);
+    tile_ops().column_max(scores_, ld_, keys, n, limit_, top);
   } else {
-    ops.matmul_column_max(keys, n, q_.dim, k_.operand(), q_.columns, q_.columns_ld, top);
+    product_.column_max(top);
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
-  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(keys, is_partial);
+  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_partial);
   const float scale = static_cast<float>(plan.index_scale);
   for (std::int64_t c = 0; c < n; ++c) top[c] *= scale;
 }
 
 /// A maximum of -inf may have ignored NaN: a column in which every visible score is NaN scores NaN.
-void IndexTile::mark_nan(std::int64_t keys, bool have_scores) {
-  if (!have_scores) {
-    tile_ops().matmul(keys, columns.padded(), q_.dim, k_.operand(), q_.columns, q_.columns_ld, scores_, q_.columns_ld,
-                      false);
-  }
+void IndexTile::mark_nan(bool have_scores) {
+  if (!have_scores) product_.scores(scores_, ld_);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
     const auto visible = static_cast<std::int64_t>(limit_[c]);
     if (top[c] != -kInfinity || visible == 0) continue;
     bool all_nan = true;
-    for (std::int64_t j = 0; j < visible; ++j) all_nan &= std::isnan(scores_[j * q_.columns_ld + c]);
+    for (std::int64_t j = 0; j < visible; ++j) all_nan &= std::isnan(scores_[j * ld_ + c]);
     if (all_nan) top[c] = std::numeric_limits<float>::quiet_NaN();
   }
 }

@@ -6,7 +6,7 @@
 
 #include "core/arena.h"
 #include "core/problem.h"
-#include "cpu/columns.h"
+#include "cpu/products.h"
 
 namespace openmsa::cpu {
 
@@ -20,16 +20,17 @@ struct IndexTile {
   void load(const core::Problem& problem, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
 
   /// top[column] = m[query, block, head], times 1/sqrt(index_dim); -inf for a block that the query does not see.
-  void score(const core::Problem& problem, const core::Sequence& sequence, std::int64_t block);
+  /// The keys of the blocks behind it, up to `end`, are wanted next.
+  void score(const core::Problem& problem, const core::Sequence& sequence, std::int64_t block, std::int64_t end);
 
   Columns columns{};
   float* top;  // [padded columns]
 
  private:
-  void mark_nan(std::int64_t keys, bool have_scores);
+  void mark_nan(bool have_scores);
 
-  QueryTile q_;
-  KeyTile k_;
+  std::int64_t ld_;  // of scores_
+  ScoreProduct product_;
   std::int32_t* queries_;
   float* limit_;
   float* scores_;  // [block_size][padded columns]

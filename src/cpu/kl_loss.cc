@@ -30,7 +30,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : width(pad_lanes(plan.config.index_dim)),
-        visits(arena, plan),
+        visits(arena, plan, queries_per_tile(plan)),
         keys(arena, plan),
         tile(arena, plan),
         max(arena.take<float>(pad_lanes(queries_per_tile(plan)))),

@@ -20,7 +20,7 @@ using core::Sequence;
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : width(pad_lanes(plan.config.head_dim)),
-        visits(arena, plan),
+        visits(arena, plan, queries_per_tile(plan)),
         keys(arena, plan),
         tile(arena, plan),
         ds(arena.take<float>(plan.config.block_size * kMaxColumns)),

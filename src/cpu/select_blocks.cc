@@ -86,7 +86,7 @@ void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t 
   s.tile.load(problem, sequence, first, count);
   for (std::int64_t block = range.begin; block < range.end; ++block) {
     if (range.is_open) {
-      s.tile.score(problem, sequence, block);
+      s.tile.score(problem, sequence, block, range.end);
     } else {
       std::fill_n(s.tile.top, count * heads, 0.0f);
     }

@@ -9,9 +9,9 @@ using core::element;
 using core::Problem;
 using core::Sequence;
 
-TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan)
-    : pairs_(arena.take<std::uint64_t>(queries_per_tile(plan) * plan.config.topk)),
-      queries_(arena.take<std::int32_t>(queries_per_tile(plan) * plan.config.topk)) {}
+TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries)
+    : pairs_(arena.take<std::uint64_t>(max_queries * plan.config.topk)),
+      queries_(arena.take<std::int32_t>(max_queries * plan.config.topk)) {}
 
 void TileVisits::begin_sparse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
                               std::int64_t count) {
@@ -44,6 +44,11 @@ void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, s
 }
 
 bool TileVisits::next(Visit& visit) { return dense_ ? next_dense(visit) : next_sparse(visit); }
+
+std::int64_t TileVisits::next_block() const {
+  if (cursor_ >= end_) return -1;
+  return dense_ ? cursor_ : static_cast<std::int64_t>(pairs_[cursor_] >> 32);
+}
 
 bool TileVisits::next_sparse(Visit& visit) {
   if (cursor_ == end_) return false;

@@ -21,7 +21,7 @@ struct Visit {
 /// The visits of a tile of queries of one KV head, in ascending order of kv_blocks.
 class TileVisits {
  public:
-  TileVisits(core::Arena& arena, const core::Plan& plan);
+  TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries);
 
   /// Queries [first, first + count) with their rows of topk_indices.
   void begin_sparse(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t first,
@@ -30,6 +30,8 @@ class TileVisits {
   void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count,
                    Segment segment);
   bool next(Visit& visit);
+  /// The kv_block of the visit that next() would give; -1: none.
+  std::int64_t next_block() const;
 
  private:
   bool next_sparse(Visit& visit);

@@ -61,6 +61,16 @@ inline std::int64_t queries_per_tile(const core::Plan& plan) {
   return std::clamp<std::int64_t>(512 / plan.group_size, 1, 64);
 }
 
+/// The forward pass has less to keep per query, and the larger a tile, the more of its queries share a kv_block: as
+/// large as leaves 64 items to share out, up to 2048 query rows.
+inline std::int64_t max_forward_queries(const core::Plan& plan) {
+  return std::clamp<std::int64_t>(2048 / plan.group_size, 1, 512);
+}
+inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core::Sequence& sequence) {
+  const std::int64_t queries = sequence.seqlen_q * plan.config.num_heads_kv / 64;
+  return std::clamp(queries, queries_per_tile(plan), max_forward_queries(plan));
+}
+
 /// kv_blocks of a sequence.
 inline std::int64_t num_blocks(const core::Plan& plan, const core::Sequence& sequence) {
   return core::ceil_div(sequence.seqlen_k, plan.config.block_size);
@@ -76,14 +86,16 @@ inline std::int64_t keys_in_block(const core::Plan& plan, const core::Sequence& 
 /// Sequences with more queries than this have tiles enough to share out and are not split.
 inline constexpr std::int64_t kMaxDecodeQueries = 16;
 
+inline bool is_decode(const core::Sequence& sequence) { return sequence.seqlen_q <= kMaxDecodeQueries; }
+
 /// Most segments of one sequence under this plan: enough to make 64 items of a full batch.
 inline std::int64_t max_segments(const core::Plan& plan) {
-  return std::clamp<std::int64_t>(64 / (plan.config.max_batch * plan.config.num_heads_kv), 1, 16);
+  return std::clamp<std::int64_t>(64 / plan.config.max_batch, 1, 32);
 }
 
 inline std::int64_t num_segments(const core::Plan& plan, const core::Sequence& sequence) {
-  constexpr std::int64_t kMinBlocks = 16;
-  if (sequence.seqlen_q > kMaxDecodeQueries) return 1;
+  constexpr std::int64_t kMinBlocks = 4;
+  if (!is_decode(sequence)) return 1;
   return std::clamp<std::int64_t>(num_blocks(plan, sequence) / kMinBlocks, 1, max_segments(plan));
 }
 

@@ -42,6 +42,11 @@ PackedAttention::PackedAttention(const ModelConfig& config, const Capacity& capa
                                  openmsa_backend backend)
     : config_(config), plan_(packed_config(config, capacity, num_threads, backend)) {}
 
+void PackedAttention::run(Part part, openmsa_op op, const Tensors& tensors) {
+  const TimedPart timed(part);
+  plan_.run(op, tensors, workspace_);
+}
+
 Tensors PackedAttention::keys_and_queries(const Sequences& sequences, const AttentionActivations& activations) const {
   const std::int64_t tokens = sequences.num_tokens();
   Tensors tensors = openmsa::tensors();
@@ -58,11 +63,11 @@ void PackedAttention::attend(std::size_t, Phase phase, const Sequences& sequence
   tensors.v = view(activations.v.data(), {tokens, config_.num_heads_kv, config_.head_dim});
   tensors.o = view(activations.o.data(), {tokens, config_.num_heads_q, config_.head_dim});
   tensors.lse = view(activations.lse.data(), {tokens, config_.num_heads_q});
-  if (phase != Phase::kSparse) return run(OPENMSA_OP_DENSE_ATTENTION, tensors);
+  if (phase != Phase::kSparse) return run(Part::kForward, OPENMSA_OP_DENSE_ATTENTION, tensors);
   tensors.index_q = view(activations.index_q.data(), {tokens, config_.num_heads_kv, config_.index_dim});
   tensors.index_k = view(activations.index_k.data(), {tokens, config_.index_dim});
   tensors.topk_indices = view(activations.topk_indices.data(), {config_.num_heads_kv, tokens, config_.topk});
-  run(OPENMSA_OP_MSA_ATTENTION, tensors);
+  run(Part::kForward, OPENMSA_OP_MSA_ATTENTION, tensors);
 }
 
 void PackedAttention::backward(Phase phase, const Sequences& sequences, const AttentionActivations& activations,
@@ -76,9 +81,9 @@ void PackedAttention::backward(Phase phase, const Sequences& sequences, const At
   tensors.d_q = view(gradients.d_q.data(), {tokens, config_.num_heads_q, config_.head_dim});
   tensors.d_k = view(gradients.d_k.data(), {tokens, config_.num_heads_kv, config_.head_dim});
   tensors.d_v = view(gradients.d_v.data(), {tokens, config_.num_heads_kv, config_.head_dim});
-  if (phase != Phase::kSparse) return run(OPENMSA_OP_DENSE_ATTENTION_BACKWARD, tensors);
+  if (phase != Phase::kSparse) return run(Part::kBackward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, tensors);
   tensors.topk_indices = view(activations.topk_indices.data(), {config_.num_heads_kv, tokens, config_.topk});
-  run(OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, tensors);
+  run(Part::kBackward, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, tensors);
 }
 
 Tensors PackedAttention::kl_tensors(Phase phase, const Sequences& sequences,
@@ -98,7 +103,7 @@ double PackedAttention::kl_loss(Phase phase, const Sequences& sequences, const A
   float loss = 0.0f;
   Tensors tensors = kl_tensors(phase, sequences, activations);
   tensors.kl_loss = view(&loss, {1});
-  run(OPENMSA_OP_KL_LOSS, tensors);
+  run(Part::kKlLoss, OPENMSA_OP_KL_LOSS, tensors);
   return loss;
 }
 
@@ -115,7 +120,7 @@ double PackedAttention::kl_loss_backward(Phase phase, const Sequences& sequences
     tensors.d_q = view(gradients.d_q_teacher.data(), {tokens, config_.num_heads_q, config_.head_dim});
     tensors.d_k = view(gradients.d_k_teacher.data(), {tokens, config_.num_heads_kv, config_.head_dim});
   }
-  run(OPENMSA_OP_KL_LOSS, tensors);
+  run(Part::kKlLoss, OPENMSA_OP_KL_LOSS, tensors);
   return loss;
 }
 
@@ -135,7 +140,7 @@ Recall PackedAttention::recall(const Sequences& sequences, const AttentionActiva
     select.index_q = view(activations.index_q.data(), {rows, config_.num_heads_kv, config_.index_dim});
     select.index_k = view(activations.index_k.data(), {rows, config_.index_dim});
     select.topk_indices = selection;
-    run(OPENMSA_OP_SELECT_BLOCKS, select);
+    run(Part::kForward, OPENMSA_OP_SELECT_BLOCKS, select);
   }
 
   Tensors measure = openmsa::tensors();
@@ -144,7 +149,7 @@ Recall PackedAttention::recall(const Sequences& sequences, const AttentionActiva
   measure.topk_indices = selection;
   measure.block_recall = view(block_recall.data(), {config_.num_heads_kv, rows});
   measure.score_recall = view(score_recall.data(), {config_.num_heads_kv, rows});
-  run(OPENMSA_OP_BLOCK_RECALL, measure);
+  run(Part::kForward, OPENMSA_OP_BLOCK_RECALL, measure);
   return {mean(block_recall), mean(score_recall)};
 }
 

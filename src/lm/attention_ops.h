@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lm/config.h"
+#include "lm/profile.h"
 #include "lm/sequences.h"
 
 namespace openmsa::lm {
@@ -84,7 +85,7 @@ class PackedAttention : public Attention {
  private:
   Tensors keys_and_queries(const Sequences& sequences, const AttentionActivations& activations) const;
   Tensors kl_tensors(Phase phase, const Sequences& sequences, const AttentionActivations& activations) const;
-  void run(openmsa_op op, const Tensors& tensors) { plan_.run(op, tensors, workspace_); }
+  void run(Part part, openmsa_op op, const Tensors& tensors);
 
   ModelConfig config_;
   Plan plan_;

@@ -4,6 +4,7 @@
 
 #include "lm/linear_bf16.h"
 #include "lm/parallel.h"
+#include "lm/profile.h"
 
 namespace openmsa::lm {
 namespace {
@@ -49,11 +50,13 @@ void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, flo
 }
 
 void linear(const LinearShape& shape, const float* x, const float* w, float* y, Write write) {
+  const TimedPart timed(Part::kProducts);
   use_one_blas_thread();
   multiply(shape, x, w, y, shape.out, write);
 }
 
 void linear_backward_input(const LinearShape& shape, const float* d_y, const float* w, float* d_x, Write write) {
+  const TimedPart timed(Part::kProducts);
   use_one_blas_thread();
   parallel_chunks(shape.tokens, kTokenChunk, [&](std::int64_t begin, std::int64_t end) {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.out), 1.0f,
@@ -63,6 +66,7 @@ void linear_backward_input(const LinearShape& shape, const float* d_y, const flo
 }
 
 void linear_backward_weight(const LinearShape& shape, const float* d_y, const float* x, float* d_w) {
+  const TimedPart timed(Part::kProducts);
   use_one_blas_thread();
   parallel_chunks(shape.out, kWeightChunk, [&](std::int64_t begin, std::int64_t end) {
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.tokens), 1.0f,

@@ -37,6 +37,8 @@ TEST_F(Bench, DecodeMeasuresEveryContext) {
       EXPECT_LE(timing["min_ms"], timing["median_ms"]) << part;
       EXPECT_LE(timing["median_ms"], timing["max_ms"]) << part;
     }
+    EXPECT_GT(bench["copy_gb_per_s"], 0);
+    EXPECT_GT(bench["results"][1]["dense"]["share_of_copy"], 0);
     // 3 sequences x 1024 keys x K and V x 2 heads x 64 channels
     EXPECT_EQ(bench["results"][1]["dense"]["bytes"], 3 * 1024 * 2 * 2 * 64 * (dtype == std::string("fp32") ? 4 : 2));
   }
@@ -115,6 +117,7 @@ TEST_F(Bench, PrefillMeasuresEveryStage) {
     const nlohmann::json bench = io::read_json(json_);
     for (const nlohmann::json& row : bench["results"]) {
       EXPECT_GT(row["median_ms"], 0);
+      EXPECT_GT(row["share_of_sgemm"], 0);
       names.push_back(row["tokens"].get<std::string>() + " " + row["stage"].get<std::string>());
     }
     return names;
@@ -127,6 +130,31 @@ TEST_F(Bench, PrefillMeasuresEveryStage) {
   EXPECT_THAT(stages({"--lengths", "129,1,640", "--selection", "random", "--dtype", "fp16"}),
               testing::ElementsAre("3 prompts attend", "3 prompts dense"));
 }
+
+TEST_F(Bench, TrainMeasuresEveryPartOfTheStep) {
+  const MsaRun run =
+      msa({"bench",      "train", "--layers",      "2",  "--hidden",       "32", "--heads-q", "2",  "--heads-kv", "1",
+           "--head-dim", "16",    "--index-dim",   "16", "--intermediate", "32", "--topk",    "2",  "--batch",    "2",
+           "--seqlen",   "200",   "--short-batch", "0",  "--repeats",      "1",  "--json",    json_});
+  ASSERT_EQ(run.status, 0) << run.err;
+  const nlohmann::json results = io::read_json(json_)["results"];
+  ASSERT_EQ(results.size(), 3u);
+  for (const nlohmann::json& row : results) {
+    SCOPED_TRACE(row["step"]);
+    double parts = row["rest"]["median_ms"];
+    for (const char* part : {"products", "attention_forward", "attention_backward"}) {
+      EXPECT_GT(row[part]["min_ms"], 0) << part;
+      parts += row[part]["median_ms"].get<double>();
+    }
+    EXPECT_EQ(row["kl_loss"]["median_ms"] > 0, row["step"] != "dense");
+    EXPECT_GT(row["share_of_rest"], 0);
+    EXPECT_LT(row["share_of_rest"], 1);
+    const double total = row["total"]["median_ms"];  // of one step
+    EXPECT_NEAR(parts + row["kl_loss"]["median_ms"].get<double>(), total, 1e-6 * total);
+  }
+}
+
+TEST_F(Bench, TrainNeedsASparseLayer) { expect_refusal(msa({"bench", "train", "--layers", "1"}), "--dense-layers"); }
 
 TEST_F(Bench, PrefillCountsCausalOperations) {
   const MsaRun run = msa({"bench", "prefill", "--num-heads-q", "4", "--num-heads-kv", "2", "--head-dim", "64",

@@ -20,8 +20,14 @@ LayerShape decode_shape() {
   return {.num_heads_q = 8, .block_size = 16, .topk = 6, .seqlens_q = {1, 16, 4}, .seqlens_k = {1000, 700, 40}};
 }
 
+LayerShape in_bf16(const LayerShape& like) {
+  LayerShape shape = like;
+  shape.dtype = OPENMSA_BFLOAT16;
+  return shape;
+}
+
 /// The tensors that every operation on contiguous keys reads.
-Layer trained_layer(LayerShape shape) {
+Layer trained_layer(const LayerShape& shape) {
   Layer layer = make_layer(shape);
   return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
 }
@@ -50,7 +56,7 @@ TEST_P(Exactness, TwentyRunsAreEqual) {
 }
 
 TEST_P(Exactness, NumberOfThreadsDoesNotMatter) {
-  for (const LayerShape& shape : {batch_shape(), decode_shape()}) {
+  for (const LayerShape& shape : {batch_shape(), decode_shape(), in_bf16(batch_shape()), in_bf16(decode_shape())}) {
     Layer layer = trained_layer(shape);
     layer.config.num_threads = 1;
     const TensorMap alone = run(layer, GetParam());
@@ -77,13 +83,14 @@ TEST(ExactnessOfKl, NumberOfThreadsDoesNotMatter) {
 }
 
 TEST(ExactnessOfPages, OrderAndSizeDoNotMatter) {
-  LayerShape shape = batch_shape();
-  const TensorMap contiguous = run(make_layer(shape), OPENMSA_OP_MSA_ATTENTION);
-  for (const std::int32_t page_size : {32, 16, 8, 1}) {
-    shape.page_size = page_size;
-    for (const std::uint64_t page_seed : {1, 2}) {
-      SCOPED_TRACE(testing::Message() << "page_size " << page_size << ", order " << page_seed);
-      expect_same_bits(run(make_layer(shape, 1, page_seed), OPENMSA_OP_MSA_ATTENTION), contiguous);
+  for (LayerShape shape : {batch_shape(), in_bf16(batch_shape())}) {
+    const TensorMap contiguous = run(make_layer(shape), OPENMSA_OP_MSA_ATTENTION);
+    for (const std::int32_t page_size : {32, 16, 8, 1}) {
+      shape.page_size = page_size;
+      for (const std::uint64_t page_seed : {1, 2}) {
+        SCOPED_TRACE(testing::Message() << "page_size " << page_size << ", order " << page_seed);
+        expect_same_bits(run(make_layer(shape, 1, page_seed), OPENMSA_OP_MSA_ATTENTION), contiguous);
+      }
     }
   }
 }
@@ -124,9 +131,7 @@ TEST(ExactnessOfBatches, ASequenceDoesNotSeeItsNeighbours) {
 }
 
 TEST(ExactnessOfChunks, PrefillInPiecesEqualsPrefillAtOnce) {
-  for (const openmsa_dtype dtype : {OPENMSA_FLOAT32, OPENMSA_BFLOAT16}) {
-    LayerShape shape = batch_shape();
-    shape.dtype = dtype;
+  for (const LayerShape& shape : {batch_shape(), in_bf16(batch_shape())}) {
     const Layer layer = make_layer(shape);
     const TensorMap results = run(layer, OPENMSA_OP_MSA_ATTENTION);
     std::int64_t begin = 0;

@@ -6,14 +6,18 @@
 #define HWY_TARGET_INCLUDE "cpu/tile/tile.cc"
 #include "cpu/tile/tile.h"
 
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "plan/plan.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace openmsa::cpu::HWY_NAMESPACE {
@@ -37,103 +41,39 @@ HWY_INLINE V exp_of(V x) { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(D(), x
 
 // ------------------------------------------------------------------------------------------------- products
 
-/// Rows and vectors of one register block: 24 accumulators of 32 registers, or 12 of 16.
-constexpr int kWideVectors = kL == 16 ? 4 : static_cast<int>(kLanes / kL);
-constexpr int kWideRows = kL == 4 ? 2 : 6;
-/// One vector per row leaves room for more rows, which hides the latency of the multiply-add.
-constexpr int kNarrowRows = 12;
+#include "cpu/tile/product-inl.h"
 
-/// acc[i][v] += sum_p a(i,p) b[p][v-th vector], in order of p.
-template <int kRows, int kVectors>
-HWY_INLINE void accumulate_block(std::int64_t k, Operand a, const float* HWY_RESTRICT b, std::int64_t ldb,
-                                 V (&acc)[kRows][kVectors]) {
-  const float* rows[kRows];
-  for (int i = 0; i < kRows; ++i) rows[i] = a.data + i * a.row;
-  for (std::int64_t p = 0; p < k; ++p) {
-    V right[kVectors];
-    for (int v = 0; v < kVectors; ++v) right[v] = load(b + p * ldb + v * kL);
-    for (int i = 0; i < kRows; ++i) {
-      const V left = set(rows[i][p * a.column]);
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = hn::MulAdd(left, right[v], acc[i][v]);
-    }
+struct Fp32 {
+  using Element = float;
+  using Vec = V;
+  using Side = V;
+  static constexpr std::int64_t kPerColumn = 1, kColumns = kL;
+  static constexpr int kMaxVectors = static_cast<int>(kL == 16 ? 4 : kLanes / kL);
+  /// 24 sums in 32 registers, or 12 in 16; fewer of one vector per row, for want of registers for the rows' addresses.
+  static constexpr int rows(int vectors) {
+    const int most = kL == 16 ? 24 : kL == 8 ? 12 : 8;
+    return vectors == 1 ? 12 : std::max(1, most / vectors);
   }
-}
 
-template <int kRows, int kVectors>
-HWY_INLINE void matmul_block(std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
-                             bool accumulate) {
-  V acc[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i) {
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = accumulate ? load(c + i * ldc + v * kL) : zero();
-  }
-  accumulate_block<kRows, kVectors>(k, a, b, ldb, acc);
-  for (int i = 0; i < kRows; ++i) {
-    for (int v = 0; v < kVectors; ++v) store(acc[i][v], c + i * ldc + v * kL);
-  }
-}
-
-/// All rows of one panel of columns, in blocks of kRows and smaller ones for the rest.
-template <int kRows, int kVectors>
-HWY_INLINE void matmul_panel(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
-                             std::int64_t ldc, bool accumulate) {
-  std::int64_t i = 0;
-  for (; i + kRows <= m; i += kRows) {
-    matmul_block<kRows, kVectors>(k, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc, accumulate);
-  }
-  if constexpr (kRows > 1) {
-    if (i < m) {
-      matmul_panel<kRows / 2, kVectors>(m - i, k, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc,
-                                        accumulate);
-    }
-  }
-}
+  static HWY_INLINE V left(const float* p) { return openmsa::cpu::HWY_NAMESPACE::set(*p); }
+  static HWY_INLINE V right(const float* p) { return openmsa::cpu::HWY_NAMESPACE::load(p); }
+  static HWY_INLINE V mul_add(V left, V right, V sum) { return hn::MulAdd(left, right, sum); }
+  static HWY_INLINE V zero() { return openmsa::cpu::HWY_NAMESPACE::zero(); }
+  static HWY_INLINE V lowest() { return openmsa::cpu::HWY_NAMESPACE::set(-kInfinity); }
+  static HWY_INLINE V load(const float* p) { return openmsa::cpu::HWY_NAMESPACE::load(p); }
+  static HWY_INLINE void store(V v, float* p) { openmsa::cpu::HWY_NAMESPACE::store(v, p); }
+  static HWY_INLINE V multiply(V v, float) { return v; }
+  static HWY_INLINE V max_number(V a, V b) { return openmsa::cpu::HWY_NAMESPACE::max_number(a, b); }
+};
 
 void matmul(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
             std::int64_t ldc, bool accumulate) {
-  std::int64_t j = 0;
-  for (; j + kWideVectors * kL <= n; j += kWideVectors * kL) {
-    matmul_panel<kWideRows, kWideVectors>(m, k, a, b + j, ldb, c + j, ldc, accumulate);
-  }
-  for (; j < n; j += kL) matmul_panel<kNarrowRows, 1>(m, k, a, b + j, ldb, c + j, ldc, accumulate);
-}
-
-template <int kRows, int kVectors>
-HWY_INLINE void column_max_panel(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
-                                 V (&top)[kVectors]) {
-  std::int64_t i = 0;
-  for (; i + kRows <= m; i += kRows) {
-    V acc[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
-    }
-    accumulate_block<kRows, kVectors>(k, {a.data + i * a.row, a.row, a.column}, b, ldb, acc);
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) top[v] = max_number(top[v], acc[r][v]);
-    }
-  }
-  if constexpr (kRows > 1) {
-    if (i < m) {
-      column_max_panel<kRows / 2, kVectors>(m - i, k, {a.data + i * a.row, a.row, a.column}, b, ldb, top);
-    }
-  }
-}
-
-template <int kRows, int kVectors>
-HWY_INLINE void column_max_columns(std::int64_t m, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
-                                   float* top) {
-  V best[kVectors];
-  for (int v = 0; v < kVectors; ++v) best[v] = set(-kInfinity);
-  column_max_panel<kRows, kVectors>(m, k, a, b, ldb, best);
-  for (int v = 0; v < kVectors; ++v) store(best[v], top + v * kL);
+  matmul_tile<Fp32>(m, n, k, a, b, ldb, c, ldc, 1, accumulate);
 }
 
 void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                        float* top) {
-  std::int64_t j = 0;
-  for (; j + kWideVectors * kL <= n; j += kWideVectors * kL) {
-    column_max_columns<kWideRows, kWideVectors>(m, k, a, b + j, ldb, top + j);
-  }
-  for (; j < n; j += kL) column_max_columns<kNarrowRows, 1>(m, k, a, b + j, ldb, top + j);
+  matmul_column_max_tile<Fp32>(m, n, k, a, b, ldb, top);
 }
 
 // ------------------------------------------------------------------------------------ functions of a column

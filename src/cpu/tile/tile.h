@@ -14,18 +14,31 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/dtype.h"
+
 namespace openmsa::cpu {
 
 /// Columns of a tile come in multiples of this many floats: the widest SIMD vector used.
 inline constexpr std::int64_t kLanes = 16;
 constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
+/// Memory that is wanted next; a product fetches it into the caches while it computes.
+struct Ahead {
+  const std::byte* data = nullptr;
+  std::int64_t stride = 0;  // bytes from one row to the next
+  std::int64_t row_bytes = 0;
+  std::int64_t rows = 0;
+};
+
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
-struct Operand {
-  const float* data;
+template <class Element>
+struct OperandOf {
+  const Element* data;
   std::int64_t row;
   std::int64_t column;
+  Ahead ahead = {};
 };
+using Operand = OperandOf<float>;
 
 struct TileOps {
   /// c[i][j] = sum_p a(i,p) b[p][j] (+ c[i][j] when `accumulate`) for i < m, j < n, p < k; n is a multiple of kLanes.
@@ -77,5 +90,28 @@ struct TileOps {
 
 /// The functions for the best instruction set of this machine.
 const TileOps& tile_ops();
+
+/// Products of bf16 numbers with fp32 sums. A step of a sum is a pair of products, so that two neighbours in memory are
+/// one step: of a key, two channels; of probabilities and values, two keys, for which paired() interleaves two rows.
+struct PairOps {
+  /// c[i][j] = scale * sum_p (a(i,p)[0] b[p][2j] + a(i,p)[1] b[p][2j+1]), the sum begun with c[i][j] when `accumulate`;
+  /// for i < m, j < n, p < pairs; n is a multiple of kLanes.
+  void (*matmul)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
+                 const core::BFloat16* b, std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate);
+
+  /// top[j] = max over i < m of that sum, NaN ignored; -inf when there is nothing else.
+  void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
+                            const core::BFloat16* b, std::int64_t ldb, float* top);
+
+  /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
+  void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
+
+  /// The same with the rows 2i and 2i+1 of a tile of m rows, rounded to bf16 and stored over it: row i of the result
+  /// begins where row i of the tile does.
+  void (*pair_tile)(float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
+};
+
+/// nullptr where the CPU, or the instruction set that a test allows, has no such products.
+const PairOps* pair_ops();
 
 }  // namespace openmsa::cpu

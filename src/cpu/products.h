@@ -1,0 +1,78 @@
+// The two products of attention between a tile of query rows and a kv_block, in fp32, or in bf16 with fp32 sums where
+// queries and keys are bf16 and the CPU multiplies them. While one runs, the keys that the next will need are fetched.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arena.h"
+#include "core/problem.h"
+#include "cpu/columns.h"
+#include "cpu/tile/tile.h"
+
+namespace openmsa::cpu {
+
+/// Tokens [begin, begin + count) of some keys or values; none when count is 0.
+struct KeySpan {
+  core::KeyRows rows;
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+};
+
+/// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
+bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
+
+/// s[key][column] = scale * k q^T.
+class ScoreProduct {
+ public:
+  ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, std::int64_t max_columns, bool in_pairs);
+
+  void load_queries(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
+  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
+  void load_fp8_queries(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
+  /// `next`: those that will be loaded after these.
+  void load_keys(const KeySpan& now, const KeySpan& next);
+
+  /// s [keys][ld], for the columns and their padding.
+  void scores(float* s, std::int64_t ld);
+  /// top[column] = the column's largest score, NaN ignored.
+  void column_max(float* top);
+
+ private:
+  OperandOf<core::BFloat16> pairs() const;
+
+  bool in_pairs_;
+  QueryTile q_;
+  KeyTile k_;
+  std::int64_t keys_ = 0, columns_ = 0;
+  float scale_ = 1;
+  Ahead ahead_;
+};
+
+/// pv[column] = sum_j p[j][column] v[j].
+class ValueProduct {
+ public:
+  ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
+
+  void load(const KeySpan& now, const KeySpan& next);
+
+  /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
+  /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
+  void multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv);
+
+  std::int64_t width() const { return width_; }  // of a row of pv
+
+ private:
+  bool all_finite() const;
+  void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv);
+  void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv);
+
+  bool in_pairs_;
+  std::int64_t width_;
+  KeyTile v_;
+  core::BFloat16* paired_;  // [ceil(block_size / 2)][2 * width]
+  core::BFloat16* last_;    // [2 * width]: a pair whose second key is out of sight
+  std::int64_t keys_ = 0;
+  Ahead ahead_;
+};
+
+}  // namespace openmsa::cpu

@@ -1,0 +1,111 @@
+// Products of bf16 in pairs on x86-64 with AVX512-BF16. Highway 1.0 has no name for the instruction, hence the
+// intrinsics. It flushes subnormal numbers to zero.
+#include <hwy/base.h>
+#include <hwy/cache_control.h>
+#include <hwy/targets.h>
+
+#include "cpu/tile/tile.h"
+#include "plan/plan.h"
+
+#if HWY_ARCH_X86_64
+
+#include <immintrin.h>
+
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
+namespace openmsa::cpu {
+namespace {
+
+#include "cpu/tile/product-inl.h"
+
+using core::BFloat16;
+
+struct Pairs {
+  using Element = BFloat16;
+  using Vec = __m512;
+  using Side = __m512i;
+  static constexpr std::int64_t kPerColumn = 2, kColumns = 16;
+  static constexpr int kMaxVectors = 4;
+  static constexpr int rows(int vectors) { return vectors == 1 ? 12 : 24 / vectors; }
+
+  static HWY_INLINE Side left(const BFloat16* p) {
+    std::int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  static HWY_INLINE Side right(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static HWY_INLINE Vec mul_add(Side left, Side right, Vec sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(left), reinterpret_cast<__m512bh>(right));
+  }
+  static HWY_INLINE Vec zero() { return _mm512_setzero_ps(); }
+  static HWY_INLINE Vec lowest() { return _mm512_set1_ps(-std::numeric_limits<float>::infinity()); }
+  static HWY_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static HWY_INLINE void store(Vec v, float* p) { _mm512_storeu_ps(p, v); }
+  static HWY_INLINE Vec multiply(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
+  static HWY_INLINE Vec max_number(Vec a, Vec b) {
+    return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ), b);
+  }
+};
+
+void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
+            std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate) {
+  matmul_tile<Pairs>(m, n, pairs, a, b, ldb, c, ldc, scale, accumulate);
+}
+
+void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
+                       std::int64_t ldb, float* top) {
+  matmul_column_max_tile<Pairs>(m, n, pairs, a, b, ldb, top);
+}
+
+/// even in the lower, odd in the upper half of each 32-bit lane. (GCC 12 takes what the forms without a mask leave
+/// undefined for a mistake.)
+HWY_INLINE __m512i interleave(__m256i even, __m256i odd) {
+  constexpr __mmask16 kAll = 0xffff;
+  const __m512i high = _mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, odd), 16);
+  return _mm512_or_si512(_mm512_maskz_cvtepu16_epi32(kAll, even), high);
+}
+
+HWY_INLINE __m256i load_half(const BFloat16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+void pair_rows(const BFloat16* even, const BFloat16* odd, std::int64_t n, BFloat16* out) {
+  for (std::int64_t j = 0; j < n; j += 16) {
+    const __m256i second = odd == nullptr ? _mm256_setzero_si256() : load_half(odd + j);
+    _mm512_storeu_si512(out + 2 * j, interleave(load_half(even + j), second));
+  }
+}
+
+void pair_tile(float* tile, std::int64_t ld, std::int64_t m, std::int64_t n) {
+  for (std::int64_t i = 0; i < m; i += 2) {
+    const float *even = tile + i * ld, *odd = even + ld;
+    float* out = tile + i / 2 * ld;
+    for (std::int64_t j = 0; j < n; j += 16) {
+      const __m512 second = i + 1 < m ? _mm512_loadu_ps(odd + j) : _mm512_setzero_ps();
+      const auto low = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(even + j)));
+      const auto high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second));
+      _mm512_storeu_si512(out + j, interleave(low, high));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace openmsa::cpu
+HWY_POP_ATTRIBUTES
+
+#endif
+
+namespace openmsa::cpu {
+
+const PairOps* pair_ops() {
+#if HWY_ARCH_X86_64
+  static constexpr PairOps kOps = {matmul, matmul_column_max, pair_rows, pair_tile};
+  static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16");
+  return is_supported ? &kOps : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace openmsa::cpu

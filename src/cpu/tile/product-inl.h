@@ -1,0 +1,157 @@
+// Products of small tiles in vector registers, for one instruction set and one kind of element. Included by the files
+// that compile for an instruction set, inside their namespace and their target attributes; so there is no include
+// guard, and nothing here is seen by other files.
+//
+// A policy P says how elements become vectors:
+//   Element          of both operands
+//   kPerColumn       elements of one column and one step of the sum: 1, or 2 for pairs
+//   kColumns         columns of a vector of sums
+//   kMaxVectors      vectors of a register block
+//   rows(vectors)    rows of a register block so wide: as many as leave their sums in registers
+//   Vec, Side        vectors of fp32 sums, and of an operand
+//   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
+//   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
+
+/// Fetches what an Ahead names, evenly spread over the steps of a product.
+class Prefetcher {
+ public:
+  Prefetcher(const Ahead& ahead, std::int64_t steps) : ahead_(ahead) {
+    per_step_ = (ahead.rows * core::ceil_div(ahead.row_bytes, kLineBytes) + steps - 1) / (steps > 0 ? steps : 1);
+  }
+
+  HWY_INLINE void step() {
+    for (std::int64_t i = 0; i < per_step_ && row_ < ahead_.rows; ++i) {
+      hwy::Prefetch(ahead_.data + row_ * ahead_.stride + byte_);
+      byte_ += kLineBytes;
+      if (byte_ < ahead_.row_bytes) continue;
+      byte_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kLineBytes = 64;
+  Ahead ahead_;
+  std::int64_t per_step_;
+  std::int64_t row_ = 0, byte_ = 0;
+};
+
+/// Steps of a sum between two looks at the prefetcher.
+inline constexpr std::int64_t kChunk = 16;
+
+/// acc[i][v] += sum_p a(i,p) b[p][v-th vector], in order of p.
+template <class P, int kRows, int kVectors, class A>
+HWY_INLINE void accumulate_block(std::int64_t k, A a, const typename P::Element* HWY_RESTRICT b, std::int64_t ldb,
+                                 Prefetcher& prefetcher, typename P::Vec (&acc)[kRows][kVectors]) {
+  const typename P::Element* rows[kRows];
+  for (int i = 0; i < kRows; ++i) rows[i] = a.data + i * a.row;
+  for (std::int64_t begin = 0; begin < k; begin += kChunk) {
+    prefetcher.step();
+    const std::int64_t end = begin + kChunk < k ? begin + kChunk : k;
+    for (std::int64_t p = begin; p < end; ++p) {
+      typename P::Side right[kVectors];
+      for (int v = 0; v < kVectors; ++v) right[v] = P::right(b + p * ldb + v * P::kColumns * P::kPerColumn);
+      for (int i = 0; i < kRows; ++i) {
+        const typename P::Side left = P::left(rows[i] + p * a.column);
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = P::mul_add(left, right[v], acc[i][v]);
+      }
+    }
+  }
+}
+
+template <class P, int kRows, int kVectors, class A>
+HWY_INLINE void matmul_block(std::int64_t k, A a, const typename P::Element* b, std::int64_t ldb, float* c,
+                             std::int64_t ldc, float scale, bool accumulate, Prefetcher& prefetcher) {
+  typename P::Vec acc[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = accumulate ? P::load(c + i * ldc + v * P::kColumns) : P::zero();
+  }
+  accumulate_block<P, kRows, kVectors>(k, a, b, ldb, prefetcher, acc);
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) P::store(P::multiply(acc[i][v], scale), c + i * ldc + v * P::kColumns);
+  }
+}
+
+/// All rows of one panel of columns, in blocks of kRows and one smaller one for the rest.
+template <class P, int kRows, int kVectors, class A>
+HWY_INLINE void matmul_panel(std::int64_t m, std::int64_t k, A a, const typename P::Element* b, std::int64_t ldb,
+                             float* c, std::int64_t ldc, float scale, bool accumulate, Prefetcher& prefetcher) {
+  for (; m >= kRows; m -= kRows) {
+    matmul_block<P, kRows, kVectors>(k, a, b, ldb, c, ldc, scale, accumulate, prefetcher);
+    a.data += kRows * a.row;
+    c += kRows * ldc;
+  }
+  if constexpr (kRows > 1) {
+    if (m > 0) {
+      matmul_panel<P, kRows - 1, kVectors>(m, k, a, b, ldb, c, ldc, scale, accumulate, prefetcher);
+    }
+  }
+}
+
+/// Calls body(width, j) for panels of columns that cover n: as wide as a register block, and one for the rest.
+/// `width` is a std::integral_constant: the panel's vectors.
+template <class P, int kVectors = P::kMaxVectors, class Body>
+HWY_INLINE void for_each_panel(std::int64_t n, std::int64_t j, const Body& body) {
+  for (; j + kVectors * P::kColumns <= n; j += kVectors * P::kColumns) {
+    body(std::integral_constant<int, kVectors>(), j);
+  }
+  if constexpr ((kVectors - 1) * P::kColumns >= kLanes) {  // of which n is a multiple
+    if (j < n) for_each_panel<P, kVectors - 1>(n, j, body);
+  }
+}
+
+/// Steps that a product of m rows and n columns has at least.
+template <class P>
+std::int64_t count_steps(std::int64_t m, std::int64_t n, std::int64_t k) {
+  constexpr std::int64_t kWide = P::kMaxVectors * P::kColumns;
+  return core::ceil_div(n, kWide) * core::ceil_div(m, P::rows(1)) * core::ceil_div(k, kChunk);
+}
+
+/// c[i][j] = scale * sum_p a(i,p) b[p][j], the sum begun with c[i][j] when `accumulate`.
+template <class P, class A>
+HWY_INLINE void matmul_tile(std::int64_t m, std::int64_t n, std::int64_t k, A a, const typename P::Element* b,
+                            std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate) {
+  Prefetcher prefetcher(a.ahead, count_steps<P>(m, n, k));
+  for_each_panel<P>(n, 0, [&](auto width, std::int64_t j) {
+    matmul_panel<P, P::rows(width), width>(m, k, a, b + j * P::kPerColumn, ldb, c + j, ldc, scale, accumulate,
+                                           prefetcher);
+  });
+}
+
+template <class P, int kRows, int kVectors, class A>
+HWY_INLINE void column_max_panel(std::int64_t m, std::int64_t k, A a, const typename P::Element* b, std::int64_t ldb,
+                                 Prefetcher& prefetcher, typename P::Vec (&top)[kVectors]) {
+  for (; m >= kRows; m -= kRows) {
+    typename P::Vec acc[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = P::zero();
+    }
+    accumulate_block<P, kRows, kVectors>(k, a, b, ldb, prefetcher, acc);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) top[v] = P::max_number(top[v], acc[r][v]);
+    }
+    a.data += kRows * a.row;
+  }
+  if constexpr (kRows > 1) {
+    if (m > 0) column_max_panel<P, kRows - 1, kVectors>(m, k, a, b, ldb, prefetcher, top);
+  }
+}
+
+template <class P, int kRows, int kVectors, class A>
+HWY_INLINE void column_max_columns(std::int64_t m, std::int64_t k, A a, const typename P::Element* b, std::int64_t ldb,
+                                   float* top, Prefetcher& prefetcher) {
+  typename P::Vec best[kVectors];
+  for (int v = 0; v < kVectors; ++v) best[v] = P::lowest();
+  column_max_panel<P, kRows, kVectors>(m, k, a, b, ldb, prefetcher, best);
+  for (int v = 0; v < kVectors; ++v) P::store(best[v], top + v * P::kColumns);
+}
+
+/// top[j] = max_i sum_p a(i,p) b[p][j], NaN ignored.
+template <class P, class A>
+HWY_INLINE void matmul_column_max_tile(std::int64_t m, std::int64_t n, std::int64_t k, A a,
+                                       const typename P::Element* b, std::int64_t ldb, float* top) {
+  Prefetcher prefetcher(a.ahead, count_steps<P>(m, n, k));
+  for_each_panel<P>(n, 0, [&](auto width, std::int64_t j) {
+    column_max_columns<P, P::rows(width), width>(m, k, a, b + j * P::kPerColumn, ldb, top + j, prefetcher);
+  });
+}
