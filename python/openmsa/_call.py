@@ -48,7 +48,7 @@ def call(operation: str, reads: dict, writes: dict, wanted: tuple[str, ...], key
     anchor_name, anchor = next(iter(reads.items()))
     library = library_of(anchor_name, anchor)
     extents = extents_of(reads | writes)
-    dtypes = {name: library_of(name, array).dtype(array) for name, array in reads.items()}
+    dtypes = {name: library_of(name, array).dtype(array) for name, array in (reads | writes).items()}
     if plan is None:
         options.setdefault("backend", device)
         plan = cached_plan(**plan_options(operation, dtypes, extents, options))

@@ -121,6 +121,7 @@ void bind_config(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_openmsa, m) {
+  nb::set_leak_warnings(false);  // plans of calls without one live as long as the process
   m.doc() = "Plans and calls of openmsa's C API; use the package openmsa.";
   nb::exception<Failure>(m, "Error", PyExc_RuntimeError);
   bind_enums(m);
