@@ -174,3 +174,18 @@ def test_the_gil_is_released():
     running.clear()
     thread.join()
     assert during > 1000
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_tensor_parallel_by_kv_head(ranks):
+    """Each rank gets its KV heads with their query and index heads; index_k is the same on all. What the ranks compute is
+    the layer, bit by bit, since every KV head selects for itself."""
+    layer = random_layer([40, 1], [100, 300], heads_q=16, heads_kv=4)
+    whole, indices = openmsa.msa_attention(**layer, **OPTIONS, return_indices=True)
+    for rank in range(ranks):
+        heads_q, heads_kv = (slice(rank * n // ranks, (rank + 1) * n // ranks) for n in (16, 4))
+        mine = layer | {name: layer[name][:, heads_kv] for name in ("k", "v", "index_q")} | {"q": layer["q"][:, heads_q]}
+        for arrays in (mine, paged(mine, 32)):
+            o, chosen = openmsa.msa_attention(**arrays, **OPTIONS, return_indices=True)
+            np.testing.assert_array_equal(o, whole[:, heads_q])
+            np.testing.assert_array_equal(chosen, indices[heads_kv])
