@@ -10,7 +10,8 @@ How the library asks, and what it gets:
   (0, length), or, where padding lies in front of a token that counts, a bool tensor [batch, 1, 1, length] of the keys that
   count. It has four dimensions because transformers hands on unchanged only what looks like a finished mask;
 - the indexer returns its queries and keys in the place of block numbers;
-- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied.
+- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied. Dense
+  layers on a GPU, which openmsa's CUDA backend does not have, go to PyTorch's attention.
 
 Behind padding to the right in a prompt no real token sees any of it, so it costs nothing. Padding in front of tokens (to
 the left, or to the right once generation goes on behind it) is cut out of each row's keys, which copies them; positions
@@ -22,6 +23,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
@@ -105,11 +107,29 @@ def _options(module, scaling) -> dict:
 
 def _row(layer: dict, bounds, options: dict):
     """One row of the batch; bounds [1, 1, 2] are the prefix sums of its keys."""
-    bounds = {"cu_seqlens_k": bounds.flatten()}
+    bounds = bounds.flatten()
+    if "index_q" not in layer and layer["q"].is_cuda:
+        return _dense_row_on_gpu(**layer, end=bounds[1], scale=options["softmax_scale"])
+    bounds = {"cu_seqlens_k": bounds}
     if "index_q" not in layer:
         return openmsa_torch.dense_attention(**layer, **bounds, **options)
     index_k = layer["index_k"].squeeze(1)
     return openmsa_torch.msa_attention(**layer | {"index_k": index_k}, **bounds, **options)
+
+
+def _dense_row_on_gpu(q, k, v, end, scale):
+    """PyTorch's attention, since the CUDA backend has no dense one. A prompt needs no mask, so that flash attention takes
+    it; otherwise queries lie behind a prefix, in a cache that may be longer than `end`."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    total_q, total_k = q.shape[2], k.shape[2]
+    options = {"scale": scale, "enable_gqa": True}
+    if total_q == total_k:
+        o = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    else:
+        positions = end - total_q + torch.arange(total_q, device=q.device)
+        mask = torch.arange(total_k, device=q.device) <= positions[:, None]
+        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    return o[0].transpose(0, 1)
 
 
 def _padded_row(layer: dict, counts, options: dict):

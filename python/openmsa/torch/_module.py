@@ -67,28 +67,36 @@ class MSAAttention(nn.Module):
     def forward(self, x, cu_seqlens=None):
         from . import msa_attention
 
-        rotary = self._rotary(x, cu_seqlens)
+        layer = self.project(x, _positions(x, cu_seqlens))
+        options = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens} | self.options | {"warmup": self.warmup}
+        if self.training:
+            o, kl_loss = msa_attention(**layer, **options, return_kl=True)
+        else:
+            o, kl_loss = msa_attention(**layer, **options), None
+        return self.o_proj(o.flatten(1)), kl_loss
+
+    def project(self, x, positions) -> dict[str, torch.Tensor]:
+        """q, k, v, index_q and index_k of the tokens x [total, hidden_size] at `positions` [total] of their sequences, for
+        attention on a cache: `openmsa.torch.KVCache` takes the keys, `o_proj` the result."""
+        rotary = self._rotary(x, positions)
         hidden = x.detach()
         q, k = _heads(self, "q", x, rotary), _heads(self, "k", x, rotary)
         index_q, index_k = _heads(self.indexer, "q", hidden, rotary), _heads(self.indexer, "k", hidden, rotary)
-        v = self.v_proj(x).view_as(k)
-        sequences = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
-        layer = (q, k, v, index_q, index_k.squeeze(1))
-        options = sequences | self.options | {"warmup": self.warmup}
-        if self.training:
-            o, kl_loss = msa_attention(*layer, **options, return_kl=True)
-        else:
-            o, kl_loss = msa_attention(*layer, **options), None
-        return self.o_proj(o.flatten(1)), kl_loss
+        return {"q": q, "k": k, "v": self.v_proj(x).view_as(k), "index_q": index_q, "index_k": index_k.squeeze(1)}
 
-    def _rotary(self, x, cu_seqlens):
-        """cos and sin [total, 1, rotary_dim] at each token's position in its own sequence."""
-        positions = torch.arange(x.shape[0], device=x.device)
-        if cu_seqlens is not None:
-            positions = positions - cu_seqlens[torch.searchsorted(cu_seqlens, positions, right=True) - 1]
+    def _rotary(self, x, positions):
+        """cos and sin [total, 1, rotary_dim]."""
         frequencies = self.rope_theta ** (-torch.arange(0, self.rotary_dim, 2, device=x.device) / self.rotary_dim)
         angles = (positions[:, None].float() * frequencies).repeat(1, 2)[:, None]
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def _positions(x, cu_seqlens):
+    """Each token's position in its own sequence."""
+    positions = torch.arange(x.shape[0], device=x.device)
+    if cu_seqlens is None:
+        return positions
+    return positions - cu_seqlens[torch.searchsorted(cu_seqlens, positions, right=True) - 1]
 
 
 def _projection(hidden_size: int, heads: int, dim: int) -> nn.Linear:

@@ -1,5 +1,6 @@
 """MSAAttention: it learns, warms up, keeps documents apart, and sends gradients where they belong."""
 
+import openmsa.torch
 import pytest
 import torch
 from openmsa.torch import MSAAttention
@@ -60,6 +61,17 @@ def test_documents_do_not_see_each_other(module):
         assert kl is None
         for begin, end in zip(bounds[:-1], bounds[1:]):
             torch.testing.assert_close(packed[begin:end], module(x[begin:end])[0])
+
+
+def test_projections_for_a_cache(module):
+    """The last token attends to keys that were projected before, as forward does over the whole sequence."""
+    module.eval()
+    x = torch.randn(100, 48)
+    with torch.no_grad():
+        past, new = module.project(x[:99], torch.arange(99)), module.project(x[99:], torch.tensor([99]))
+        keys = {name: torch.cat([past[name], new[name]]) for name in ("k", "v", "index_k")}
+        o = openmsa.torch.msa_attention(new["q"], index_q=new["index_q"], **keys, **module.options)
+        torch.testing.assert_close(module.o_proj(o.flatten(1)), module(x)[0][99:])
 
 
 def test_compiled(module):
