@@ -44,8 +44,9 @@ def test_torch_fp8_caches():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_jax(layer, dtype):
-    jnp = pytest.importorskip("jax.numpy", reason="JAX is not installed")
-    arrays = {name: jnp.asarray(array, dtype=dtype) for name, array in layer.items()}
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    cpu = jax.devices("cpu")[0]
+    arrays = {name: jax.device_put(array.astype(dtype), cpu) for name, array in layer.items()}
     o, indices = openmsa.msa_attention(**arrays, **OPTIONS, return_indices=True)
     assert isinstance(o, type(arrays["q"])) and o.dtype == dtype
     expected = openmsa.msa_attention(**{n: np.asarray(a) for n, a in arrays.items()}, **OPTIONS, return_indices=True)
