@@ -40,8 +40,15 @@ class Engine:
         weight = model.head.weight
         shape = {name: HEADS[name] for name in ("num_heads_kv", "head_dim", "index_dim")}
         self.cache = KVCache(
-            **shape, num_layers=len(model.layers), num_pages=num_pages, page_size=PAGE_SIZE, max_batch=max_batch,
-            max_seqlen_k=max_seqlen_k, block_size=OPTIONS["block_size"], dtype=weight.dtype, device=weight.device,
+            **shape,
+            num_layers=len(model.layers),
+            num_pages=num_pages,
+            page_size=PAGE_SIZE,
+            max_batch=max_batch,
+            max_seqlen_k=max_seqlen_k,
+            block_size=OPTIONS["block_size"],
+            dtype=weight.dtype,
+            device=weight.device,
         )
         common = HEADS | OPTIONS | {"page_size": PAGE_SIZE, "max_batch": max_batch, "max_seqlen_k": max_seqlen_k}
         common |= {"dtype": str(weight.dtype).removeprefix("torch."), "backend": weight.device.type}
@@ -158,7 +165,9 @@ def main(arguments=None) -> float:
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     model = Decoder(VOCABULARY, 256, 2, HEADS, OPTIONS).to(options.device, dtype).eval()
     requests = [
-        Request(draw.choices(range(VOCABULARY), k=draw.randint(1, options.max_prompt)), draw.randint(1, options.new_tokens))
+        Request(
+            draw.choices(range(VOCABULARY), k=draw.randint(1, options.max_prompt)), draw.randint(1, options.new_tokens)
+        )
         for _ in range(options.requests)
     ]
     longest = options.max_prompt + options.new_tokens

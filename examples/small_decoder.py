@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from openmsa.torch import MSAAttention
 from torch import nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from ._arrays import library_of
@@ -12,19 +13,10 @@ from ._plan import DEFAULTS, Plan, cached_plan
 Array = Any  # anything with DLPack or the buffer protocol
 
 
-class Batch(TypedDict, total=False):
-    """Keyword arguments that most functions take."""
+class Options(TypedDict, total=False):
+    """Keyword arguments that every function takes."""
 
     cu_seqlens_q: Array
-    cu_seqlens_k: Array
-    seqlens_k: Array
-    block_table: Array
-    k_cache: Array
-    v_cache: Array
-    index_k_cache: Array
-    k_scale: Array
-    v_scale: Array
-    index_k_scale: Array
     block_size: int
     topk: int
     num_init_blocks: int
@@ -36,10 +28,26 @@ class Batch(TypedDict, total=False):
     plan: Plan
 
 
+class Batch(Options, total=False):
+    """Those of functions that read keys, in one piece or in pages."""
+
+    cu_seqlens_k: Array
+    seqlens_k: Array
+    block_table: Array
+    k_cache: Array
+    v_cache: Array
+    index_k_cache: Array
+    k_scale: Array
+    v_scale: Array
+    index_k_scale: Array
+
+
 _OPTIONS = (*DEFAULTS, "max_seqlen_k", "num_threads", "backend")
 
 
-def call(operation: str, reads: dict, writes: dict, wanted: tuple[str, ...], keywords: dict) -> dict[str, Array]:
+def call(
+    operation: str, reads: dict, writes: dict, wanted: tuple[str, ...], keywords: Mapping[str, Any]
+) -> dict[str, Array]:
     """Runs `operation`. Of `writes`, results given by the caller, None stands for absent; those in `wanted` are made
     where absent. Returns what was written, by name."""
     reads, options, plan = _split(operation, reads, keywords)
@@ -60,7 +68,7 @@ def call(operation: str, reads: dict, writes: dict, wanted: tuple[str, ...], key
     return writes
 
 
-def fake_results(operation: str, reads: dict, wanted: tuple[str, ...], keywords: dict) -> list[Array]:
+def fake_results(operation: str, reads: dict, wanted: tuple[str, ...], keywords: Mapping[str, Any]) -> list[Array]:
     """The results that `call` would make, unwritten; extents may be symbols."""
     reads, options, _ = _split(operation, reads, keywords)
     anchor_name, anchor = next(iter(reads.items()))
@@ -72,7 +80,7 @@ def fake_results(operation: str, reads: dict, wanted: tuple[str, ...], keywords:
     return [new_result(name, extents, library.dtype(anchor), library, anchor) for name in wanted]
 
 
-def _split(operation: str, reads: dict, keywords: dict) -> tuple[dict, dict, Plan | None]:
+def _split(operation: str, reads: dict, keywords: Mapping[str, Any]) -> tuple[dict, dict, Plan | None]:
     plan = keywords.get("plan")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an openmsa.Plan, got {type(plan).__name__}")
@@ -95,7 +103,8 @@ def _split(operation: str, reads: dict, keywords: dict) -> tuple[dict, dict, Pla
 
 def _checked_option(name: str, value):
     """Numbers of other libraries become Python's, so that equal options meet the same plan."""
-    kind = {"softmax_scale": float, "backend": str}.get(name, operator.index)
+    kinds: dict[str, Any] = {"softmax_scale": float, "backend": str}
+    kind = kinds.get(name, operator.index)
     try:
         if value is None or (kind is str and isinstance(value, str)):
             return value
@@ -108,12 +117,14 @@ def _checked_option(name: str, value):
 
 
 def _device_of(arrays: dict[str, Array]) -> str:
-    """"cpu" or "cuda"; all arrays lie on one device."""
+    """ "cpu" or "cuda"; all arrays lie on one device."""
     places = {name: library_of(name, array).device(array) for name, array in arrays.items()}
     (first, expected), *rest = places.items()
     for name, place in rest:
         if place != expected:
-            raise ValueError(f"{name}: expected device {expected[0]}:{expected[1]} as of {first}, got {place[0]}:{place[1]}")
+            raise ValueError(
+                f"{name}: expected device {expected[0]}:{expected[1]} as of {first}, got {place[0]}:{place[1]}"
+            )
     if expected[0] not in ("cpu", "cuda"):
         raise TypeError(f"{first}: expected an array on cpu or cuda, got one on {expected[0]}")
     return expected[0]

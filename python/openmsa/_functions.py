@@ -30,20 +30,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._call import Array, Batch, call
+from ._call import Array, Batch, Options, call
 
 if TYPE_CHECKING:
     from typing import Unpack
 
 
-def _pick(written: dict[str, Array], *names: str | None):
-    chosen = [written[name] for name in names if name]
+def _pick(written: dict[str, Array], *names: str | bool):
+    chosen = [written[name] for name in names if isinstance(name, str)]
     return chosen[0] if len(chosen) == 1 else tuple(chosen)
 
 
-def block_scores(
-    index_q: Array, index_k: Array = None, *, block_scores: Array = None, **batch: Unpack[Batch]
-) -> Array:
+def block_scores(index_q: Array, index_k: Array = None, *, block_scores: Array = None, **batch: Unpack[Batch]) -> Array:
     """Scores of the index branch per kv_block.
 
         block_scores[r,i,b] = max over visible j in kv_block b of index_q[i,r] . index_k[j] / sqrt(index_dim)
@@ -62,7 +60,7 @@ def block_scores(
     return call("block_scores", reads, {"block_scores": block_scores}, ("block_scores",), batch)["block_scores"]
 
 
-def topk(block_scores: Array, seqlens_k: Array, *, topk_indices: Array = None, **batch: Unpack[Batch]) -> Array:
+def topk(block_scores: Array, seqlens_k: Array, *, topk_indices: Array = None, **batch: Unpack[Options]) -> Array:
     """The kv_blocks of highest score: forced ones first, then visible ones; equal scores: the lower kv_block wins.
 
     block_scores  [num_heads_kv, total_q, number of kv_blocks] fp32
@@ -340,7 +338,7 @@ def append_kv(
     k_scale: Array = None,
     v_scale: Array = None,
     index_k_scale: Array = None,
-    **batch: Unpack[Batch],
+    **batch: Unpack[Options],
 ) -> None:
     """Stores new tokens in paged caches, in place: the last seqlen_q[b] of the seqlens_k[b] tokens of each sequence.
 

@@ -7,7 +7,7 @@ from typing import Any
 from ._plan import DEFAULTS
 
 # Shapes of the arrays by name, in the words of openmsa.h.
-SHAPES = {
+SHAPES: dict[str, tuple[str, ...] | None] = {
     "q": ("total_q", "num_heads_q", "head_dim"),
     "k": ("total_k", "num_heads_kv", "head_dim"),
     "v": ("total_k", "num_heads_kv", "head_dim"),
@@ -103,4 +103,6 @@ def new_result(name: str, extents: dict[str, Any], dtype: str, library, like):
         dtype = "int32"
     elif name in _FIGURES:
         dtype = "float64" if dtype == "float64" else "float32"
-    return library.empty(tuple(extents[extent] for extent in SHAPES[name]), dtype, like)
+    names = SHAPES[name]
+    assert names is not None, f"{name} is no result"
+    return library.empty(tuple(extents[extent] for extent in names), dtype, like)

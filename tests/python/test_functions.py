@@ -107,7 +107,9 @@ def test_fp8_caches_and_their_scales(layer):
     cache = paged(layer, 32)
     tokens = cache["k_cache"].shape[0] * 32
     scales = {"k_scale": (2, tokens), "v_scale": (2, tokens), "index_k_scale": (tokens,)}
-    fp8 = {name: np.zeros(cache[name].shape, ml_dtypes.float8_e4m3fn) for name in ("k_cache", "v_cache", "index_k_cache")}
+    fp8 = {
+        name: np.zeros(cache[name].shape, ml_dtypes.float8_e4m3fn) for name in ("k_cache", "v_cache", "index_k_cache")
+    }
     fp8 |= {name: np.ones(shape, np.float32) for name, shape in scales.items()}
     where = pick(cache, "seqlens_k", "block_table")
     openmsa.append_kv(
@@ -134,14 +136,19 @@ def test_results_go_where_the_caller_says(layer):
 def test_views_are_read_where_they_lie(layer):
     fused = np.concatenate([layer["k"], layer["v"]], axis=-1)
     views = layer | {"k": fused[..., :64], "v": fused[..., 64:]}
-    np.testing.assert_array_equal(
-        openmsa.msa_attention(**views, **OPTIONS), openmsa.msa_attention(**layer, **OPTIONS)
-    )
+    np.testing.assert_array_equal(openmsa.msa_attention(**views, **OPTIONS), openmsa.msa_attention(**layer, **OPTIONS))
 
 
 def test_a_plan_serves_calls_within_its_capacities():
     plan = openmsa.Plan(
-        num_heads_q=4, num_heads_kv=2, head_dim=64, index_dim=64, max_total_q=90, max_seqlen_k=300, max_batch=3, **OPTIONS
+        num_heads_q=4,
+        num_heads_kv=2,
+        head_dim=64,
+        index_dim=64,
+        max_total_q=90,
+        max_seqlen_k=300,
+        max_batch=3,
+        **OPTIONS,
     )
     for seqlens_q, seqlens_k in (([70, 20], [70, 150]), ([1, 1, 1], [300, 2, 33])):
         layer = random_layer(seqlens_q, seqlens_k)
@@ -184,7 +191,9 @@ def test_tensor_parallel_by_kv_head(ranks):
     whole, indices = openmsa.msa_attention(**layer, **OPTIONS, return_indices=True)
     for rank in range(ranks):
         heads_q, heads_kv = (slice(rank * n // ranks, (rank + 1) * n // ranks) for n in (16, 4))
-        mine = layer | {name: layer[name][:, heads_kv] for name in ("k", "v", "index_q")} | {"q": layer["q"][:, heads_q]}
+        mine = (
+            layer | {name: layer[name][:, heads_kv] for name in ("k", "v", "index_q")} | {"q": layer["q"][:, heads_q]}
+        )
         for arrays in (mine, paged(mine, 32)):
             o, chosen = openmsa.msa_attention(**arrays, **OPTIONS, return_indices=True)
             np.testing.assert_array_equal(o, whole[:, heads_q])

@@ -28,15 +28,27 @@ REFUSED = {
     "no_array": (change(q=[1.0]), TypeError, r"q: expected an array.*got list"),
     "no_dtype_of_ours": (apply("q", lambda a: a.astype(np.int64)), TypeError, r"dtype.*got int64"),
     "other_dtype": (apply("v", lambda a: a.astype(np.float16)), ValueError, "v: expected dtype fp32, got fp16"),
-    "rank": (apply("q", lambda a: a[0]), ValueError, r"q: expected shape \[total_q, num_heads_q, head_dim\], got \[4, 64\]"),
+    "rank": (
+        apply("q", lambda a: a[0]),
+        ValueError,
+        r"q: expected shape \[total_q, num_heads_q, head_dim\], got \[4, 64\]",
+    ),
     "rank_of_five": (apply("o", lambda a: a[None, None]), ValueError, r"o: expected shape .* got \[1, 1, 42"),
-    "heads": (apply("q", lambda a: a[:, :3]), ValueError, "num_heads_q: expected a multiple of num_heads_kv = 2, got 3"),
+    "heads": (
+        apply("q", lambda a: a[:, :3]),
+        ValueError,
+        "num_heads_q: expected a multiple of num_heads_kv = 2, got 3",
+    ),
     "total_k": (apply("v", lambda a: a[1:]), ValueError, "v: expected total_k = 110 as in k, got 109"),
     "total_q": (apply("index_q", lambda a: a[1:]), ValueError, "index_q: expected total_q = 42 as in q, got 41"),
     "channels": (apply("q", lambda a: np.asfortranarray(a)), ValueError, "q: expected stride 1 in the last dimension"),
     "backwards": (apply("k", lambda a: a[::-1]), ValueError, "k: expected strides"),
     "sums": (put("cu_seqlens_q", 1, 43), ValueError, "cu_seqlens_q: expected increasing sums, got 43 then 42"),
-    "int64_sums": (apply("cu_seqlens_q", lambda a: a.astype(np.int64)), TypeError, "cu_seqlens_q: expected dtype .* got"),
+    "int64_sums": (
+        apply("cu_seqlens_q", lambda a: a.astype(np.int64)),
+        TypeError,
+        "cu_seqlens_q: expected dtype .* got",
+    ),
     "missing": (change(index_k=None), ValueError, "index_k: required by openmsa_msa_attention"),
     "missing_sums": (change(cu_seqlens_k=None), ValueError, "cu_seqlens_k: "),
     "not_of_this_call": (apply("d_q", lambda a: a), ValueError, "d_q: not used by openmsa_msa_attention"),
@@ -125,7 +137,14 @@ def test_options_beside_a_plan(layer):
     ],
 )
 def test_plan(options, error, message):
-    shapes = {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 40, "index_dim": 64, "max_total_q": 1, "max_seqlen_k": 99}
+    shapes = {
+        "num_heads_q": 4,
+        "num_heads_kv": 2,
+        "head_dim": 40,
+        "index_dim": 64,
+        "max_total_q": 1,
+        "max_seqlen_k": 99,
+    }
     with pytest.raises(error, match=message):
         openmsa.Plan(**shapes | options)
 

@@ -33,15 +33,16 @@ DEFAULTS = {
 
 
 class Benchmark:
-    def __init__(self, layer: Layer, device: str):
-        self.layer, self.device = layer, device
+    def __init__(self, layer: Layer, device: str, seconds: float):
+        self.layer, self.device, self.seconds = layer, device, seconds
         self.rows: list[dict] = []
         self.absent: dict[str, str] = {}
         self.refused: list[dict] = []
 
     def run(self, section: str, context: int, batch: int) -> None:
         case = Case(section, context, batch, self.layer, self.device)
-        inputs, expected = case.inputs(), {}
+        inputs = case.inputs()
+        expected: dict[bool, np.ndarray] = {}
         for contender in contenders_on(self.device):
             if contender.name not in self.absent:
                 self._run_one(contender, case, inputs, expected)
@@ -51,7 +52,7 @@ class Benchmark:
         try:
             function = contender.prepare(case, inputs)
             difference = self._compare(function, contender, expected)
-            timing = measure(function, self.device, in_graph=case.section == "decode")
+            timing = measure(function, self.device, self.seconds, in_graph=case.section == "decode")
         except ImportError as error:
             self.absent[contender.name] = str(error)
         except Exception as error:  # whatever another library raises: it is named, and the others go on
@@ -78,7 +79,9 @@ def parse(arguments):
         chosen = text.split(",")
         unknown = set(chosen) - set(SECTIONS)
         if unknown:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}")
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}"
+            )
         return chosen
 
     parser = argparse.ArgumentParser(
@@ -89,6 +92,7 @@ def parse(arguments):
     parser.add_argument("--sections", type=sections, default=list(SECTIONS), help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--contexts", type=numbers, help="tokens, for example 8192,131072")
     parser.add_argument("--batches", type=numbers, help="sequences of a decode step")
+    parser.add_argument("--seconds", type=float, default=1.0, help="at most so long per figure, 20 runs (default: 1)")
     for name in ("heads-q", "heads-kv", "head-dim", "block-size", "topk"):
         parser.add_argument(f"--{name}", type=int)
     options = parser.parse_args(arguments)
@@ -117,7 +121,7 @@ def main(arguments=None) -> int:
     heads = f"{layer.num_heads_q} query and {layer.num_heads_kv} KV heads of {layer.head_dim}"
     title = f"{facts.get('gpu') or facts['cpu']}; {heads}, {layer.topk} kv_blocks of {layer.block_size}"
     print(title, flush=True)
-    benchmark = Benchmark(layer, options.device)
+    benchmark = Benchmark(layer, options.device, options.seconds)
     for section, context in itertools.product(options.sections, sorted(options.contexts)):
         for batch in options.batches if section == "decode" else [1]:
             benchmark.run(section, context, batch)

@@ -22,9 +22,6 @@ class Layer:
     block_size: int
     topk: int
 
-    def selection(self) -> dict[str, int]:
-        return {"block_size": self.block_size, "topk": self.topk}
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -37,9 +34,10 @@ class Case:
     def inputs(self) -> dict[str, Any]:
         """q [tokens, heads, dim], index_q, and keys [total_k, ...] of a prompt or [batch, context, ...] of a cache."""
         layer = self.layer
-        tokens, keys = (self.batch, (self.batch, self.context)) if self.section == "decode" else (self.context,) * 2
-        keys = keys if isinstance(keys, tuple) else (keys,)
-        shapes = {
+        is_decode = self.section == "decode"
+        tokens = self.batch if is_decode else self.context
+        keys = (self.batch, self.context) if is_decode else (self.context,)
+        shapes: dict[str, tuple[int, ...]] = {
             "q": (tokens, layer.num_heads_q, layer.head_dim),
             "k": (*keys, layer.num_heads_kv, layer.head_dim),
             "v": (*keys, layer.num_heads_kv, layer.head_dim),
@@ -59,7 +57,9 @@ class Case:
         size = self.layer.block_size
         num_pages = self.batch * self.context // size
         caches = {
-            f"{name}_cache": inputs[name].reshape(num_pages, size, *inputs[name].shape[len(inputs[name].shape) - rest :])
+            f"{name}_cache": inputs[name].reshape(
+                num_pages, size, *inputs[name].shape[len(inputs[name].shape) - rest :]
+            )
             for name, rest in (("k", 2), ("v", 2), ("index_k", 1))
         }
         table = np.arange(num_pages, dtype=np.int32).reshape(self.batch, -1)

@@ -33,11 +33,19 @@ def _plan(case: Case, inputs) -> openmsa.Plan:
     layer = case.layer
     is_decode = case.section == "decode"
     return openmsa.Plan(
-        num_heads_q=layer.num_heads_q, num_heads_kv=layer.num_heads_kv, head_dim=layer.head_dim,
-        index_dim=layer.head_dim, **layer.selection(), dtype="bfloat16" if case.device == "cuda" else "float32",
-        backend=case.device, max_total_q=len(inputs["q"]), max_seqlen_k=case.context, max_batch=case.batch,
+        num_heads_q=layer.num_heads_q,
+        num_heads_kv=layer.num_heads_kv,
+        head_dim=layer.head_dim,
+        index_dim=layer.head_dim,
+        block_size=layer.block_size,
+        topk=layer.topk,
+        dtype="bfloat16" if case.device == "cuda" else "float32",
+        backend=case.device,
+        max_total_q=len(inputs["q"]),
+        max_seqlen_k=case.context,
+        max_batch=case.batch,
         page_size=layer.block_size if is_decode else 0,
-    )  # fmt: skip
+    )
 
 
 def _openmsa(case, inputs):
@@ -146,9 +154,16 @@ def _flashinfer(case, inputs):
     bounds = torch.arange(case.batch + 1, dtype=torch.int32, device="cuda") * per_sequence
     full = torch.full((case.batch,), layer.block_size, dtype=torch.int32, device="cuda")
     wrapper.plan(
-        bounds, pages["block_table"].flatten(), full, layer.num_heads_q, layer.num_heads_kv, layer.head_dim,
-        layer.block_size, q_data_type=q.dtype, kv_data_type=q.dtype,
-    )  # fmt: skip
+        bounds,
+        pages["block_table"].flatten(),
+        full,
+        layer.num_heads_q,
+        layer.num_heads_kv,
+        layer.head_dim,
+        layer.block_size,
+        q_data_type=q.dtype,
+        kv_data_type=q.dtype,
+    )
     return lambda: wrapper.run(q, (pages["k_cache"], pages["v_cache"]))
 
 

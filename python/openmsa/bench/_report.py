@@ -53,6 +53,7 @@ def plot(rows: list[dict], title: str, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator
 
     members = panels(rows)
     figure, axes = pyplot.subplots(1, len(members), figsize=(4.6 * len(members), 4.2), squeeze=False)
@@ -66,6 +67,9 @@ def plot(rows: list[dict], title: str, folder: Path) -> list[Path]:
         axis.set_yscale("log")
         axis.set_xticks(contexts, [_tokens(context) for context in contexts])
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_title(section + (f", batch {batch}" if section == "decode" else ""))
         axis.set_xlabel("tokens of context")
         axis.grid(alpha=0.3)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 
-MAX_REPEATS, SECONDS = 20, 1.0  # so many runs, or as many as fit
+MAX_REPEATS = 20
 
 
-def measure(function, device: str, in_graph: bool) -> dict:
-    return _on_gpu(function, in_graph) if device == "cuda" else _on_cpu(function)
+def measure(function, device: str, seconds: float, in_graph: bool) -> dict:
+    """Of MAX_REPEATS runs, or of as many as fit into `seconds`, at least one."""
+    return _on_gpu(function, seconds, in_graph) if device == "cuda" else _on_cpu(function, seconds)
 
 
-def _on_cpu(function) -> dict:
+def _on_cpu(function, seconds: float) -> dict:
     function()
-    times = []
-    while len(times) < MAX_REPEATS and sum(times) < SECONDS:
+    times: list[float] = []
+    while not times or (len(times) < MAX_REPEATS and sum(times) < seconds):
         begin = time.perf_counter()
         function()
         times.append(time.perf_counter() - begin)
-    return _summary([seconds * 1e3 for seconds in times])
+    return _summary([1e3 * t for t in times])
 
 
-def _on_gpu(function, in_graph: bool) -> dict:
+def _on_gpu(function, seconds: float, in_graph: bool) -> dict:
     """Between events, each run after the L2 cache has been overwritten; steps of a serving loop in a CUDA graph."""
     import torch
 
@@ -29,13 +30,13 @@ def _on_gpu(function, in_graph: bool) -> dict:
     stream.wait_stream(torch.cuda.current_stream())
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     with torch.cuda.stream(stream):
-        begin = time.perf_counter()
         for _ in range(2):
+            begin = time.perf_counter()
             function()
             stream.synchronize()
-            begin, seconds = time.perf_counter(), time.perf_counter() - begin
+            once = time.perf_counter() - begin
         run = _captured(function, stream) if in_graph else function
-        repeats = max(1, min(MAX_REPEATS, int(SECONDS / seconds)))
+        repeats = max(1, min(MAX_REPEATS, int(seconds / once)))
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         for start, end in events:
             flush.zero_()

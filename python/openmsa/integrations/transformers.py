@@ -40,7 +40,7 @@ def register() -> None:
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _keys_that_count)
     if not hasattr(m3.MiniMaxM3VLIndexer.forward, "__wrapped__"):
-        m3.MiniMaxM3VLIndexer.forward = _indexer_forward(m3.MiniMaxM3VLIndexer.forward)
+        m3.MiniMaxM3VLIndexer.forward = _indexer_forward(m3.MiniMaxM3VLIndexer.forward)  # type: ignore[method-assign]
 
 
 def _indexer_forward(original):
@@ -62,7 +62,9 @@ def _indexer_forward(original):
 
 def _keys_that_count(*, q_length, q_offset, mask_function=causal_mask_function, attention_mask=None, device=None, **_):
     if mask_function is not causal_mask_function:
-        raise ValueError("attention_mask: expected a causal one for attn_implementation='openmsa', got packed sequences")
+        raise ValueError(
+            "attention_mask: expected a causal one for attn_implementation='openmsa', got packed sequences"
+        )
     length = q_offset + q_length
     if attention_mask is not None:
         counts = attention_mask[:, : int(length)].bool()
@@ -81,14 +83,19 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
         raise ValueError(f"attention_dropout: expected 0 for attn_implementation='openmsa', got {dropout}")
     if attention_mask is None or attention_mask.dtype not in (torch.int32, torch.bool):
         kind = None if attention_mask is None else attention_mask.dtype
-        raise ValueError(f"attention_mask: expected [batch, length] or none for attn_implementation='openmsa', got {kind}")
+        raise ValueError(
+            f"attention_mask: expected [batch, length] or none for attn_implementation='openmsa', got {kind}"
+        )
     layer = {"q": query, "k": key, "v": value}
     if block_indices is not None:
         layer |= dict(zip(("index_q", "index_k"), block_indices))
     row = _padded_row if attention_mask.dtype == torch.bool else _row
     rows = [
-        row({name: tensor[b].transpose(0, 1) for name, tensor in layer.items()}, attention_mask[b % len(attention_mask)],
-            _options(module, scaling))
+        row(
+            {name: tensor[b].transpose(0, 1) for name, tensor in layer.items()},
+            attention_mask[b % len(attention_mask)],
+            _options(module, scaling),
+        )
         for b in range(query.shape[0])
     ]
     return torch.stack(rows), None

@@ -106,7 +106,9 @@ def msa_attention(
         o, lse, topk_indices = _ops.msa_attention(q, k, v, index_q, index_k, **batch)
         kl = None
     else:
-        indexing = {name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")}
+        indexing = {
+            name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")
+        }
         attending = {name: value for name, value in batch.items() if name not in ("index_k_cache", "index_k_scale")}
         topk_indices = None if warmup else select_blocks(index_q, index_k, **indexing)
         attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))

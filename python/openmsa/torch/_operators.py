@@ -38,9 +38,10 @@ def _unpacked(results: list):
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _register_gradient(operator, names: list[str], saved: tuple[str, ...], results: tuple[str, ...], gradients):
-    """Autograd of `operator`: `gradients(tensors, keywords, d_result)` maps the names of inputs to their gradients.
-    Only the first result has one."""
+def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...], gradients):
+    """Autograd of an operator that _define returned: `gradients(tensors, keywords, d_result)` maps the names of inputs to
+    their gradients. Only the first result has one."""
+    operator, names = defined
 
     def setup_context(ctx, inputs, output):
         arguments = dict(zip(names, inputs)) | dict(zip(results, output))
@@ -89,13 +90,13 @@ for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
     _required = f"Tensor q, Tensor k, Tensor v{', Tensor topk_indices' if _indices else ''}, Tensor o, Tensor lse"
     _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_SEQUENCES}", ("d_q", "d_k", "d_v"))
     _register_gradient(
-        *_define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
+        _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
         saved=_SAVED + ((_indices,) if _indices else ()),
         results=("o", "lse"),
         gradients=_attention_gradients(f"{_kind}_attention_backward"),
     )
 _register_gradient(
-    *_define(
+    _define(
         "kl_loss",
         f"Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None, {_SEQUENCES}",
         ("kl_loss", "d_index_q", "d_index_k"),

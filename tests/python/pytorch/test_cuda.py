@@ -52,8 +52,18 @@ def test_stages_are_the_layer():
 
 def decode_plan(**more):
     return openmsa.Plan(
-        num_heads_q=32, num_heads_kv=2, head_dim=128, index_dim=128, dtype="bfloat16", backend="cuda", page_size=64,
-        max_batch=4, max_total_q=4, max_seqlen_k=1024, **OPTIONS, **more,
+        num_heads_q=32,
+        num_heads_kv=2,
+        head_dim=128,
+        index_dim=128,
+        dtype="bfloat16",
+        backend="cuda",
+        page_size=64,
+        max_batch=4,
+        max_total_q=4,
+        max_seqlen_k=1024,
+        **OPTIONS,
+        **more,
     )
 
 

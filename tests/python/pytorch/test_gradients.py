@@ -49,9 +49,7 @@ def test_beside_autograd(warmup):
     layer = torch_layer([200], [200])
     inputs = with_gradients(layer, *NAMES)
     copies = with_gradients(layer, *NAMES)
-    o, kl, indices = openmsa.torch.msa_attention(
-        *inputs, warmup=warmup, **OPTIONS, return_kl=True, return_indices=True
-    )
+    o, kl, indices = openmsa.torch.msa_attention(*inputs, warmup=warmup, **OPTIONS, return_kl=True, return_indices=True)
     mask = mask_of(indices, 200, 64) if indices is not None else torch.ones(2, 200, 200).tril().bool()
     q, k, v, index_q, index_k = copies
     expected, p = masked_attention(q, k, v, mask)

@@ -37,7 +37,10 @@ def calls(layer, cache):
     cpu_only = not layer["q"].is_cuda
     yield "block_scores", pick(layer, *INDEX, block_size=64)
     yield "select_blocks", pick(layer, *INDEX, **OPTIONS)
-    yield "select_blocks", pick(cache, "index_q", "index_k_cache", "seqlens_k", "block_table", "cu_seqlens_q", **OPTIONS)
+    yield (
+        "select_blocks",
+        pick(cache, "index_q", "index_k_cache", "seqlens_k", "block_table", "cu_seqlens_q", **OPTIONS),
+    )
     lengths = layer["cu_seqlens_k"].diff()
     scores = openmsa.torch.block_scores(**pick(layer, *INDEX), block_size=64)
     yield "topk", {"block_scores": scores, "seqlens_k": lengths, "cu_seqlens_q": layer["cu_seqlens_q"], **OPTIONS}
@@ -139,8 +142,9 @@ def test_on_other_streams(layer):
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         q = layer["q"] * 1  # written on this stream, after the sleep
-        result = openmsa.sparse_attention(q, *(layer[n] for n in ("k", "v")), chosen(layer),
-                                          **pick(layer, "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS)
+        result = openmsa.sparse_attention(
+            q, *(layer[n] for n in ("k", "v")), chosen(layer), **pick(layer, "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS
+        )
         assert not stream.query(), "the call did not wait"
     stream.synchronize()
     assert torch.equal(result, expected)

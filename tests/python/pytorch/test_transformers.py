@@ -23,9 +23,20 @@ GEOMETRY = {
     "mlp_layer_types": ["dense", "sparse"],
     "num_hidden_layers": 2,
 }
-SMALL = {"vocab_size": 512, "hidden_size": 128, "dense_intermediate_size": 256, "intermediate_size": 64,
-         "shared_intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 4096,
-         "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.1}
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "dense_intermediate_size": 256,
+    "intermediate_size": 64,
+    "shared_intermediate_size": 64,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
