@@ -72,6 +72,8 @@ def test_projections_for_a_cache(module):
         keys = {name: torch.cat([past[name], new[name]]) for name in ("k", "v", "index_k")}
         o = openmsa.torch.msa_attention(new["q"], index_q=new["index_q"], **keys, **module.options)
         torch.testing.assert_close(module.o_proj(o.flatten(1)), module(x)[0][99:])
+        elsewhere = module.project(x[99:], torch.tensor([40]))
+        assert not torch.allclose(elsewhere["q"], new["q"]), "positions count"
 
 
 def test_compiled(module):
