@@ -26,13 +26,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import fp8_comparison  # noqa: E402
 import layer_problem as problem  # noqa: E402
 import openmsa_capi as capi  # noqa: E402
 
 K = 1024
 REQUIRED = {8 * K: 1.0, 32 * K: 4.0, 128 * K: 13.0, 512 * K: 26.0, 1024 * K: 34.0}
 TOPK_SIZES = [(131072, 1024, 16), (131072, 2048, 32), (524288, 4096, 16)]
-SECTIONS = ("table", "topk", "index", "attend", "ragged", "chunk", "decode")
+SECTIONS = ("table", "topk", "index", "attend", "ragged", "chunk", "fp8", "decode")
 
 
 class Stopwatch:
@@ -231,6 +232,9 @@ class Comparison:
         sequences = [(8 * K, 520 * K)]
         timing = self.whole(self.layer(sequences))
         self.share("chunk", "8K queries behind 512K", timing, sequences, 512 * K, 1.15)
+
+    def fp8(self):
+        fp8_comparison.run(self)
 
     def decode(self):
         try:

@@ -1,8 +1,11 @@
 """A layer of the M3 deployment on random inputs: tensors, operation counts, selections, and a float64 judge."""
 
+import copy
 import random
 
 import torch
+
+import openmsa_capi as capi
 
 HEADS_Q, HEADS_KV, HEAD_DIM, INDEX_DIM, BLOCK, TOPK = 64, 4, 128, 128, 128, 16
 GROUP = HEADS_Q // HEADS_KV
@@ -37,14 +40,37 @@ class Layer:
         if len(sequences) > 1:
             queries, keys = zip(*sequences)
             self.lengths = {"cu_seqlens_q": self._sums(queries), "cu_seqlens_k": self._sums(keys)}
-        self.plan = library.plan(
-            backend=backend,
-            dtype={torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}[dtype],
-            max_batch=len(sequences),
-            max_total_q=total_q,
-            max_seqlen_k=max(keys for _, keys in sequences),
-            **GEOMETRY,
-        )
+        self._config = {
+            "backend": backend,
+            "dtype": capi.DTYPES[dtype],
+            "max_batch": len(sequences),
+            "max_total_q": total_q,
+            "max_seqlen_k": max(keys for _, keys in sequences),
+        } | GEOMETRY
+        self.index_keys = {"index_k": self.index_k}
+        self.plan = library.plan(**self._config)
+        self._library = library
+
+    def with_fp8_index(self, scale_per_token):
+        """The same layer with index keys in e4m3, a scale per token or one for all, and a selection of its own."""
+        result = copy.copy(self)
+        if scale_per_token:
+            codes, scale = to_fp8(self.index_k)
+        else:
+            codes, scale = to_fp8(self.index_k.view(1, -1))
+        result.index_keys = {"index_k": codes.view_as(self.index_k), "index_k_scale": scale.view(-1)}
+        result.topk_indices = torch.full_like(self.topk_indices, -1)
+        result.plan = self._library.plan(index_dtype=capi.DTYPES[torch.float8_e4m3fn], **self._config)
+        return result
+
+    def judged_index(self, row, keys):
+        """index_q of a row and index_k of a slice of keys in float64, as the kernels take them."""
+        q, k = self.index_q[row], self.index_keys["index_k"][keys].double()
+        if "index_k_scale" not in self.index_keys:
+            return q.double(), k
+        codes, scale = to_fp8(q)
+        k_scale = self.index_keys["index_k_scale"]
+        return codes.double() * scale.double(), k * (k_scale[keys, None] if len(k_scale) > 1 else k_scale).double()
 
     def _sums(self, lengths):
         return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(self.device)
@@ -56,10 +82,10 @@ class Layer:
             k=self.k,
             v=self.v,
             index_q=self.index_q,
-            index_k=self.index_k,
             o=self.o,
             lse=self.lse,
             topk_indices=self.topk_indices,
+            **self.index_keys,
             **self.lengths,
         )
 
@@ -67,8 +93,8 @@ class Layer:
         return self.plan.prepare(
             "select_blocks",
             index_q=self.index_q,
-            index_k=self.index_k,
             topk_indices=self.topk_indices,
+            **self.index_keys,
             **self.lengths,
         )
 
@@ -83,6 +109,12 @@ class Layer:
             lse=self.lse,
             **self.lengths,
         )
+
+
+def to_fp8(x):
+    """Rows of x in e4m3 and the scale of each, its largest magnitude over 448."""
+    scale = x.abs().amax(-1, keepdim=True).float() / 448
+    return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
 def index_operations(sequences):
@@ -149,8 +181,8 @@ def check_selection(layer):
     of the row's largest score."""
     for row, k_begin, position in sample_rows(layer):
         visible = position // BLOCK + 1
-        keys = layer.index_k[k_begin : k_begin + position + 1].double()
-        scores = layer.index_q[row].double() @ keys.T / INDEX_DIM**0.5
+        index_q, index_k = layer.judged_index(row, slice(k_begin, k_begin + position + 1))
+        scores = index_q @ index_k.T / INDEX_DIM**0.5
         scores = torch.nn.functional.pad(scores, (0, visible * BLOCK - position - 1), value=float("-inf"))
         scores = scores.view(HEADS_KV, visible, BLOCK).amax(2)
         for head in range(HEADS_KV):

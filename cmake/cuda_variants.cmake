@@ -31,15 +31,19 @@ void ${name}(const PrefillParams& p, const PrefillMaps& maps, Launch launch) {
   launch_prefill<${template}>(p, maps, launch);
 }
 ")
-        foreach(capacity IN LISTS cuda_list_capacities)
-          set(name select_${element}_${dim}_${block}_${capacity})
-          string(APPEND declarations "SelectFunction ${name};\n")
-          string(APPEND select_rows "    {${cuda_dtype_${element}}, ${dim}, ${block}, ${capacity}, &sm90::${name}},\n")
-          string(APPEND select "
+        foreach(cached IN LISTS cuda_cached_${element})
+          foreach(capacity IN LISTS cuda_list_capacities)
+            set(name select_${element}_${cached}_${dim}_${block}_${capacity})
+            set(row "${cuda_dtype_${element}}, ${cuda_dtype_${cached}}, ${dim}, ${block}, ${capacity}")
+            set(types "${cuda_element_type_${element}}, ${cuda_element_type_${cached}}")
+            string(APPEND declarations "SelectFunction ${name};\n")
+            string(APPEND select_rows "    {${row}, &sm90::${name}},\n")
+            string(APPEND select "
 void ${name}(const SelectParams& p, const CUtensorMap& index_k, int max_tiles, Launch launch) {
-  launch_select<SelectConfig<${template}, ${capacity}>>(p, index_k, max_tiles, launch);
+  launch_select<SelectConfig<${types}, ${dim}, ${block}, ${capacity}>>(p, index_k, max_tiles, launch);
 }
 ")
+          endforeach()
         endforeach()
       endforeach()
       set(decode "")

@@ -83,6 +83,13 @@ CUtensorMap key_map(const Problem& problem, const openmsa_tensor& contiguous, co
                           {pages, is_paged ? tensor.strides[0] : 0, 1}});
 }
 
+TokenScale token_scale(const openmsa_tensor& scale) {
+  if (!present(scale)) return {nullptr, 0, 0};
+  const auto* const data = static_cast<const float*>(scale.data);
+  if (core::is_one_scale(scale)) return {data, 0, 0};
+  return {data, scale.rank == 2 ? scale.strides[0] : 0, scale.strides[scale.rank - 1]};
+}
+
 sm90::Launch launch_on(void* stream) {
   int device = 0, num_sms = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");

@@ -42,14 +42,6 @@ std::int32_t key_box_rows(const Plan& plan) {
   return plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
 }
 
-/// `heads` scales per token where the tensor has a dimension for them.
-sm90::TokenScale token_scale(const openmsa_tensor& scale) {
-  if (!present(scale)) return {nullptr, 0, 0};
-  const auto* const data = static_cast<const float*>(scale.data);
-  if (core::is_one_scale(scale)) return {data, 0, 0};
-  return {data, scale.rank == 2 ? scale.strides[0] : 0, scale.strides[scale.rank - 1]};
-}
-
 sm90::DecodeSelectParams select_params(const Problem& problem) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;

@@ -35,8 +35,8 @@ const sm90::SelectVariant& select_variant(const Plan& plan, bool stores_scores) 
   const sm90::SelectVariant* best = nullptr;
   for (const sm90::SelectVariant& variant : kSelectVariants) {
     const bool serves = stores_scores ? variant.capacity == 0 : variant.capacity >= config.topk;
-    if (variant.dtype != config.dtype || variant.dim != config.index_dim || variant.block_size != config.block_size ||
-        !serves) {
+    if (variant.dtype != config.dtype || variant.cached != config.index_dtype || variant.dim != config.index_dim ||
+        variant.block_size != config.block_size || !serves) {
       continue;
     }
     if (best == nullptr || variant.capacity < best->capacity) best = &variant;
@@ -49,11 +49,6 @@ const sm90::SelectVariant& select_variant(const Plan& plan, bool stores_scores) 
 void run_select(const Problem& problem, Arena& arena, sm90::Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
-  if (plan.has_fp8_index()) {
-    fail(OPENMSA_UNSUPPORTED, "index_dtype: expected dtype for block_scores and for more than ", sm90::kDecodeQueries,
-         " query tokens per sequence on the CUDA backend, got e4m3 with total_q = ", problem.total_q,
-         " and batch = ", problem.batch);
-  }
   const sm90::SelectVariant& variant = select_variant(plan, present(t.block_scores));
   const SelectWorkspace workspace(arena, plan, variant.capacity);
 
@@ -66,6 +61,7 @@ void run_select(const Problem& problem, Arena& arena, sm90::Launch launch) {
   p.q_head_stride = t.index_q.strides[1];
   p.heads = plan.config.num_heads_kv;
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
+  p.index_k_scale = token_scale(t.index_k_scale);
   p.num_splits = workspace.num_splits;
   p.partial_keys = workspace.partial_keys;
   p.partial_blocks = workspace.partial_blocks;

@@ -74,31 +74,6 @@ TEST_F(RefusedCall, ResultsInAnotherDtype) {
   expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
 }
 
-/// Decode calls alone take fp8 index keys, and block_scores never does.
-TEST_F(RefusedCall, Fp8IndexKeysOutsideOfDecode) {
-  for (const bool is_paged : {false, true}) {
-    LayerShape shape = served_shape();
-    shape.page_size = is_paged ? 16 : 0;
-    shape.index_dtype = OPENMSA_FLOAT8_E4M3;
-    if (is_paged) shape.kv_dtype = OPENMSA_FLOAT8_E4M3;
-    shape.seqlens_k = {90, 40};
-    const auto expect_refused = [&](openmsa_op op) {
-      const DeviceCall call(make_layer(shape), op);
-      const TensorMap before = call.results();
-      expect_refusal(OPENMSA_UNSUPPORTED, "index_dtype: expected", [&] { call.enqueue(); });
-      expect_same_bits(call.results(), before);
-    };
-    shape.seqlens_q = {31, 2};  // more than 16 per sequence
-    for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) expect_refused(op);
-    shape.seqlens_q = {1, 1};
-    expect_refused(OPENMSA_OP_BLOCK_SCORES);
-    shape.seqlens_q = {31, 1};
-    for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) {
-      EXPECT_NO_THROW(run_on_device(make_layer(shape), op));
-    }
-  }
-}
-
 TEST_F(RefusedCall, ShapesThatContradictThePlan) {
   expect_call_refused(OPENMSA_INVALID_ARGUMENT, "k: expected", [](Tensors& tensors) { tensors.k.shape[1] = 1; });
   expect_call_refused(OPENMSA_INVALID_ARGUMENT, "index_k", [](Tensors& tensors) { tensors.index_k = {}; });

@@ -76,7 +76,11 @@ struct BatchView {
 
   /// Key position of a query row; -1 for padding rows.
   OPENMSA_DEVICE std::int32_t position_of_row(std::int32_t row) const {
-    const std::int32_t b = cu_seqlens_q.data == nullptr ? 0 : find_sequence(cu_seqlens_q, batch + 1, row);
+    return position_in(cu_seqlens_q.data == nullptr ? 0 : find_sequence(cu_seqlens_q, batch + 1, row), row);
+  }
+
+  /// The same for a row of sequence b.
+  OPENMSA_DEVICE std::int32_t position_in(std::int32_t b, std::int32_t row) const {
     if (b == batch) return -1;
     const SequenceView view = sequence(b);
     return view.seqlen_k - view.seqlen_q + row - view.q_row;
@@ -84,6 +88,14 @@ struct BatchView {
 
   OPENMSA_DEVICE std::int32_t page(std::int32_t b, std::int32_t logical) const {
     return block_table.data[b * table_row + logical * block_table.stride];
+  }
+
+  /// Where key `position` of sequence b lies among all tokens of the cache, or of the contiguous keys; 0 behind its
+  /// end.
+  OPENMSA_DEVICE std::int64_t token(std::int32_t b, const SequenceView& view, std::int32_t position) const {
+    if (position >= view.seqlen_k) return 0;
+    if (page_size == 0) return view.k_row + position;
+    return std::int64_t{page(b, position / page_size)} * page_size + position % page_size;
   }
 };
 

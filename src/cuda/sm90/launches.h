@@ -53,7 +53,8 @@ using DecodeAttendFunction = void(const DecodeAttendParams& p, const CUtensorMap
                                   Launch launch);
 
 struct SelectVariant {
-  openmsa_dtype dtype;
+  openmsa_dtype dtype;   // of index_q
+  openmsa_dtype cached;  // of index_k
   int dim;
   int block_size;
   int capacity;  // longest topk; 0: block scores

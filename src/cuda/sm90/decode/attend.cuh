@@ -135,12 +135,12 @@ __device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, cons
       }
       if constexpr (Config::kIsQuantized) {
         if (p.k_scale.is_per_token()) {
-          load_scales<kPieceKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
-                                  storage.k_scale[ring.stage], full, lane);
+          load_box_scales<kPieceKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
+                                      storage.k_scale[ring.stage], full, lane);
         }
         if (p.v_scale.is_per_token()) {
-          load_scales<kPieceKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
-                                  storage.v_scale[ring.stage], full, lane);
+          load_box_scales<kPieceKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
+                                      storage.v_scale[ring.stage], full, lane);
         }
       }
       ring.advance();

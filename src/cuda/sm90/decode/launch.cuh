@@ -7,13 +7,18 @@
 
 namespace openmsa::cuda::sm90 {
 
+/// Shared memory of which an SM has not got twice as much: all blocks of the index branch have the same work, and every
+/// SM is to have one, also where it is busy with the attention of the layer before when they are placed.
+inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
+
 template <class Query, class Key, int kDim>
 void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_k, Launch launch) {
   const auto start = [&](auto config) {
     using Config = decltype(config);
-    cuda::launch("decode_select", decode_select_kernel<Config>,
-                 {static_cast<unsigned int>(p.lists.blocks), Config::kThreads, sizeof(typename Config::Storage) + 1024},
-                 launch.stream, p, index_k);
+    const auto blocks = static_cast<unsigned int>(p.lists.blocks);
+    constexpr std::size_t kShared = std::max(sizeof(typename Config::Storage) + 1024, kMoreThanHalfOfShared);
+    cuda::launch("decode_select", decode_select_kernel<Config>, {blocks, Config::kThreads, kShared}, launch.stream, p,
+                 index_k);
   };
   if (p.lists.tile_rows == kDecodeSelectRows) {
     start(DecodeSelectConfig<Query, Key, kDim, kDecodeSelectRows>{});

@@ -4,6 +4,7 @@
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/load_scales.cuh"
 
 namespace openmsa::cuda::sm90 {
 
@@ -68,22 +69,17 @@ __device__ __forceinline__ void load_box(const CUtensorMap& map, std::uint64_t* 
   }
 }
 
-/// Starts the copy of the scales of keys [first, first + kTileKeys) that exist, 4 bytes at a time, and makes `full`
-/// wait for them: every lane arrives there once. `box` is this lane's.
+/// load_scales for the keys whose boxes the lanes have looked up; `box` is this lane's.
 template <int kTileKeys>
-__device__ __forceinline__ void load_scales(const BatchView& batch, const SequenceView& view, const TokenScale& scale,
-                                            std::int32_t head, const KeyBox& box, std::int32_t first,
-                                            std::int32_t box_rows, float* to, std::uint64_t* full, int lane) {
-#pragma unroll
-  for (int i = 0; i < kTileKeys / 32; ++i) {
-    const int at = i * 32 + lane;
+__device__ __forceinline__ void load_box_scales(const BatchView& batch, const SequenceView& view,
+                                                const TokenScale& scale, std::int32_t head, const KeyBox& box,
+                                                std::int32_t first, std::int32_t box_rows, float* to,
+                                                std::uint64_t* full, int lane) {
+  load_scales<kTileKeys>(scale, head, view.seqlen_k - first, to, full, lane, [&](int at) {
     const std::int64_t page = __shfl_sync(0xffffffffu, box.page, at >> log2_of(box_rows));
-    if (first + at >= view.seqlen_k) continue;
-    const std::int64_t token = batch.page_size == 0 ? view.k_row + first + at
-                                                    : page * batch.page_size + ((first + at) & (batch.page_size - 1));
-    async_copy_4(to + at, scale.data + head * scale.head_stride + token * scale.token_stride);
-  }
-  async_arrive(full);
+    return batch.page_size == 0 ? view.k_row + first + at
+                                : page * batch.page_size + ((first + at) & (batch.page_size - 1));
+  });
 }
 
 }  // namespace openmsa::cuda::sm90

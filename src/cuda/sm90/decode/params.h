@@ -5,6 +5,7 @@
 
 #include "cuda/common/batch_view.h"
 #include "cuda/common/selection.h"
+#include "cuda/common/token_scale.h"
 #include "cuda/sm90/decode/split.h"
 
 namespace openmsa::cuda::sm90 {
@@ -23,14 +24,6 @@ inline constexpr unsigned int kMaxClusterBlocks = 16;
 inline constexpr unsigned int kPortableClusterBlocks = 8;  // what every device can schedule
 /// Blocks of the index branch: one per SM, of which Hopper has up to 144.
 inline constexpr int kMaxSplitBlocks = 144;
-
-/// A number per token: absent, the same for all, or one each.
-struct TokenScale {
-  const float* data;  // nullptr: 1
-  std::int64_t head_stride;
-  std::int64_t token_stride;  // physical tokens; 0: one for all
-  OPENMSA_DEVICE bool is_per_token() const { return token_stride != 0; }
-};
 
 /// A candidate: score and kv_block as one number (topk/best_list.cuh).
 using Ranked = long long;

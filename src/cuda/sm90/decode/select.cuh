@@ -94,8 +94,8 @@ __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, 
         load_box<Config::Tile, typename Config::Key>(map_k, full, to, 0, box);
       }
       if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-        load_scales<kPieceKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
-                                storage.k_scale[ring.stage], full, lane);
+        load_box_scales<kPieceKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
+                                    storage.k_scale[ring.stage], full, lane);
       }
     }
   }

@@ -5,6 +5,7 @@
 
 #include "cuda/common/batch_view.h"
 #include "cuda/common/selection.h"
+#include "cuda/common/token_scale.h"
 
 namespace openmsa::cuda::sm90 {
 
@@ -24,6 +25,7 @@ struct SelectParams {
   std::int64_t q_head_stride;
   std::int32_t heads;
   std::int32_t key_box_rows;
+  TokenScale index_k_scale;  // of e4m3 keys
 
   std::int32_t num_splits;  // parts that the keys of a tile are cut into
 

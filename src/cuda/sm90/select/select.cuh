@@ -5,13 +5,18 @@
 // only. A warpgroup reduces its 128 x 128 scores to one maximum per row and kv_block while the other one multiplies,
 // and offers it to the row's top-k list, which one thread keeps in registers.
 //
+// e4m3 keys: queries are rounded to e4m3 as they are loaded, each row by 448 over its largest magnitude. That factor is
+// the same for all keys and no matter for their order, and so is a scale of all keys; scales per token multiply scores.
+//
 //   barrier      arrivals                      waited on by   guards
 //   full[i]      producer + bytes of the keys  consumers      keys of stage i have arrived
-//   empty[i]     one thread per consumer       producer       both warpgroups are done with stage i
+//                (+ 32 lanes where keys have scales)
+//   empty[i]     one lane of each warp         producer       both warpgroups are done with stage i
 //   named 1, 2   128 threads of a warpgroup    the same       its part of q is in shared memory / no longer read
 //
-// Per tile of 128 keys and 256 rows (index_dim 128): products 2048 cycles of the tensor cores, maxima 512 cycles of the
-// ALU; the kernel is bound by the products.
+// Per tile of 128 keys and 256 rows (index_dim 128): products 2048 cycles of the tensor cores, 1024 in e4m3; maxima 256
+// cycles of the ALU; scales per token 256 cycles of the FMA units. Bound by the products; in e4m3 by the instructions
+// around them, of which a warp issues one in five cycles.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -19,17 +24,23 @@
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
+#include "cuda/sm90/select/maxima.cuh"
 #include "cuda/sm90/select/params.h"
-#include "cuda/sm90/select/topk_list.cuh"
+#include "cuda/sm90/select/queries.cuh"
+#include "cuda/sm90/select/sinks.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
+#include "cuda/sm90/tile/load_scales.cuh"
 
 namespace openmsa::cuda::sm90 {
 
+/// Query_: element type of index_q in memory; Key_: of the keys and of the product.
 /// kCapacity: length of the lists, at least topk; 0: no selection, block scores to memory.
-template <class Element_, int kDim_, int kBlock_, int kCapacity_>
+template <class Query_, class Key_, int kDim_, int kBlock_, int kCapacity_>
 struct SelectConfig {
-  using Element = Element_;
+  using Query = Query_;
+  using Key = Key_;
+  static constexpr bool kIsQuantized = sizeof(Key) == 1;
   static constexpr int kDim = kDim_;
   static constexpr int kBlock = kBlock_;
   static constexpr int kCapacity = kCapacity_;
@@ -41,18 +52,22 @@ struct SelectConfig {
   static constexpr int kRows = kMmaRows * 64;  // (query, head) rows of a warpgroup
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kStages = 4;
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
+  static constexpr int kStages = (128 << 10) / (kKeys * kRowBytes) > 8 ? 8 : (128 << 10) / (kKeys * kRowBytes);
 
-  using Atom = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using Atom =
+      std::conditional_t<(kRowBytes >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>, cute::GMMA::Layout_K_SW64_Atom<Key>>;
   using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kKeys>, cute::Int<kDim>>{}));
   using Mma = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Element, Element, float, cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>,
+      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::_64, cute::Int<kKeys>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
   struct Storage {
-    alignas(1024) Element q[kConsumers][kRows * kDim];
-    alignas(1024) Element k[kStages][kKeys * kDim];
+    alignas(1024) Key q[kConsumers][kRows * kDim];
+    alignas(1024) Key k[kStages][kKeys * kDim];
+    float q_scale[kConsumers][kRows];  // rounded row -> row
+    alignas(16) float k_scale[kStages][kKeys];
     std::uint64_t full[kStages], empty[kStages];
   };
 };
@@ -87,7 +102,7 @@ __device__ __forceinline__ WorkItem work_item(const SelectParams& p, int num_til
 
 template <class Config>
 __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap& map_k,
-                                        typename Config::Storage& storage, int num_tiles) {
+                                        typename Config::Storage& storage, int num_tiles, int lane) {
   const int queries = select_queries_per_tile(p.heads, Config::kCapacity);
   RingPosition<Config::kStages> ring;
   for (int work = blockIdx.x; work < num_tiles * p.num_splits; work += gridDim.x) {
@@ -96,9 +111,17 @@ __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap
     const StageRange range = stage_range<Config>(p, tile, item.split);
     for (int stage = range.begin; stage < range.end; ++stage) {
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
-      load_keys<typename Config::Element, Config::kDim, Config::kKeys>(
-          map_k, p.batch, tile.sequence, tile.view, stage * Config::kKeys, {p.key_box_rows, 0}, storage.k[ring.stage],
-          &storage.full[ring.stage]);
+      std::uint64_t* const full = &storage.full[ring.stage];
+      const int first = stage * Config::kKeys;
+      if (lane == 0) {
+        load_keys<typename Config::Key, Config::kDim, Config::kKeys>(map_k, p.batch, tile.sequence, tile.view, first,
+                                                                     {p.key_box_rows, 0}, storage.k[ring.stage], full);
+      }
+      if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
+        const auto token = [&](int at) { return p.batch.token(tile.sequence, tile.view, first + at); };
+        load_scales<Config::kKeys>(p.index_k_scale, 0, tile.view.seqlen_k - first, storage.k_scale[ring.stage], full,
+                                   lane, token);
+      }
       ring.advance();
     }
   }
@@ -119,120 +142,8 @@ struct RowMap {
   }
 };
 
-/// Copies the warpgroup's rows of index_q into the swizzled tile; rows past the tile repeat its last query.
-template <class Config>
-__device__ __forceinline__ void load_queries(const SelectParams& p, const QueryTile& tile, int first, int thread,
-                                             typename Config::Element* to) {
-  using namespace cute;
-  constexpr int kChunks = Config::kDim / 8;  // of 16 bytes
-  Tensor smem = make_tensor(make_smem_ptr(to), typename Config::LayoutQ{});
-  const auto* q = static_cast<const typename Config::Element*>(p.index_q);
-  for (int i = thread; i < Config::kRows * kChunks; i += 128) {
-    const int row = i / kChunks, channel = i % kChunks * 8;
-    const int query = min(first + row / p.heads, tile.count - 1);
-    const auto* from = q + (tile.q_row + query) * p.q_row_stride + row % p.heads * p.q_head_stride + channel;
-    *reinterpret_cast<uint4*>(&smem(row, channel)) = *reinterpret_cast<const uint4*>(from);
-  }
-}
-
-/// Maxima over columns [first, first + kBlock) of row i of the accumulators, up to `limit` (exclusive); NaN where no
-/// column counts, so that NaN loses to every number.
-template <class Config, class Accumulator>
-__device__ __forceinline__ float row_max(const Accumulator& acc, int i, int first, int limit, int lane) {
-  using namespace cute;
-  constexpr int kGroups = Config::kBlock / 8;
-  float top = NAN;
-  const int m = i / 2, half = i % 2;
-  if (limit >= first + Config::kBlock) {
-    float other = acc(make_coord(1, half, first / 8), m, 0);
-    top = acc(make_coord(0, half, first / 8), m, 0);
-    CUTE_UNROLL
-    for (int n = 1; n < kGroups; ++n) {
-      top = fmaxf(top, acc(make_coord(0, half, first / 8 + n), m, 0));
-      other = fmaxf(other, acc(make_coord(1, half, first / 8 + n), m, 0));
-    }
-    return fmaxf(top, other);
-  }
-  CUTE_UNROLL
-  for (int n = 0; n < kGroups; ++n) {
-    CUTE_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      const bool visible = first + n * 8 + lane % 4 * 2 + c < limit;
-      top = fmaxf(top, visible ? acc(make_coord(c, half, first / 8 + n), m, 0) : NAN);
-    }
-  }
-  return top;
-}
-
-/// From the maxima of each lane's own columns to those of whole rows: afterwards lane i of a quad has the one of row i.
-template <int kHeld>
-__device__ __forceinline__ float exchange_max(const float (&top)[kHeld], int lane) {
-  const bool odd = lane & 1, upper = lane & 2;
-  float low = odd ? top[1] : top[0], other = odd ? top[0] : top[1];
-  low = fmaxf(low, __shfl_xor_sync(~0u, other, 1));
-  if constexpr (kHeld == 2) {
-    return fmaxf(low, __shfl_xor_sync(~0u, low, 2));
-  } else {
-    float high = odd ? top[3] : top[2];
-    other = odd ? top[2] : top[3];
-    high = fmaxf(high, __shfl_xor_sync(~0u, other, 1));
-    const float mine = upper ? high : low, theirs = upper ? low : high;
-    return fmaxf(mine, __shfl_xor_sync(~0u, theirs, 2));
-  }
-}
-
-/// What becomes of a row's block scores.
-template <class Config>
-struct TopkSink {
-  TopkList<Config::kCapacity> list;
-  Candidates candidates;
-  bool owns;
-
-  __device__ __forceinline__ TopkSink(const SelectParams& p, int position, bool owns)
-      : candidates(p.rules, position), owns(owns) {
-    list.clear();
-  }
-  __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
-    if (owns && block >= candidates.init && block < candidates.end) list.offer(score_key(score), block);
-  }
-  __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int split) {
-    if (!owns) return;
-    if (p.num_splits == 1) {
-      std::int32_t* out = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
-      list.write(candidates, p.rules.topk, out, p.topk_strides[2]);
-      return;
-    }
-    const std::int64_t at =
-        ((static_cast<std::int64_t>(row) * p.heads + head) * p.num_splits + split) * Config::kCapacity;
-#pragma unroll
-    for (int i = 0; i < Config::kCapacity; ++i) {
-      p.partial_keys[at + i] = list.keys[i];
-      p.partial_blocks[at + i] = list.blocks[i];
-    }
-  }
-};
-
-template <class Config>
-struct ScoreSink {
-  int visible;  // kv_blocks of the row
-  float* out;
-  bool owns;
-
-  __device__ __forceinline__ ScoreSink(const SelectParams&, int position, bool owns)
-      : visible(position < 0 ? 0 : position / Config::kBlock + 1), out(nullptr), owns(owns) {}
-  __device__ __forceinline__ void begin(const SelectParams& p, int row, int head) {
-    out = p.block_scores + head * p.score_strides[0] + row * p.score_strides[1];
-  }
-  __device__ __forceinline__ void take(const SelectParams& p, float score, int block) {
-    if (owns && block < visible) out[block * p.score_strides[2]] = score * p.index_scale;
-  }
-  __device__ __forceinline__ void finish(const SelectParams& p, int, int, int split) {
-    if (!owns || split != 0) return;
-    for (int block = visible; block < p.score_columns; ++block) out[block * p.score_strides[2]] = -INFINITY;
-  }
-};
-
-template <class Config>
+/// kIsScaled: index keys have a scale per token.
+template <class Config, bool kIsScaled>
 __device__ __forceinline__ void consume(const SelectParams& p, typename Config::Storage& storage, int num_tiles,
                                         int consumer) {
   using namespace cute;
@@ -254,13 +165,15 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, select_queries_per_tile(p.heads, Config::kCapacity));
     const StageRange range = stage_range<Config>(p, tile, item.split);
     const int first = consumer * queries;  // query of the tile
-    load_queries<Config>(p, tile, first, thread, storage.q[consumer]);
+    load_queries<Config>(p, tile, first, thread, storage.q[consumer], storage.q_scale[consumer]);
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
 
     const int query = first + rows.owned() / p.heads, head = rows.owned() % p.heads;
     Sink sink(p, tile.position + query, rows.owns() && query < tile.count);
-    if constexpr (Config::kStoresScores) sink.begin(p, tile.q_row + query, head);
+    if constexpr (Config::kStoresScores) {
+      sink.begin(p, tile.q_row + query, head, storage.q_scale[consumer][rows.owned()]);
+    }
     int limit[kHeld];  // keys that each held row sees
     CUTE_UNROLL
     for (int i = 0; i < kHeld; ++i) limit[i] = tile.position + first + rows.held(i) / p.heads + 1;
@@ -282,23 +195,28 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
         warpgroup_commit_batch();
       }
 
-      float top[Config::kBlocksPerStage][kHeld];
+      // Nothing may branch on the accumulators as long as a product is under way.
+      std::int32_t bits[Config::kBlocksPerStage][kHeld];
       CUTE_UNROLL
       for (int m = 0; m < Config::kMmaRows; ++m) {  // maxima of the first 64 rows beside the product of the last
-        if (m + 1 < Config::kMmaRows) {
-          warpgroup_wait<1>();
-        } else {
-          warpgroup_wait<0>();
-          if (thread == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-        }
+        m + 1 < Config::kMmaRows ? warpgroup_wait<1>() : warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
+        if constexpr (kIsScaled) scale_columns<Config>(acc, m, storage.k_scale[ring.stage], lane);
         CUTE_UNROLL
-        for (int b = 0; b < Config::kBlocksPerStage; ++b) {
-          CUTE_UNROLL
-          for (int i = 2 * m; i < 2 * m + 2; ++i) {
-            top[b][i] = row_max<Config>(acc, i, b * Config::kBlock, limit[i] - stage * Config::kKeys, lane);
-          }
+        for (int i = 0; i < 2 * Config::kBlocksPerStage; ++i) {
+          const int row = 2 * m + i % 2, first = i / 2 * Config::kBlock;
+          bits[i / 2][row] =
+              largest_bits<Config::kBlock / 4>([&](int c) { return held_score<Config>(acc, row, first, c); });
         }
+      }
+      if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+      int left[kHeld];
+      CUTE_UNROLL
+      for (int i = 0; i < kHeld; ++i) left[i] = limit[i] - stage * Config::kKeys;
+      float top[Config::kBlocksPerStage][kHeld];
+      CUTE_UNROLL
+      for (int b = 0; b < Config::kBlocksPerStage; ++b) {
+        exact_max<Config>(acc, b * Config::kBlock, left, bits[b], lane, top[b]);
       }
       CUTE_UNROLL
       for (int b = 0; b < Config::kBlocksPerStage; ++b) {
@@ -317,7 +235,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   if (threadIdx.x == 0) {
-    init_ring(storage.full, storage.empty, Config::kConsumers);
+    const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
+    init_ring(storage.full, storage.empty, 4 * Config::kConsumers, is_scaled ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
@@ -327,10 +246,15 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // 64512 registers of the block: 24 x 128 for the producer, 240 x 256 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<24>();
-    if (threadIdx.x == 0) produce<Config>(p, map_k, storage, num_tiles);
+    if (threadIdx.x < 32) produce<Config>(p, map_k, storage, num_tiles, threadIdx.x);
   } else {
     cutlass::arch::warpgroup_reg_alloc<240>();
-    consume<Config>(p, storage, num_tiles, threadIdx.x / 128 - 1);
+    const int consumer = threadIdx.x / 128 - 1;
+    if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
+      consume<Config, Config::kIsQuantized>(p, storage, num_tiles, consumer);
+    } else {
+      consume<Config, false>(p, storage, num_tiles, consumer);
+    }
   }
 }
 

@@ -14,13 +14,14 @@ struct KeyBoxes {
   std::int32_t head;
 };
 
-/// Loads keys [first, first + kTileKeys) of a sequence into a swizzled [kTileKeys][kDim] tile, and tells `full` how
-/// many bytes will come. Pages behind the end of the sequence are not looked up; their rows keep what was there.
+/// Loads keys [first, first + kTileKeys) of a sequence into a swizzled [kTileKeys][kDim] tile, panels of up to 128
+/// bytes of channels one after the other, and tells `full` how many bytes will come. Pages behind the end of the
+/// sequence are not looked up; their rows keep what was there.
 template <class Element, int kDim, int kTileKeys>
 __device__ __forceinline__ void load_keys(const CUtensorMap& map, const BatchView& batch, std::int32_t sequence,
                                           const SequenceView& view, std::int32_t first, KeyBoxes boxes, Element* tile,
                                           std::uint64_t* full) {
-  constexpr int kHalf = 64;
+  constexpr int kPanel = cute::min(kDim, 128 / static_cast<int>(sizeof(Element)));  // channels
   const bool is_paged = batch.page_size != 0;
   const std::int32_t used = min(kTileKeys, view.seqlen_k - first);
   const std::int32_t count = is_paged ? (used + boxes.rows - 1) / boxes.rows : kTileKeys / boxes.rows;
@@ -29,8 +30,8 @@ __device__ __forceinline__ void load_keys(const CUtensorMap& map, const BatchVie
   for (std::int32_t i = 0; i < count; ++i) {
     const std::int32_t row = is_paged ? 0 : view.k_row + first + i * boxes.rows;
     const std::int32_t page = is_paged ? batch.page(sequence, first / batch.page_size + i) : 0;
-    for (int channel = 0; channel < kDim; channel += kHalf) {
-      Element* to = tile + channel * kTileKeys + i * boxes.rows * kHalf;
+    for (int channel = 0; channel < kDim; channel += kPanel) {
+      Element* to = tile + channel * kTileKeys + i * boxes.rows * kPanel;
       cute::SM90_TMA_LOAD_4D::copy(&map, full, static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL), to,
                                    channel, boxes.head, row, page);
     }

@@ -13,10 +13,9 @@ bool is_contiguous(const TopkParams& p) {
 
 template <bool kWide>
 void launch_topk(const TopkParams& p, Launch launch) {
-  const std::int64_t rows = std::int64_t{p.heads} * p.batch.total_q;
-  const auto blocks = static_cast<unsigned int>((rows + kTopkWarps - 1) / kTopkWarps);
+  const auto blocks = static_cast<unsigned int>((p.batch.total_q + kTopkWarps - 1) / kTopkWarps);
   const auto kernel = is_contiguous(p) ? topk_kernel<kWide, true> : topk_kernel<kWide, false>;
-  cuda::launch("topk", kernel, {blocks, kTopkWarps * 32, 0}, launch.stream, p);
+  cuda::launch("topk", kernel, {{blocks, static_cast<unsigned int>(p.heads), 1}, kTopkWarps * 32, 0}, launch.stream, p);
 }
 
 }  // namespace
