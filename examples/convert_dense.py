@@ -1,7 +1,7 @@
 """A dense checkpoint becomes a sparse model: train a small dense decoder on source text, save it, load it into a model with
 an index branch, teach that branch by kl_loss alone, then train on with sparse attention.
 
-    python examples/convert_dense.py              about three minutes on two quiet cores
+    python examples/convert_dense.py
 
 Prints the loss on held-out text, in nats per byte, after each stage: of the dense model; of the same weights with sparse
 attention and an index branch that knows nothing; after the branch has learnt; after sparse training; and of the dense model

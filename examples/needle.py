@@ -7,7 +7,7 @@ index branch, then sparse attention), and answers in texts that are many times l
 The model is made for this: one layer, in which every token also carries the one before it, so that a value can be found by
 its key. It shows what the selection does, not what a language model knows.
 
-    python examples/needle.py --output needle.png          about two minutes on two quiet cores
+    python examples/needle.py --output needle.png
 """
 
 import argparse
