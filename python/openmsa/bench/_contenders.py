@@ -220,7 +220,7 @@ def _sglang(case, inputs):
         raise Refused("no backward")
     layer, pages = case.layer, case.pages(inputs)
     tokens = len(inputs["q"]) // case.batch
-    slots = torch.arange(case.batch * case.context, dtype=torch.int32, device="cuda")
+    slots = torch.arange(case.batch * case.context, dtype=torch.int32, device=inputs["q"].device)
     common = {
         "q": inputs["q"],
         "k_cache": inputs["k"].flatten(0, -3),
@@ -231,7 +231,7 @@ def _sglang(case, inputs):
         "idx_v_cache": None,
         "idx_sink": None,
         "req_to_token": slots.view(case.batch, -1),
-        "slot_ids": torch.arange(case.batch, device="cuda"),
+        "slot_ids": torch.arange(case.batch, device=inputs["q"].device),
         "cu_seqlens": pages["cu_seqlens_q"],
         "seq_lens": pages["seqlens_k"],
         "prefix_lens": pages["seqlens_k"] - tokens,
