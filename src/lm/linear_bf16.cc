@@ -1,7 +1,6 @@
 #include "lm/linear_bf16.h"
 
 #include <cblas.h>
-#include <tbb/blocked_range.h>
 
 #include <vector>
 
@@ -83,14 +82,9 @@ void multiply_panel(const LinearShape& shape, std::int64_t rows, const float* x,
 
 void linear_bf16(const LinearShape& shape, const float* x, const core::BFloat16* w, float* y, std::int64_t row_size,
                  Write write) {
-  using Range = tbb::blocked_range<std::int64_t>;
-  tbb::parallel_for(Range(0, num_chunks(shape.out, kPanel)), [&](const Range& panels) {
+  parallel_chunks(shape.out, kPanel, [&](std::int64_t begin, std::int64_t end) {
     Scratch scratch;
-    for (std::int64_t panel = panels.begin(); panel < panels.end(); ++panel) {
-      const std::int64_t first = panel * kPanel;
-      const std::int64_t rows = std::min(kPanel, shape.out - first);
-      multiply_panel(shape, rows, x, w + first * shape.in, y + first, row_size, write == Write::kAdd, scratch);
-    }
+    multiply_panel(shape, end - begin, x, w + begin * shape.in, y + begin, row_size, write == Write::kAdd, scratch);
   });
 }
 

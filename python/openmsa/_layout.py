@@ -1,0 +1,108 @@
+"""Shapes of a call: extents read off its arrays, the plan's configuration that follows, and new results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._plan import DEFAULTS
+
+# Shapes of the arrays by name, in the words of openmsa.h.
+SHAPES: dict[str, tuple[str, ...] | None] = {
+    "q": ("total_q", "num_heads_q", "head_dim"),
+    "k": ("total_k", "num_heads_kv", "head_dim"),
+    "v": ("total_k", "num_heads_kv", "head_dim"),
+    "index_q": ("total_q", "num_heads_kv", "index_dim"),
+    "index_k": ("total_k", "index_dim"),
+    "k_cache": ("num_pages", "page_size", "num_heads_kv", "head_dim"),
+    "v_cache": ("num_pages", "page_size", "num_heads_kv", "head_dim"),
+    "index_k_cache": ("num_pages", "page_size", "index_dim"),
+    "cu_seqlens_q": ("batch + 1",),
+    "cu_seqlens_k": ("batch + 1",),
+    "seqlens_k": ("batch",),
+    "block_table": ("batch", "max_pages"),
+    "k_scale": None,  # [1] or per token
+    "v_scale": None,
+    "index_k_scale": None,
+    "block_scores": ("num_heads_kv", "total_q", "num_blocks"),
+    "topk_indices": ("num_heads_kv", "total_q", "topk"),
+    "o": ("total_q", "num_heads_q", "head_dim"),
+    "lse": ("total_q", "num_heads_q"),
+    "d_o": ("total_q", "num_heads_q", "head_dim"),
+    "d_q": ("total_q", "num_heads_q", "head_dim"),
+    "d_k": ("total_k", "num_heads_kv", "head_dim"),
+    "d_v": ("total_k", "num_heads_kv", "head_dim"),
+    "d_index_q": ("total_q", "num_heads_kv", "index_dim"),
+    "d_index_k": ("total_k", "index_dim"),
+    "kl_loss": ("1",),
+    "block_recall": ("num_heads_kv", "total_q"),
+    "score_recall": ("num_heads_kv", "total_q"),
+}
+_FIGURES = {"lse", "block_scores", "kl_loss", "block_recall", "score_recall"}
+_FP8 = "float8_e4m3fn"
+
+
+def extents_of(arrays: dict[str, Any]) -> dict[str, Any]:
+    """What the arrays say of every extent; the first to name one wins, and the library finds who contradicts it."""
+    extents: dict[str, Any] = {"1": 1}
+    for name, array in arrays.items():
+        names = SHAPES[name]
+        if names is None:
+            continue
+        if len(array.shape) != len(names):
+            raise ValueError(f"{name}: expected shape [{', '.join(names)}], got {list(array.shape)}")
+        for extent, size in zip(names, array.shape):
+            extents.setdefault(extent, size)
+    if "batch + 1" in extents:
+        extents.setdefault("batch", extents["batch + 1"] - 1)
+    return extents
+
+
+def longest_sequence(operation: str, extents: dict[str, Any], options: dict[str, Any]):
+    """The most keys that a sequence of the call can have."""
+    if options.get("max_seqlen_k") is not None:
+        return options["max_seqlen_k"]
+    if operation == "topk":
+        return extents["num_blocks"] * (options.get("block_size") or DEFAULTS["block_size"])
+    if "max_pages" in extents and "page_size" in extents:
+        return extents["max_pages"] * extents["page_size"]
+    return extents.get("total_k", 1)
+
+
+def plan_options(operation: str, dtypes: dict[str, str], extents: dict[str, Any], options: dict[str, Any]) -> dict:
+    """Arguments of the Plan that a call without one gets. Capacities that grow from call to call are rounded up, so that
+    a decode loop meets the same plan again."""
+    config = {name: options.get(name) for name in (*DEFAULTS, "num_threads", "backend")}
+    config = {name: value for name, value in config.items() if value is not None}
+    if "topk" in extents:
+        config.setdefault("topk", extents["topk"])
+    dtype = next((dtypes[name] for name in ("q", "index_q", "k") if name in dtypes), None)
+    if dtype is None:  # topk: scores are fp32 whatever the layer's dtype
+        dtype = "bfloat16" if config["backend"] == "cuda" else "float32"
+    num_heads_kv = extents.get("num_heads_kv", 1)
+    head_dim = extents.get("head_dim", extents.get("index_dim", 64))
+    is_exact = options.get("max_seqlen_k") is not None
+    max_seqlen_k = max(longest_sequence(operation, extents, options), 1)
+    return config | {
+        "dtype": dtype,
+        "num_heads_q": extents.get("num_heads_q", num_heads_kv),
+        "num_heads_kv": num_heads_kv,
+        "head_dim": head_dim,
+        "index_dim": extents.get("index_dim", head_dim),
+        "page_size": extents.get("page_size", 0),
+        "max_batch": max(extents.get("batch", 1), 1),
+        "max_total_q": max(extents.get("total_k" if operation == "append_kv" else "total_q", 1), 1),
+        "max_seqlen_k": max_seqlen_k if is_exact else min(1 << (max_seqlen_k - 1).bit_length(), 2**31 - 1),
+        "kv_dtype": _FP8 if dtypes.get("k_cache") == _FP8 else None,
+        "index_dtype": _FP8 if _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k")) else None,
+    }
+
+
+def new_result(name: str, extents: dict[str, Any], dtype: str, library, like):
+    """An array for the result `name` of a layer in `dtype`."""
+    if name == "topk_indices":
+        dtype = "int32"
+    elif name in _FIGURES:
+        dtype = "float64" if dtype == "float64" else "float32"
+    names = SHAPES[name]
+    assert names is not None, f"{name} is no result"
+    return library.empty(tuple(extents[extent] for extent in names), dtype, like)

@@ -1,0 +1,126 @@
+"""Plans: shapes and capacities of a layer, checked once, with the workspace of the calls made with them."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from . import _openmsa
+from ._arrays import library_of
+
+DEFAULTS = {"block_size": 128, "topk": 16, "num_init_blocks": 0, "num_local_blocks": 1, "softmax_scale": 0.0}
+
+
+class Plan:
+    """Shapes and capacities of one layer, for repeated calls: ``openmsa.msa_attention(..., plan=plan)``.
+
+    dtype         of q, k, v, index_q, index_k: "float32", "bfloat16", "float16"; "float64" with the reference
+    backend       "cpu", "cuda", "reference" (the equations in float64) or "reference_float32"
+    max_batch, max_total_q, max_seqlen_k
+                  capacities: sequences, query tokens of all sequences together, keys of one sequence
+    softmax_scale None: 1/sqrt(head_dim)
+    page_size     tokens per cache page, a divisor of block_size; 0: contiguous keys
+    kv_dtype, index_dtype
+                  None: dtype; "float8_e4m3fn" for fp8 caches and index keys
+    num_threads   CPU backend; 0: one per core
+
+    A plan is read-only and may be used by several threads at once. It owns the workspace of its calls: one per thread,
+    stream and operation, allocated at the first call and kept, so that a captured CUDA graph may be replayed as long as
+    the plan lives.
+
+    Raises ValueError or TypeError naming the option, what was expected and what came; openmsa.Error for what the backend
+    does not serve.
+
+    >>> import openmsa
+    >>> plan = openmsa.Plan(num_heads_q=8, num_heads_kv=2, head_dim=64, index_dim=64, max_total_q=1, max_seqlen_k=4096)
+    >>> plan.topk, plan.block_size, plan.dtype
+    (16, 128, 'float32')
+    >>> openmsa.Plan(num_heads_q=3, num_heads_kv=2, head_dim=64, index_dim=64, max_total_q=1, max_seqlen_k=4096)
+    Traceback (most recent call last):
+    ValueError: num_heads_q: expected a multiple of num_heads_kv = 2, got 3
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads_q: int,
+        num_heads_kv: int,
+        head_dim: int,
+        index_dim: int,
+        max_total_q: int,
+        max_seqlen_k: int,
+        max_batch: int = 1,
+        dtype: str = "float32",
+        backend: str = "cpu",
+        block_size: int = 128,
+        topk: int = 16,
+        num_init_blocks: int = 0,
+        num_local_blocks: int = 1,
+        softmax_scale: float | None = None,
+        page_size: int = 0,
+        kv_dtype: str | None = None,
+        index_dtype: str | None = None,
+        num_threads: int = 0,
+    ):
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        config = _openmsa.Config()
+        for name, value in options.items():
+            if value is not None:
+                _set(config, name, value)
+        self._handle = _openmsa.Plan(config)
+        self._options = options
+        self._local = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("_options", {})
+        if name not in options:
+            raise AttributeError(f"Plan has no attribute {name!r}")
+        return options[name]
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
+
+    def workspace_bytes(self, operation: str) -> int:
+        """Bytes of workspace that every call of `operation` within the capacities needs."""
+        return self._handle.workspace_bytes(_openmsa.Op[operation])
+
+    def run(self, operation: str, reads: dict[str, Any], writes: dict[str, Any]) -> None:
+        """Runs an operation of the C API by name, on arrays by name: what the functions of the package come down to.
+        On a GPU the work is enqueued on the caller's current stream and not waited for."""
+        name, anchor = next(iter({**reads, **writes}.items()))
+        library = library_of(name, anchor)
+        with library.on_device_of(anchor):
+            stream = library.stream(anchor)
+            address, num_bytes = self._workspace(operation, library, anchor, stream)
+            exported = [{n: library_of(n, a).export(a) for n, a in arrays.items()} for arrays in (reads, writes)]
+            self._handle.run(_openmsa.Op[operation], *exported, address, num_bytes, stream)
+            library.finish(anchor)
+
+    def _workspace(self, operation, library, anchor, stream) -> tuple[int, int]:
+        num_bytes = self.workspace_bytes(operation)
+        if num_bytes == 0:
+            return 0, 0
+        kept = self._local.__dict__.setdefault("memory", {})
+        key = (operation, library.device(anchor), stream)
+        if key not in kept:
+            kept[key] = library.memory(num_bytes, anchor)
+        return kept[key][1], num_bytes
+
+
+def _set(config, name: str, value) -> None:
+    try:
+        if hasattr(config, f"set_{name}"):
+            getattr(config, f"set_{name}")(value)
+        else:
+            setattr(config, name, value)
+    except TypeError as error:
+        if str(error).startswith(name):
+            raise
+        kind = "a number" if name == "softmax_scale" else "a whole number of 32 bits"
+        kind = "a name" if hasattr(config, f"set_{name}") else kind
+        raise TypeError(f"{name}: expected {kind}, got {value!r}") from None
+
+
+#: Plans of calls made without one. Few, because each keeps its workspace.
+cached_plan = functools.lru_cache(maxsize=16)(Plan)

@@ -1,0 +1,1 @@
+"""openmsa beside what else is installed: ``python -m openmsa.bench``."""

@@ -1,0 +1,1 @@
+"""openmsa inside other libraries."""

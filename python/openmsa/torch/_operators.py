@@ -1,0 +1,126 @@
+"""openmsa's functions as registered operators, torch.ops.openmsa.*: each with a fake kernel, so that torch.compile and
+torch.export trace through, and with autograd where the library has a backward."""
+
+from __future__ import annotations
+
+import torch
+
+from .._call import call, fake_results
+
+_BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlens_k=None, Tensor? block_table=None,
+    Tensor? k_cache=None, Tensor? v_cache=None, Tensor? index_k_cache=None,
+    Tensor? k_scale=None, Tensor? v_scale=None, Tensor? index_k_scale=None"""
+_SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
+_OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
+    float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
+_KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
+
+
+def _define(operation: str, parameters: str, results: tuple[str, ...]):
+    """Registers openmsa::`operation`, whose arguments go to the library by name and whose results it allocates."""
+    schema = f"({parameters}, {_OPTIONS}) -> ({', '.join('Tensor' for _ in results)})"
+    names = [argument.name for argument in torch._C.parse_schema(f"{operation}{schema}").arguments]
+    keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
+
+    def run(*args, **keywords):
+        written = call(operation, {}, {}, results, keyed(args, keywords))
+        return _unpacked([written[name] for name in results])
+
+    def fake(*args, **keywords):
+        return _unpacked(fake_results(operation, {}, results, keyed(args, keywords)))
+
+    operator = torch.library.custom_op(f"openmsa::{operation}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator, names
+
+
+def _unpacked(results: list):
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...], gradients):
+    """Autograd of an operator that _define returned: `gradients(tensors, keywords, d_result)` maps the names of inputs to
+    their gradients. Only the first result has one."""
+    operator, names = defined
+
+    def setup_context(ctx, inputs, output):
+        arguments = dict(zip(names, inputs)) | dict(zip(results, output))
+        ctx.save_for_backward(*(arguments[name] for name in saved))
+        tensors = {name for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+        ctx.keywords = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx, d_result, *_):
+        if d_result is None:
+            return (None,) * len(names)
+        tensors = dict(zip(saved, ctx.saved_tensors))
+        found = gradients(tensors, ctx.keywords, d_result)
+        return tuple(found.get(name) for name in names)
+
+    operator.register_autograd(backward, setup_context=setup_context)
+
+
+def _attention_gradients(backward_name: str):
+    def gradients(tensors, keywords, d_o):
+        if tensors["k"] is None:
+            raise ValueError("k: expected contiguous keys for a gradient, got a cache")
+        d_q, d_k, d_v = getattr(torch.ops.openmsa, backward_name)(d_o.contiguous(), **tensors, **keywords)
+        return {"q": d_q, "k": d_k, "v": d_v}
+
+    return gradients
+
+
+def _kl_gradients(tensors, keywords, d_kl_loss):
+    return {name: d_kl_loss.to(tensors[f"d_{name}"].dtype) * tensors[f"d_{name}"] for name in ("index_q", "index_k")}
+
+
+_define("block_scores", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("block_scores",))
+_define("topk", "Tensor block_scores, Tensor seqlens_k, Tensor? cu_seqlens_q=None", ("topk_indices",))
+_define("select_blocks", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("topk_indices",))
+_define("block_recall", f"Tensor q, Tensor k, Tensor topk_indices, {_SEQUENCES}", ("block_recall", "score_recall"))
+_define(
+    "msa_attention",
+    f"{_KEYS}, Tensor? index_q=None, Tensor? index_k=None, {_BATCH}",
+    ("o", "lse", "topk_indices"),
+)
+_SAVED = ("q", "k", "v", "o", "lse", "cu_seqlens_q", "cu_seqlens_k")
+for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
+    _argument = f", Tensor? {_indices}=None" if _indices else ""
+    _required = f"Tensor q, Tensor k, Tensor v{', Tensor topk_indices' if _indices else ''}, Tensor o, Tensor lse"
+    _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_SEQUENCES}", ("d_q", "d_k", "d_v"))
+    _register_gradient(
+        _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
+        saved=_SAVED + ((_indices,) if _indices else ()),
+        results=("o", "lse"),
+        gradients=_attention_gradients(f"{_kind}_attention_backward"),
+    )
+_register_gradient(
+    _define(
+        "kl_loss",
+        f"Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None, {_SEQUENCES}",
+        ("kl_loss", "d_index_q", "d_index_k"),
+    ),
+    saved=("d_index_q", "d_index_k"),
+    results=("kl_loss", "d_index_q", "d_index_k"),
+    gradients=_kl_gradients,
+)
+
+
+def _append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_table, *rest):
+    from .. import append_kv
+
+    names = ("cu_seqlens_q", "k_scale", "v_scale", "index_k_scale", "block_size", "num_threads", "backend")
+    caches = {"k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
+    append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
+
+
+torch.library.custom_op(
+    "openmsa::append_kv",
+    _append_kv,
+    mutates_args=("k_cache", "v_cache", "index_k_cache", "k_scale", "v_scale", "index_k_scale"),
+    schema="""(Tensor k, Tensor v, Tensor? index_k, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? index_k_cache,
+        Tensor seqlens_k, Tensor block_table, Tensor? cu_seqlens_q=None, Tensor(d!)? k_scale=None,
+        Tensor(e!)? v_scale=None, Tensor(f!)? index_k_scale=None, int? block_size=None, int? num_threads=None,
+        str? backend=None) -> ()""",
+).register_fake(lambda *args, **keywords: None)

@@ -1,0 +1,125 @@
+#include "tensor.h"
+
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+namespace openmsa::python {
+namespace {
+
+namespace nb = nanobind;
+
+struct Field {
+  std::string_view name;
+  openmsa_tensor openmsa_tensors::*member;
+};
+
+#define OPENMSA_FIELD(name) \
+  Field { #name, &openmsa_tensors::name }
+constexpr std::array kFields = {
+    OPENMSA_FIELD(cu_seqlens_q),
+    OPENMSA_FIELD(cu_seqlens_k),
+    OPENMSA_FIELD(seqlens_k),
+    OPENMSA_FIELD(block_table),
+    OPENMSA_FIELD(q),
+    OPENMSA_FIELD(k),
+    OPENMSA_FIELD(v),
+    OPENMSA_FIELD(index_q),
+    OPENMSA_FIELD(index_k),
+    OPENMSA_FIELD(k_cache),
+    OPENMSA_FIELD(v_cache),
+    OPENMSA_FIELD(index_k_cache),
+    OPENMSA_FIELD(k_scale),
+    OPENMSA_FIELD(v_scale),
+    OPENMSA_FIELD(index_k_scale),
+    OPENMSA_FIELD(block_scores),
+    OPENMSA_FIELD(topk_indices),
+    OPENMSA_FIELD(o),
+    OPENMSA_FIELD(lse),
+    OPENMSA_FIELD(d_o),
+    OPENMSA_FIELD(d_q),
+    OPENMSA_FIELD(d_k),
+    OPENMSA_FIELD(d_v),
+    OPENMSA_FIELD(d_index_q),
+    OPENMSA_FIELD(d_index_k),
+    OPENMSA_FIELD(kl_loss),
+    OPENMSA_FIELD(block_recall),
+    OPENMSA_FIELD(score_recall),
+};
+#undef OPENMSA_FIELD
+
+struct Dtype {
+  std::string_view name;
+  openmsa_dtype value;
+  std::uint8_t code;  // DLPack's DLDataTypeCode and bits
+  std::uint8_t bits;
+};
+
+constexpr Dtype kDtypes[] = {
+    {"float32", OPENMSA_FLOAT32, 2, 32}, {"bfloat16", OPENMSA_BFLOAT16, 4, 16},
+    {"float16", OPENMSA_FLOAT16, 2, 16}, {"float64", OPENMSA_FLOAT64, 2, 64},
+    {"int32", OPENMSA_INT32, 0, 32},     {"float8_e4m3fn", OPENMSA_FLOAT8_E4M3, 10, 8},
+};
+constexpr const char* kDtypeNames = "float32, bfloat16, float16, float64, int32 or float8_e4m3fn";
+
+openmsa_dtype dtype_of(const std::string& argument, nb::dlpack::dtype dtype) {
+  for (const Dtype& known : kDtypes) {
+    if (dtype.code == known.code && dtype.bits == known.bits && dtype.lanes == 1) return known.value;
+  }
+  throw nb::type_error((argument + ": expected dtype " + kDtypeNames + ", got DLPack's type " +
+                        std::to_string(dtype.code) + " of " + std::to_string(dtype.bits) + " bits")
+                           .c_str());
+}
+
+template <class Array>
+openmsa_tensor view(const std::string& argument, const Array& array, const std::string& dtype) {
+  if (array.ndim() > OPENMSA_MAX_RANK) {
+    throw nb::value_error((argument + ": expected rank at most " + std::to_string(OPENMSA_MAX_RANK) + ", got " +
+                           std::to_string(array.ndim()))
+                              .c_str());
+  }
+  openmsa_tensor tensor{};
+  tensor.data = const_cast<void*>(static_cast<const void*>(array.data()));
+  tensor.dtype = dtype.empty() ? dtype_of(argument, array.dtype()) : dtype_from_name(argument, dtype);
+  tensor.rank = static_cast<std::int32_t>(array.ndim());
+  for (std::size_t d = 0; d < array.ndim(); ++d) {
+    tensor.shape[d] = static_cast<std::int64_t>(array.shape(d));
+    tensor.strides[d] = array.stride(d);
+  }
+  return tensor;
+}
+
+/// The view, and in `alive` what owns its memory.
+template <class Array>
+openmsa_tensor import(const std::string& argument, nb::handle object, const std::string& dtype, const char* expected,
+                      nb::list& alive) {
+  Array array;
+  if (!nb::try_cast<Array>(object, array)) {
+    throw nb::type_error(
+        (argument + ": expected " + expected + ", got " + nb::cast<std::string>(nb::type_name(object.type()))).c_str());
+  }
+  alive.append(object);
+  return view(argument, array, dtype);
+}
+
+}  // namespace
+
+openmsa_dtype dtype_from_name(const std::string& argument, const std::string& name) {
+  for (const Dtype& known : kDtypes) {
+    if (name == known.name) return known.value;
+  }
+  throw nb::type_error((argument + ": expected dtype " + kDtypeNames + ", got " + name).c_str());
+}
+
+void Tensors::set(const std::string& name, nb::handle array, const std::string& dtype, bool is_written) {
+  const auto* field =
+      std::find_if(kFields.begin(), kFields.end(), [&](const Field& candidate) { return candidate.name == name; });
+  if (field == kFields.end()) throw nb::type_error((name + ": expected the name of a tensor").c_str());
+  tensors_.*field->member =
+      is_written ? import <nb::ndarray<>>(name, array, dtype, "an array that can be written", alive_)
+                 : import <nb::ndarray<nb::ro>>(name, array, dtype, "an array with __dlpack__ or a buffer", alive_);
+}
+
+}  // namespace openmsa::python

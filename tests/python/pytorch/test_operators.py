@@ -1,0 +1,150 @@
+"""torch.ops.openmsa: registered as PyTorch wants it, the same numbers as the functions, traced without graph breaks."""
+
+import openmsa
+import openmsa.torch
+import pytest
+import torch
+from layers import OPTIONS, torch_layer
+from support import pick
+
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+KEYS = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
+INDEX = ("index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k")
+
+
+@pytest.fixture
+def layer(device):
+    return torch_layer([130, 1], [130, 200], device=device, dtype=DTYPE[device])
+
+
+@pytest.fixture
+def paged_layer(device):
+    return torch_layer([3, 1], [130, 200], device=device, dtype=DTYPE[device], pages=64)
+
+
+def chosen(layer):
+    return openmsa.torch.select_blocks(**pick(layer, *INDEX), **OPTIONS)
+
+
+def attended(layer):
+    keys = pick(layer, *KEYS, topk_indices=chosen(layer))
+    o, lse = openmsa.torch.sparse_attention(**keys, **OPTIONS, return_lse=True)
+    return keys | {"o": o, "lse": lse}
+
+
+def calls(layer, cache):
+    """Arguments of every operator."""
+    cpu_only = not layer["q"].is_cuda
+    yield "block_scores", pick(layer, *INDEX, block_size=64)
+    yield "select_blocks", pick(layer, *INDEX, **OPTIONS)
+    yield (
+        "select_blocks",
+        pick(cache, "index_q", "index_k_cache", "seqlens_k", "block_table", "cu_seqlens_q", **OPTIONS),
+    )
+    lengths = layer["cu_seqlens_k"].diff()
+    scores = openmsa.torch.block_scores(**pick(layer, *INDEX), block_size=64)
+    yield "topk", {"block_scores": scores, "seqlens_k": lengths, "cu_seqlens_q": layer["cu_seqlens_q"], **OPTIONS}
+    yield "msa_attention", layer | OPTIONS
+    yield "msa_attention", cache | OPTIONS
+    yield "sparse_attention", pick(layer, *KEYS, topk_indices=chosen(layer), **OPTIONS)
+    new = torch_layer([1, 1], [1, 1], device=layer["q"].device, dtype=layer["q"].dtype)
+    where = pick(cache, "k_cache", "v_cache", "index_k_cache", "seqlens_k", "block_table")
+    yield "append_kv", pick(new, "k", "v", "index_k", "cu_seqlens_q", **where, block_size=64)
+    if not cpu_only:
+        return
+    forward = attended(layer)
+    yield "dense_attention", pick(layer, *KEYS)
+    yield "block_recall", {name: value for name, value in forward.items() if name not in ("v", "o", "lse")} | OPTIONS
+    d_o = torch.randn_like(forward["o"])
+    yield "sparse_attention_backward", forward | {"d_o": d_o} | OPTIONS
+    o, lse = openmsa.torch.dense_attention(**pick(layer, *KEYS), return_lse=True)
+    yield "dense_attention_backward", pick(layer, *KEYS, o=o, lse=lse, d_o=d_o)
+    teacher = {name: value for name, value in forward.items() if name not in ("v", "o")}
+    yield "kl_loss", teacher | pick(layer, "index_q", "index_k") | OPTIONS
+
+
+DIFFERENTIABLE = {"sparse_attention": "qkv", "dense_attention": "qkv", "kl_loss": ("index_q", "index_k")}
+
+
+def test_opcheck(layer, paged_layer):
+    for name, arguments in calls(layer, paged_layer):
+        if not layer["q"].is_cuda:
+            arguments = {
+                key: value.detach().requires_grad_() if key in DIFFERENTIABLE.get(name, ()) else value
+                for key, value in arguments.items()
+            }
+        operator = getattr(torch.ops.openmsa, name).default
+        names = [argument.name for argument in operator._schema.arguments]
+        torch.library.opcheck(operator, tuple(arguments.get(key) for key in names))
+
+
+def test_operators_do_what_the_functions_do(layer, paged_layer):
+    for name, arguments in calls(layer, paged_layer):
+        if name == "append_kv":
+            continue
+        result = getattr(torch.ops.openmsa, name)(**arguments)
+        first = result if isinstance(result, torch.Tensor) else result[0]
+        expected = getattr(openmsa, name)(**arguments)
+        expected = expected if isinstance(expected, torch.Tensor) else expected[0]
+        assert torch.equal(first, expected), name
+
+
+def test_compiled_without_graph_breaks(layer):
+    def step(layer):
+        o, indices = openmsa.torch.msa_attention(**layer, **OPTIONS, return_indices=True)
+        return o * 2, indices + 1
+
+    with torch.no_grad():
+        results = torch.compile(step, fullgraph=True, backend="aot_eager")(layer)
+        for result, expected in zip(results, step(layer)):
+            assert torch.equal(result, expected)
+
+
+def test_compiled_step_with_append(paged_layer):
+    """The mutation of the caches is seen by what follows."""
+    device, dtype = paged_layer["q"].device, paged_layer["q"].dtype
+    new = torch_layer([1, 1], [1, 1], device=device, dtype=dtype)
+    where = ("k_cache", "v_cache", "index_k_cache", "seqlens_k", "block_table")
+
+    def step(cache, q, index_q):
+        tensors = pick(cache, *where, cu_seqlens_q=new["cu_seqlens_q"])
+        openmsa.torch.append_kv(**pick(new, "k", "v", "index_k"), **tensors, block_size=64)
+        return openmsa.torch.msa_attention(q, index_q=index_q, **tensors, **OPTIONS)
+
+    copies = [{name: paged_layer[name].clone() for name in where} for _ in range(2)]
+    with torch.no_grad():
+        expected = step(copies[0], new["q"], new["index_q"])
+        result = torch.compile(step, fullgraph=True, backend="aot_eager")(copies[1], new["q"], new["index_q"])
+    assert torch.equal(result, expected)
+    assert torch.equal(copies[0]["k_cache"].nan_to_num(), copies[1]["k_cache"].nan_to_num())
+    assert not torch.equal(copies[0]["k_cache"].nan_to_num(), paged_layer["k_cache"].nan_to_num())
+
+
+def test_exported_with_a_dynamic_length(layer):
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v, index_q, index_k):
+            with torch.no_grad():
+                return openmsa.torch.msa_attention(q, k, v, index_q, index_k, **OPTIONS)
+
+    names = ("q", "k", "v", "index_q", "index_k")
+    single = [layer[name][:130] for name in names]
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    program = torch.export.export(Layer(), tuple(single), dynamic_shapes=tuple({0: tokens} for _ in names))
+    shorter = [tensor[:77] for tensor in single]
+    assert torch.equal(program.module()(*shorter), Layer()(*shorter))
+
+
+def test_on_other_streams(layer):
+    if not layer["q"].is_cuda:
+        pytest.skip("streams are the GPU's")
+    expected = openmsa.torch.sparse_attention(**pick(layer, *KEYS), topk_indices=chosen(layer), **OPTIONS)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        q = layer["q"] * 1  # written on this stream, after the sleep
+        result = openmsa.sparse_attention(
+            q, *(layer[n] for n in ("k", "v")), chosen(layer), **pick(layer, "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS
+        )
+        assert not stream.query(), "the call did not wait"
+    stream.synchronize()
+    assert torch.equal(result, expected)

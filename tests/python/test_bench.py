@@ -1,0 +1,72 @@
+"""python -m openmsa.bench on the CPU: what it writes, and what it does with contenders that fail."""
+
+import dataclasses
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from openmsa.bench import __main__ as bench
+from openmsa.bench import _contenders
+
+SMALL = [
+    "--device",
+    "cpu",
+    "--heads-q",
+    "2",
+    "--heads-kv",
+    "1",
+    "--head-dim",
+    "16",
+    "--block-size",
+    "16",
+    "--topk",
+    "2",
+]
+
+
+def results_of(tmp_path, *arguments):
+    assert bench.main([*SMALL, "--output", str(tmp_path), *arguments]) == 0
+    return json.loads((tmp_path / "bench.json").read_text())
+
+
+def test_every_section(tmp_path, capsys):
+    results = results_of(tmp_path, "--contexts", "32,64", "--batches", "1,3")
+    rows = {(row["section"], row["context"], row["batch"], row["contender"]) for row in results["rows"]}
+    sizes = [("prefill", 1), ("decode", 1), ("decode", 3), ("training", 1)]
+    for name in ("openmsa", "openmsa dense"):
+        assert {(section, context, batch, name) for section, batch in sizes for context in (32, 64)} <= rows
+    assert not results["refused"]
+    assert all(row["min_ms"] <= row["median_ms"] <= row["max_ms"] for row in results["rows"])
+    assert results["machine"]["cpu"] and results["machine"]["packages"]["numpy"]
+    printed = capsys.readouterr().out
+    assert "decode: one new token per sequence, on a cache, batch 3" in printed
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "bench.png").stat().st_size > 5000
+        assert "<svg" in (tmp_path / "bench.svg").read_text()
+
+
+def test_contenders_that_fail(tmp_path, monkeypatch, capsys):
+    def missing(case, inputs):
+        raise ImportError("No module named 'fast'")
+
+    def wrong(case, inputs):
+        return lambda: np.zeros_like(inputs["q"])
+
+    ours = _contenders.contenders_on("cpu")[0]
+    others = [dataclasses.replace(ours, name=f.__name__, prepare=f) for f in (missing, wrong)]
+    monkeypatch.setattr(bench, "contenders_on", lambda device: [ours, *others])
+    results = results_of(tmp_path, "--contexts", "32", "--sections", "prefill")
+    assert [row["contender"] for row in results["rows"]] == ["openmsa"]
+    assert results["absent"] == {"missing": "No module named 'fast'"}
+    assert results["refused"][0]["contender"] == "wrong" and "differs" in results["refused"][0]["reason"]
+    assert "not here: missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--contexts", "33"], ["--sections", "all"], ["--contexts", "many"]])
+def test_bad_arguments(tmp_path, arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        bench.main([*SMALL, "--output", str(tmp_path), *arguments])
+    assert exit.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+    assert not (tmp_path / "bench.json").exists()
