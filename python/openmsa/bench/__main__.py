@@ -131,8 +131,9 @@ def main(arguments=None) -> int:
     print(table(benchmark.rows))
     for name, reason in benchmark.absent.items():
         print(f"not here: {name} ({reason})")
-    for row in benchmark.refused:
-        print(f"refused: {row['contender']}, {row['section']} {row['context']} x {row['batch']}: {row['reason']}")
+    refusals = {(row["contender"], row["section"], row["reason"]): None for row in benchmark.refused}
+    for contender, section, reason in refusals:
+        print(f"refused: {contender}, {section}: {reason}")
     options.output.mkdir(parents=True, exist_ok=True)
     results = {"machine": facts, "layer": vars(layer), "rows": benchmark.rows}
     results |= {"absent": benchmark.absent, "refused": benchmark.refused}
