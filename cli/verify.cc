@@ -63,7 +63,7 @@ void VerifyCommand::verify_case(const VerifyShape& shape, const Format& format, 
   config.num_threads = options.threads;
   for (const openmsa_op op : problem.operations()) {
     const bool is_served = run_if_served(device, config, op, problem.got(op));
-    const std::vector<Finding> findings = judge(problem, reference, op);  // later operations read its results
+    const std::vector<Finding> findings = judge(problem, config, reference, op);  // later operations read its results
     if (is_served) report.add(format, op, shape, findings);
   }
 }

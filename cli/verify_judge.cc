@@ -80,8 +80,7 @@ bool is_right(const std::vector<std::int32_t>& got, const std::vector<std::int32
 }
 
 /// Rows of a selection that the reference would not have made.
-double wrong_rows(const VerifyProblem& problem, const openmsa_tensor& topk_indices) {
-  const double allowed = core::tolerance(problem.config().dtype).score;
+double wrong_rows(const VerifyProblem& problem, const openmsa_tensor& topk_indices, double allowed) {
   const openmsa_tensor& scores = problem.data(&Tensors::block_scores);
   const openmsa_tensor& expected = problem.data(&Tensors::topk_indices);
   double wrong = 0;
@@ -97,13 +96,13 @@ double wrong_rows(const VerifyProblem& problem, const openmsa_tensor& topk_indic
 }
 
 Finding compare(const VerifyProblem& problem, openmsa_op op, std::uint32_t id, const openmsa_tensor& got,
-                const openmsa_tensor& expected) {
+                const openmsa_tensor& expected, const core::Tolerance& allowed) {
   constexpr double kRecallAllowed = 1e-5;  // shares of probabilities that are summed in fp32
-  const core::Tolerance allowed = core::tolerance(problem.config().dtype);
   const char* name = api::fields()[id].name;
   switch (id) {
     case api::kTopkIndices:  // ties of the scores that openmsa_topk reads have one right order
-      return {name, op == OPENMSA_OP_TOPK ? different_bytes(got, expected) : wrong_rows(problem, got), 0};
+      return {name, op == OPENMSA_OP_TOPK ? different_bytes(got, expected) : wrong_rows(problem, got, allowed.score),
+              0};
     case api::kBlockScores:  // near 1
       return {name, largest_error(got, expected), allowed.score};
     case api::kO:
@@ -129,7 +128,7 @@ Finding compare(const VerifyProblem& problem, openmsa_op op, std::uint32_t id, c
 
 double Finding::share() const { return error == 0 ? 0 : error / allowed; }
 
-std::vector<Finding> judge(const VerifyProblem& problem, const Plan& reference, openmsa_op op) {
+std::vector<Finding> judge(const VerifyProblem& problem, const Config& judged, const Plan& reference, openmsa_op op) {
   const Tensors got = problem.got(op);
   Tensors expected = problem.expected(op);
   Workspace workspace;
@@ -146,7 +145,7 @@ std::vector<Finding> judge(const VerifyProblem& problem, const Plan& reference, 
   for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
     const auto member = api::fields()[id].member;
     if (!api::contains(operation.writes | operation.writes_optional, id) || (got.*member).rank == 0) continue;
-    findings.push_back(compare(problem, op, id, got.*member, expected.*member));
+    findings.push_back(compare(problem, op, id, got.*member, expected.*member, core::tolerance(judged)));
   }
   return findings;
 }

@@ -17,7 +17,8 @@ struct Finding {
   double share() const;
 };
 
-/// Runs `op` on the reference, whose results stay in `problem`, and compares with what the backend has got.
-std::vector<Finding> judge(const VerifyProblem& problem, const Plan& reference, openmsa_op op);
+/// Runs `op` on the reference, whose results stay in `problem`, and compares with what the backend of the plan
+/// `judged` has got.
+std::vector<Finding> judge(const VerifyProblem& problem, const Config& judged, const Plan& reference, openmsa_op op);
 
 }  // namespace openmsa::cli

@@ -23,4 +23,11 @@ constexpr Tolerance tolerance(openmsa_dtype dtype) {
   }
 }
 
+/// Of what a plan computes. The fp8 tensor cores keep some 13 bits of the larger sums.
+constexpr Tolerance tolerance(const openmsa_config& config) {
+  Tolerance result = tolerance(config.dtype);
+  if (config.backend == OPENMSA_BACKEND_CUDA && config.index_dtype == OPENMSA_FLOAT8_E4M3) result.score = 4e-3;
+  return result;
+}
+
 }  // namespace openmsa::core
