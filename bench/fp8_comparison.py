@@ -29,14 +29,15 @@ def correlate(layer):
         main.add_(index).mul_(0.5**0.5)
 
 
-def block_masses(layer, row, position):
-    """Attention mass of the visible kv_blocks under dense attention, mean over the heads of a group: [H_kv, blocks]."""
-    visible, masses = position // problem.BLOCK + 1, []
+def block_masses(layer, row):
+    """Attention mass of the kv_blocks that a row of a whole prompt sees under dense attention, mean over the heads of a
+    group: [H_kv, blocks]."""
+    visible, masses = row // problem.BLOCK + 1, []
     for head in range(problem.HEADS_KV):
         heads = slice(head * problem.GROUP, (head + 1) * problem.GROUP)
-        keys = layer.k[: position + 1, head].float()
+        keys = layer.k[: row + 1, head].float()
         weights = (layer.q[row, heads].float() @ keys.T / problem.HEAD_DIM**0.5).softmax(-1).mean(0)
-        padded = torch.nn.functional.pad(weights, (0, visible * problem.BLOCK - position - 1))
+        padded = torch.nn.functional.pad(weights, (0, visible * problem.BLOCK - row - 1))
         masses.append(padded.view(visible, problem.BLOCK).sum(1))
     return torch.stack(masses)
 
@@ -53,7 +54,7 @@ def recall(comparison, tokens, correlated):
     sums = {"kept": 0.0} | {f"{kind} {name}": 0.0 for kind in ("block", "score") for name in layers}
     rows = torch.linspace(tokens // 2, tokens - 1, SAMPLED_ROWS).long().tolist()
     for row in rows:
-        masses = block_masses(plain, row, row)
+        masses = block_masses(plain, row)
         best = torch.zeros_like(masses).scatter_(1, masses.topk(problem.TOPK).indices, 1)
         chosen = {
             name: torch.zeros_like(masses).scatter_(1, layer.topk_indices[:, row].long(), 1)

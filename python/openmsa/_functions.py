@@ -41,6 +41,11 @@ def _pick(written: dict[str, Array], *names: str | bool):
     return chosen[0] if len(chosen) == 1 else tuple(chosen)
 
 
+def _attention_gradients(operation: str, reads: dict[str, Array], given: tuple[Array, Array, Array], batch: Batch):
+    names = ("d_q", "d_k", "d_v")
+    return _pick(call(operation, reads, dict(zip(names, given)), names, batch), *names)
+
+
 def block_scores(index_q: Array, index_k: Array = None, *, block_scores: Array = None, **batch: Unpack[Batch]) -> Array:
     """Scores of the index branch per kv_block.
 
@@ -227,9 +232,7 @@ def sparse_attention_backward(
     array([1.5, 0.5], dtype=float32)
     """
     reads = {"q": q, "k": k, "v": v, "topk_indices": topk_indices, "o": o, "lse": lse, "d_o": d_o}
-    gradients = ("d_q", "d_k", "d_v")
-    written = call("sparse_attention_backward", reads, dict(zip(gradients, (d_q, d_k, d_v))), gradients, batch)
-    return _pick(written, *gradients)
+    return _attention_gradients("sparse_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
 def dense_attention_backward(
@@ -254,9 +257,7 @@ def dense_attention_backward(
     array([1.5, 0.5], dtype=float32)
     """
     reads = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "d_o": d_o}
-    gradients = ("d_q", "d_k", "d_v")
-    written = call("dense_attention_backward", reads, dict(zip(gradients, (d_q, d_k, d_v))), gradients, batch)
-    return _pick(written, *gradients)
+    return _attention_gradients("dense_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
 def kl_loss(

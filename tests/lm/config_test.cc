@@ -13,13 +13,7 @@ namespace {
 using nlohmann::json;
 
 lm::ModelConfig moe_config() {
-  lm::ModelConfig config = tiny_config();
-  config.layers[1].mlp = lm::MlpKind::kMoe;
-  config.num_experts = 4;
-  config.num_experts_per_token = 2;
-  config.expert_intermediate_size = 16;
-  config.shared_intermediate_size = 8;
-  config.routed_scaling_factor = 2.0;
+  lm::ModelConfig config = tiny_moe_config(4);
   config.num_init_blocks = 1;
   return config;
 }

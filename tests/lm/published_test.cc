@@ -22,17 +22,6 @@ namespace {
 
 using nlohmann::json;
 
-lm::ModelConfig moe_config() {
-  lm::ModelConfig config = tiny_config();
-  config.layers[1].mlp = lm::MlpKind::kMoe;
-  config.num_experts = 3;
-  config.num_experts_per_token = 2;
-  config.expert_intermediate_size = 16;
-  config.shared_intermediate_size = 8;
-  config.routed_scaling_factor = 2.0;
-  return config;
-}
-
 std::vector<core::BFloat16> to_bf16(std::span<const float> values) {
   std::vector<core::BFloat16> result;
   for (const float value : values) result.push_back(core::to_bfloat16(value));
@@ -92,7 +81,7 @@ class Published : public testing::Test {
     }
   }
 
-  const lm::ModelConfig config_ = moe_config();
+  const lm::ModelConfig config_ = tiny_moe_config(3);
   const lm::Parameters weights_ = random_weights(config_, 1);
   std::deque<std::vector<core::BFloat16>> bf16_;
   TemporaryDirectory folder_;

@@ -61,6 +61,17 @@ lm::ModelConfig tiny_config() {
   return config;
 }
 
+lm::ModelConfig tiny_moe_config(int num_experts) {
+  lm::ModelConfig config = tiny_config();
+  config.layers[1].mlp = lm::MlpKind::kMoe;
+  config.num_experts = num_experts;
+  config.num_experts_per_token = 2;
+  config.expert_intermediate_size = 16;
+  config.shared_intermediate_size = 8;
+  config.routed_scaling_factor = 2.0;
+  return config;
+}
+
 lm::Parameters random_weights(const lm::ModelConfig& config, std::uint64_t seed) {
   lm::Parameters weights(std::make_shared<const lm::ParameterLayout>(config));
   for (const lm::Parameter& parameter : weights.layout().parameters()) {

@@ -25,6 +25,9 @@ void expect_gradient(const std::string& name, std::span<float> values, std::span
 /// of which 2 are kept; 32 tokens in the vocabulary.
 lm::ModelConfig tiny_config();
 
+/// The same with experts in the second layer, 2 of them for a token.
+lm::ModelConfig tiny_moe_config(int num_experts);
+
 /// Weights of all parameters, norms included, large enough for gradients to be seen.
 lm::Parameters random_weights(const lm::ModelConfig& config, std::uint64_t seed);
 
