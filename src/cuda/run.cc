@@ -145,7 +145,11 @@ void run_attention(const Problem& problem, Arena& arena, sm90::Launch launch) {
   }
 
   const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.chunk.tile_queries);
-  p.chunk.max_tiles = static_cast<std::int32_t>(std::min<std::int64_t>(p.chunk.max_tiles, tiles));
+  if (tiles <= p.chunk.max_tiles) {
+    p.chunk.max_tiles = static_cast<std::int32_t>(tiles);
+  } else if (p.chunk.max_tiles > launch.num_sms) {  // every SM works on as many of a chunk's tiles
+    p.chunk.max_tiles -= p.chunk.max_tiles % launch.num_sms;
+  }
   p.chunk.chunks_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.chunk.max_tiles));
   const std::int32_t chunks = plan.config.num_heads_kv * p.chunk.chunks_per_head;
   const sm90::PrefillMaps maps = prefill_maps(problem, p.chunk, p.key_box_rows);

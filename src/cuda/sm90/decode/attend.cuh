@@ -57,6 +57,8 @@ struct DecodeAttendConfig {
     alignas(1024) char v[kPieceKeys * kRowBytes];
   };
   static constexpr int kVectors = kDim / 4;
+  /// Of all blocks of a cluster, where each has as many as the first.
+  static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterBlocks - 1;
   /// Of this block's warps.
   struct Partial {
     float max[kKeySlices][kRows];  // base 2
@@ -67,7 +69,7 @@ struct DecodeAttendConfig {
   struct Received {
     float max[kMaxClusterBlocks][kRows];
     float sum[kMaxClusterBlocks][kRows];
-    float4 o[kRows * kVectors];  // [blocks][kRows][kVectors / blocks]
+    float4 o[kRows * kMaxSharedVectors];  // [blocks][kRows][vectors of a block]
   };
   using Scratch = ChoiceScratch<kConsumers + 1>;
   struct Storage {
@@ -234,6 +236,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 
   constexpr int kWarps = Config::kConsumers + 1;
   const bool is_layer = p.select.lists.ranked != nullptr;
   if (!is_layer) cudaGridDependencySynchronize();
+  const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   RingPosition<Config::kStages> ring;
   for (std::int32_t row = first; row < end;) {  // sequence by sequence: mostly one
     const QueryPart part = find_part(p.select, row, end, lane);
@@ -269,9 +272,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 
     }
     __syncthreads();
     if (row == first) cute::cluster_wait();
-    send_partial<Config>(storage.partial, storage.received, part.count * 16);
+    send_partial<Config>(storage.partial, storage.received, share, part.count * 16);
     cluster.sync();
-    combine_cluster<Config>(p, storage.received, part, head);
+    combine_cluster<Config>(p, storage.received, share, part, head);
     if (rank == 0) store_part<Config>(p.select, storage, part, head, warp, lane);
     row += part.count;
     if (row < end) {  // copies and results of the next part go where those of this one are

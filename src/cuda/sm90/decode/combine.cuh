@@ -14,17 +14,27 @@
 
 namespace openmsa::cuda::sm90 {
 
+/// How a row's vectors of 4 channels are shared out over the blocks of a cluster: `count` each, fewer for the last.
+struct ChannelShare {
+  int count;
+  int inverse;  // of count, in units of 2^-20: exact below 2^12 rows and vectors
+
+  __device__ __forceinline__ ChannelShare(int vectors, int blocks)
+      : count((vectors + blocks - 1) / blocks), inverse((1 << 20) / count + 1) {}
+  /// x / count
+  __device__ __forceinline__ int divide(int x) const { return x * inverse >> 20; }
+};
+
 /// Sends the sum of this block's slices to where it is combined: every block of the cluster has some channels.
 template <class Config>
 __device__ __forceinline__ void send_partial(const typename Config::Partial& partial,
-                                             typename Config::Received& received, int rows) {
+                                             typename Config::Received& received, const ChannelShare& share, int rows) {
   constexpr int kSlices = Config::kKeySlices;
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = static_cast<int>(cluster.block_rank());
-  const int log2_share = __ffs(Config::kVectors) - __ffs(static_cast<int>(cluster.num_blocks()));
   for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
     const int row = item / Config::kVectors, vector = item % Config::kVectors;
-    const int within = vector & ((1 << log2_share) - 1);
+    const int owner = share.divide(vector), within = vector - owner * share.count;
     float top = -INFINITY, total = 0;
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
@@ -37,8 +47,8 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
       total += weight * partial.sum[slice][row];
       sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
     }
-    auto* const to = cluster.map_shared_rank(&received, vector >> log2_share);
-    to->o[((rank * Config::kRows + row) << log2_share) + within] = sum;
+    auto* const to = cluster.map_shared_rank(&received, owner);
+    to->o[(rank * Config::kRows + row) * share.count + within] = sum;
     if (within == 0) {
       to->max[rank][row] = top;
       to->sum[rank][row] = total;
@@ -49,13 +59,14 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
 /// Combines this block's channels of all rows, four at a time, from what the cluster has sent.
 template <class Config>
 __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, const typename Config::Received& received,
-                                                const QueryPart& part, std::int32_t head) {
+                                                const ChannelShare& share, const QueryPart& part, std::int32_t head) {
   const auto cluster = cooperative_groups::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
-  const int log2_share = __ffs(Config::kVectors) - __ffs(blocks);
-  for (int item = threadIdx.x; item < part.count << (p.log2_group_size + log2_share); item += Config::kThreads) {
-    const int vector = item & ((1 << log2_share) - 1), query = item >> (log2_share + p.log2_group_size);
-    const int head_of_group = item >> log2_share & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
+  for (int item = threadIdx.x; item < (part.count << p.log2_group_size) * share.count; item += Config::kThreads) {
+    const int query_and_head = share.divide(item), vector = item - query_and_head * share.count;
+    if (rank * share.count + vector >= Config::kVectors) continue;  // the last block has fewer
+    const int query = query_and_head >> p.log2_group_size;
+    const int head_of_group = query_and_head & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
     float top = -INFINITY, total = 0, sum[4] = {};
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
@@ -63,7 +74,7 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) {
       const float weight = exp2_approx(received.max[block][row] - shift);
-      const float4 o = received.o[((block * Config::kRows + row) << log2_share) + vector];
+      const float4 o = received.o[(block * Config::kRows + row) * share.count + vector];
       total += weight * received.sum[block][row];
       sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
     }
@@ -75,7 +86,7 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
     const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
     const auto rounded = convert(scaled);
     auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
-                     query_head * p.o_strides[1] + ((rank << log2_share) + vector) * 4;
+                     query_head * p.o_strides[1] + (rank * share.count + vector) * 4;
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
     if (rank == 0 && vector == 0 && p.lse != nullptr) {
       constexpr float kLn2 = 0.693147181f;

@@ -27,24 +27,27 @@ void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_
   }
 }
 
+/// Blocks of the next smaller cluster: powers of two, with several queries any number up to the portable one.
+inline unsigned int smaller_cluster(unsigned int blocks, int queries) {
+  return queries > 1 && blocks <= kPortableClusterBlocks ? blocks - 1 : blocks / 2;
+}
+
 template <class Element, class Cached, int kDim>
 void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch) {
   const auto clusters = static_cast<unsigned int>(p.select.heads) *
                         ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
   const auto start = [&](auto config, unsigned int blocks_per_sm) {
     using Config = decltype(config);
-    // As many blocks as run at once; large clusters do not fit everywhere.
-    const auto fits = [&](unsigned int size) {
-      return clusters * size <= launch.num_sms * (size <= 2 ? blocks_per_sm : 1);
-    };
     constexpr std::size_t kShared = sizeof(typename Config::Storage) + 1024;
-    unsigned int size = 1;
-    while (size < kPortableClusterBlocks && fits(2 * size)) size *= 2;
-    if (fits(kMaxClusterBlocks) && active_clusters(decode_attend_kernel<Config>,
-                                                   {kMaxClusterBlocks, Config::kThreads, kShared, kMaxClusterBlocks}) >=
-                                       static_cast<int>(clusters)) {
-      size = kMaxClusterBlocks;
-    }
+    // Clusters as large as all of them run at once: a second round would take as long as the first. A cluster has to
+    // find room in one part of the card, so that fewer fit than the number of SMs suggests.
+    const auto run_at_once = [&](unsigned int size) {
+      if (clusters * size > launch.num_sms * (size <= 2 ? blocks_per_sm : 1)) return false;
+      return size <= 2 || active_clusters(decode_attend_kernel<Config>, {size, Config::kThreads, kShared, size}) >=
+                              static_cast<int>(clusters);
+    };
+    unsigned int size = kMaxClusterBlocks;
+    while (size > 1 && !run_at_once(size)) size = smaller_cluster(size, Config::kQueries);
     cuda::launch("decode_attend", decode_attend_kernel<Config>, {clusters * size, Config::kThreads, kShared, size},
                  launch.stream, p, k, v);
   };
