@@ -11,10 +11,12 @@
 #include "bench.h"
 #include "io/error.h"
 #include "io/json_file.h"
+#include "lm/attention_ops.h"
 #include "lm/profile.h"
 #include "lm/threads.h"
 #include "lm/trainer.h"
 #include "machine.h"
+#include "prefill_selection.h"
 #include "progress.h"
 #include "timing.h"
 
@@ -29,6 +31,9 @@ struct TrainBench {
   lm::TrainingOptions training;
   int layers = 4;
   int dense_layers = 1;
+  std::string backend = "cpu";
+  std::string dtype = "fp32";
+  std::string selection = "index";
   int repeats = 5;
   int threads = 0;
   std::string json;
@@ -64,6 +69,18 @@ lm::TrainingState state_of(const TrainBench& bench, const std::string& kind, lm:
   return lm::fresh_state(config, training);
 }
 
+/// A trainer of steps of one kind; sparse ones attend to kv_blocks as --selection says.
+lm::Trainer make_trainer(const TrainBench& bench, const std::string& kind, const lm::TrainingOptions& training,
+                         const std::string& text, openmsa_backend backend = OPENMSA_BACKEND_CPU) {
+  lm::Trainer trainer(state_of(bench, kind, training), text, bench.threads, backend);
+  if (kind != "sparse" || bench.selection == "index") return trainer;
+  std::vector<PrefillSequence> sequences;
+  for (std::int64_t length : lm::sequence_lengths(training)) sequences.push_back({length, length});
+  trainer.set_selection(
+      made_up_selection(lm::attention_config(bench.model), sequences, bench.selection == "clustered", training.seed));
+  return trainer;
+}
+
 /// Bytes without order: what they are does not matter to the time.
 std::string random_text(const TrainBench& bench) {
   std::mt19937_64 generator(bench.training.seed);
@@ -80,7 +97,7 @@ void check_step(const TrainBench& bench, const std::string& kind, const std::str
   small.seqlen = std::min(small.seqlen, kMostTokens);
   small.short_seqlen = std::min(small.short_seqlen, kMostTokens / 2);
   const auto step = [&](openmsa_backend backend) {
-    return lm::Trainer(state_of(bench, kind, small), text, bench.threads, backend).step(false);
+    return make_trainer(bench, kind, small, text, backend).step(false);
   };
   const lm::StepFigures got = step(OPENMSA_BACKEND_CPU), expected = step(OPENMSA_BACKEND_REFERENCE_FLOAT32);
   const auto compare = [&](const char* what, double value, double reference) {
@@ -97,7 +114,7 @@ void check_step(const TrainBench& bench, const std::string& kind, const std::str
 StepTimes measure(const TrainBench& bench, const std::string& kind, const std::string& text) {
   lm::TrainingOptions training = bench.training;
   training.steps = bench.repeats + 1;
-  lm::Trainer trainer(state_of(bench, kind, training), text, bench.threads);
+  lm::Trainer trainer = make_trainer(bench, kind, training, text);
   trainer.step(false);  // touches all memory
   StepTimes times{kind, {}, {}, {}};
   for (int i = 0; i < bench.repeats; ++i) {
@@ -120,10 +137,10 @@ void print(const TrainBench& bench, const std::vector<StepTimes>& all) {
   const lm::TrainingOptions& t = bench.training;
   std::printf(
       "Training step, ms (medians); %d layers, hidden %d, %d query and %d KV heads of %d, %d of %d-token kv_blocks, "
-      "%lld x %lld + %lld x %lld tokens, fp32\n",
+      "%lld x %lld + %lld x %lld tokens, %s, %s selection\n",
       bench.layers, m.hidden_size, m.num_heads_q, m.num_heads_kv, m.head_dim, m.topk, m.block_size,
       static_cast<long long>(t.batch), static_cast<long long>(t.seqlen), static_cast<long long>(t.short_batch),
-      static_cast<long long>(t.short_seqlen));
+      static_cast<long long>(t.short_seqlen), bench.dtype.c_str(), bench.selection.c_str());
   std::printf("%8s %26s %9s %8s %9s %8s %8s %8s\n", "step", "min..max", "products", "forward", "backward", "KL loss",
               "rest", "of step");
   for (const StepTimes& times : all) {
@@ -152,13 +169,23 @@ ordered_json to_json(const TrainBench& bench, const std::vector<StepTimes>& all)
           {"seqlen", bench.training.seqlen},
           {"short_batch", bench.training.short_batch},
           {"short_seqlen", bench.training.short_seqlen},
+          {"backend", bench.backend},
+          {"dtype", bench.dtype},
+          {"selection", bench.selection},
           {"threads", bench.threads == 0 ? usable_cores() : bench.threads},
           {"repeats", bench.repeats},
           {"results", results},
           {"machine", machine_facts()}};
 }
 
+/// What has no training path yet.
+void check_supported(const TrainBench& bench) {
+  if (bench.backend != "cpu") throw io::InputError("--backend cuda: the CUDA backend has no training path; use cpu");
+  if (bench.dtype != "fp32") throw io::InputError("--dtype " + bench.dtype + ": training is served in fp32 only");
+}
+
 void run(const TrainBench& bench) {
+  check_supported(bench);
   if (bench.dense_layers >= bench.layers) throw io::InputError("--dense-layers: expected fewer than --layers");
   const lm::ThreadLimit limit(bench.threads);
   const std::string text = random_text(bench);
@@ -181,7 +208,7 @@ void add_bench_train(CLI::App& bench) {
   auto options = std::make_shared<TrainBench>();
   CLI::App* command = bench.add_subcommand("train", "Time of a training step and of its parts, sparse beside dense");
   command->footer(
-      "On the CPU, in fp32: the CUDA backend has no backward pass. Defaults are the model and the batch of make demo.\n"
+      "Defaults are the model and the batch of make demo. The index branch learns with every selection.\n"
       "Loss and gradients of a small step are checked against the reference backend first.\n"
       "products: the projections' matrix products; forward, backward and KL loss: the attention's operations.");
   const auto add = [&](const char* name, auto& value, const char* text, std::int64_t least, std::int64_t most) {
@@ -207,6 +234,14 @@ void add_bench_train(CLI::App& bench) {
   add("--short-batch", training.short_batch, "Short sequences per step beside them", 0, 4096);
   add("--short-seqlen", training.short_seqlen, "Tokens per short sequence", 2, 1 << 20);
   add("--threads", options->threads, "0: one per core", 0, 4096);
+  const auto choose = [&](const char* name, std::string& value, const char* text, std::vector<std::string> among) {
+    command->add_option(name, value, text)->check(CLI::IsMember(std::move(among)))->capture_default_str();
+  };
+  choose("--backend", options->backend, "cpu; cuda is refused: it has no backward pass", {"cpu", "cuda"});
+  choose("--dtype", options->dtype, "fp32; bf16 and fp16 are refused: the trainer works in fp32",
+         {"fp32", "bf16", "fp16"});
+  choose("--selection", options->selection, "Of the sparse step: index (the model's own), random or clustered",
+         {"index", "random", "clustered"});
   add("--repeats", options->repeats, "Measured steps of each kind", 1, 100000);
   command->add_option("--seed", training.seed, "Of the weights and the batches")->capture_default_str();
   command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");

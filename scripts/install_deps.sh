@@ -5,7 +5,7 @@ set -eu
 
 packages="
   build-essential cmake ninja-build
-  libcli11-dev libgmock-dev libgtest-dev libhwy-dev libjs-chart.js libopenblas-dev libpcre2-dev libtbb-dev nlohmann-json3-dev pkg-config python3 $*
+  libcli11-dev libgmock-dev libgtest-dev libhwy-dev libjs-chart.js libopenblas-dev libpcre2-dev libtbb-dev libutf8proc-dev nlohmann-json3-dev pkg-config python3 $*
 "
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

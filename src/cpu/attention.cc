@@ -8,14 +8,13 @@
 //   l = alpha l + sum_j p,  o = alpha o + p^T v
 //
 // so the work done is exactly that of the chosen (query, block) pairs, and a query's result does not depend on the tile
-// it is in. Dense decode splits the keys into segments; their (o, m, l) are merged in a second step. There one work
-// item has all KV heads: a token's heads lie side by side in memory, and memory is what decode waits for.
+// it is in. Dense attention of a few queries over many keys is in dense_decode.cc.
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "cpu/products.h"
+#include "cpu/running_softmax.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -23,7 +22,6 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::address;
 using core::Arena;
 using core::Plan;
 using core::Problem;
@@ -31,37 +29,12 @@ using core::Sequence;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// Running softmax of query rows: o [rows][ld] not yet divided by sum.
-struct State {
-  State(Arena& arena, std::int64_t rows, std::int64_t ld)
-      : ld(ld), o(arena.take<float>(rows * ld)), max(arena.take<float>(rows)), sum(arena.take<float>(rows)) {}
-
-  void reset(std::int64_t rows) {
-    std::fill(o, o + rows * ld, 0.0f);
-    std::fill(max, max + rows, -kInfinity);
-    std::fill(sum, sum + rows, 0.0f);
-  }
-
-  /// The rows from `row` on.
-  State from(std::int64_t row) const {
-    State result = *this;
-    result.o += row * ld;
-    result.max += row;
-    result.sum += row;
-    return result;
-  }
-
-  std::int64_t ld;
-  float* o;
-  float* max;
-  float* sum;
-};
-
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
-      : state(arena, max_rows(plan), pad_lanes(plan.config.head_dim)),
+      : state(arena, max_forward_queries(plan) * plan.group_size, pad_lanes(plan.config.head_dim)),
         visits(arena, plan, max_forward_queries(plan)),
-        qk(arena, plan.config.block_size, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        queries(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        qk(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
@@ -74,14 +47,9 @@ struct Scratch {
     return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
   }
 
-  /// Query rows of one work item.
-  static std::int64_t max_rows(const Plan& plan) {
-    const std::int64_t decode_queries = std::min(kMaxDecodeQueries, plan.config.max_total_q);
-    return std::max(max_forward_queries(plan) * plan.group_size, decode_queries * plan.config.num_heads_q);
-  }
-
-  State state;
+  RunningSoftmax state;
   TileVisits visits;
+  ScoreQueries queries;
   ScoreProduct qk;
   ValueProduct values;
   float* scores;  // [block_size][kMaxColumns]
@@ -89,41 +57,26 @@ struct Scratch {
   float *limit, *max, *sum, *alpha;
 };
 
-/// Merged results of the segments of decode rows: [max_decode_rows][num_heads_q][max_segments].
-struct Partials {
-  Partials(Arena& arena, const Plan& plan)
-      : segments(max_segments(plan)),
-        heads(plan.config.num_heads_q),
-        state(arena, segments == 1 ? 0 : max_decode_rows(plan) * heads * segments, pad_lanes(plan.config.head_dim)) {}
-
-  std::int64_t row(const Plan& plan, const Item& item, std::int64_t t, std::int64_t head, std::int64_t segment) const {
-    return (decode_row(plan, item.b, item.sequence, t) * heads + head) * segments + segment;
-  }
-
-  std::int64_t segments;
-  std::int64_t heads;
-  State state;
-};
-
-/// Brings the rows of `columns` in `state`, that of their KV head from `first_query` on, up to date with the keys and
+/// Brings the rows of `columns` in s.state, whose first is that of query `first_query`, up to date with the keys and
 /// values loaded.
 void attend(const Problem& problem, const Sequence& sequence, const Columns& columns, std::int64_t first_query,
-            const KeySpan& keys, const State& state, Scratch& s) {
+            const KeySpan& keys, Scratch& s) {
   const TileOps& ops = tile_ops();
-  s.qk.load_queries(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
+  const RunningSoftmax& state = s.state;
+  s.queries.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
   const bool is_partial = causal_limits(sequence, columns, keys.begin, keys.count, s.limit);
   const std::int64_t n = columns.padded();
   const auto row = [&](std::int64_t column) {  // of the tile's state
     return columns.row(column, first_query);
   };
 
-  s.qk.scores(s.scores, kMaxColumns);
+  s.qk.scores(s.queries, s.scores, kMaxColumns);
   for (std::int64_t c = 0; c < n; ++c) {
     s.max[c] = c < columns.size() ? state.max[row(c)] : -kInfinity;
     s.sum[c] = c < columns.size() ? state.sum[row(c)] : 0;
   }
   ops.softmax_columns(s.scores, kMaxColumns, keys.count, n, s.limit, s.max, s.sum, s.alpha);
-  s.values.multiply(s.scores, columns.size(), s.limit, is_partial, s.pv);
+  s.values.multiply(s.scores, columns.size(), s.limit, is_partial, s.pv, false);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
     ops.scale_add(state.o + row(c) * state.ld, s.pv + c * state.ld, s.alpha[c], state.ld);
     state.max[row(c)] = s.max[c];
@@ -131,147 +84,82 @@ void attend(const Problem& problem, const Sequence& sequence, const Columns& col
   }
 }
 
-/// o and lse of one query row from its running softmax.
-void write_row(const Problem& problem, std::int64_t row, std::int64_t head, const float* o, float max, float sum) {
-  const openmsa_tensors& tensors = problem.tensors;
-  const bool is_empty = sum == 0;
-  store_row(o, is_empty ? 0 : 1 / sum, problem.plan.config.head_dim, tensors.o.dtype, address(tensors.o, row, head));
-  if (core::present(tensors.lse))
-    core::element<float>(tensors.lse, row, head) = is_empty ? -kInfinity : max + std::log(sum);
-}
-
-struct Workspace {
-  Workspace(Arena& arena, const Plan& plan) : threads(arena, plan), partials(arena, plan) {}
-  PerThread<Scratch> threads;
-  Partials partials;
-};
-
-/// What a work item covers: queries [first, first + count) of some KV heads over one segment of the keys. Its rows
-/// stand in the order [KV head][query][head of the group].
+/// What a work item covers: queries [first, first + count) of one KV head.
 struct Tile {
   std::int64_t first, count;
-  std::int64_t head, heads;
-  std::int64_t segment;
-
-  std::int64_t rows(const Plan& plan) const { return heads * count * plan.group_size; }
+  std::int64_t head;
 };
 
-/// Whether work items have all KV heads of a sequence. Sparse ones do not, for each head chooses its own kv_blocks.
-bool joins_heads(const Problem& problem, const Sequence& sequence) {
+/// Whether a sequence is left to dense_decode.
+bool is_dense_decode(const Problem& problem, const Sequence& sequence) {
   return is_decode(sequence) && !core::present(problem.tensors.topk_indices);
 }
 
-std::int64_t queries_of_tile(const Problem& problem, const Sequence& sequence) {
-  return joins_heads(problem, sequence) ? kMaxDecodeQueries : forward_queries_per_tile(problem.plan, sequence);
-}
-
-std::int64_t segments_of(const Problem& problem, const Sequence& sequence) {
-  return joins_heads(problem, sequence) ? num_segments(problem.plan, sequence) : 1;
-}
-
 std::int64_t count_tiles(const Problem& problem, const Sequence& sequence) {
-  const std::int64_t heads = joins_heads(problem, sequence) ? 1 : problem.plan.config.num_heads_kv;
-  return core::ceil_div(sequence.seqlen_q, queries_of_tile(problem, sequence)) * heads * segments_of(problem, sequence);
+  if (is_dense_decode(problem, sequence)) return 0;
+  const std::int64_t queries = forward_queries_per_tile(problem.plan, sequence);
+  return core::ceil_div(sequence.seqlen_q, queries) * problem.plan.config.num_heads_kv;
 }
 
 Tile tile_of(const Problem& problem, const Item& item) {
-  const std::int64_t size = queries_of_tile(problem, item.sequence), segments = segments_of(problem, item.sequence);
-  const std::int64_t kv_heads = problem.plan.config.num_heads_kv;
-  const std::int64_t heads = joins_heads(problem, item.sequence) ? kv_heads : 1, parts = kv_heads / heads;
-  const std::int64_t first = item.index / (segments * parts) * size;
-  return {first, std::min(size, item.sequence.seqlen_q - first), item.index / segments % parts, heads,
-          item.index % segments};
+  const std::int64_t size = forward_queries_per_tile(problem.plan, item.sequence);
+  const std::int64_t heads = problem.plan.config.num_heads_kv, first = item.index / heads * size;
+  return {first, std::min(size, item.sequence.seqlen_q - first), item.index % heads};
 }
 
-/// Walks over the kv_blocks of the tile's segment (sparse: over all that its queries chose), head by head.
+/// Walks over the kv_blocks that the tile's queries see, or have chosen.
 void attend_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, Scratch& s) {
   const Plan& plan = problem.plan;
-  if (core::present(problem.tensors.topk_indices)) {
-    s.visits.begin_sparse(problem, sequence, tile.head, tile.first, tile.count);
-  } else {
-    s.visits.begin_dense(plan, sequence, tile.first, tile.count, segment(plan, sequence, tile.segment));
-  }
+  const core::KeyRows k = problem.k(sequence, tile.head), v = problem.v(sequence, tile.head);
   const auto span = [&](const core::KeyRows& rows, std::int64_t block) {
     const std::int64_t keys = block < 0 ? 0 : keys_in_block(plan, sequence, block);
     return KeySpan{rows, block * plan.config.block_size, keys};
   };
-  s.state.reset(tile.rows(plan));
+  begin_visits(s.visits, problem, sequence, tile.head, tile.first, tile.count);
+  s.state.reset(tile.count * plan.group_size);
   Visit visit;
   while (s.visits.next(visit)) {
-    for (std::int64_t i = 0; i < tile.heads; ++i) {
-      const std::int64_t head = tile.head + i, next_head = tile.head + (i + 1) % tile.heads;
-      const std::int64_t next_block = i + 1 < tile.heads ? visit.block : s.visits.next_block();
-      const KeySpan keys = span(problem.k(sequence, head), visit.block);
-      s.qk.load_keys(keys, span(problem.k(sequence, next_head), next_block));
-      s.values.load(span(problem.v(sequence, head), visit.block), span(problem.v(sequence, next_head), next_block));
-      const State state = s.state.from(i * tile.count * plan.group_size);
-      for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size,
-                     [&](const Columns& columns) { attend(problem, sequence, columns, tile.first, keys, state, s); });
-    }
+    const std::int64_t next = s.visits.next_block();
+    const KeySpan keys = span(k, visit.block);
+    s.qk.load_keys(keys, ahead_of(span(k, next), plan.config.head_dim));
+    s.values.load(span(v, visit.block), ahead_of(span(v, next), plan.config.head_dim));
+    for_each_chunk(visit.queries, visit.count, tile.head * plan.group_size, plan.group_size,
+                   [&](const Columns& columns) { attend(problem, sequence, columns, tile.first, keys, s); });
   }
 }
 
-/// Writes the rows of a finished tile, or keeps them for merge_row.
-void store_tile(const Problem& problem, const Item& item, const Tile& tile, const State& state,
-                const Partials& partials) {
+void store_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, const RunningSoftmax& state) {
   const std::int64_t group = problem.plan.group_size;
-  for (std::int64_t row = 0; row < tile.rows(problem.plan); ++row) {
-    const std::int64_t t = tile.first + row / group % tile.count;
-    const std::int64_t h = (tile.head + row / group / tile.count) * group + row % group;
-    const State from = state.from(row);
-    if (segments_of(problem, item.sequence) == 1) {
-      write_row(problem, item.sequence.q_begin + t, h, from.o, *from.max, *from.sum);
-      continue;
-    }
-    const State to = partials.state.from(partials.row(problem.plan, item, t, h, tile.segment));
-    std::copy(from.o, from.o + from.ld, to.o);
-    *to.max = *from.max;
-    *to.sum = *from.sum;
+  for (std::int64_t row = 0; row < tile.count * group; ++row) {
+    write_row(problem, sequence.q_begin + tile.first + row / group, tile.head * group + row % group, state.from(row));
   }
-}
-
-/// Merges the segments of one decode row in order and writes it.
-void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::int64_t head, const Partials& partials) {
-  const Plan& plan = problem.plan;
-  const TileOps& ops = tile_ops();
-  const State& state = partials.state;
-  const std::int64_t first = partials.row(plan, item, t, head, 0);
-  for (std::int64_t i = 1; i < num_segments(plan, item.sequence); ++i) {
-    const float max = std::max(state.max[first], state.max[first + i]);
-    if (max == -kInfinity) continue;
-    const float alpha = std::exp(state.max[first] - max), beta = std::exp(state.max[first + i] - max);
-    float* other = state.o + (first + i) * state.ld;
-    for (std::int64_t c = 0; c < state.ld; ++c) other[c] *= beta;
-    ops.scale_add(state.o + first * state.ld, other, alpha, state.ld);
-    state.sum[first] = state.sum[first] * alpha + state.sum[first + i] * beta;
-    state.max[first] = max;
-  }
-  write_row(problem, item.sequence.q_begin + t, head, state.o + first * state.ld, state.max[first], state.sum[first]);
 }
 
 }  // namespace
 
 void attention(const Problem& problem, Arena& arena, const Threads& threads) {
-  const Workspace workspace(arena, problem.plan);
+  if (!core::present(problem.tensors.topk_indices)) {
+    Arena decode = arena;  // one after the other in the same scratch
+    dense_decode(problem, decode, threads);
+  }
+  const PerThread<Scratch> workspace(arena, problem.plan);
   for_each_item(
       problem, threads, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
       [&](const Item& item, int slot) {
-        Scratch s = workspace.threads[slot];
+        Scratch s = workspace[slot];
         const Tile tile = tile_of(problem, item);
         attend_tile(problem, item.sequence, tile, s);
-        store_tile(problem, item, tile, s.state, workspace.partials);
-      });
-  const std::int64_t heads = problem.plan.config.num_heads_q;
-  for_each_item(
-      problem, threads,
-      [&](const Sequence& sequence) { return segments_of(problem, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
-      [&](const Item& item, int) {
-        merge_row(problem, item, item.index / heads, item.index % heads, workspace.partials);
+        store_tile(problem, item.sequence, tile, s.state);
       });
   write_query_padding(problem, problem.tensors.o, 0, 0);
   write_query_padding(problem, problem.tensors.lse, 0, -kInfinity);
 }
 
-void plan_attention(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+void plan_attention(const Plan& plan, Arena& arena) {
+  Arena decode = arena;
+  plan_dense_decode(plan, decode);
+  PerThread<Scratch>(arena, plan);
+  if (decode.used() > arena.used()) arena = decode;
+}
 
 }  // namespace openmsa::cpu

@@ -56,7 +56,7 @@ struct Tile {
 template <class Body>
 void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, const Body& body) {
   const Plan& plan = problem.plan;
-  s.visits.begin_dense(plan, tile.sequence, tile.first, tile.count, {0, num_blocks(plan, tile.sequence)});
+  s.visits.begin_dense(plan, tile.sequence, tile.first, tile.count);
   Visit visit;
   while (s.visits.next(visit)) {
     const std::int64_t begin = visit.block * plan.config.block_size;

@@ -1,6 +1,7 @@
 // From the caller's tensors to fp32 tiles and back: queries as columns, keys as rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/arena.h"
@@ -82,13 +83,17 @@ void add_rows(const float* product, std::int64_t width, const Columns& columns, 
 void store_rows(const float* tile, std::int64_t width, float scale, const core::Sequence& sequence, std::int64_t first,
                 std::int64_t count, std::int64_t kv_head, std::int64_t heads, const openmsa_tensor& to);
 
-/// Runs body(columns) over `queries` in chunks of at most kMaxColumns columns.
+/// Runs body(columns) over `queries` in as few chunks of at most kMaxColumns columns as there can be, of about the same
+/// size: a narrow one at the end would cost more than its share.
 template <class Body>
 void for_each_chunk(const std::int32_t* queries, std::int64_t count, std::int64_t head, std::int64_t heads,
                     const Body& body) {
-  const std::int64_t most = heads < kMaxColumns ? kMaxColumns / heads : 1;
-  for (std::int64_t begin = 0; begin < count; begin += most) {
-    body(Columns{queries + begin, count - begin < most ? count - begin : most, head, heads});
+  const std::int64_t most = std::max<std::int64_t>(kMaxColumns / heads, 1);
+  const std::int64_t chunks = std::max<std::int64_t>(core::ceil_div(count, most), 1);
+  const std::int64_t even = core::ceil_div(count, chunks);
+  const std::int64_t size = std::clamp(pad_lanes(even * heads) / heads, even, most);
+  for (std::int64_t begin = 0; begin < count; begin += size) {
+    body(Columns{queries + begin, std::min(size, count - begin), head, heads});
   }
 }
 

@@ -23,13 +23,16 @@ namespace {
 std::int64_t max_columns(const Plan& plan) {
   return pad_lanes(IndexTile::max_queries(plan) * plan.config.num_heads_kv);
 }
+bool multiplies_index_in_pairs(const Plan& plan) {
+  return multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim);
+}
 }  // namespace
 
 IndexTile::IndexTile(core::Arena& arena, const Plan& plan)
     : top(arena.take<float>(max_columns(plan))),
       ld_(max_columns(plan)),
-      product_(arena, plan.config.block_size, plan.config.index_dim, ld_,
-               multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim)),
+      q_(arena, plan.config.index_dim, ld_, multiplies_index_in_pairs(plan)),
+      product_(arena, plan.config.block_size, plan.config.index_dim, multiplies_index_in_pairs(plan)),
       queries_(arena.take<std::int32_t>(max_queries(plan))),
       limit_(arena.take<float>(max_columns(plan))),
       scores_(arena.take<float>(plan.config.block_size * max_columns(plan))) {}
@@ -38,9 +41,9 @@ void IndexTile::load(const Problem& problem, const Sequence& sequence, std::int6
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
   columns = {queries_, count, 0, problem.plan.config.num_heads_kv};
   if (problem.plan.has_fp8_index()) {
-    product_.load_fp8_queries(problem.tensors.index_q, sequence, columns);
+    q_.load_fp8(problem.tensors.index_q, sequence, columns);
   } else {
-    product_.load_queries(problem.tensors.index_q, sequence, columns, 1);
+    q_.load(problem.tensors.index_q, sequence, columns, 1);
   }
 }
 
@@ -50,13 +53,13 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const std::int64_t n = columns.padded();
   const core::KeyRows rows = problem.index_k(sequence);
   const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
-  product_.load_keys({rows, begin, keys}, {rows, begin + keys, next_keys});
+  product_.load_keys({rows, begin, keys}, ahead_of({rows, begin + keys, next_keys}, plan.config.index_dim));
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
-    product_.scores(scores_, ld_);
+    product_.scores(q_, scores_, ld_);
     tile_ops().column_max(scores_, ld_, keys, n, limit_, top);
   } else {
-    product_.column_max(top);
+    product_.column_max(q_, top);
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
   if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_partial);
@@ -66,7 +69,7 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
 
 /// A maximum of -inf may have ignored NaN: a column in which every visible score is NaN scores NaN.
 void IndexTile::mark_nan(bool have_scores) {
-  if (!have_scores) product_.scores(scores_, ld_);
+  if (!have_scores) product_.scores(q_, scores_, ld_);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
     const auto visible = static_cast<std::int64_t>(limit_[c]);
     if (top[c] != -kInfinity || visible == 0) continue;

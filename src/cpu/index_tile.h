@@ -30,6 +30,7 @@ struct IndexTile {
   void mark_nan(bool have_scores);
 
   std::int64_t ld_;  // of scores_
+  ScoreQueries q_;
   ScoreProduct product_;
   std::int32_t* queries_;
   float* limit_;

@@ -8,46 +8,46 @@ namespace {
 
 using core::BFloat16;
 
-/// The rows that `next` names, when they lie evenly spaced.
+const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BFloat16*>(memory); }
+
+}  // namespace
+
 Ahead ahead_of(const KeySpan& next, std::int64_t dim) {
   if (next.count == 0 || next.rows.run(next.begin, next.count) != next.count) return {};
   return {next.rows.token(next.begin), next.rows.token_bytes,
           dim * static_cast<std::int64_t>(openmsa_dtype_bytes(next.rows.dtype)), next.count};
 }
 
-const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BFloat16*>(memory); }
-
-}  // namespace
-
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim) {
   return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % kLanes == 0 &&
          pair_ops() != nullptr;
 }
 
-ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, std::int64_t max_columns,
-                           bool in_pairs)
-    : in_pairs_(in_pairs), q_(arena, dim, max_columns), k_(arena, block_size, dim) {}
+ScoreQueries::ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t max_columns, bool in_pairs)
+    : in_pairs_(in_pairs), tile_(arena, dim, max_columns) {}
 
-void ScoreProduct::load_queries(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
-                                float scale) {
+void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
+                        float scale) {
   columns_ = columns.padded();
   if (in_pairs_) {
-    q_.load_pairs(tensor, sequence, columns);
+    tile_.load_pairs(tensor, sequence, columns);
     scale_ = scale;
   } else {
-    q_.load(tensor, sequence, columns, scale);
+    tile_.load(tensor, sequence, columns, scale);
   }
 }
 
-void ScoreProduct::load_fp8_queries(const openmsa_tensor& index_q, const core::Sequence& sequence,
-                                    const Columns& columns) {
+void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns) {
   columns_ = columns.padded();
-  q_.load_fp8(index_q, sequence, columns);
+  tile_.load_fp8(index_q, sequence, columns);
 }
 
-void ScoreProduct::load_keys(const KeySpan& now, const KeySpan& next) {
+ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
+    : in_pairs_(in_pairs), k_(arena, block_size, dim) {}
+
+void ScoreProduct::load_keys(const KeySpan& now, const Ahead& next) {
   keys_ = now.count;
-  ahead_ = ahead_of(next, k_.dim);
+  ahead_ = next;
   if (in_pairs_) {
     k_.load_bf16(now.rows, now.begin, now.count);
   } else {
@@ -55,31 +55,26 @@ void ScoreProduct::load_keys(const KeySpan& now, const KeySpan& next) {
   }
 }
 
-OperandOf<BFloat16> ScoreProduct::pairs() const { return {k_.bf16, k_.ld, 2, {}}; }
+OperandOf<BFloat16> ScoreProduct::pairs() { return {k_.bf16, k_.ld, 2, std::exchange(ahead_, {})}; }
+Operand ScoreProduct::operand() { return {k_.data, k_.ld, 1, std::exchange(ahead_, {})}; }
 
-void ScoreProduct::scores(float* s, std::int64_t ld) {
-  const Ahead ahead = std::exchange(ahead_, {});  // once
+void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld) {
+  const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    OperandOf<BFloat16> k = pairs();
-    k.ahead = ahead;
-    pair_ops()->matmul(keys_, columns_, q_.dim / 2, k, as_pairs(q_.columns), 2 * q_.columns_ld, s, ld, scale_, false);
+    pair_ops()->matmul(keys_, q.columns_, tile.dim / 2, pairs(), as_pairs(tile.columns), 2 * tile.columns_ld, s, ld,
+                       q.scale_, false);
   } else {
-    Operand k = k_.operand();
-    k.ahead = ahead;
-    tile_ops().matmul(keys_, columns_, q_.dim, k, q_.columns, q_.columns_ld, s, ld, false);
+    tile_ops().matmul(keys_, q.columns_, tile.dim, operand(), tile.columns, tile.columns_ld, s, ld, false);
   }
 }
 
-void ScoreProduct::column_max(float* top) {
-  const Ahead ahead = std::exchange(ahead_, {});
+void ScoreProduct::column_max(const ScoreQueries& q, float* top) {
+  const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    OperandOf<BFloat16> k = pairs();
-    k.ahead = ahead;
-    pair_ops()->matmul_column_max(keys_, columns_, q_.dim / 2, k, as_pairs(q_.columns), 2 * q_.columns_ld, top);
+    pair_ops()->matmul_column_max(keys_, q.columns_, tile.dim / 2, pairs(), as_pairs(tile.columns), 2 * tile.columns_ld,
+                                  top);
   } else {
-    Operand k = k_.operand();
-    k.ahead = ahead;
-    tile_ops().matmul_column_max(keys_, columns_, q_.dim, k, q_.columns, q_.columns_ld, top);
+    tile_ops().matmul_column_max(keys_, q.columns_, tile.dim, operand(), tile.columns, tile.columns_ld, top);
   }
 }
 
@@ -90,9 +85,9 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       paired_(arena.take<BFloat16>(in_pairs ? core::ceil_div(block_size, 2) * 2 * width_ : 0)),
       last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)) {}
 
-void ValueProduct::load(const KeySpan& now, const KeySpan& next) {
+void ValueProduct::load(const KeySpan& now, const Ahead& next) {
   keys_ = now.count;
-  ahead_ = ahead_of(next, v_.dim);
+  ahead_ = next;
   if (!in_pairs_) return v_.load(now.rows, now.begin, now.count);
   const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(now.rows.token(now.begin + j)); };
   for (std::int64_t j = 0; j < keys_; j += 2) {
@@ -107,25 +102,26 @@ bool ValueProduct::all_finite() const {
                      [](BFloat16 x) { return (x.bits & kExponent) != kExponent; });
 }
 
-void ValueProduct::multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv) {
+void ValueProduct::multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                            bool accumulate) {
   if (in_pairs_) pair_ops()->pair_tile(p, kMaxColumns, keys_, pad_lanes(columns));
   const auto multiply = in_pairs_ ? &ValueProduct::multiply_pairs : &ValueProduct::multiply_fp32;
-  if (!is_partial || all_finite()) return (this->*multiply)(p, columns, keys_, pv);
+  if (!is_partial || all_finite()) return (this->*multiply)(p, columns, keys_, pv, accumulate);
   for (std::int64_t c = 0; c < columns; ++c) {
-    (this->*multiply)(p + c, 1, static_cast<std::int64_t>(limit[c]), pv + c * width_);
+    (this->*multiply)(p + c, 1, static_cast<std::int64_t>(limit[c]), pv + c * width_, accumulate);
   }
 }
 
-void ValueProduct::multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv) {
+void ValueProduct::multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
   tile_ops().matmul(columns, width_, keys, {p, 1, kMaxColumns, std::exchange(ahead_, {})}, v_.data, v_.ld, pv, width_,
-                    false);
+                    accumulate);
 }
 
-void ValueProduct::multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv) {
+void ValueProduct::multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
   // All keys: the last of an odd number has a pair with zeros.
   const std::int64_t pairs = keys == keys_ ? core::ceil_div(keys, 2) : keys / 2;
   const OperandOf<BFloat16> left = {as_pairs(p), 2, 2 * kMaxColumns, std::exchange(ahead_, {})};
-  pair_ops()->matmul(columns, width_, pairs, left, paired_, 2 * width_, pv, width_, 1, false);
+  pair_ops()->matmul(columns, width_, pairs, left, paired_, 2 * width_, pv, width_, 1, accumulate);
   if (2 * pairs >= keys) return;
   const BFloat16* whole = paired_ + pairs * 2 * width_;
   for (std::int64_t c = 0; c < width_; ++c) {

@@ -18,53 +18,69 @@ struct KeySpan {
   std::int64_t count = 0;
 };
 
+/// The rows of a span, when they lie evenly spaced.
+Ahead ahead_of(const KeySpan& next, std::int64_t dim);
+
 /// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
+
+/// Rows of q or index_q as ScoreProduct takes them.
+class ScoreQueries {
+ public:
+  ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t max_columns, bool in_pairs);
+
+  void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
+  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
+  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
+
+ private:
+  friend class ScoreProduct;
+  bool in_pairs_;
+  QueryTile tile_;
+  std::int64_t columns_ = 0;
+  float scale_ = 1;
+};
 
 /// s[key][column] = scale * k q^T.
 class ScoreProduct {
  public:
-  ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, std::int64_t max_columns, bool in_pairs);
+  ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load_queries(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
-  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
-  void load_fp8_queries(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
-  /// `next`: those that will be loaded after these.
-  void load_keys(const KeySpan& now, const KeySpan& next);
+  /// `next`: those that will be wanted after these.
+  void load_keys(const KeySpan& now, const Ahead& next);
 
   /// s [keys][ld], for the columns and their padding.
-  void scores(float* s, std::int64_t ld);
+  void scores(const ScoreQueries& q, float* s, std::int64_t ld);
   /// top[column] = the column's largest score, NaN ignored.
-  void column_max(float* top);
+  void column_max(const ScoreQueries& q, float* top);
 
  private:
-  OperandOf<core::BFloat16> pairs() const;
+  OperandOf<core::BFloat16> pairs();
+  Operand operand();
 
   bool in_pairs_;
-  QueryTile q_;
   KeyTile k_;
-  std::int64_t keys_ = 0, columns_ = 0;
-  float scale_ = 1;
+  std::int64_t keys_ = 0;
   Ahead ahead_;
 };
 
-/// pv[column] = sum_j p[j][column] v[j].
+/// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
 class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const KeySpan& now, const KeySpan& next);
+  void load(const KeySpan& now, const Ahead& next);
 
   /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
-  void multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv);
+  void multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate);
 
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
   bool all_finite() const;
-  void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv);
-  void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv);
+  void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
+  void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
 
   bool in_pairs_;
   std::int64_t width_;

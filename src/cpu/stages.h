@@ -13,6 +13,8 @@ void topk(const core::Problem& problem, core::Arena& arena, const Threads& threa
 void select_blocks(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 /// Sparse when topk_indices is present, else dense; so is its backward.
 void attention(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+/// The part of dense attention that sequences of few queries are; attention() calls it.
+void dense_decode(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void attention_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void kl_loss(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void block_recall(const core::Problem& problem, core::Arena& arena, const Threads& threads);
@@ -22,6 +24,7 @@ void append_kv(const core::Problem& problem, core::Arena& arena, const Threads& 
 void plan_block_scores(const core::Plan& plan, core::Arena& arena);
 void plan_select_blocks(const core::Plan& plan, core::Arena& arena);
 void plan_attention(const core::Plan& plan, core::Arena& arena);
+void plan_dense_decode(const core::Plan& plan, core::Arena& arena);
 void plan_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
 void plan_block_recall(const core::Plan& plan, core::Arena& arena);

@@ -31,16 +31,15 @@ void TileVisits::begin_sparse(const Problem& problem, const Sequence& sequence, 
   for (std::int64_t i = 0; i < end_; ++i) queries_[i] = static_cast<std::int32_t>(pairs_[i] & 0xffffffffu);
 }
 
-void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count,
-                             Segment segment) {
+void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count) {
   dense_ = true;
   sequence_ = sequence;
   block_size_ = plan.config.block_size;
   count_ = count;
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
   const std::int64_t last_position = sequence.position(first + count - 1);
-  cursor_ = segment.begin;
-  end_ = last_position < 0 ? cursor_ : std::min(segment.end, last_position / block_size_ + 1);
+  cursor_ = 0;
+  end_ = last_position < 0 ? 0 : last_position / block_size_ + 1;
 }
 
 bool TileVisits::next(Visit& visit) { return dense_ ? next_dense(visit) : next_sparse(visit); }
@@ -76,7 +75,7 @@ void begin_visits(TileVisits& visits, const Problem& problem, const Sequence& se
   if (core::present(problem.tensors.topk_indices)) {
     visits.begin_sparse(problem, sequence, head, first, count);
   } else {
-    visits.begin_dense(problem.plan, sequence, first, count, {0, num_blocks(problem.plan, sequence)});
+    visits.begin_dense(problem.plan, sequence, first, count);
   }
 }
 

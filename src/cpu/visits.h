@@ -26,9 +26,8 @@ class TileVisits {
   /// Queries [first, first + count) with their rows of topk_indices.
   void begin_sparse(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t first,
                     std::int64_t count);
-  /// The same queries with all visible kv_blocks of a segment.
-  void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count,
-                   Segment segment);
+  /// The same queries with all visible kv_blocks.
+  void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
   bool next(Visit& visit);
   /// The kv_block of the visit that next() would give; -1: none.
   std::int64_t next_block() const;

@@ -1,6 +1,7 @@
 #include "lm/attention_ops.h"
 
 #include <numeric>
+#include <utility>
 
 #include "lm/fp8_index.h"
 
@@ -57,6 +58,8 @@ Tensors PackedAttention::keys_and_queries(const Sequences& sequences, const Atte
   return tensors;
 }
 
+void PackedAttention::set_selection(std::vector<std::int32_t> topk_indices) { selection_ = std::move(topk_indices); }
+
 void PackedAttention::attend(std::size_t, Phase phase, const Sequences& sequences, AttentionActivations& activations) {
   const std::int64_t tokens = sequences.num_tokens();
   Tensors tensors = keys_and_queries(sequences, activations);
@@ -64,9 +67,11 @@ void PackedAttention::attend(std::size_t, Phase phase, const Sequences& sequence
   tensors.o = view(activations.o.data(), {tokens, config_.num_heads_q, config_.head_dim});
   tensors.lse = view(activations.lse.data(), {tokens, config_.num_heads_q});
   if (phase != Phase::kSparse) return run(Part::kForward, OPENMSA_OP_DENSE_ATTENTION, tensors);
+  if (!selection_.empty()) activations.topk_indices = selection_;
+  tensors.topk_indices = view(activations.topk_indices.data(), {config_.num_heads_kv, tokens, config_.topk});
+  if (!selection_.empty()) return run(Part::kForward, OPENMSA_OP_SPARSE_ATTENTION, tensors);
   tensors.index_q = view(activations.index_q.data(), {tokens, config_.num_heads_kv, config_.index_dim});
   tensors.index_k = view(activations.index_k.data(), {tokens, config_.index_dim});
-  tensors.topk_indices = view(activations.topk_indices.data(), {config_.num_heads_kv, tokens, config_.topk});
   run(Part::kForward, OPENMSA_OP_MSA_ATTENTION, tensors);
 }
 

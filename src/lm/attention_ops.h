@@ -65,6 +65,10 @@ class PackedAttention : public Attention {
   PackedAttention(const ModelConfig& config, const Capacity& capacity, int num_threads,
                   openmsa_backend backend = OPENMSA_BACKEND_CPU);
 
+  /// From now on kSparse attends to these kv_blocks, [num_heads_kv, tokens, topk], instead of those that the index
+  /// branch would choose; for measurements.
+  void set_selection(std::vector<std::int32_t> topk_indices);
+
   void attend(std::size_t layer, Phase phase, const Sequences& sequences, AttentionActivations& activations) override;
 
   /// d_q, d_k, d_v from d_o.
@@ -90,6 +94,7 @@ class PackedAttention : public Attention {
   ModelConfig config_;
   Plan plan_;
   Workspace workspace_;
+  std::vector<std::int32_t> selection_;  // empty: the index branch's own
 };
 
 /// The plan's view of a model: geometry and selection, CPU backend, fp32.

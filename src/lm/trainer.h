@@ -3,6 +3,8 @@
 
 #include <optional>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "lm/decoder.h"
 #include "lm/training_state.h"
@@ -29,6 +31,9 @@ class Trainer {
   /// `text` must outlive the trainer. InputError: a model or text that cannot be trained, for example one with
   /// mixture-of-experts layers.
   Trainer(TrainingState state, std::string_view text, int num_threads, openmsa_backend backend = OPENMSA_BACKEND_CPU);
+
+  /// PackedAttention::set_selection for all sparse layers.
+  void set_selection(std::vector<std::int32_t> topk_indices) { attention_.set_selection(std::move(topk_indices)); }
 
   StepFigures step(bool measure_recall);
   const TrainingState& state() const { return state_; }

@@ -29,6 +29,8 @@ void check_model(const json& model) {
   }
 }
 
+json normalizer_of(const json& file) { return file.is_object() ? file.value("normalizer", json()) : json(); }
+
 /// "left right", or ["left", "right"].
 std::pair<std::string, std::string> pair_of(const json& merge) {
   if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
@@ -48,7 +50,7 @@ std::int32_t token_of(const std::string& letters, const json& vocab) {
 
 }  // namespace
 
-ByteLevelTokenizer::ByteLevelTokenizer(const json& file) {
+ByteLevelTokenizer::ByteLevelTokenizer(const json& file) : normalizer_(normalizer_of(file)) {
   check_pipeline(file);
   for (const std::string& regex : word_patterns(file.value("pre_tokenizer", json()))) patterns_.emplace_back(regex);
   Surroundings around = surroundings(file.value("post_processor", json()));
@@ -108,16 +110,24 @@ void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json&
     if (!is_in_vocabulary && bytes_.contains(token)) {
       throw InputError("added_tokens: " + content.dump() + " has the number of another token");
     }
-    added_tokens_.add(content.get<std::string>(), token);
-    bytes_[token] = content.get<std::string>();
+    const auto letters = content.get<std::string>();
+    if (added.value("normalized", json(false)) == true) {
+      normalized_tokens_.add(normalizer_.apply(letters), token);
+    } else {
+      raw_tokens_.add(letters, token);
+    }
+    bytes_[token] = letters;
   }
 }
 
 std::vector<std::int32_t> ByteLevelTokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> tokens;
-  added_tokens_.split(
-      text, [&](std::string_view between) { encode_part(between, 0, tokens); },
-      [&](std::int32_t token) { tokens.push_back(token); });
+  const auto keep = [&](std::int32_t token) { tokens.push_back(token); };
+  const auto encode_rest = [&](std::string_view part) {
+    normalized_tokens_.split(
+        normalizer_.apply(part), [&](std::string_view between) { encode_part(between, 0, tokens); }, keep);
+  };
+  raw_tokens_.split(text, encode_rest, keep);
   return tokens;
 }
 

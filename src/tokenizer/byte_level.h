@@ -7,6 +7,7 @@
 
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/normalizer.h"
 #include "tokenizer/pattern.h"
 #include "tokenizer/tokenizer.h"
 
@@ -29,7 +30,9 @@ class ByteLevelTokenizer : public Tokenizer {
   void read_added_tokens(const nlohmann::json& added_tokens, const nlohmann::json& vocab);
   void encode_part(std::string_view text, std::size_t pattern, std::vector<std::int32_t>& tokens) const;
 
-  AddedTokens added_tokens_;
+  AddedTokens raw_tokens_;  // found in the text as it comes ...
+  Normalizer normalizer_;
+  AddedTokens normalized_tokens_;  // ... and in what the normalizer makes of the rest
   std::vector<Pattern> patterns_;  // each cuts what the one before left
   std::optional<Bpe> bpe_;
   bool ignore_merges_ = false;                                 // a word that is a token is not merged from its bytes

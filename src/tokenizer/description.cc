@@ -17,24 +17,6 @@ json value_or_null(const json& object, const char* key) {
   return object.is_object() ? object.value(key, json()) : json();
 }
 
-std::string type_of(const json& part) {
-  const json type = value_or_null(part, "type");
-  return type.is_string() ? type.get<std::string>() : type.dump();
-}
-
-[[noreturn]] void unsupported(const std::string& part, const std::string& feature) {
-  throw InputError(part + ": " + feature + " is not supported");
-}
-
-/// The members of a Sequence, or the one part itself; none for null.
-std::vector<json> members(const json& part, const char* key) {
-  if (part.is_null()) return {};
-  if (type_of(part) != "Sequence") return {part};
-  const json list = value_or_null(part, key);
-  if (!list.is_array()) throw InputError(std::string(key) + ": expected a list");
-  return {list.begin(), list.end()};
-}
-
 std::string split_pattern(const json& split) {
   const json pattern = value_or_null(split, "pattern");
   const json regex = value_or_null(pattern, "Regex");
@@ -73,6 +55,23 @@ void read_template(const json& processor, Surroundings& result) {
 
 }  // namespace
 
+std::string type_of(const json& part) {
+  const json type = value_or_null(part, "type");
+  return type.is_string() ? type.get<std::string>() : type.dump();
+}
+
+void unsupported(const std::string& part, const std::string& feature) {
+  throw InputError(part + ": " + feature + " is not supported");
+}
+
+std::vector<json> members(const json& part, const char* key) {
+  if (part.is_null()) return {};
+  if (type_of(part) != "Sequence") return {part};
+  const json list = value_or_null(part, key);
+  if (!list.is_array()) throw InputError(std::string(key) + ": expected a list");
+  return {list.begin(), list.end()};
+}
+
 std::int32_t token_number(const json& value, const std::string& where) {
   constexpr std::int32_t kMost = 1 << 24;  // as many as a model's vocabulary may have
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() >= kMost) {
@@ -83,9 +82,8 @@ std::int32_t token_number(const json& value, const std::string& where) {
 
 void check_pipeline(const json& file) {
   if (!file.is_object()) throw InputError(std::string("expected an object, got ") + file.type_name());
-  for (const char* key : {"truncation", "padding", "normalizer"}) {
-    const json part = value_or_null(file, key);
-    if (!members(part, "normalizers").empty()) unsupported(key, part.is_object() ? type_of(part) : part.dump());
+  for (const char* key : {"truncation", "padding"}) {
+    if (!value_or_null(file, key).is_null()) throw InputError(std::string(key) + " is not supported");
   }
   const json decoder = value_or_null(file, "decoder");
   if (type_of(decoder) != "ByteLevel") unsupported("decoder", type_of(decoder));

@@ -11,7 +11,16 @@ namespace openmsa::tokenizer {
 /// A token number; InputError names `where`.
 std::int32_t token_number(const nlohmann::json& value, const std::string& where);
 
-/// Refuses normalizers, decoders other than ByteLevel, truncation and padding.
+/// InputError: `feature` of `part` is not supported.
+[[noreturn]] void unsupported(const std::string& part, const std::string& feature);
+
+/// "type" of a part.
+std::string type_of(const nlohmann::json& part);
+
+/// The members of a Sequence, listed under `key`, or the one part itself; none for null.
+std::vector<nlohmann::json> members(const nlohmann::json& part, const char* key);
+
+/// Refuses decoders other than ByteLevel, truncation and padding.
 void check_pipeline(const nlohmann::json& file);
 
 /// The regular expressions of pre_tokenizer, which must end in ByteLevel.

@@ -19,6 +19,16 @@ class Bench : public MsaTest {
     return io::read_json(json_)["results"][0];
   }
 
+  /// msa bench train of a model that is quickly trained, with more `options`.
+  std::vector<std::string> small_train(std::vector<std::string> options) const {
+    const std::vector<std::string> small = {
+        "bench",      "train", "--layers",      "2",  "--hidden",       "32", "--heads-q", "2",  "--heads-kv", "1",
+        "--head-dim", "16",    "--index-dim",   "16", "--intermediate", "32", "--topk",    "2",  "--batch",    "2",
+        "--seqlen",   "200",   "--short-batch", "0",  "--repeats",      "1",  "--json",    json_};
+    options.insert(options.begin(), small.begin(), small.end());
+    return options;
+  }
+
   const std::string json_ = directory_ / "bench.json";
 };
 
@@ -132,10 +142,7 @@ TEST_F(Bench, PrefillMeasuresEveryStage) {
 }
 
 TEST_F(Bench, TrainMeasuresEveryPartOfTheStep) {
-  const MsaRun run =
-      msa({"bench",      "train", "--layers",      "2",  "--hidden",       "32", "--heads-q", "2",  "--heads-kv", "1",
-           "--head-dim", "16",    "--index-dim",   "16", "--intermediate", "32", "--topk",    "2",  "--batch",    "2",
-           "--seqlen",   "200",   "--short-batch", "0",  "--repeats",      "1",  "--json",    json_});
+  const MsaRun run = msa(small_train({}));
   ASSERT_EQ(run.status, 0) << run.err;
   const nlohmann::json results = io::read_json(json_)["results"];
   ASSERT_EQ(results.size(), 3u);
@@ -152,6 +159,22 @@ TEST_F(Bench, TrainMeasuresEveryPartOfTheStep) {
     const double total = row["total"]["median_ms"];  // of one step
     EXPECT_NEAR(parts + row["kl_loss"]["median_ms"].get<double>(), total, 1e-6 * total);
   }
+}
+
+TEST_F(Bench, TrainChecksItsStepsWithMadeUpSelections) {
+  for (const char* selection : {"random", "clustered"}) {
+    const MsaRun run = msa(small_train({"--selection", selection}));
+    ASSERT_EQ(run.status, 0) << run.err;
+    const nlohmann::json bench = io::read_json(json_);
+    EXPECT_EQ(bench["selection"], selection);
+    EXPECT_EQ(bench["results"].size(), 3u);
+  }
+}
+
+TEST_F(Bench, TrainRefusesWhatHasNoTrainingPath) {
+  expect_refusal(msa({"bench", "train", "--backend", "cuda"}), "--backend cuda");
+  expect_refusal(msa({"bench", "train", "--dtype", "bf16"}), "--dtype bf16");
+  expect_refusal(msa({"bench", "train", "--selection", "best"}), "--selection");
 }
 
 TEST_F(Bench, TrainNeedsASparseLayer) { expect_refusal(msa({"bench", "train", "--layers", "1"}), "--dense-layers"); }

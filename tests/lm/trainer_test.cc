@@ -69,6 +69,23 @@ TEST(Trainer, LossFallsThroughBothPhases) {
   EXPECT_TRUE(figures.back().kl_loss.has_value());
 }
 
+TEST(Trainer, AGivenSelectionReplacesThatOfTheIndexBranch) {
+  const std::string text = sample_text();
+  lm::TrainingOptions options = short_run();
+  options.warmup_steps = 0;
+  const auto loss = [&](bool only_first_block) {
+    lm::Trainer trainer(lm::fresh_state(byte_config(), options), text, 2);
+    if (only_first_block) {
+      const std::int64_t tokens = lm::packed_sequences(lm::sequence_lengths(options)).num_tokens();
+      std::vector<std::int32_t> selection(tokens * byte_config().num_heads_kv * byte_config().topk, -1);
+      for (std::size_t i = 0; i < selection.size(); i += byte_config().topk) selection[i] = 0;
+      trainer.set_selection(selection);
+    }
+    return trainer.step(false).loss;
+  };
+  EXPECT_NE(loss(true), loss(false));
+}
+
 TEST(Trainer, ResumesToTheSameLosses) {
   const TemporaryDirectory directory;
   const std::string text = sample_text();

@@ -29,6 +29,22 @@ class ByteLevel : public testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Files, ByteLevel, testing::Values("words", "cased_words", "plain"));
 
+TEST(NormalForms, AreThoseOfHuggingFace) {
+  const ByteLevelTokenizer tokenizer(read_data("composed.json"));
+  const json cases = read_data("composed.cases.json");
+  ASSERT_GT(cases.size(), 10u);
+  for (const json& entry : cases) {
+    const auto text = entry.at("text").get<std::string>();
+    EXPECT_EQ(json(tokenizer.encode(text)), entry.at("ids")) << text;
+  }
+}
+
+TEST(NormalForms, LeaveBytesThatAreNoUtf8) {
+  const ByteLevelTokenizer tokenizer(read_data("composed.json"));
+  const std::string bytes = random_bytes(5000);
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(bytes)), bytes);
+}
+
 TEST_P(ByteLevel, EncodesAsHuggingFaceDoes) {
   const json cases = read_data(std::string(GetParam()) + ".cases.json");
   ASSERT_GT(cases.size(), 10u);
@@ -82,7 +98,7 @@ TEST_P(Refusal, NamesTheFeature) {
 INSTANTIATE_TEST_SUITE_P(
     Features, Refusal,
     testing::Values(
-        Unsupported{"Normalizer", "/normalizer", {{"type", "NFKC"}}, "normalizer: NFKC is not supported"},
+        Unsupported{"Normalizer", "/normalizer", {{"type", "Lowercase"}}, "normalizer: Lowercase is not supported"},
         Unsupported{"Truncation", "/truncation", {{"max_length", 5}}, "truncation"},
         Unsupported{"Unigram", "/model/type", "Unigram", "\"Unigram\" is not supported"},
         Unsupported{"Dropout", "/model/dropout", 0.1, "dropout is not supported"},

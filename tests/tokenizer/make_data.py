@@ -6,7 +6,7 @@ Run by hand, with tokenizers 0.22 or later from PyPI:  python3 tests/tokenizer/m
 import json
 import pathlib
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -40,6 +40,7 @@ TEXTS = [
     "the the the theme then there",
     "<s>user</s><s>assistant<tool> not <too l></s>",
     "<tool><tool_call> nested<<tool>>",
+    "e\u0301te\u0301 \u00e9t\u00e9, e\u0301< \u00e9<, \ufb01 \u00bd \u1e9b\u0323 \u1100\u1161\u11a8",
     "null\u0000byte and \u0001\u001f control",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "\ufeffbom \ufffd replaced",
@@ -81,6 +82,13 @@ def make_plain():
     return trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
+def make_composed():
+    tokenizer = trained(split(WORDS))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.NFD(), normalizers.NFC()])
+    tokenizer.add_tokens([AddedToken("e\u0301t\u00e9", normalized=True), AddedToken("e\u0301<", normalized=False)])
+    return tokenizer
+
+
 def write(name, tokenizer):
     tokenizer.save(str(DATA / f"{name}.json"), pretty=False)
     cases = []
@@ -94,3 +102,4 @@ def write(name, tokenizer):
 write("words", make_words())
 write("cased_words", trained(split(CASED_WORDS)))
 write("plain", make_plain())
+write("composed", make_composed())

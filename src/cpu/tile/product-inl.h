@@ -12,28 +12,40 @@
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
-/// Fetches what an Ahead names, evenly spread over the steps of a product.
+/// Fetches what an Ahead names, line by line, evenly spread over the steps of a product.
 class Prefetcher {
  public:
-  Prefetcher(const Ahead& ahead, std::int64_t steps) : ahead_(ahead) {
-    per_step_ = (ahead.rows * core::ceil_div(ahead.row_bytes, kLineBytes) + steps - 1) / (steps > 0 ? steps : 1);
-  }
+  Prefetcher(const Ahead& ahead, std::int64_t steps)
+      : line_(ahead.data),
+        lines_per_row_(core::ceil_div(ahead.row_bytes, kLineBytes)),
+        skip_(ahead.stride - lines_per_row_ * kLineBytes),
+        left_in_row_(lines_per_row_),
+        left_(ahead.rows * lines_per_row_),
+        per_step_(core::ceil_div(left_, std::max<std::int64_t>(steps, 1))) {}
 
   HWY_INLINE void step() {
-    for (std::int64_t i = 0; i < per_step_ && row_ < ahead_.rows; ++i) {
-      hwy::Prefetch(ahead_.data + row_ * ahead_.stride + byte_);
-      byte_ += kLineBytes;
-      if (byte_ < ahead_.row_bytes) continue;
-      byte_ = 0;
-      ++row_;
+    const std::byte* line = line_;  // in registers: what is stored here would be read back in the next round
+    std::int64_t left_in_row = left_in_row_;
+    const std::int64_t lines = std::min(per_step_, left_);
+    for (std::int64_t i = 0; i < lines; ++i) {
+      hwy::Prefetch(line);
+      line += kLineBytes;
+      if (--left_in_row > 0) continue;
+      line += skip_;
+      left_in_row = lines_per_row_;
     }
+    line_ = line;
+    left_in_row_ = left_in_row;
+    left_ -= lines;
   }
 
  private:
   static constexpr std::int64_t kLineBytes = 64;
-  Ahead ahead_;
+  const std::byte* line_;
+  std::int64_t lines_per_row_;
+  std::int64_t skip_;  // from the end of a row's lines to the next row
+  std::int64_t left_in_row_, left_;
   std::int64_t per_step_;
-  std::int64_t row_ = 0, byte_ = 0;
 };
 
 /// Steps of a sum between two looks at the prefetcher.
@@ -100,11 +112,12 @@ HWY_INLINE void for_each_panel(std::int64_t n, std::int64_t j, const Body& body)
   }
 }
 
-/// Steps that a product of m rows and n columns has at least.
+/// Looks at the prefetcher in a product of m rows and n columns.
 template <class P>
 std::int64_t count_steps(std::int64_t m, std::int64_t n, std::int64_t k) {
-  constexpr std::int64_t kWide = P::kMaxVectors * P::kColumns;
-  return core::ceil_div(n, kWide) * core::ceil_div(m, P::rows(1)) * core::ceil_div(k, kChunk);
+  std::int64_t blocks = 0;
+  for_each_panel<P>(n, 0, [&](auto width, std::int64_t) { blocks += core::ceil_div(m, P::rows(width)); });
+  return blocks * core::ceil_div(k, kChunk);
 }
 
 /// c[i][j] = scale * sum_p a(i,p) b[p][j], the sum begun with c[i][j] when `accumulate`.

@@ -78,37 +78,61 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t k, Operand a
 
 // ------------------------------------------------------------------------------------ functions of a column
 
-void column_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top) {
-  for (std::int64_t j = 0; j < n; j += kL) {
-    const V visible = load(limit + j);
-    V best = set(-kInfinity);
-    for (std::int64_t i = 0; i < m; ++i) {
-      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
-      best = max_number(best, hn::IfThenElse(mask, load(s + i * ld + j), best));
-    }
-    store(best, top + j);
+/// max_i s[i] of kL columns, over the first `visible` of m rows. Four rows at a time, for a maximum waits for the one
+/// before it.
+template <bool kIsPartial>
+HWY_INLINE V max_of_columns(const float* s, std::int64_t ld, std::int64_t m, V visible) {
+  const auto row = [&](std::int64_t i, V best) {
+    const V score = load(s + i * ld);
+    if constexpr (!kIsPartial) return max_number(best, score);
+    return max_number(best, hn::IfThenElse(hn::Lt(set(static_cast<float>(i)), visible), score, best));
+  };
+  V best[4] = {set(-kInfinity), set(-kInfinity), set(-kInfinity), set(-kInfinity)};
+  std::int64_t i = 0;
+  for (; i + 4 <= m; i += 4) {
+    for (int j = 0; j < 4; ++j) best[j] = row(i + j, best[j]);
   }
+  for (; i < m; ++i) best[0] = row(i, best[0]);
+  return max_number(max_number(best[0], best[1]), max_number(best[2], best[3]));
+}
+
+void column_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top) {
+  for (std::int64_t j = 0; j < n; j += kL) store(max_of_columns<true>(s + j, ld, m, load(limit + j)), top + j);
+}
+
+/// s = exp(s - shift), 0 past `visible`; returns the sum.
+template <bool kIsPartial>
+HWY_INLINE V exponentials(float* s, std::int64_t ld, std::int64_t m, V visible, V shift) {
+  V total = zero();
+  for (std::int64_t i = 0; i < m; ++i, s += ld) {
+    V p = exp_of(hn::Sub(load(s), shift));
+    if constexpr (kIsPartial) p = hn::IfThenElseZero(hn::Lt(set(static_cast<float>(i)), visible), p);
+    store(p, s);
+    total = hn::Add(total, p);
+  }
+  return total;
+}
+
+template <bool kIsPartial>
+HWY_INLINE void softmax_of_columns(float* s, std::int64_t ld, std::int64_t m, V visible, float* max, float* sum,
+                                   float* alpha) {
+  const V old_max = load(max);
+  const V new_max = max_number(old_max, max_of_columns<kIsPartial>(s, ld, m, visible));
+  const V shift = hn::IfThenElse(hn::Gt(new_max, set(-kInfinity)), new_max, zero());
+  const V total = exponentials<kIsPartial>(s, ld, m, visible, shift);
+  const V scale = exp_of(hn::Sub(old_max, shift));
+  store(scale, alpha);
+  store(new_max, max);
+  store(hn::MulAdd(load(sum), scale, total), sum);
 }
 
 void softmax_columns(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
                      float* sum, float* alpha) {
-  column_max(s, ld, m, n, limit, alpha);
   for (std::int64_t j = 0; j < n; j += kL) {
     const V visible = load(limit + j);
-    const V old_max = load(max + j);
-    const V new_max = max_number(old_max, load(alpha + j));
-    const V shift = hn::IfThenElse(hn::Gt(new_max, set(-kInfinity)), new_max, zero());
-    V total = zero();
-    for (std::int64_t i = 0; i < m; ++i) {
-      const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
-      const V p = hn::IfThenElseZero(mask, exp_of(hn::Sub(load(s + i * ld + j), shift)));
-      store(p, s + i * ld + j);
-      total = hn::Add(total, p);
-    }
-    const V scale = exp_of(hn::Sub(old_max, shift));
-    store(scale, alpha + j);
-    store(new_max, max + j);
-    store(hn::MulAdd(load(sum + j), scale, total), sum + j);
+    const bool is_partial = !hn::AllTrue(D(), hn::Ge(visible, set(static_cast<float>(m))));
+    const auto columns = is_partial ? softmax_of_columns<true> : softmax_of_columns<false>;
+    columns(s + j, ld, m, visible, max + j, sum + j, alpha + j);
   }
 }
 

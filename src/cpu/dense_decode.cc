@@ -1,0 +1,228 @@
+// Dense attention of a few queries over all keys, which waits for memory: K and V are streamed once, in the order in
+// which they lie. One work item is a segment of a sequence's keys with all KV heads, for a token's heads lie side by
+// side. It goes from tile to tile of keys, head by head; while a head is worked on, its share of the next tile's memory
+// is fetched. The segments' (o, m, l) are merged in a second step.
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "cpu/products.h"
+#include "cpu/running_softmax.h"
+#include "cpu/stages.h"
+#include "cpu/work.h"
+
+namespace openmsa::cpu {
+namespace {
+
+using core::Arena;
+using core::KeyRows;
+using core::Plan;
+using core::Problem;
+using core::Sequence;
+
+/// Keys of a tile: so many that two tiles of all heads' K and V, this one and the next, leave the L2 cache room.
+std::int64_t keys_per_tile(const Plan& plan) {
+  constexpr std::int64_t kTileBytes = 128 << 10;
+  const std::int64_t token = 2 * plan.config.num_heads_kv * plan.config.head_dim *
+                             static_cast<std::int64_t>(openmsa_dtype_bytes(plan.config.kv_dtype));
+  const std::int64_t keys = std::clamp<std::int64_t>(kTileBytes / token, 16, 128);
+  return keys / 16 * 16;
+}
+
+/// Queries whose rows of one KV head are worked on together.
+std::int64_t queries_per_chunk(const Plan& plan) { return std::max<std::int64_t>(kMaxColumns / plan.group_size, 1); }
+
+std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
+
+struct Scratch {
+  Scratch(Arena& arena, const Plan& plan)
+      : state(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
+        chunks(core::ceil_div(max_queries(plan), queries_per_chunk(plan))),
+        queries(arena.take<ScoreQueries>(plan.config.num_heads_kv * chunks)),
+        members(arena.take<std::int32_t>(max_queries(plan))),
+        qk(arena, keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        values(arena, keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        scores(arena.take<float>(keys_per_tile(plan) * kMaxColumns)),
+        limit(arena.take<float>(kMaxColumns)),
+        max(arena.take<float>(kMaxColumns)),
+        sum(arena.take<float>(kMaxColumns)),
+        alpha(arena.take<float>(kMaxColumns)) {
+    const std::int64_t columns = std::min(queries_per_chunk(plan), max_queries(plan)) * plan.group_size;
+    for (std::int64_t i = 0; i < plan.config.num_heads_kv * chunks; ++i) {
+      const ScoreQueries one(arena, plan.config.head_dim, columns, in_pairs(plan));
+      if (queries != nullptr) queries[i] = one;
+    }
+    if (members != nullptr) std::iota(members, members + max_queries(plan), 0);
+  }
+
+  static bool in_pairs(const Plan& plan) {
+    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
+  }
+
+  RunningSoftmax state;  // rows [KV head][query][head of the group]
+  std::int64_t chunks;
+  ScoreQueries* queries;  // [KV head][chunks]
+  std::int32_t* members;  // 0, 1, 2 ...
+  ScoreProduct qk;
+  ValueProduct values;
+  float* scores;  // [keys_per_tile][kMaxColumns]
+  float *limit, *max, *sum, *alpha;
+};
+
+/// Results of the segments: [max_decode_rows][num_heads_q][max_segments].
+struct Partials {
+  Partials(Arena& arena, const Plan& plan)
+      : segments(max_segments(plan)),
+        heads(plan.config.num_heads_q),
+        state(arena, segments == 1 ? 0 : max_decode_rows(plan) * heads * segments, pad_lanes(plan.config.head_dim)) {}
+
+  RunningSoftmax row(const Plan& plan, const Item& item, std::int64_t t, std::int64_t head,
+                     std::int64_t segment) const {
+    return state.from((decode_row(plan, item.b, item.sequence, t) * heads + head) * segments + segment);
+  }
+
+  std::int64_t segments;
+  std::int64_t heads;
+  RunningSoftmax state;
+};
+
+struct Workspace {
+  Workspace(Arena& arena, const Plan& plan) : threads(arena, plan), partials(arena, plan) {}
+  PerThread<Scratch> threads;
+  Partials partials;
+};
+
+/// Calls body(columns, chunk) for the query rows of one KV head, in chunks.
+template <class Body>
+void for_each_query_chunk(const Plan& plan, const Sequence& sequence, std::int64_t head, const Scratch& s,
+                          const Body& body) {
+  std::int64_t chunk = 0;
+  for_each_chunk(s.members, sequence.seqlen_q, head * plan.group_size, plan.group_size,
+                 [&](const Columns& columns) { body(columns, chunk++); });
+}
+
+void load_queries(const Problem& problem, const Sequence& sequence, Scratch& s) {
+  for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+    for_each_query_chunk(problem.plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
+      s.queries[head * s.chunks + chunk].load(problem.tensors.q, sequence, columns,
+                                              static_cast<float>(problem.plan.softmax_scale));
+    });
+  }
+}
+
+/// Brings consecutive rows up to date with the keys and values loaded; the first of them is that of column 0.
+void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries& queries, std::int64_t first_key,
+            std::int64_t keys, const RunningSoftmax& rows, Scratch& s) {
+  const TileOps& ops = tile_ops();
+  const std::int64_t size = columns.size();
+  const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
+  s.qk.scores(queries, s.scores, kMaxColumns);
+  std::copy_n(rows.max, size, s.max);
+  std::copy_n(rows.sum, size, s.sum);
+  std::fill(s.max + size, s.max + columns.padded(), -std::numeric_limits<float>::infinity());
+  std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
+  ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha);
+  std::copy_n(s.max, size, rows.max);
+  std::copy_n(s.sum, size, rows.sum);
+  for (std::int64_t c = 0; c < size; ++c) {
+    float* o = rows.o + c * rows.ld;
+    if (s.alpha[c] == 1) continue;  // mostly: the maximum has not grown
+    for (std::int64_t i = 0; i < rows.ld; ++i) o[i] *= s.alpha[c];
+  }
+  s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true);
+}
+
+/// What is fetched while `head` is worked on: its share of the tile's rows of all heads where those lie side by side,
+/// so that memory is read from front to back; else its own rows.
+template <class RowsOf>
+Ahead share_of_tile(const RowsOf& rows_of, std::int64_t heads, std::int64_t head, std::int64_t begin,
+                    std::int64_t count, std::int64_t dim) {
+  const KeyRows first = rows_of(0);
+  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(first.dtype));
+  if (heads == 1 || rows_of(1).data - first.data != row_bytes) return ahead_of({rows_of(head), begin, count}, dim);
+  const std::int64_t from = count * head / heads, to = count * (head + 1) / heads;
+  return ahead_of({first, begin + from, to - from}, dim * heads);
+}
+
+/// Brings s.state up to date with the keys of one segment.
+void attend_segment(const Problem& problem, const Sequence& sequence, Segment segment, Scratch& s) {
+  const Plan& plan = problem.plan;
+  const std::int64_t heads = plan.config.num_heads_kv, dim = plan.config.head_dim;
+  const std::int64_t end = std::min(segment.end * plan.config.block_size, sequence.seqlen_k);
+  const auto k = [&](std::int64_t head) { return problem.k(sequence, head); };
+  const auto v = [&](std::int64_t head) { return problem.v(sequence, head); };
+  std::int64_t keys, next;
+  for (std::int64_t begin = segment.begin * plan.config.block_size; begin < end; begin += keys) {
+    keys = std::min(keys_per_tile(plan), end - begin);
+    next = std::min(keys_per_tile(plan), end - begin - keys);
+    for (std::int64_t head = 0; head < heads; ++head) {
+      s.qk.load_keys({k(head), begin, keys}, share_of_tile(k, heads, head, begin + keys, next, dim));
+      s.values.load({v(head), begin, keys}, share_of_tile(v, heads, head, begin + keys, next, dim));
+      RunningSoftmax rows = s.state.from(head * sequence.seqlen_q * plan.group_size);
+      for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
+        attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
+        rows = rows.from(columns.size());
+      });
+    }
+  }
+}
+
+/// Writes the rows of a finished segment, or keeps them for merge_segments.
+void store_segment(const Problem& problem, const Item& item, const RunningSoftmax& state, const Partials& partials) {
+  const Sequence& sequence = item.sequence;
+  const std::int64_t group = problem.plan.group_size;
+  for (std::int64_t row = 0; row < sequence.seqlen_q * problem.plan.config.num_heads_q; ++row) {
+    const std::int64_t t = row / group % sequence.seqlen_q, h = row / group / sequence.seqlen_q * group + row % group;
+    const RunningSoftmax from = state.from(row);
+    if (num_segments(problem.plan, sequence) == 1) {
+      write_row(problem, sequence.q_begin + t, h, from);
+      continue;
+    }
+    const RunningSoftmax to = partials.row(problem.plan, item, t, h, item.index);
+    std::copy_n(from.o, from.ld, to.o);
+    *to.max = *from.max;
+    *to.sum = *from.sum;
+  }
+}
+
+/// In the order of the keys.
+void merge_segments(const Problem& problem, const Item& item, std::int64_t t, std::int64_t head,
+                    const Partials& partials) {
+  const Plan& plan = problem.plan;
+  const RunningSoftmax all = partials.row(plan, item, t, head, 0);
+  for (std::int64_t i = 1; i < num_segments(plan, item.sequence); ++i) {
+    merge_rows(all, partials.row(plan, item, t, head, i));
+  }
+  write_row(problem, item.sequence.q_begin + t, head, all);
+}
+
+}  // namespace
+
+void dense_decode(const Problem& problem, Arena& arena, const Threads& threads) {
+  const Plan& plan = problem.plan;
+  const Workspace workspace(arena, plan);
+  for_each_item(
+      problem, threads,
+      [&](const Sequence& sequence) {
+        return is_decode(sequence) && sequence.seqlen_q > 0 ? num_segments(plan, sequence) : 0;
+      },
+      [&](const Item& item, int slot) {
+        Scratch s = workspace.threads[slot];
+        load_queries(problem, item.sequence, s);
+        s.state.reset(item.sequence.seqlen_q * plan.config.num_heads_q);
+        attend_segment(problem, item.sequence, segment(plan, item.sequence, item.index), s);
+        store_segment(problem, item, s.state, workspace.partials);
+      });
+  const std::int64_t heads = plan.config.num_heads_q;
+  for_each_item(
+      problem, threads,
+      [&](const Sequence& sequence) { return num_segments(plan, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
+      [&](const Item& item, int) {
+        merge_segments(problem, item, item.index / heads, item.index % heads, workspace.partials);
+      });
+}
+
+void plan_dense_decode(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
+
+}  // namespace openmsa::cpu
