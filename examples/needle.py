@@ -5,9 +5,9 @@ says their values. It learns that on short texts that grow, with MSA's schedule 
 index branch, then sparse attention), and answers in texts that are many times longer, where each query reads `topk` blocks.
 
 The model is made for this: one layer, in which every token also carries the one before it, so that a value can be found by
-its key. It shows what the selection does, not what a language model knows. The model of `make demo` cannot stand in for it:
-models of bytes must first learn to find what followed a string before, and those that `msa train` made in a few minutes for
-this task did so for strings that lie some 30 bytes back, no further.
+its key. It shows what the selection does, not what a language model knows. The model of `make demo` is another: a model of
+bytes must first learn to find what followed a string before, and those that `msa train` made in a few minutes did so for
+strings that lie some 30 bytes back, no further.
 
     python examples/needle.py --output needle.png
 """
