@@ -13,9 +13,8 @@ import json
 import statistics
 import time
 
-import torch
-
 import openmsa_capi
+import torch
 
 WAYS = ["torch", "dense", "sparse", "select", "attend"]  # attend: over the selection made before
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -130,7 +129,10 @@ def main():
             times = milliseconds(getattr(layer, what), arguments.repeats)
             results[name][what] = times
             spread = f"{times['min_ms']:.1f}..{times['max_ms']:.1f}"
-            print(f"{name} {what:>6}: {times['median_ms']:10.1f} ms  {spread:>20}  processor {times['processor_ms']:.1f} ms", flush=True)
+            print(
+                f"{name} {what:>6}: {times['median_ms']:10.1f} ms  {spread:>20}  processor {times['processor_ms']:.1f} ms",
+                flush=True,
+            )
     if arguments.json:
         facts = {"tokens": arguments.tokens, "heads": arguments.heads, "head_dim": arguments.head_dim}
         facts |= {"decode": arguments.decode, "index_dim": arguments.index_dim, "threads": arguments.threads}

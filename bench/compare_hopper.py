@@ -14,6 +14,7 @@ decode) and libopenmsa.so.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -151,7 +152,7 @@ class Comparison:
             self.check_topk(scores, indices, k)
             ours = self.watch.measure(call, repeats=20)
             flat = scores.view(count, columns)
-            theirs = self.watch.measure(lambda: torch.topk(flat, k, dim=1), repeats=self.repeats(10))
+            theirs = self.watch.measure(functools.partial(torch.topk, flat, k, dim=1), repeats=self.repeats(10))
             row = {"rows": count, "columns": columns, "k": k, "openmsa": ours, "torch": theirs}
             row["ratio"] = theirs["median_ms"] / ours["median_ms"]
             row["gb_per_s"] = count * (columns + k) * 4 / ours["median_ms"] * 1e-6
@@ -325,7 +326,9 @@ def parse(arguments):
         chosen = text.split(",")
         unknown = set(chosen) - set(SECTIONS)
         if unknown:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}")
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}"
+            )
         return chosen
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -333,7 +336,9 @@ def parse(arguments):
     parser.add_argument("--lengths", type=lengths, help="tokens, for example 8192,32768 (default: 8K to 1M)")
     parser.add_argument("--dense-limit", type=int, default=1024 * K, help="no dense attention above so many tokens")
     parser.add_argument("--sections", type=sections, help=f"some of {','.join(SECTIONS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="lengths up to 128K, fewer repeats, no chunk, no mixed decode")
+    parser.add_argument(
+        "--quick", action="store_true", help="lengths up to 128K, fewer repeats, no chunk, no mixed decode"
+    )
     parser.add_argument("--commit", help="recorded in the JSON (default: git's)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures")
     options = parser.parse_args(arguments)

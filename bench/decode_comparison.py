@@ -3,14 +3,13 @@ layers that each read pages of their own; the first call of each checked before 
 
 import time
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-
 import openmsa_capi as capi
+import torch
 from decode_problem import Caches, DecodeProblem, mixed_lengths, num_pages
 from dense_decode import BLOCKS_PER_SM, CONFIGS, SplitKvDecode, read_gb_per_s
 from layer_problem import BLOCK, GEOMETRY, GROUP, HEAD_DIM, HEADS_KV, expect
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 K = 1024
 # (context, batch): at most so many microseconds for the layer, with bf16 and with fp8 index keys

@@ -3,9 +3,8 @@
 import math
 import random
 
-import torch
-
 import openmsa_capi as capi
+import torch
 from layer_problem import BLOCK, GEOMETRY, GROUP, HEAD_DIM, HEADS_KV, HEADS_Q, INDEX_DIM, TOPK, expect
 
 # Twice the L2 cache and more: what a graph of calls reads before it comes back to a page.

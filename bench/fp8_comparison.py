@@ -1,8 +1,7 @@
 """Prefill with index keys in fp8 beside bf16: time of selection and whole layer, and what rounding costs in recall."""
 
-import torch
-
 import layer_problem as problem
+import torch
 
 SAMPLED_ROWS = 64
 
@@ -25,7 +24,10 @@ def measure(comparison, tokens):
 
 def correlate(layer):
     """Makes heads of q and k noisy copies of the index branch, so that there is something to recall."""
-    for main, index in ((layer.q, layer.index_q.repeat_interleave(problem.GROUP, 1)), (layer.k, layer.index_k[:, None])):
+    for main, index in (
+        (layer.q, layer.index_q.repeat_interleave(problem.GROUP, 1)),
+        (layer.k, layer.index_k[:, None]),
+    ):
         main.add_(index).mul_(0.5**0.5)
 
 

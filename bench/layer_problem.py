@@ -3,9 +3,8 @@
 import copy
 import random
 
-import torch
-
 import openmsa_capi as capi
+import torch
 
 HEADS_Q, HEADS_KV, HEAD_DIM, INDEX_DIM, BLOCK, TOPK = 64, 4, 128, 128, 128, 16
 GROUP = HEADS_Q // HEADS_KV

@@ -18,7 +18,13 @@ DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 5,
 
 
 class CTensor(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("dtype", c_int), ("rank", c_int32), ("shape", c_int64 * 4), ("strides", c_int64 * 4)]
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int),
+        ("rank", c_int32),
+        ("shape", c_int64 * 4),
+        ("strides", c_int64 * 4),
+    ]
 
     @classmethod
     def of(cls, tensor):

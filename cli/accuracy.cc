@@ -37,7 +37,7 @@ bool is_best(const Config& config, const float* scores, std::int64_t num_blocks,
     if (is_chosen && !is_forced) worst_chosen = std::min(worst_chosen, scores[b]);
   }
   const bool is_distinct = std::adjacent_find(chosen, chosen + count, std::greater_equal<>()) == chosen + count;
-  return is_distinct && worst_chosen >= best_left - largest * core::tolerance(config.dtype).score;
+  return is_distinct && worst_chosen >= best_left - largest * core::tolerance(config).score;
 }
 
 void OutputError::check(const char* what, openmsa_dtype dtype) const {

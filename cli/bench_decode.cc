@@ -42,7 +42,7 @@ struct BenchOptions {
   std::optional<double> agreement;
   std::string lengths = "same";
   std::optional<std::int32_t> page_size;
-  std::optional<std::string> dtype;
+  std::optional<std::string> dtype, kv_dtype, index_dtype;
   std::vector<std::int64_t> contexts;
   int repeats = 20;
   int threads = 0;
@@ -63,12 +63,11 @@ Geometry geometry_of_model(const std::string& directory) {
 Config decode_config(const BenchOptions& options) {
   const Geometry geometry =
       options.model.empty() ? (options.is_cuda() ? kM3 : kSmall) : geometry_of_model(options.model);
-  const std::string dtype_name = options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32");
   Config config = openmsa::config();
   config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  for (const auto& [name, dtype] : kFloatTypes) {
-    if (dtype_name == name) config.dtype = dtype;
-  }
+  config.dtype = dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
+  if (options.kv_dtype) config.kv_dtype = dtype_of_name(*options.kv_dtype);
+  if (options.index_dtype) config.index_dtype = dtype_of_name(*options.index_dtype);
   config.num_heads_q = options.num_heads_q.value_or(geometry.num_heads_q);
   config.num_heads_kv = options.num_heads_kv.value_or(geometry.num_heads_kv);
   config.head_dim = options.head_dim.value_or(geometry.head_dim);
@@ -119,7 +118,9 @@ ordered_json to_json(const Config& config, const BenchOptions& options, const st
                           {"batch", config.max_batch},
                           {"queries", options.queries},
                           {"lengths", options.lengths},
-                          {"dtype", dtype_name(config.dtype)}}},
+                          {"dtype", dtype_name(config.dtype)},
+                          {"kv_dtype", dtype_name(kv_dtype(config))},
+                          {"index_dtype", dtype_name(index_dtype(config))}}},
                         {"backend", options.backend},
                         {"threads", options.num_threads()},
                         {"repeats", options.repeats},
@@ -201,6 +202,10 @@ void add_problem(CLI::App& command, BenchOptions& options) {
   command.add_option("--page-size", options.page_size, "Keys per cache page [--block-size]");
   command.add_option("--dtype", options.dtype, "fp32, bf16 or fp16 [fp32; cuda: bf16]")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  command.add_option("--kv-dtype", options.kv_dtype, "e4m3: keys and values in fp8 [--dtype]")
+      ->check(CLI::IsMember({"e4m3"}));
+  command.add_option("--index-dtype", options.index_dtype, "e4m3: index keys in fp8 [--dtype]")
+      ->check(CLI::IsMember({"e4m3"}));
   command.add_option("--seed", options.seed, "Of the random inputs")->capture_default_str();
 }
 
@@ -219,6 +224,7 @@ void add_bench_decode(CLI::App& bench) {
       "Examples:\n"
       "  msa bench decode --num-heads-q 64 --num-heads-kv 4 --head-dim 128 --index-dim 128 --dtype bf16\n"
       "  msa bench decode --backend cuda --contexts 32K,128K --batch 32\n"
+      "  msa bench decode --backend cuda --contexts 1M --index-dtype e4m3\n"
       "  msa bench decode --backend cuda --contexts 128K --batch 8 --queries 8 --agreement 0.9\n"
       "  msa bench decode --backend cuda --contexts 1M --batch 64 --lengths mixed");
   command->add_option("--backend", options->backend, "cpu (with dense attention beside it) or cuda")

@@ -184,9 +184,7 @@ ordered_json to_json(const PrefillOptions& options, const std::vector<Figures>& 
 
 void run(PrefillOptions options) {
   options.config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  for (const auto& [name, dtype] : kFloatTypes) {
-    if (options.dtype == name) options.config.dtype = dtype;
-  }
+  options.config.dtype = dtype_of_name(options.dtype);
   if (!options.is_cuda()) options.sgemm_tflops = sgemm_tflops(num_threads(options));
   std::vector<Figures> figures;
   std::unique_ptr<Device> device;

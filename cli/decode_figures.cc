@@ -25,11 +25,12 @@ void add_chosen(const Config& config, std::span<const std::int32_t> rows, std::i
 /// Bytes and kv_blocks of the mean call, over the selections that the problem holds.
 void count_reads(const DecodeProblem& problem, DecodeFigures& figures) {
   const Config& config = problem.config();
-  const auto element = static_cast<double>(openmsa_dtype_bytes(config.dtype));
-  const double head_key = 2.0 * config.head_dim * element;  // K and V of one KV head
+  const auto bytes = [](openmsa_dtype dtype) { return static_cast<double>(openmsa_dtype_bytes(dtype)); };
+  const double head_key = 2.0 * config.head_dim * bytes(kv_dtype(config));  // K and V of one KV head
+  const double index_key = config.index_dim * bytes(index_dtype(config));
   for (double length : problem.seqlens_k()) {
     const bool is_scored = length > static_cast<double>(config.topk) * config.block_size;
-    if (is_scored) figures.bytes.index += length * config.index_dim * element;
+    if (is_scored) figures.bytes.index += length * index_key;
     figures.bytes.dense += length * config.num_heads_kv * head_key;
   }
   const std::int64_t queries = problem.shape().queries;

@@ -49,7 +49,7 @@ class DecodeProblem {
   void choose_counts();
   void deal_pages();
   openmsa_tensor allocate(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape);
-  openmsa_tensor random(std::initializer_list<std::int64_t> shape);
+  openmsa_tensor random(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape);
   openmsa_tensor upload(const std::vector<std::int32_t>& values, std::initializer_list<std::int64_t> shape);
   openmsa_tensor queries(std::int32_t heads, std::int32_t dim);
 
@@ -68,6 +68,12 @@ class DecodeProblem {
 };
 
 /// Shapes and capacities of a problem; the rest as in `config`.
+/// Element types of the caches: those of `config`, its dtype where they are 0.
+inline openmsa_dtype kv_dtype(const Config& config) { return config.kv_dtype == 0 ? config.dtype : config.kv_dtype; }
+inline openmsa_dtype index_dtype(const Config& config) {
+  return config.index_dtype == 0 ? config.dtype : config.index_dtype;
+}
+
 Config fit_to(Config config, const DecodeShape& shape);
 
 }  // namespace openmsa::cli

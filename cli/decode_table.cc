@@ -10,9 +10,10 @@ namespace {
 void print_problem(const char* what, const Config& config, const DecodeShape& shape) {
   std::printf(
       "Attention of one layer per decode step, %s; %d query and %d KV heads of %d, "
-      "%d of %d-token kv_blocks, %s, batch %lld",
+      "%d of %d-token kv_blocks, %s (k and v %s, index keys %s), batch %lld",
       what, config.num_heads_q, config.num_heads_kv, config.head_dim, config.topk, config.block_size,
-      dtype_name(config.dtype), static_cast<long long>(config.max_batch));
+      dtype_name(config.dtype), dtype_name(kv_dtype(config)), dtype_name(index_dtype(config)),
+      static_cast<long long>(config.max_batch));
   if (config.page_size != config.block_size) std::printf(", pages of %d", config.page_size);
   if (shape.queries > 1) std::printf(", %d query tokens per sequence", shape.queries);
   if (shape.has_mixed_lengths) std::printf(", lengths %lld to context", static_cast<long long>(kShortestMixed));

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "core/error.h"
+#include "core/operation_name.h"
 
 namespace openmsa::api {
 namespace {
@@ -44,60 +45,32 @@ constexpr std::array<Field, kFieldCount> kFields = {{
 /// k, v and index_k below stand for the layer's keys, wherever the plan keeps them.
 Operation unplaced(openmsa_op op) {
   constexpr FieldSet kNone = 0;
+  const char* const name = core::operation_name(op);
   switch (op) {
     case OPENMSA_OP_BLOCK_SCORES:
-      return {"openmsa_block_scores", set_of(kIndexQ, kIndexK), kNone, set_of(kBlockScores), kNone, false, false};
+      return {name, set_of(kIndexQ, kIndexK), kNone, set_of(kBlockScores), kNone, false, false};
     case OPENMSA_OP_TOPK:
-      return {"openmsa_topk", set_of(kBlockScores, kSeqlensK), kNone, set_of(kTopkIndices), kNone, false, false};
+      return {name, set_of(kBlockScores, kSeqlensK), kNone, set_of(kTopkIndices), kNone, false, false};
     case OPENMSA_OP_SELECT_BLOCKS:
-      return {"openmsa_select_blocks", set_of(kIndexQ, kIndexK), kNone, set_of(kTopkIndices), kNone, false, false};
+      return {name, set_of(kIndexQ, kIndexK), kNone, set_of(kTopkIndices), kNone, false, false};
     case OPENMSA_OP_SPARSE_ATTENTION:
-      return {
-          "openmsa_sparse_attention", set_of(kQ, kK, kV, kTopkIndices), kNone, set_of(kO), set_of(kLse), false, false};
+      return {name, set_of(kQ, kK, kV, kTopkIndices), kNone, set_of(kO), set_of(kLse), false, false};
     case OPENMSA_OP_MSA_ATTENTION:
-      return {"openmsa_msa_attention",
-              set_of(kQ, kK, kV, kIndexQ, kIndexK),
-              kNone,
-              set_of(kO),
-              set_of(kLse, kTopkIndices),
-              false,
-              false};
+      return {name, set_of(kQ, kK, kV, kIndexQ, kIndexK), kNone, set_of(kO), set_of(kLse, kTopkIndices), false, false};
     case OPENMSA_OP_DENSE_ATTENTION:
-      return {"openmsa_dense_attention", set_of(kQ, kK, kV), kNone, set_of(kO), set_of(kLse), false, false};
+      return {name, set_of(kQ, kK, kV), kNone, set_of(kO), set_of(kLse), false, false};
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
-      return {"openmsa_sparse_attention_backward",
-              set_of(kQ, kK, kV, kTopkIndices, kO, kLse, kDO),
-              kNone,
-              set_of(kDQ, kDK, kDV),
-              kNone,
-              false,
-              true};
+      return {name, set_of(kQ, kK, kV, kTopkIndices, kO, kLse, kDO), kNone, set_of(kDQ, kDK, kDV), kNone, false, true};
     case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
-      return {"openmsa_dense_attention_backward",
-              set_of(kQ, kK, kV, kO, kLse, kDO),
-              kNone,
-              set_of(kDQ, kDK, kDV),
-              kNone,
-              false,
-              true};
+      return {name, set_of(kQ, kK, kV, kO, kLse, kDO), kNone, set_of(kDQ, kDK, kDV), kNone, false, true};
     case OPENMSA_OP_KL_LOSS:
-      return {"openmsa_kl_loss",
-              set_of(kQ, kK, kLse, kIndexQ, kIndexK),
-              set_of(kTopkIndices),
-              kNone,
-              set_of(kKlLoss, kDIndexQ, kDIndexK, kDQ, kDK),
-              true,
+      return {name,  set_of(kQ, kK, kLse, kIndexQ, kIndexK),        set_of(kTopkIndices),
+              kNone, set_of(kKlLoss, kDIndexQ, kDIndexK, kDQ, kDK), true,
               true};
     case OPENMSA_OP_BLOCK_RECALL:
-      return {"openmsa_block_recall",
-              set_of(kQ, kK, kTopkIndices),
-              kNone,
-              kNone,
-              set_of(kBlockRecall, kScoreRecall),
-              true,
-              true};
+      return {name, set_of(kQ, kK, kTopkIndices), kNone, kNone, set_of(kBlockRecall, kScoreRecall), true, true};
     case OPENMSA_OP_APPEND_KV:
-      return {"openmsa_append_kv",
+      return {name,
               set_of(kK, kV, kSeqlensK, kBlockTable),
               set_of(kIndexK),
               set_of(kKCache, kVCache),

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
+#include "core/operation_name.h"
 #include "cpu/stages.h"
 
 namespace openmsa::cpu {
@@ -90,7 +91,7 @@ void run(openmsa_op op, const Problem& problem, Arena arena, const Threads& thre
     case OPENMSA_OP_APPEND_KV:
       return append_kv(problem, arena, threads);
     default:
-      core::fail(OPENMSA_INTERNAL, "op: no CPU implementation of ", static_cast<int>(op));
+      core::fail(OPENMSA_INTERNAL, "op: no CPU implementation of ", core::operation_name(op));
   }
 }
 

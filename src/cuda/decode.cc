@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 
 #include "core/error.h"
 #include "cuda/call.h"
@@ -27,6 +28,25 @@ std::int64_t max_segments(std::int64_t queries, std::int64_t batch, std::int64_t
 /// Mean query tokens per sequence of a call.
 std::int64_t mean_queries(const Problem& problem) {
   return std::max<std::int64_t>(ceil_div(problem.total_q, std::max<std::int64_t>(problem.batch, 1)), 1);
+}
+
+std::int32_t tile_rows(const Problem& problem) {
+  const openmsa_config& config = problem.plan.config;
+  for (const std::int32_t rows : sm90::kDecodeTileRows) {
+    const bool lists_fit = rows > sm90::kDecodeFewRows || config.topk <= sm90::kDecodeFewTopk;
+    if (lists_fit && mean_queries(problem) * config.num_heads_kv <= rows) return rows;
+  }
+  return std::end(sm90::kDecodeTileRows)[-1];
+}
+
+/// A query per cluster as long as there is an SM for each. Then several share what they read, as many as sequences with
+/// the mean number of them can be cut into; two are no faster than one and one.
+std::int32_t cluster_queries(const Problem& problem, int num_sms) {
+  if (problem.total_q * problem.plan.config.num_heads_kv <= num_sms) return 1;
+  for (const std::int32_t queries : {sm90::kClusterQueries, 3}) {
+    if (mean_queries(problem) % queries == 0) return queries;
+  }
+  return 1;
 }
 
 template <class Variant>
@@ -63,9 +83,7 @@ sm90::DecodeSelectParams score_keys(const Problem& problem, Arena& arena, sm90::
   sm90::DecodeSelectParams p = select_params(problem);
   p.lists = take_candidates(arena, plan);
   p.lists.blocks = std::min(launch.num_sms, sm90::kMaxSplitBlocks);
-  const bool has_few =
-      mean_queries(problem) * p.heads <= sm90::kDecodeSelectFewRows && plan.config.topk <= sm90::kDecodeSelectFewTopk;
-  p.lists.tile_rows = has_few ? sm90::kDecodeSelectFewRows : sm90::kDecodeSelectRows;
+  p.lists.tile_rows = tile_rows(problem);
   p.tile_queries = tile_queries(plan, p.lists.tile_rows);
   p.index_q = t.index_q.data;
   p.q_row_stride = t.index_q.strides[0];
@@ -84,7 +102,7 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
   const openmsa_tensors& t = problem.tensors;
   sm90::DecodeAttendParams p{};
   p.select = select;
-  p.cluster_queries = static_cast<std::int32_t>(std::min<std::int64_t>(mean_queries(problem), sm90::kClusterQueries));
+  p.cluster_queries = cluster_queries(problem, launch.num_sms);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = key_box_rows(plan);
   p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
@@ -120,7 +138,7 @@ sm90::CandidateLists take_candidates(Arena& arena, const Plan& plan) {
   const openmsa_config& config = plan.config;
   const std::int64_t queries = std::min(config.max_total_q, sm90::kDecodeQueries * config.max_batch);
   std::int64_t rows = 0;
-  for (const std::int32_t tile_rows : {sm90::kDecodeSelectFewRows, sm90::kDecodeSelectRows}) {
+  for (const std::int32_t tile_rows : sm90::kDecodeTileRows) {
     const std::int32_t tile = tile_queries(plan, tile_rows);
     if (tile > 0) rows = std::max(rows, tile_rows * max_segments(queries, config.max_batch, tile));
   }

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
+#include "core/operation_name.h"
 #include "cuda/append.h"
 #include "cuda/call.h"
 #include "cuda/common/error.h"
@@ -182,8 +183,8 @@ void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
 [[noreturn]] void refuse(openmsa_op op) {
   fail(OPENMSA_UNSUPPORTED,
        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
-       "backend, got operation ",
-       static_cast<int>(op));
+       "backend, got ",
+       core::operation_name(op));
 }
 
 }  // namespace

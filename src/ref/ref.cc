@@ -1,6 +1,7 @@
 #include "ref/ref.h"
 
 #include "core/error.h"
+#include "core/operation_name.h"
 #include "ref/stages.h"
 
 namespace openmsa::ref {
@@ -33,7 +34,7 @@ void run_in(openmsa_op op, const core::Problem& problem) {
     case OPENMSA_OP_COUNT:
       break;
   }
-  core::fail(OPENMSA_INTERNAL, "op: the reference backend has no operation ", static_cast<int>(op));
+  core::fail(OPENMSA_INTERNAL, "op: the reference backend has no ", core::operation_name(op));
 }
 
 }  // namespace

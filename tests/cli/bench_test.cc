@@ -88,6 +88,19 @@ TEST_F(Bench, DecodeCountsWhatIsRead) {
   EXPECT_EQ(io::read_json(json_)["geometry"]["page_size"], 32);
 }
 
+TEST_F(Bench, DecodeReadsCachesInFp8) {
+  const nlohmann::json index = decode_row({"--index-dtype", "e4m3"});
+  EXPECT_EQ(index["index"]["bytes"], 4096 * 64);
+  EXPECT_EQ(index["attend"]["bytes"], 4 * 128 * 2 * 2 * 64 * 4);
+  const nlohmann::json keys = decode_row({"--kv-dtype", "e4m3", "--dtype", "bf16"});
+  EXPECT_EQ(keys["index"]["bytes"], 4096 * 64 * 2);
+  EXPECT_EQ(keys["attend"]["bytes"], 4 * 128 * 2 * 2 * 64);
+  const nlohmann::json geometry = io::read_json(json_)["geometry"];
+  EXPECT_EQ(geometry["kv_dtype"], "e4m3");
+  EXPECT_EQ(geometry["index_dtype"], "bf16");
+  expect_refusal(msa({"bench", "decode", "--index-dtype", "int8"}), "--index-dtype");
+}
+
 TEST_F(Bench, DecodeOfMixedLengthsReadsLess) {
   const auto keys = [&](const char* lengths) {
     const std::vector<std::string> options = {"--batch", "8", "--queries", "2", "--lengths", lengths};

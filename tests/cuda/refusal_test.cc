@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 
 #include <functional>
+#include <utility>
 
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
@@ -94,9 +95,12 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
 
 TEST_F(RefusedCall, OperationsWithoutKernels) {
   const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
-  for (const openmsa_op op : {OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS,
-                              OPENMSA_OP_BLOCK_RECALL}) {
-    expect_refusal(OPENMSA_UNSUPPORTED, "op: expected", [&] { plan.workspace_bytes(op); });
+  for (const auto& [op, name] :
+       {std::pair{OPENMSA_OP_DENSE_ATTENTION, "openmsa_dense_attention"},
+        std::pair{OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, "openmsa_sparse_attention_backward"},
+        std::pair{OPENMSA_OP_DENSE_ATTENTION_BACKWARD, "openmsa_dense_attention_backward"},
+        std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}, std::pair{OPENMSA_OP_BLOCK_RECALL, "openmsa_block_recall"}}) {
+    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got ") + name, [&] { plan.workspace_bytes(op); });
   }
 }
 

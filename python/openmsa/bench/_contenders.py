@@ -148,7 +148,7 @@ def _flashinfer(case, inputs):
     if case.section == "prefill":
         return lambda: flashinfer.single_prefill_with_kv_cache(q, k, v, causal=True)
     layer, pages = case.layer, case.pages(inputs)
-    memory = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    memory = torch.zeros(256 << 20, dtype=torch.uint8, device="cuda")
     wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(memory, "NHD", use_tensor_cores=True)
     per_sequence = case.context // layer.block_size
     bounds = torch.arange(case.batch + 1, dtype=torch.int32, device="cuda") * per_sequence
@@ -176,6 +176,8 @@ def _vllm(case, inputs):
     if case.section == "training":
         raise Refused("no backward")
     layer, pages, q = case.layer, case.pages(inputs), inputs["q"]
+    if layer.block_size != index.SPARSE_BLOCK_SIZE:
+        raise Refused(f"kv_blocks of {index.SPARSE_BLOCK_SIZE} only")
     tokens = len(q) // case.batch
     common = {
         "q": q,
@@ -238,6 +240,8 @@ def _sglang(case, inputs):
         "max_seqlen_q": tokens,
         "max_seqlen_k": case.context,
         "max_seqlen": case.context,
+        "seqlens_cpu": [tokens] * case.batch,
+        "page_size": layer.block_size,
         "block_size_q": 1,
         "block_size_k": layer.block_size,
         "topk": layer.topk,

@@ -1,6 +1,7 @@
 """The benchmark's calls of vLLM's and SGLang's kernels, with stand-ins that have their signatures and layouts and compute by
 openmsa: what the kernels would be given is the layer that openmsa is given."""
 
+import dataclasses
 import sys
 import types
 
@@ -26,6 +27,8 @@ def attend(q, k, v, topk_idx, block_table, cu_seqlens_q, seq_lens, scale):
 
 
 class VllmIndex:
+    SPARSE_BLOCK_SIZE = 16
+
     @staticmethod
     def minimax_m3_index_score(
         idx_q,
@@ -82,8 +85,9 @@ class Sglang:
     def minimax_sparse_prefill(
         q, k_cache, v_cache, sink, idx_q, idx_k_cache, idx_v_cache, idx_sink, req_to_token, slot_ids, cu_seqlens, seq_lens,
         prefix_lens, max_seqlen_q, max_seqlen_k, block_size_q, block_size_k, topk, init_blocks, local_blocks,
-        disable_index_value=False,
+        disable_index_value=False, seqlens_cpu=None, page_size=1,
     ):  # fmt: skip
+        assert torch.diff(torch.as_tensor(cu_seqlens)).tolist() == seqlens_cpu and page_size == block_size_k
         pages = req_to_token[slot_ids][:, ::block_size_k] // block_size_k
         where = as_tensors(pages.int(), cu_seqlens, seq_lens)
         paged = [cache.unflatten(0, (-1, block_size_k)) for cache in (k_cache, v_cache, idx_k_cache.squeeze(1))]
@@ -92,14 +96,15 @@ class Sglang:
     @staticmethod
     def minimax_sparse_decode(
         q, sink, k_cache, v_cache, idx_q, idx_sink, idx_k_cache, idx_v_cache, req_to_token, slot_ids, seq_lens, max_seqlen,
-        block_size_q, block_size_k, topk, init_blocks, local_blocks, disable_index_value=False,
+        block_size_q, block_size_k, topk, init_blocks, local_blocks, disable_index_value=False, page_size=1,
     ):  # fmt: skip
         bounds = np.arange(len(seq_lens) + 1, dtype=np.int32)
         rest = (seq_lens - 1, 1, max_seqlen, block_size_q, block_size_k, topk, init_blocks, local_blocks)
         sinks = (None, idx_q, idx_k_cache, idx_v_cache, None)
         return Sglang.minimax_sparse_prefill(
-            q, k_cache, v_cache, *sinks, req_to_token, slot_ids, bounds, seq_lens, *rest
-        )
+            q, k_cache, v_cache, *sinks, req_to_token, slot_ids, bounds, seq_lens, *rest,
+            seqlens_cpu=[1] * len(seq_lens), page_size=page_size,
+        )  # fmt: skip
 
 
 def as_tensors(*arrays):
@@ -113,24 +118,37 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("section, context, batch", [("prefill", 96, 1), ("decode", 96, 3)])
-@pytest.mark.parametrize("name", ["vLLM Triton", "SGLang Triton"])
-def test_what_peers_are_given(monkeypatch, name, section, context, batch):
+@pytest.fixture
+def stand_ins(monkeypatch):
     for path, functions in MODULES.items():
         module = types.ModuleType(path)
         for key in vars(functions):
-            if key.startswith("minimax"):
+            if not key.startswith("__"):
                 setattr(module, key, getattr(functions, key))
         parts = path.split(".")
         for end in range(1, len(parts)):
             monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
         monkeypatch.setitem(sys.modules, path, module)
-    case = Case(section, context, batch, LAYER, "cpu")
     monkeypatch.setattr(Case, "pages", as_torch(Case.pages))
+
+
+def contender(name):
+    return next(one for one in _contenders.CONTENDERS if one.name == name)
+
+
+@pytest.mark.parametrize("section, context, batch", [("prefill", 96, 1), ("decode", 96, 3)])
+@pytest.mark.parametrize("name", ["vLLM Triton", "SGLang Triton"])
+def test_what_peers_are_given(stand_ins, name, section, context, batch):
+    case = Case(section, context, batch, LAYER, "cpu")
     inputs = {key: torch.from_numpy(array) for key, array in case.inputs().items()}
-    ours, peer = (one for one in _contenders.CONTENDERS if one.name in ("openmsa", name))
-    result, expected = (one.prepare(case, inputs)() for one in (peer, ours))
+    result, expected = (contender(one).prepare(case, inputs)() for one in (name, "openmsa"))
     torch.testing.assert_close(result, expected)
+
+
+def test_vllm_has_one_block_size(stand_ins):
+    case = Case("decode", 96, 1, dataclasses.replace(LAYER, block_size=32), "cpu")
+    with pytest.raises(_contenders.Refused, match="kv_blocks of 16 only"):
+        contender("vLLM Triton").prepare(case, {key: torch.from_numpy(x) for key, x in case.inputs().items()})
 
 
 def as_torch(pages):

@@ -20,11 +20,9 @@ void launch_decode_select(const DecodeSelectParams& p, const CUtensorMap& index_
     cuda::launch("decode_select", decode_select_kernel<Config>, {blocks, Config::kThreads, kShared}, launch.stream, p,
                  index_k);
   };
-  if (p.lists.tile_rows == kDecodeSelectRows) {
-    start(DecodeSelectConfig<Query, Key, kDim, kDecodeSelectRows>{});
-  } else {
-    start(DecodeSelectConfig<Query, Key, kDim, kDecodeSelectFewRows>{});
-  }
+  if (p.lists.tile_rows == kDecodeTileRows[0]) return start(DecodeSelectConfig<Query, Key, kDim, kDecodeTileRows[0]>{});
+  if (p.lists.tile_rows == kDecodeTileRows[1]) return start(DecodeSelectConfig<Query, Key, kDim, kDecodeTileRows[1]>{});
+  start(DecodeSelectConfig<Query, Key, kDim, kDecodeTileRows[2]>{});
 }
 
 /// Blocks of the next smaller cluster: powers of two, with several queries any number up to the portable one.
@@ -53,10 +51,8 @@ void launch_decode_attend(const DecodeAttendParams& p, const CUtensorMap& k, con
   };
   if (p.cluster_queries == 1) {
     start(DecodeAttendConfig<Element, Cached, kDim, 1, 4>{}, 2);
-  } else if (p.cluster_queries <= 4) {
-    start(DecodeAttendConfig<Element, Cached, kDim, 4, 2>{}, 1);
   } else {
-    start(DecodeAttendConfig<Element, Cached, kDim, kClusterQueries, 1>{}, 1);
+    start(DecodeAttendConfig<Element, Cached, kDim, kClusterQueries, 2>{}, 1);
   }
 }
 

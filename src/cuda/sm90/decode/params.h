@@ -10,14 +10,15 @@
 
 namespace openmsa::cuda::sm90 {
 
-/// (query, head) rows of a query tile of the index branch, and of one that serves few of them.
-inline constexpr int kDecodeSelectRows = 64;
-inline constexpr int kDecodeSelectFewRows = 8;
-inline constexpr int kDecodeSelectFewTopk = 32;
+/// (query, head) rows of a query tile of the index branch: the fewest that hold those of a sequence. The smallest tile
+/// serves short lists only.
+inline constexpr int kDecodeTileRows[] = {8, 32, 64};
+inline constexpr int kDecodeFewRows = kDecodeTileRows[0];
+inline constexpr int kDecodeFewTopk = 32;
 /// Query tokens of each sequence, on average, of the calls that decode kernels serve.
 inline constexpr int kDecodeQueries = 16;
-/// Queries of a cluster of attention blocks.
-inline constexpr int kClusterQueries = 8;
+/// Queries of a cluster of attention blocks, at most.
+inline constexpr int kClusterQueries = 4;
 /// Keys that a block takes at a time, of the index branch and of the attention.
 inline constexpr int kPieceKeys = 64;
 inline constexpr unsigned int kMaxClusterBlocks = 16;

@@ -2,9 +2,9 @@
 //
 // A block walks along its segments (split.h). One warp streams pieces of 64 index keys; the others multiply them with
 // the (query, head) rows of the query tile, keys as the rows of the product and queries as its columns, which they keep
-// in registers: 8 columns, or 16 of 64. Groups of warps that share out all columns take the pieces in turn, so that a
-// warp's waits fall together with another's products. The maximum over a piece goes to a board in shared memory, and
-// when the board is full or the segment ends, warps pick the best candidates of each row.
+// in registers: 8 columns, or 16 of 32 or 64. Groups of warps that share out all columns take the pieces in turn, so
+// that a warp's waits fall together with another's products. The maximum over a piece goes to a board in shared memory,
+// and when the board is full or the segment ends, warps pick the best candidates of each row.
 //
 //   barrier     arrivals                      waited on by   guards
 //   full[i]     producer + bytes of the keys  one group      keys of stage i have arrived
@@ -14,7 +14,7 @@
 //   named 1     all consumers                 the same       the board has been written / has been read
 //
 // Bound by memory: a piece of 16 KB takes an SM about 900 cycles of its share of the bandwidth; products with it take
-// one warp 300 to 600 cycles, of which three groups (8 rows) or two (64 rows) work side by side.
+// one warp 300 to 600 cycles, of which three groups (8 rows), four (32 rows) or two (64 rows) work side by side.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -43,7 +43,7 @@ struct DecodeSelectConfig {
   using Tile = SwizzledTile<kPieceKeys, kRowBytes>;
 
   // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
-  static constexpr bool kIsSmall = kRows == kDecodeSelectFewRows;
+  static constexpr bool kIsSmall = kRows == kDecodeFewRows;
   static constexpr int kConsumers = !kIsSmall ? 8 : kIsQuantized ? 6 : 3;  // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
   static constexpr int kColumns = kIsSmall ? 8 : 16;  // of a warp
