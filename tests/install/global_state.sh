@@ -4,6 +4,7 @@
 set -eu
 nm=$1 archive=$2
 filled_once='openmsa::cpu::features()::names
+openmsa::cpu::pair_ops()::is_supported
 openmsa::cpu::tile_ops()::ops
 openmsa_cuda_device::text'
 found=$("$nm" --demangle --format=sysv "$archive" |
