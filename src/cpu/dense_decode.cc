@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "cpu/products.h"
 #include "cpu/running_softmax.h"
@@ -35,9 +36,13 @@ std::int64_t queries_per_chunk(const Plan& plan) { return std::max<std::int64_t>
 
 std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
 
+/// Keys, about, whose values are added up one by one: a longer sum would lose digits of what it has.
+constexpr std::int64_t kRunKeys = 1024;
+
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
-      : state(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
+      : run(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
+        segment(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
         chunks(core::ceil_div(max_queries(plan), queries_per_chunk(plan))),
         queries(arena.take<ScoreQueries>(plan.config.num_heads_kv * chunks)),
         members(arena.take<std::int32_t>(max_queries(plan))),
@@ -60,7 +65,8 @@ struct Scratch {
     return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
   }
 
-  RunningSoftmax state;  // rows [KV head][query][head of the group]
+  RunningSoftmax run;      // of the last kRunKeys keys; rows [KV head][query][head of the group]
+  RunningSoftmax segment;  // of the runs before
   std::int64_t chunks;
   ScoreQueries* queries;  // [KV head][chunks]
   std::int32_t* members;  // 0, 1, 2 ...
@@ -145,27 +151,46 @@ Ahead share_of_tile(const RowsOf& rows_of, std::int64_t heads, std::int64_t head
   return ahead_of({first, begin + from, to - from}, dim * heads);
 }
 
-/// Brings s.state up to date with the keys of one segment.
+/// s.segment becomes that of the run's keys too, and another run begins.
+void end_run(std::int64_t rows, bool is_first, Scratch& s) {
+  if (is_first) {
+    std::swap(s.run, s.segment);
+  } else {
+    for (std::int64_t row = 0; row < rows; ++row) merge_rows(s.segment.from(row), s.run.from(row));
+  }
+  s.run.reset(rows);
+}
+
+/// Leaves the result of one segment's keys in s.segment.
 void attend_segment(const Problem& problem, const Sequence& sequence, Segment segment, Scratch& s) {
   const Plan& plan = problem.plan;
+  const std::int64_t rows_of_all = sequence.seqlen_q * plan.config.num_heads_q;
   const std::int64_t heads = plan.config.num_heads_kv, dim = plan.config.head_dim;
   const std::int64_t end = std::min(segment.end * plan.config.block_size, sequence.seqlen_k);
   const auto k = [&](std::int64_t head) { return problem.k(sequence, head); };
   const auto v = [&](std::int64_t head) { return problem.v(sequence, head); };
-  std::int64_t keys, next;
+  s.run.reset(rows_of_all);
+  std::int64_t keys, next, in_run = 0;
+  bool is_first = true;
   for (std::int64_t begin = segment.begin * plan.config.block_size; begin < end; begin += keys) {
     keys = std::min(keys_per_tile(plan), end - begin);
     next = std::min(keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
       s.qk.load_keys({k(head), begin, keys}, share_of_tile(k, heads, head, begin + keys, next, dim));
       s.values.load({v(head), begin, keys}, share_of_tile(v, heads, head, begin + keys, next, dim));
-      RunningSoftmax rows = s.state.from(head * sequence.seqlen_q * plan.group_size);
+      RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
         attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
         rows = rows.from(columns.size());
       });
     }
+    in_run += keys;
+    if (in_run < kRunKeys && next > 0) continue;
+    end_run(rows_of_all, is_first, s);
+    is_first = false;
+    in_run = 0;
   }
+  if (is_first) end_run(rows_of_all, is_first, s);  // a segment without keys
 }
 
 /// Writes the rows of a finished segment, or keeps them for merge_segments.
@@ -210,9 +235,8 @@ void dense_decode(const Problem& problem, Arena& arena, const Threads& threads) 
       [&](const Item& item, int slot) {
         Scratch s = workspace.threads[slot];
         load_queries(problem, item.sequence, s);
-        s.state.reset(item.sequence.seqlen_q * plan.config.num_heads_q);
         attend_segment(problem, item.sequence, segment(plan, item.sequence, item.index), s);
-        store_segment(problem, item, s.state, workspace.partials);
+        store_segment(problem, item, s.segment, workspace.partials);
       });
   const std::int64_t heads = plan.config.num_heads_q;
   for_each_item(
