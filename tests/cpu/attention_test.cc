@@ -71,6 +71,20 @@ TEST(AttentionBoundaries, LengthsNextToABlock) {
   }
 }
 
+/// Where a quarter of a million values nearly cancel, one running sum in fp32 would be too coarse.
+TEST(AttentionBoundaries, DenseDecodeOfALongContextLosesNoDigits) {
+  const Layer layer = make_layer({.num_heads_q = 4,
+                                  .num_heads_kv = 1,
+                                  .head_dim = 16,
+                                  .index_dim = 16,
+                                  .block_size = 128,
+                                  .seqlens_q = {1},
+                                  .seqlens_k = {1 << 18}});
+  const TensorMap got = run(layer, OPENMSA_OP_DENSE_ATTENTION);
+  const TensorMap expected = run(layer.on(OPENMSA_BACKEND_REFERENCE), OPENMSA_OP_DENSE_ATTENTION);
+  EXPECT_LT(relative_error(got.at("o"), expected.at("o")), 1e-6);
+}
+
 /// A softmax_scale of one's own, and scores so large that only the running maximum keeps exp finite.
 TEST(AttentionScale, LargeScoresDoNotOverflow) {
   Layer layer = make_layer({.seqlens_q = {50}, .seqlens_k = {90}});
