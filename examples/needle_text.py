@@ -24,14 +24,17 @@ def fact(draw: random.Random) -> str:
     return "".join(key_and_value(draw)) + "; "
 
 
+def library_files(is_held_out: bool) -> list[Path]:
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return [file for number, file in enumerate(files) if (number % HELD_OUT == 0) == is_held_out]
+
+
 class Noise:
     """What surrounds the facts: pieces of `kind` "words" or "code"."""
 
     def __init__(self, is_held_out: bool):
-        files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-        chosen = [file for number, file in enumerate(files) if (number % HELD_OUT == 0) == is_held_out]
-        self._code = "".join(file.read_text(errors="ignore") for file in chosen)
-        self._code = self._code.encode("ascii", "ignore").decode()
+        code = "".join(file.read_text(errors="ignore") for file in library_files(is_held_out))
+        self._code = code.encode("ascii", "ignore").decode()
 
     def piece(self, kind: str, draw: random.Random) -> str:
         if kind == "words":

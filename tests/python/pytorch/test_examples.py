@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_needle_without_a_model(example, tmp_path, capsys):
         example.main(["--model", str(tmp_path)])
     assert exit.value.code == 2
     assert "make needle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", ["needle_text"], indirect=True)
+def test_text_with_facts(example, tmp_path):
+    """Facts come back often enough to be learned from, and training does not see what the needle is hidden in."""
+    noise = example.Noise(is_held_out=False)
+    text = example.document(noise, 4000, 8, 0.5, random.Random(0))
+    found = re.findall(r"[a-z0-9]{3}=[0-9]{4}; ", text)
+    assert len(set(found)) == 8 and len(found) > 50
+    questions, training = (set(example.library_files(is_held_out)) for is_held_out in (True, False))
+    assert questions and training and not questions & training
 
 
 @pytest.mark.parametrize("example", ["convert_dense"], indirect=True)
