@@ -42,7 +42,7 @@ class Question:
         body = noise.text(kind, length - 2 * (len(key) + VALUE_LENGTH), draw)
         place = body.rfind(" ", 0, 1 + int(depth * len(body))) + 1
         text = f"{body[:place]}{key}{self.value}; {body[place:]} {key}"
-        self.place = place
+        self.place = place + len(key)  # of the value
         self.ids = torch.tensor([list(text.encode())])
 
 

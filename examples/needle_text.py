@@ -1,7 +1,7 @@
 """Texts with facts in them: ``kx7=4931; `` among random words or lines of Python's own library, for needle.py. As a script it
-writes training text, documents in which each fact comes back many times.
+writes training text, documents in which the same few facts, or plain strings, come back again and again.
 
-    python needle_text.py FILE --documents 1000 --length 6000 --facts 4 16
+    python needle_text.py FILE --documents 700 --length 6000 --facts 4 16
 """
 
 import argparse
@@ -22,6 +22,10 @@ def key_and_value(draw: random.Random) -> tuple[str, str]:
 
 def fact(draw: random.Random) -> str:
     return "".join(key_and_value(draw)) + "; "
+
+
+def plain_string(draw: random.Random) -> str:
+    return "".join(draw.choices(KEY_LETTERS, k=draw.randint(5, 10))) + " "
 
 
 def library_files(is_held_out: bool) -> list[Path]:
@@ -52,17 +56,16 @@ class Noise:
         return "".join(pieces)[:length]
 
 
-def document(noise: Noise, length: int, num_facts: int, most_noise: float, draw: random.Random) -> str:
-    """Facts that come back, with up to that share of noise between them."""
-    facts = [fact(draw) for _ in range(num_facts)]
-    kind, share = draw.choice(("words", "code")), draw.uniform(0, most_noise)
+def document(noise: Noise, length: int, strings: list[str], noise_share: float, draw: random.Random) -> str:
+    """Strings that come back, with that share of noise between them."""
+    kind = draw.choice(("words", "code"))
     text, noise_length = "", 0
     while len(text) < length:
-        if noise_length < share * len(text):
+        if noise_length < noise_share * len(text):
             piece = noise.piece(kind, draw)
             noise_length += len(piece)
         else:
-            piece = draw.choice(facts)
+            piece = draw.choice(strings)
         text += piece
     return text
 
@@ -72,15 +75,17 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--length", type=int, default=6000, help="characters of a document")
-    parser.add_argument("--facts", type=int, nargs=2, default=(4, 16), metavar=("LEAST", "MOST"))
+    parser.add_argument("--facts", type=int, nargs=2, default=(4, 16), metavar=("LEAST", "MOST"), help="per document")
     parser.add_argument("--noise", type=float, default=0.7, help="largest share of noise in a document")
+    parser.add_argument("--plain", type=float, default=0.0, help="share of documents with plain strings for facts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw, noise = random.Random(options.seed), Noise(is_held_out=False)
-    texts = (
-        document(noise, options.length, draw.randint(*options.facts), options.noise, draw)
-        for _ in range(options.documents)
-    )
+    texts = []
+    for _ in range(options.documents):
+        make = plain_string if draw.random() < options.plain else fact
+        strings = [make(draw) for _ in range(draw.randint(*options.facts))]
+        texts.append(document(noise, options.length, strings, draw.uniform(0, options.noise), draw))
     options.file.write_text("\n".join(texts) + "\n")
 
 

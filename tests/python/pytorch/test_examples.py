@@ -57,7 +57,7 @@ def test_needle(example, model_of_bytes, tmp_path):
     question = example.Question(example.Noise(True), "words", 50, 0.5, random.Random(0))
     text = bytes(question.ids[0].tolist()).decode()
     key = text[-4:]
-    assert text[question.place :].startswith(f"{key}{question.value}; ") and text.count(key) == 2
+    assert text[question.place - 4 :].startswith(f"{key}{question.value}; ") and text.count(key) == 2
     ((scores, chosen),) = example.what_was_read(example.load_model(model_of_bytes), question)
     assert chosen.tolist() == [[0, 1]] and scores.isfinite().all(), "all of a text of two kv_blocks"
 
