@@ -71,12 +71,14 @@ def test_needle_without_a_model(example, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("example", ["needle_text"], indirect=True)
-def test_text_with_facts(example, tmp_path):
+def test_text_with_facts(example):
     """Facts come back often enough to be learned from, and training does not see what the needle is hidden in."""
-    noise = example.Noise(is_held_out=False)
-    text = example.document(noise, 4000, 8, 0.5, random.Random(0))
+    draw, noise = random.Random(0), example.Noise(is_held_out=False)
+    facts = [example.fact(draw) for _ in range(8)]
+    text = example.document(noise, 4000, facts, 0.5, draw)
     found = re.findall(r"[a-z0-9]{3}=[0-9]{4}; ", text)
-    assert len(set(found)) == 8 and len(found) > 50
+    assert set(found) == set(facts)
+    assert 0.4 * len(text) < sum(map(len, found)) < 0.6 * len(text)
     questions, training = (set(example.library_files(is_held_out)) for is_held_out in (True, False))
     assert questions and training and not questions & training
 
