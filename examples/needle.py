@@ -1,8 +1,12 @@
 """A fact hidden in a long text, retrieved by a model that `msa train` made, and the kv_blocks that it read to do so.
 
-`make needle` trains the model: first on texts in which facts such as ``kx7=4931;`` come back within a few hundred bytes, then
-on longer ones, dense at first while kl_loss teaches the index branch, then sparse. Here transformers runs it on openmsa: one
-fact is hidden at some depth of a text, a text many times longer than what a query reads, and the model continues ``kx7=``.
+`make needle` trains the model (14 minutes of processor time): first to continue strings that came before, then on texts in which
+facts such as ``kx7=4931;`` come back within a few hundred bytes, then within 4096, dense at first while kl_loss teaches the
+index branch, then sparse. Here transformers runs it on openmsa: one fact is hidden at some depth of a text, a text many times
+longer than what a query reads, and the model continues ``kx7=``.
+
+The order of the stages matters: on the text of the third, the model that had not begun with plain strings was at 1.9 nats per
+byte after 2.9 million bytes, this one at 1.4.
 
     make needle
     python examples/needle.py --output needle.png
@@ -114,7 +118,7 @@ def parse(arguments):
         "--model", type=Path, default=Path("needle-out/model"), help="folder (default: needle-out/model)"
     )
     parser.add_argument("--text", choices=("words", "code"), default="words", help="what the fact is hidden in")
-    parser.add_argument("--longest", type=int, default=16384, help="tokens of the longest text")
+    parser.add_argument("--longest", type=int, default=4096, help="tokens of the longest text")
     parser.add_argument("--depths", type=int, default=11, help="places of the fact, first to last")
     parser.add_argument("--output", default="needle.png")
     return parser.parse_args(arguments)
