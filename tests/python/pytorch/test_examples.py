@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import openmsa.torch
 import pytest
 
 FOLDER = Path(__file__).parents[3] / "examples"
@@ -54,12 +55,26 @@ def test_needle(example, model_of_bytes, tmp_path):
     assert set(result["shares"]) == {512, 1024}
     assert 0 <= result["hits"] <= result["rows"] == 3
 
-    question = example.Question(example.Noise(True), "words", 50, 0.5, random.Random(0))
+
+@pytest.mark.parametrize("example", ["needle"], indirect=True)
+def test_what_was_read(example, model_of_bytes, monkeypatch):
+    """The picture shows what the layer chose for the question's last byte."""
+    question = example.Question(example.Noise(True), "words", 300, 0.5, random.Random(0))
     text = bytes(question.ids[0].tolist()).decode()
     key = text[-4:]
     assert text[question.place - 4 :].startswith(f"{key}{question.value}; ") and text.count(key) == 2
+
+    attend, chosen_by_layers = openmsa.torch.msa_attention, []
+
+    def watched(*tensors, **options):
+        o, indices = attend(*tensors, **options, return_indices=True)
+        chosen_by_layers.append(indices[:, -1])
+        return o
+
+    monkeypatch.setattr(openmsa.torch, "msa_attention", watched)
     ((scores, chosen),) = example.what_was_read(example.load_model(model_of_bytes), question)
-    assert chosen.tolist() == [[0, 1]] and scores.isfinite().all(), "all of a text of two kv_blocks"
+    assert chosen.tolist() == chosen_by_layers[0].tolist() and (chosen >= 0).all()
+    assert scores.shape == (1, 10) and scores.isfinite().all()
 
 
 @pytest.mark.parametrize("example", ["needle"], indirect=True)
