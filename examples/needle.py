@@ -84,7 +84,7 @@ def picture(rows, shares: dict, tokens: int, block_size: int, path: str) -> None
 
     figure, (blocks, lengths) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(2.2, 1))
     blocks.imshow(
-        torch.stack([scores for _, scores, _, _ in rows]), aspect="auto", cmap="Greys", interpolation="nearest"
+        torch.stack([scores for _, scores, _, _ in rows]).numpy(), aspect="auto", cmap="Greys", interpolation="nearest"
     )
     for row, (fact, _, chosen, is_right) in enumerate(rows):
         blocks.plot(sorted(chosen), [row] * len(chosen), "o", color="#2471a3", markersize=3.5)
