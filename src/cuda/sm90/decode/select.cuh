@@ -1,23 +1,22 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams pieces of 64 index keys. Two warpgroups take them in
-// turn and multiply them with the (query, head) rows of the query tile: keys are the 64 rows of the product, queries
-// its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a board in shared memory, and when
-// the board is full or the segment ends, warps pick the best candidates of each row.
+// A block walks along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
+// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: pieces of 64 keys are
+// the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
+// board in shared memory, and when the board is full or the segment ends, warps pick the best candidates of each row.
 //
 //   barrier     arrivals                      waited on by     guards
 //   full[i]     producer + bytes of the keys  one warpgroup    keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
 //   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
 //               the warpgroup
-//   named 1     all consumers                 the same         queries are in shared memory; the board has been written
-//   /
-//                                                              has been read
+//   named 1     all consumers                 the same         queries are in shared memory; the board has been
+//                                                              written, has been read
 //
 // e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
 //
-// Bound by memory: a piece of 16 KB takes an SM about 900 cycles of its share of the bandwidth, one of 8 KB half of
-// that; product and maxima take a warpgroup some 300.
+// Bound by memory: a stage of 16 KB takes an SM about 900 cycles of its share of the bandwidth; product and maxima take
+// a warpgroup some 300.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -199,6 +198,19 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
   }
 }
 
+/// Scales the scores of a piece. One that does not count becomes NaN, which loses to every number: this thread's first
+/// key lies `first_key` behind that of the tile's first query, and query i sees keys up to i behind it.
+template <class Scores>
+__device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)[2], int first_key, bool all_seen,
+                                            int heads, int lane) {
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(scores); ++i) {
+    const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const bool is_seen = all_seen || first_key + half * 8 <= column / heads;
+    scores(i) = is_seen ? scores(i) * scale[half] : NAN;
+  }
+}
+
 template <class Config>
 __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
                                                    SegmentWalk& walk, Segment& segment, int warp, int lane) {
@@ -244,7 +256,7 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
         float scale[Config::kStagePieces][2];
         CUTE_UNROLL
         for (int i = 0; i < 2 * Config::kStagePieces; ++i) {
-          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i * 32 - i % 2 * 24] : 1;
+          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kPieceKeys + i % 2 * 8] : 1;
         }
         __syncwarp();
         if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
@@ -253,16 +265,10 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
         for (int m = 0; m < Config::kStagePieces; ++m) {
           const int piece = next * Config::kStagePieces + m;  // of the board
           Tensor scores = acc(_, m, 0);
-          // A score that does not count becomes NaN, which loses to every number.
           const int first_seen = begin * kKeyTile + piece * kPieceKeys - first_position;  // by the first query: up to 0
           const bool all_seen = first_seen + kPieceKeys <= 1;
           if (is_scaled || !all_seen) {
-            CUTE_UNROLL
-            for (int i = 0; i < size(scores); ++i) {
-              const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-              const bool is_seen = all_seen || first_seen + first_key + half * 8 <= column / p.heads;
-              scores(i) = is_seen ? scores(i) * scale[m][half] : NAN;
-            }
+            hide_unseen(scores, scale[m], first_seen + first_key, all_seen, p.heads, lane);
           }
           store_maxima<Config>(
               scores, [&](int column) -> float& { return storage.board[column][piece][warp % 4]; }, lane);
