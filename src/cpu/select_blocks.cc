@@ -20,13 +20,17 @@ using core::Sequence;
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : tile(arena, plan),
+        candidates(arena.take<Candidates>(IndexTile::max_queries(plan))),
         entries(arena.take<ScoredBlock>(max_columns(plan) * plan.config.topk)),
-        lists(arena.take<TopkList>(max_columns(plan))) {}
+        lists(arena.take<TopkList>(max_columns(plan))),
+        bars(arena.take<float>(max_columns(plan))) {}
   static std::int64_t max_columns(const Plan& plan) { return IndexTile::max_queries(plan) * plan.config.num_heads_kv; }
 
   IndexTile tile;
-  ScoredBlock* entries;  // [columns][topk]
-  TopkList* lists;       // [columns]
+  Candidates* candidates;  // [queries]
+  ScoredBlock* entries;    // [columns][topk]
+  TopkList* lists;         // [columns]
+  float* bars;             // [columns], of the lists: side by side, for most scores do not pass
 };
 
 /// The lists of decode rows per segment: [max_decode_rows][num_heads_kv][max_segments][topk], and their sizes.
@@ -60,14 +64,14 @@ struct Contest {
   bool is_open;
 };
 
-Contest contest(const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count, Segment segment) {
+Contest contest(const Candidates* candidates, std::int64_t count, Segment segment) {
   Contest result{segment.end, segment.begin, false};
-  for (std::int64_t t = first; t < first + count; ++t) {
-    const Candidates candidates(plan, sequence.position(t));
-    if (candidates.slots == 0) continue;
-    result.begin = std::min(result.begin, std::max(candidates.init, segment.begin));
-    result.end = std::max(result.end, std::min(candidates.end, segment.end));
-    result.is_open |= candidates.slots < candidates.end - candidates.init;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const Candidates& of_query = candidates[t];
+    if (of_query.slots == 0) continue;
+    result.begin = std::min(result.begin, std::max(of_query.init, segment.begin));
+    result.end = std::max(result.end, std::min(of_query.end, segment.end));
+    result.is_open |= of_query.slots < of_query.end - of_query.init;
   }
   return result;
 }
@@ -77,11 +81,12 @@ void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t 
                  Segment segment, Scratch& s) {
   const Plan& plan = problem.plan;
   const std::int64_t heads = plan.config.num_heads_kv, topk = plan.config.topk;
+  for (std::int64_t t = 0; t < count; ++t) s.candidates[t] = Candidates(plan, sequence.position(first + t));
   for (std::int64_t c = 0; c < count * heads; ++c) {
-    const Candidates candidates(plan, sequence.position(first + c / heads));
-    s.lists[c] = TopkList(s.entries + c * topk, candidates.slots);
+    s.lists[c] = TopkList(s.entries + c * topk, s.candidates[c / heads].slots);
+    s.bars[c] = s.lists[c].bar();
   }
-  const Contest range = contest(plan, sequence, first, count, segment);
+  const Contest range = contest(s.candidates, count, segment);
   if (range.begin >= range.end) return;
   s.tile.load(problem, sequence, first, count);
   for (std::int64_t block = range.begin; block < range.end; ++block) {
@@ -90,12 +95,12 @@ void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t 
     } else {
       std::fill_n(s.tile.top, count * heads, 0.0f);
     }
-    for (std::int64_t t = 0; t < count; ++t) {
-      const Candidates candidates(plan, sequence.position(first + t));
+    for (std::int64_t c = 0; c < count * heads; ++c) {
+      if (s.tile.top[c] <= s.bars[c]) continue;
+      const Candidates& candidates = s.candidates[c / heads];
       if (block < candidates.init || block >= candidates.end) continue;
-      for (std::int64_t c = t * heads; c < (t + 1) * heads; ++c) {
-        s.lists[c].offer({score_key(s.tile.top[c]), static_cast<std::int32_t>(block)});
-      }
+      s.lists[c].offer({s.tile.top[c], static_cast<std::int32_t>(block)});
+      s.bars[c] = s.lists[c].bar();
     }
   }
 }

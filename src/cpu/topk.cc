@@ -20,25 +20,6 @@ Candidates::Candidates(const core::Plan& plan, std::int64_t position) {
   slots = std::min<std::int64_t>(config.topk - local - init, end - init);
 }
 
-void TopkList::append(ScoredBlock candidate) {
-  list_[size_++] = candidate;
-  if (size_ == slots_) find_worst();
-}
-
-void TopkList::replace_worst(ScoredBlock candidate) {
-  list_[worst_] = candidate;
-  find_worst();
-}
-
-void TopkList::find_worst() {
-  worst_ = 0;
-  for (std::int64_t i = 1; i < size_; ++i) {
-    const bool lower = list_[i].key < list_[worst_].key;
-    const bool tie = list_[i].key == list_[worst_].key && list_[i].block > list_[worst_].block;
-    if (lower || tie) worst_ = i;
-  }
-}
-
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
                      const Candidates& candidates, const TopkList& list) {
   std::array<std::int32_t, 64> blocks;
@@ -68,7 +49,7 @@ void topk(const Problem& problem, core::Arena&, const Threads& threads) {
           std::array<ScoredBlock, 64> memory;
           TopkList list(memory.data(), candidates.slots);
           for (std::int64_t b = candidates.init; candidates.slots > 0 && b < candidates.end; ++b) {
-            list.offer({score_key(element<float>(scores, head, row, b)), static_cast<std::int32_t>(b)});
+            list.offer({element<float>(scores, head, row, b), static_cast<std::int32_t>(b)});
           }
           write_selection(indices, head, row, candidates, list);
         }

@@ -1,7 +1,6 @@
 // Exp-free top-k: the running selection of one query and KV head.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -10,12 +9,8 @@
 
 namespace openmsa::cpu {
 
-/// An integer that orders scores: NaN below -inf, -0 equal to +0.
-inline std::int32_t score_key(float score) {
-  if (std::isnan(score)) return std::numeric_limits<std::int32_t>::min();
-  const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);  // -0 + 0 = +0
-  return bits < 0 ? -(bits & std::numeric_limits<std::int32_t>::max()) : bits;
-}
+/// Whether score a wins against b: NaN loses to every number, and nothing wins against its equal.
+inline bool beats(float a, float b) { return !(a <= b) && !std::isnan(a); }
 
 /// Which kv_blocks of one query row are forced, and which compete for the remaining slots.
 struct Candidates {
@@ -28,7 +23,7 @@ struct Candidates {
 };
 
 struct ScoredBlock {
-  std::int32_t key;  // score_key
+  float score;
   std::int32_t block;
 };
 
@@ -40,10 +35,15 @@ class TopkList {
 
   void offer(ScoredBlock candidate) {
     if (size_ < slots_) {
-      append(candidate);
-    } else if (slots_ > 0 && candidate.key > list_[worst_].key) {
-      replace_worst(candidate);
+      insert(candidate, size_++);
+    } else if (slots_ > 0 && beats(candidate.score, list_[slots_ - 1].score)) {
+      insert(candidate, slots_ - 1);
     }
+  }
+
+  /// A score that is <= this one would not be kept. NaN: any may be.
+  float bar() const {
+    return size_ < slots_ || slots_ == 0 ? std::numeric_limits<float>::quiet_NaN() : list_[slots_ - 1].score;
   }
 
   std::int64_t size() const { return size_; }
@@ -51,14 +51,15 @@ class TopkList {
   const ScoredBlock* end() const { return list_ + size_; }
 
  private:
-  void append(ScoredBlock candidate);
-  void replace_worst(ScoredBlock candidate);
-  void find_worst();
+  /// Places the candidate among the first `end` entries and itself; the entry at `end` is lost.
+  void insert(ScoredBlock candidate, std::int64_t end) {
+    for (; end > 0 && beats(candidate.score, list_[end - 1].score); --end) list_[end] = list_[end - 1];
+    list_[end] = candidate;
+  }
 
-  ScoredBlock* list_;
+  ScoredBlock* list_;  // best first
   std::int64_t slots_;
   std::int64_t size_ = 0;
-  std::int64_t worst_ = 0;  // lowest score, of those the highest block; valid when full
 };
 
 /// Writes a row of topk_indices: forced kv_blocks and the list, ascending, then -1.
