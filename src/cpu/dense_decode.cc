@@ -176,8 +176,10 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
     keys = std::min(keys_per_tile(plan), end - begin);
     next = std::min(keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
-      s.qk.load_keys({k(head), begin, keys}, share_of_tile(k, heads, head, begin + keys, next, dim));
-      s.values.load({v(head), begin, keys}, share_of_tile(v, heads, head, begin + keys, next, dim));
+      s.qk.load_keys({k(head), begin, keys});
+      s.qk.fetch(share_of_tile(k, heads, head, begin + keys, next, dim));
+      s.values.load({v(head), begin, keys});
+      s.values.fetch(share_of_tile(v, heads, head, begin + keys, next, dim));
       RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
         attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);

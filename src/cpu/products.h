@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "core/arena.h"
 #include "core/problem.h"
@@ -20,6 +22,21 @@ struct KeySpan {
 
 /// The rows of a span, when they lie evenly spaced.
 Ahead ahead_of(const KeySpan& next, std::int64_t dim);
+
+/// What the next product is to fetch.
+class FetchList {
+ public:
+  explicit FetchList(core::Arena& arena) : items_(arena.take<Ahead>(kCapacity)) {}
+  void add(const Ahead& ahead) {
+    if (ahead.rows > 0) items_[count_++] = ahead;
+  }
+  AheadList take() { return {items_, std::exchange(count_, 0)}; }
+
+ private:
+  static constexpr std::int64_t kCapacity = kMaxColumns + 1;  // rows of a chunk of columns, and of a kv_block
+  Ahead* items_;
+  std::int64_t count_ = 0;
+};
 
 /// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
@@ -46,8 +63,8 @@ class ScoreProduct {
  public:
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  /// `next`: those that will be wanted after these.
-  void load_keys(const KeySpan& now, const Ahead& next);
+  void load_keys(const KeySpan& keys);
+  void fetch(const Ahead& ahead) { ahead_.add(ahead); }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld);
@@ -61,7 +78,7 @@ class ScoreProduct {
   bool in_pairs_;
   KeyTile k_;
   std::int64_t keys_ = 0;
-  Ahead ahead_;
+  FetchList ahead_;
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
@@ -69,7 +86,8 @@ class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const KeySpan& now, const Ahead& next);
+  void load(const KeySpan& keys);
+  void fetch(const Ahead& ahead) { ahead_.add(ahead); }
 
   /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
@@ -78,7 +96,7 @@ class ValueProduct {
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
-  bool all_finite() const;
+  bool all_finite();
   void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
   void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
 
@@ -88,7 +106,8 @@ class ValueProduct {
   core::BFloat16* paired_;  // [ceil(block_size / 2)][2 * width]
   core::BFloat16* last_;    // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
-  Ahead ahead_;
+  std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
+  FetchList ahead_;
 };
 
 }  // namespace openmsa::cpu

@@ -13,7 +13,7 @@ using core::Problem;
 
 Candidates::Candidates(const core::Plan& plan, std::int64_t position) {
   const auto& config = plan.config;
-  const std::int64_t visible = position < 0 ? 0 : position / config.block_size + 1;
+  const std::int64_t visible = visible_blocks(plan, position);
   local = std::min<std::int64_t>({config.num_local_blocks, config.topk, visible});
   end = visible - local;
   init = std::min<std::int64_t>({config.num_init_blocks, config.topk - local, end});
@@ -21,11 +21,11 @@ Candidates::Candidates(const core::Plan& plan, std::int64_t position) {
 }
 
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
-                     const Candidates& candidates, const TopkList& list) {
+                     const Candidates& candidates, std::span<const ScoredBlock> chosen) {
   std::array<std::int32_t, 64> blocks;
   std::int64_t count = 0;
   for (std::int64_t b = 0; b < candidates.init; ++b) blocks[count++] = static_cast<std::int32_t>(b);
-  for (const ScoredBlock& scored : list) blocks[count++] = scored.block;
+  for (const ScoredBlock& scored : chosen) blocks[count++] = scored.block;
   std::sort(blocks.begin() + candidates.init, blocks.begin() + count);
   for (std::int64_t b = 0; b < candidates.local; ++b) {
     blocks[count++] = static_cast<std::int32_t>(candidates.end + b);
@@ -49,9 +49,9 @@ void topk(const Problem& problem, core::Arena&, const Threads& threads) {
           std::array<ScoredBlock, 64> memory;
           TopkList list(memory.data(), candidates.slots);
           for (std::int64_t b = candidates.init; candidates.slots > 0 && b < candidates.end; ++b) {
-            list.offer({element<float>(scores, head, row, b), static_cast<std::int32_t>(b)});
+            list.offer({score_key(element<float>(scores, head, row, b)), static_cast<std::int32_t>(b)});
           }
-          write_selection(indices, head, row, candidates, list);
+          write_selection(indices, head, row, candidates, list.entries());
         }
       });
   write_query_padding(problem, indices, 1, -1);

@@ -1,16 +1,23 @@
 // Exp-free top-k: the running selection of one query and KV head.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "core/problem.h"
+#include "cpu/tile/tile.h"
 
 namespace openmsa::cpu {
 
-/// Whether score a wins against b: NaN loses to every number, and nothing wins against its equal.
-inline bool beats(float a, float b) { return !(a <= b) && !std::isnan(a); }
+/// An integer that orders scores: NaN below -inf, -0 equal to +0. All are above kNoKey.
+inline std::int32_t score_key(float score) {
+  if (std::isnan(score)) return kNoKey + 1;
+  const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);  // -0 + 0 = +0
+  return bits < 0 ? -(bits & std::numeric_limits<std::int32_t>::max()) : bits;
+}
 
 /// Which kv_blocks of one query row are forced, and which compete for the remaining slots.
 struct Candidates {
@@ -23,7 +30,7 @@ struct Candidates {
 };
 
 struct ScoredBlock {
-  float score;
+  std::int32_t key;  // score_key
   std::int32_t block;
 };
 
@@ -36,24 +43,17 @@ class TopkList {
   void offer(ScoredBlock candidate) {
     if (size_ < slots_) {
       insert(candidate, size_++);
-    } else if (slots_ > 0 && beats(candidate.score, list_[slots_ - 1].score)) {
+    } else if (slots_ > 0 && candidate.key > list_[slots_ - 1].key) {
       insert(candidate, slots_ - 1);
     }
   }
 
-  /// A score that is <= this one would not be kept. NaN: any may be.
-  float bar() const {
-    return size_ < slots_ || slots_ == 0 ? std::numeric_limits<float>::quiet_NaN() : list_[slots_ - 1].score;
-  }
-
-  std::int64_t size() const { return size_; }
-  const ScoredBlock* begin() const { return list_; }
-  const ScoredBlock* end() const { return list_ + size_; }
+  std::span<const ScoredBlock> entries() const { return {list_, static_cast<std::size_t>(size_)}; }
 
  private:
   /// Places the candidate among the first `end` entries and itself; the entry at `end` is lost.
   void insert(ScoredBlock candidate, std::int64_t end) {
-    for (; end > 0 && beats(candidate.score, list_[end - 1].score); --end) list_[end] = list_[end - 1];
+    for (; end > 0 && candidate.key > list_[end - 1].key; --end) list_[end] = list_[end - 1];
     list_[end] = candidate;
   }
 
@@ -62,8 +62,8 @@ class TopkList {
   std::int64_t size_ = 0;
 };
 
-/// Writes a row of topk_indices: forced kv_blocks and the list, ascending, then -1.
+/// Writes a row of topk_indices: forced kv_blocks and those chosen, ascending, then -1.
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
-                     const Candidates& candidates, const TopkList& list);
+                     const Candidates& candidates, std::span<const ScoredBlock> chosen);
 
 }  // namespace openmsa::cpu
