@@ -154,20 +154,27 @@ class TileWalk {
   /// What a step will read is fetched during the products of the step before: half of it in either.
   void fetch(const Step& step) {
     const std::int64_t heads = step.columns.heads, dim = problem_.plan.config.head_dim;
-    if (step.is_first) {
-      s_.qk.fetch(ahead_of(span(k_, step.block), dim));
-      s_.values.fetch(ahead_of(span(v_, step.block), dim));
-    }
     const openmsa_tensor& q = problem_.tensors.q;
-    const auto element = static_cast<std::int64_t>(openmsa_dtype_bytes(q.dtype));
+    const auto q_bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(q.dtype));
+    FetchList &first = s_.qk.ahead(), &second = s_.values.ahead();
+    first.begin(row_bytes(k_));
+    second.begin(row_bytes(v_));
+    if (step.is_first) {
+      first.add(span(k_, step.block));
+      second.add(span(v_, step.block));
+    }
     for (std::int64_t member = 0; member < step.columns.count; ++member) {
       const std::int32_t query = step.columns.queries[member];
-      const RunningSoftmax state = state_of(query);
-      const std::int64_t row_bytes = state.ld * static_cast<std::int64_t>(sizeof(float));
-      s_.qk.fetch({reinterpret_cast<const std::byte*>(state.o), row_bytes, row_bytes, heads});
-      s_.values.fetch({core::address(q, sequence_.q_begin + query, step.columns.head), q.strides[1] * element,
-                       dim * element, heads});
+      for (std::int64_t h = 0; h < heads; ++h) {
+        first.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
+        second.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
+      }
     }
+  }
+  /// A cache line at least.
+  std::int64_t row_bytes(const KeyRows& rows) const {
+    return std::max<std::int64_t>(
+        problem_.plan.config.head_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)), 64);
   }
 
   /// Brings the state of the step's query rows up to date with the keys and values loaded.

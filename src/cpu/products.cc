@@ -11,12 +11,6 @@ const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BF
 
 }  // namespace
 
-Ahead ahead_of(const KeySpan& next, std::int64_t dim) {
-  if (next.count == 0 || next.rows.run(next.begin, next.count) != next.count) return {};
-  return {next.rows.token(next.begin), next.rows.token_bytes,
-          dim * static_cast<std::int64_t>(openmsa_dtype_bytes(next.rows.dtype)), next.count};
-}
-
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim) {
   return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % kLanes == 0 &&
          pair_ops() != nullptr;
@@ -42,7 +36,7 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 }
 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
-    : in_pairs_(in_pairs), k_(arena, block_size, dim), ahead_(arena) {}
+    : in_pairs_(in_pairs), k_(arena, block_size, dim), ahead_(arena, block_size) {}
 
 void ScoreProduct::load_keys(const KeySpan& keys) {
   keys_ = keys.count;
@@ -82,7 +76,7 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       v_(arena, block_size, dim),
       paired_(arena.take<BFloat16>(in_pairs ? core::ceil_div(block_size, 2) * 2 * width_ : 0)),
       last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
-      ahead_(arena) {}
+      ahead_(arena, block_size) {}
 
 void ValueProduct::load(const KeySpan& keys) {
   keys_ = keys.count;

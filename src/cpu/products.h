@@ -20,22 +20,29 @@ struct KeySpan {
   std::int64_t count = 0;
 };
 
-/// The rows of a span, when they lie evenly spaced.
-Ahead ahead_of(const KeySpan& next, std::int64_t dim);
-
-/// What the next product is to fetch.
+/// What the next product is to fetch: rows of one size.
 class FetchList {
  public:
-  explicit FetchList(core::Arena& arena) : items_(arena.take<Ahead>(kCapacity)) {}
-  void add(const Ahead& ahead) {
-    if (ahead.rows > 0) items_[count_++] = ahead;
+  FetchList(core::Arena& arena, std::int64_t keys) : rows_(arena.take<const std::byte*>(keys + kMoreRows)) {}
+
+  void begin(std::int64_t row_bytes) {
+    count_ = 0;
+    row_bytes_ = row_bytes;
   }
-  AheadList take() { return {items_, std::exchange(count_, 0)}; }
+  void add(const KeySpan& keys) {
+    for (std::int64_t j = 0; j < keys.count; ++j) rows_[count_++] = keys.rows.token(keys.begin + j);
+  }
+  /// Any number of bytes, as rows.
+  void add(const void* data, std::int64_t bytes) {
+    const auto* const row = static_cast<const std::byte*>(data);
+    for (std::int64_t i = 0; i < bytes; i += row_bytes_) rows_[count_++] = row + i;
+  }
+  Ahead take() { return {rows_, std::exchange(count_, 0), row_bytes_}; }
 
  private:
-  static constexpr std::int64_t kCapacity = kMaxColumns + 1;  // rows of a chunk of columns, and of a kv_block
-  Ahead* items_;
-  std::int64_t count_ = 0;
+  static constexpr std::int64_t kMoreRows = 4 * kMaxColumns;  // fp32 rows of columns as rows of e4m3
+  const std::byte** rows_;
+  std::int64_t count_ = 0, row_bytes_ = 0;
 };
 
 /// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
@@ -64,7 +71,7 @@ class ScoreProduct {
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load_keys(const KeySpan& keys);
-  void fetch(const Ahead& ahead) { ahead_.add(ahead); }
+  FetchList& ahead() { return ahead_; }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld);
@@ -87,7 +94,7 @@ class ValueProduct {
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load(const KeySpan& keys);
-  void fetch(const Ahead& ahead) { ahead_.add(ahead); }
+  FetchList& ahead() { return ahead_; }
 
   /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.

@@ -62,12 +62,12 @@ inline std::int64_t queries_per_tile(const core::Plan& plan) {
 }
 
 /// The forward pass has less to keep per query, and the larger a tile, the more of its queries share a kv_block: as
-/// large as leaves 64 items to share out, up to 2048 query rows.
+/// large as leaves 64 items to share out, up to 4096 query rows.
 inline std::int64_t max_forward_queries(const core::Plan& plan) {
   return std::clamp<std::int64_t>(4096 / plan.group_size, 1, 1024);
 }
 inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core::Sequence& sequence) {
-  const std::int64_t queries = sequence.seqlen_q * plan.config.num_heads_kv / 32;
+  const std::int64_t queries = sequence.seqlen_q * plan.config.num_heads_kv / 64;
   return std::clamp(queries, queries_per_tile(plan), max_forward_queries(plan));
 }
 

@@ -12,54 +12,39 @@
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
-/// Fetches what an AheadList names, line by line, evenly spread over the steps of a product.
+/// Fetches what an Ahead names, line by line, evenly spread over the steps of a product.
 class Prefetcher {
  public:
-  Prefetcher(AheadList list, std::int64_t steps) : item_(list.items), end_(list.items + list.count) {
-    for (const Ahead* item = item_; item < end_; ++item) left_ += item->rows * lines_per_row(*item);
-    per_step_ = core::ceil_div(left_, std::max<std::int64_t>(steps, 1));
-    if (item_ < end_) begin_item();
-  }
+  Prefetcher(const Ahead& ahead, std::int64_t steps)
+      : rows_(ahead.rows),
+        lines_per_row_(core::ceil_div(ahead.row_bytes, kLineBytes)),
+        left_(ahead.count * lines_per_row_),
+        per_step_(core::ceil_div(left_, std::max<std::int64_t>(steps, 1))) {}
 
   HWY_INLINE void step() {
     const std::byte* line = line_;  // in registers: what is stored here would be read back in the next round
     std::int64_t left_in_row = left_in_row_;
     const std::int64_t lines = std::min(per_step_, left_);
-    left_ -= lines;
     for (std::int64_t i = 0; i < lines; ++i) {
+      if (left_in_row == 0) {
+        line = *rows_++;
+        left_in_row = lines_per_row_;
+      }
       hwy::Prefetch(line);
       line += kLineBytes;
-      if (--left_in_row > 0) continue;
-      next_row();
-      line = line_;
-      left_in_row = left_in_row_;
+      --left_in_row;
     }
     line_ = line;
     left_in_row_ = left_in_row;
+    left_ -= lines;
   }
 
  private:
   static constexpr std::int64_t kLineBytes = 64;
-  static std::int64_t lines_per_row(const Ahead& item) { return core::ceil_div(item.row_bytes, kLineBytes); }
-
-  void begin_item() {
-    row_ = 0;
-    line_ = item_->data;
-    left_in_row_ = lines_per_row(*item_);
-  }
-  void next_row() {
-    if (++row_ < item_->rows) {
-      line_ = item_->data + row_ * item_->stride;
-      left_in_row_ = lines_per_row(*item_);
-    } else if (++item_ < end_) {
-      begin_item();
-    }
-  }
-
-  const Ahead *item_, *end_;
-  std::int64_t row_ = 0;
+  const std::byte* const* rows_;
   const std::byte* line_ = nullptr;
-  std::int64_t left_in_row_ = 0, left_ = 0;  // lines, of the row and of all
+  std::int64_t lines_per_row_;
+  std::int64_t left_in_row_ = 0, left_;
   std::int64_t per_step_;
 };
 

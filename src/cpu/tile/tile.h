@@ -25,14 +25,9 @@ constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLane
 
 /// Memory that is wanted next; a product fetches it into the caches while it computes.
 struct Ahead {
-  const std::byte* data = nullptr;
-  std::int64_t stride = 0;  // bytes from one row to the next
-  std::int64_t row_bytes = 0;
-  std::int64_t rows = 0;
-};
-struct AheadList {
-  const Ahead* items = nullptr;  // none without rows
+  const std::byte* const* rows = nullptr;
   std::int64_t count = 0;
+  std::int64_t row_bytes = 0;
 };
 
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
@@ -41,7 +36,7 @@ struct OperandOf {
   const Element* data;
   std::int64_t row;
   std::int64_t column;
-  AheadList ahead = {};
+  Ahead ahead = {};
 };
 using Operand = OperandOf<float>;
 
