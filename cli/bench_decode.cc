@@ -12,7 +12,7 @@
 #include "decode_figures.h"
 #include "decode_problem.h"
 #include "decode_table.h"
-#include "dtype_name.h"
+#include "dtype_of_name.h"
 #include "host_rates.h"
 #include "io/error.h"
 #include "io/json_file.h"
@@ -66,8 +66,8 @@ Config decode_config(const BenchOptions& options) {
   Config config = openmsa::config();
   config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
   config.dtype = dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
-  if (options.kv_dtype) config.kv_dtype = dtype_of_name(*options.kv_dtype);
-  if (options.index_dtype) config.index_dtype = dtype_of_name(*options.index_dtype);
+  config.kv_dtype = options.kv_dtype ? dtype_of_name(*options.kv_dtype) : config.dtype;
+  config.index_dtype = options.index_dtype ? dtype_of_name(*options.index_dtype) : config.dtype;
   config.num_heads_q = options.num_heads_q.value_or(geometry.num_heads_q);
   config.num_heads_kv = options.num_heads_kv.value_or(geometry.num_heads_kv);
   config.head_dim = options.head_dim.value_or(geometry.head_dim);
@@ -118,9 +118,9 @@ ordered_json to_json(const Config& config, const BenchOptions& options, const st
                           {"batch", config.max_batch},
                           {"queries", options.queries},
                           {"lengths", options.lengths},
-                          {"dtype", dtype_name(config.dtype)},
-                          {"kv_dtype", dtype_name(kv_dtype(config))},
-                          {"index_dtype", dtype_name(index_dtype(config))}}},
+                          {"dtype", core::dtype_name(config.dtype)},
+                          {"kv_dtype", core::dtype_name(config.kv_dtype)},
+                          {"index_dtype", core::dtype_name(config.index_dtype)}}},
                         {"backend", options.backend},
                         {"threads", options.num_threads()},
                         {"repeats", options.repeats},

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bench.h"
-#include "dtype_name.h"
+#include "dtype_of_name.h"
 #include "host_rates.h"
 #include "io/json_file.h"
 #include "machine.h"

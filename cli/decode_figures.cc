@@ -26,8 +26,8 @@ void add_chosen(const Config& config, std::span<const std::int32_t> rows, std::i
 void count_reads(const DecodeProblem& problem, DecodeFigures& figures) {
   const Config& config = problem.config();
   const auto bytes = [](openmsa_dtype dtype) { return static_cast<double>(openmsa_dtype_bytes(dtype)); };
-  const double head_key = 2.0 * config.head_dim * bytes(kv_dtype(config));  // K and V of one KV head
-  const double index_key = config.index_dim * bytes(index_dtype(config));
+  const double head_key = 2.0 * config.head_dim * bytes(config.kv_dtype);  // K and V of one KV head
+  const double index_key = config.index_dim * bytes(config.index_dtype);
   for (double length : problem.seqlens_k()) {
     const bool is_scored = length > static_cast<double>(config.topk) * config.block_size;
     if (is_scored) figures.bytes.index += length * index_key;

@@ -74,9 +74,9 @@ DecodeProblem::DecodeProblem(Device& device, const Config& config, const DecodeS
   data_.seqlens_k = upload(seqlens_k_, {config_.max_batch});
   data_.block_table = upload(block_table_, {num_sets_ * config_.max_batch, pages_per_row_});
   const std::int64_t pages = num_sets_ * pages_per_set_, page_size = config_.page_size;
-  data_.k_cache = random(kv_dtype(config_), {pages, page_size, config_.num_heads_kv, config_.head_dim});
-  data_.v_cache = random(kv_dtype(config_), {pages, page_size, config_.num_heads_kv, config_.head_dim});
-  data_.index_k_cache = random(index_dtype(config_), {pages, page_size, config_.index_dim});
+  data_.k_cache = random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
+  data_.v_cache = random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
+  data_.index_k_cache = random(config_.index_dtype, {pages, page_size, config_.index_dim});
   data_.q = queries(config_.num_heads_q, config_.head_dim);
   data_.index_q = queries(config_.num_heads_kv, config_.index_dim);
   data_.topk_indices =
@@ -103,8 +103,8 @@ void DecodeProblem::choose_lengths() {
 /// of a call, attention only what the call's queries choose. A call on the host may read the whole of its pages.
 void DecodeProblem::choose_counts() {
   const auto bytes = [](openmsa_dtype dtype) { return static_cast<std::int64_t>(openmsa_dtype_bytes(dtype)); };
-  const std::int64_t token = 2 * config_.num_heads_kv * config_.head_dim * bytes(kv_dtype(config_));
-  const std::int64_t index = pages_per_set_ * config_.page_size * config_.index_dim * bytes(index_dtype(config_));
+  const std::int64_t token = 2 * config_.num_heads_kv * config_.head_dim * bytes(config_.kv_dtype);
+  const std::int64_t index = pages_per_set_ * config_.page_size * config_.index_dim * bytes(config_.index_dtype);
   if (config_.backend != OPENMSA_BACKEND_CUDA) {
     num_sets_ = static_cast<int>(ceil_div(kMoreThanCache, index + pages_per_set_ * config_.page_size * token));
     num_calls_ = num_sets_;

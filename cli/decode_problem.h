@@ -28,7 +28,7 @@ inline constexpr std::int64_t kShortestMixed = 1024;
 /// than any cache holds, every other call shares them.
 class DecodeProblem {
  public:
-  /// `config` says how many sequences there are (max_batch).
+  /// `config` says how many sequences there are (max_batch), and the element types of the caches.
   DecodeProblem(Device& device, const Config& config, const DecodeShape& shape, std::uint64_t seed);
 
   Device& device() const { return device_; }
@@ -68,12 +68,6 @@ class DecodeProblem {
 };
 
 /// Shapes and capacities of a problem; the rest as in `config`.
-/// Element types of the caches: those of `config`, its dtype where they are 0.
-inline openmsa_dtype kv_dtype(const Config& config) { return config.kv_dtype == 0 ? config.dtype : config.kv_dtype; }
-inline openmsa_dtype index_dtype(const Config& config) {
-  return config.index_dtype == 0 ? config.dtype : config.index_dtype;
-}
-
 Config fit_to(Config config, const DecodeShape& shape);
 
 }  // namespace openmsa::cli

@@ -7,8 +7,8 @@
 #include <limits>
 #include <utility>
 
+#include "core/dtype.h"
 #include "device_call.h"
-#include "dtype_name.h"
 #include "io/error.h"
 #include "machine.h"
 
@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 double to_milliseconds(Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
 
 ordered_json describe(const openmsa_tensor& tensor) {
-  return {{"dtype", dtype_name(tensor.dtype)},
+  return {{"dtype", core::dtype_name(tensor.dtype)},
           {"shape", std::vector<std::int64_t>(tensor.shape, tensor.shape + tensor.rank)}};
 }
 
@@ -164,7 +164,7 @@ ordered_json LayerRun::figures() const {
                                      : "sparse"},
       {"backend", options_.backend.backend},
       {"threads", options_.backend.num_threads()},
-      {"dtype", dtype_name(config_.dtype)},
+      {"dtype", core::dtype_name(config_.dtype)},
       {"num_heads_q", config_.num_heads_q},
       {"num_heads_kv", config_.num_heads_kv},
       {"head_dim", config_.head_dim},
