@@ -12,6 +12,10 @@
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
+#if HWY_COMPILER_GCC_ACTUAL  // GCC 12 would keep operands of some register blocks on the stack
+#pragma GCC optimize("ira-region=all")
+#endif
+
 /// Fetches what an Ahead names, line by line, evenly spread over the steps of a product.
 class Prefetcher {
  public:
