@@ -40,7 +40,7 @@ class FetchList {
   Ahead take() { return {rows_, std::exchange(count_, 0), row_bytes_}; }
 
  private:
-  static constexpr std::int64_t kMoreRows = 4 * kMaxColumns;  // fp32 rows of columns as rows of e4m3
+  static constexpr std::int64_t kMoreRows = 5 * kMaxColumns;  // padded fp32 rows of columns, as rows of e4m3
   const std::byte** rows_;
   std::int64_t count_ = 0, row_bytes_ = 0;
 };
