@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test asan tsan test-gpu install fuzz demo docs format tidy clean
+.PHONY: all build deps test asan tsan test-gpu install fuzz demo needle docs format tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -50,6 +50,12 @@ demo: deps
 	cmake --build --preset release --target msa
 	scripts/demo.sh build/msa demo-out
 
+# The model of examples/needle.py, which then runs in Python; see scripts/needle.sh.
+needle: deps
+	test -e build/CMakeCache.txt || cmake --preset release -DOPENMSA_CUDA=OFF
+	cmake --build --preset release --target msa
+	scripts/needle.sh build/msa needle-out
+
 SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc')
 
 # docs/api.md, from the public headers.
@@ -63,4 +69,4 @@ tidy: build
 	clang-tidy -p build --quiet $(filter %.cc,$(SOURCES))
 
 clean:
-	rm -rf build demo-out
+	rm -rf build demo-out needle-out

@@ -57,9 +57,9 @@ auto* find_variant(const Variant* begin, const Variant* end, openmsa_dtype dtype
   core::fail(OPENMSA_INTERNAL, "decode: no kernel for this plan");
 }
 
-/// Keys of a box of the tensor maps: a page, or a piece of one.
-std::int32_t key_box_rows(const Plan& plan) {
-  return plan.is_paged() ? std::min(plan.config.page_size, sm90::kPieceKeys) : sm90::kPieceKeys;
+/// Keys of a box of the tensor maps: what a kernel loads at a time, or a page of it.
+std::int32_t key_box_rows(const Plan& plan, std::int32_t keys) {
+  return plan.is_paged() ? std::min(plan.config.page_size, keys) : keys;
 }
 
 sm90::DecodeSelectParams select_params(const Problem& problem) {
@@ -88,9 +88,9 @@ sm90::DecodeSelectParams score_keys(const Problem& problem, Arena& arena, sm90::
   p.index_q = t.index_q.data;
   p.q_row_stride = t.index_q.strides[0];
   p.q_head_stride = t.index_q.strides[1];
-  p.key_box_rows = key_box_rows(plan);
-  p.index_k_scale = token_scale(t.index_k_scale);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
+  p.key_box_rows = key_box_rows(plan, sm90::decode_stage_keys(keys.dtype == OPENMSA_FLOAT8_E4M3));
+  p.index_k_scale = token_scale(t.index_k_scale);
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
   find_variant(std::begin(kDecodeSelectVariants), std::end(kDecodeSelectVariants), plan.config.dtype, keys.dtype,
                plan.config.index_dim)(p, map, launch);
@@ -104,7 +104,7 @@ void attend(const Problem& problem, const sm90::DecodeSelectParams& select, sm90
   p.select = select;
   p.cluster_queries = cluster_queries(problem, launch.num_sms);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
-  p.key_box_rows = key_box_rows(plan);
+  p.key_box_rows = key_box_rows(plan, sm90::kPieceKeys);
   p.scale_log2 = static_cast<float>(plan.softmax_scale * 1.4426950408889634);
   p.q = t.q.data;
   std::copy_n(t.q.strides, 2, p.q_strides);

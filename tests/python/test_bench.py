@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -39,8 +41,9 @@ def test_every_section(tmp_path, capsys):
     assert not results["refused"]
     assert all(row["min_ms"] <= row["median_ms"] <= row["max_ms"] for row in results["rows"])
     assert results["machine"]["cpu"] and results["machine"]["packages"]["numpy"]
-    printed = capsys.readouterr().out
-    assert "decode: one new token per sequence, on a cache, batch 3" in printed
+    printed = capsys.readouterr()
+    assert "decode: one new token per sequence, on a cache, batch 3" in printed.out
+    assert printed.err.count("decode, 64 tokens, batch 3: openmsa ... ") == 1, "progress"
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "bench.png").stat().st_size > 5000
         assert "<svg" in (tmp_path / "bench.svg").read_text()
@@ -63,7 +66,47 @@ def test_contenders_that_fail(tmp_path, monkeypatch, capsys):
     assert "not here: missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--contexts", "33"], ["--sections", "all"], ["--contexts", "many"]])
+def test_a_contender_that_takes_too_long(tmp_path, monkeypatch):
+    tried = []
+
+    def slow(case, inputs):
+        tried.append(case.context)
+        assert json.loads((tmp_path / "bench.json").read_text())["rows"], "what was measured before is on disk"
+        time.sleep(60)
+
+    ours = _contenders.contenders_on("cpu")[0]
+    monkeypatch.setattr(
+        bench, "contenders_on", lambda device: [ours, dataclasses.replace(ours, name="PyTorch flash", prepare=slow)]
+    )
+    results = results_of(tmp_path, "--contexts", "32,64", "--sections", "prefill", "--time-limit", "0.5")
+    assert [row["context"] for row in results["rows"]] == [32, 64] and tried == [32]
+    reasons = [row["reason"] for row in results["refused"]]
+    assert reasons == ["took longer than 0.5 s", "not tried, a smaller context took too long"]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_interrupted(tmp_path, monkeypatch, capsys):
+    """What was measured so far is reported."""
+
+    def interrupted(case, inputs):
+        raise KeyboardInterrupt
+
+    ours = _contenders.contenders_on("cpu")[0]
+    monkeypatch.setattr(bench, "contenders_on", lambda device: [ours, dataclasses.replace(ours, prepare=interrupted)])
+    results = results_of(tmp_path, "--contexts", "32", "--sections", "prefill")
+    assert len(results["rows"]) == 1
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_chosen_contenders(tmp_path):
+    results = results_of(tmp_path, "--contexts", "32", "--contenders", "openmsa dense")
+    assert {row["contender"] for row in results["rows"]} == {"openmsa dense"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--contexts", "33"], ["--sections", "all"], ["--contexts", "many"], ["--contenders", "openmsa,nobody"]],
+)
 def test_bad_arguments(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         bench.main([*SMALL, "--output", str(tmp_path), *arguments])

@@ -31,6 +31,10 @@ class Case:
     layer: Layer
     device: str
 
+    def __str__(self) -> str:
+        batch = f", batch {self.batch}" if self.section == "decode" else ""
+        return f"{self.section}, {self.context} tokens{batch}"
+
     def inputs(self) -> dict[str, Any]:
         """q [tokens, heads, dim], index_q, and keys [total_k, ...] of a prompt or [batch, context, ...] of a cache."""
         layer = self.layer

@@ -11,12 +11,34 @@
 
 namespace openmsa::cuda {
 
+/// Exponent of a power of two: pages, kv_blocks and boxes are such, and a division takes a warp longer than a load from
+/// shared memory.
+OPENMSA_DEVICE int log2_of(std::int32_t power) {
+#ifdef __CUDA_ARCH__
+  return 31 - __clz(power);
+#else
+  return 31 - __builtin_clz(static_cast<unsigned int>(power));
+#endif
+}
+
 /// A strided int32 vector in device memory; nullptr: absent.
 struct IntVector {
   const std::int32_t* data;
   std::int64_t stride;
   OPENMSA_DEVICE std::int32_t at(std::int64_t i) const { return data[i * stride]; }
 };
+
+/// How a vector is read: as it is, or by the L2 cache, past what an SM may have kept of it.
+struct ReadPlainly {
+  OPENMSA_DEVICE std::int32_t operator()(IntVector vector, std::int64_t i) const { return vector.at(i); }
+};
+#ifdef __CUDACC__
+struct ReadByL2 {
+  OPENMSA_DEVICE std::int32_t operator()(IntVector vector, std::int64_t i) const {
+    return __ldcg(vector.data + i * vector.stride);
+  }
+};
+#endif
 
 /// The last b in [0, count) with offsets[b] <= value.
 OPENMSA_DEVICE std::int32_t find_sequence(IntVector offsets, std::int32_t count, std::int32_t value) {
@@ -38,6 +60,10 @@ struct SequenceView {
   std::int32_t seqlen_q;
   std::int32_t k_row;
   std::int32_t seqlen_k;
+
+  OPENMSA_DEVICE bool operator==(const SequenceView& other) const {
+    return q_row == other.q_row && seqlen_q == other.seqlen_q && k_row == other.k_row && seqlen_k == other.seqlen_k;
+  }
 };
 
 struct BatchView {
@@ -53,21 +79,22 @@ struct BatchView {
   std::int32_t block_size;
 
   /// Sequence b; b = batch stands for the padding rows behind the last sequence, which see no key.
-  OPENMSA_DEVICE SequenceView sequence(std::int32_t b) const {
+  template <class Read = ReadPlainly>
+  OPENMSA_DEVICE SequenceView sequence(std::int32_t b, Read read = {}) const {
     SequenceView s{0, total_q, 0, 0};
     if (cu_seqlens_q.data != nullptr) {
-      s.q_row = cu_seqlens_q.at(b);
-      s.seqlen_q = (b < batch ? cu_seqlens_q.at(b + 1) : total_q) - s.q_row;
+      s.q_row = read(cu_seqlens_q, b);
+      s.seqlen_q = (b < batch ? read(cu_seqlens_q, b + 1) : total_q) - s.q_row;
     } else if (b > 0) {
       s.q_row = total_q;
       s.seqlen_q = 0;
     }
     if (b == batch) return s;
     if (seqlens_k.data != nullptr) {
-      s.seqlen_k = seqlens_k.at(b);
+      s.seqlen_k = read(seqlens_k, b);
     } else if (cu_seqlens_k.data != nullptr) {
-      s.k_row = cu_seqlens_k.at(b);
-      s.seqlen_k = cu_seqlens_k.at(b + 1) - s.k_row;
+      s.k_row = read(cu_seqlens_k, b);
+      s.seqlen_k = read(cu_seqlens_k, b + 1) - s.k_row;
     } else {
       s.seqlen_k = total_k;
     }

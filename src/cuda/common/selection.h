@@ -21,7 +21,7 @@ struct Candidates {
   std::int32_t slots;  // for the competitors
 
   OPENMSA_DEVICE Candidates(const SelectionRules& rules, std::int32_t position) {
-    const std::int32_t visible = position < 0 ? 0 : position / rules.block_size + 1;
+    const std::int32_t visible = position < 0 ? 0 : (position >> log2_of(rules.block_size)) + 1;
     local = least(least(rules.num_local_blocks, rules.topk), visible);
     end = visible - local;
     init = least(least(rules.num_init_blocks, rules.topk - local), end);

@@ -1,6 +1,10 @@
-// A decode step captured once: replayed after everything in memory has changed, repeated, and beside another one.
+// A decode step captured once: replayed after everything in memory has changed, repeated, and beside another one. And
+// behind a kernel that writes lengths late.
+#include <climits>
+
 #include "cuda/decode/cases.h"
 #include "cuda/support/judge.h"
+#include "cuda/support/late_copy.h"
 #include "cuda/support/selections.h"
 
 namespace openmsa::test {
@@ -72,6 +76,35 @@ TEST_P(DecodeGraph, TwentyReplaysAreEqual) {
     graph.replay(stream);
     expect_same_bits(call.results(), first);
     if (HasFailure()) return;
+  }
+}
+
+TEST_P(DecodeGraph, LengthsMayBeWrittenByTheKernelBefore) {
+  const Layer layer = full_step();
+  const Stream stream;
+  for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) {
+    SCOPED_TRACE(op);
+    const TensorMap expected = run_on_device(layer, op);
+    for (const std::vector<std::int32_t>& before : {std::vector<std::int32_t>{0, 0, 0, 0, 0},  // no request yet
+                                                    {-5, 3, INT_MIN, INT_MAX, 7},              // nor lengths
+                                                    {0, 1, 2, 3, 4},
+                                                    {1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20}}) {
+      DeviceCall call(layer, op);
+      for (const openmsa_tensor& lengths :
+           {call.tensors().cu_seqlens_q, GetParam() == 0 ? call.tensors().cu_seqlens_k : call.tensors().seqlens_k}) {
+        auto* const data = static_cast<std::int32_t*>(lengths.data);
+        const auto count = static_cast<std::size_t>(lengths.shape[0]);
+        ASSERT_LE(count, before.size());
+        const DeviceMemory right(count * sizeof(std::int32_t));
+        require_cuda(cudaMemcpy(right.data(), data, right.bytes(), cudaMemcpyDeviceToDevice), "cudaMemcpy");
+        require_cuda(cudaMemcpy(data, before.data(), right.bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
+        enqueue_late_copy(data, reinterpret_cast<const std::int32_t*>(right.data()), static_cast<int>(count),
+                          stream.get());
+        call.enqueue(stream.get());
+        stream.wait();
+        expect_same_bits(call.results(), expected);
+      }
+    }
   }
 }
 

@@ -12,7 +12,8 @@
 //               (+ 32 lanes per kind of scale)
 //   empty[i]    one lane of each consumer        producer       all consumers are done with stage i
 //   block       all threads                      the same       chosen kv_blocks and their union are complete
-//   cluster     all threads of the cluster       the same       partial results have been sent
+//   received    this block + bytes from all      all threads    partial results of the cluster have arrived
+//   cluster     all threads of the cluster       the same       all blocks run; between parts, all are done
 //
 // Bound by memory and, for a single sequence, by the chain lists -> kv_blocks -> pages -> keys of dependent loads.
 #pragma once
@@ -46,9 +47,11 @@ struct DecodeAttendConfig {
   static constexpr int kChunkKeys = kSliceKeys < 32 ? kSliceKeys : 32;  // whose scores fit in registers
   static constexpr int kConsumers = kQueries * kKeySlices;              // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
+  // A quarter of an SM holds two warps of 160 registers beside two of the index branch's 96, or three of 168.
+  static constexpr int kMaxRegisters = kQueries == 1 ? 160 : 168;
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
   static constexpr int kStages = 3;
-  static constexpr int kPartialStride = kDim + 4;  // rows side by side differ in their banks
+  static constexpr int kPartialStride = kDim + 8;  // four rows side by side differ in their banks
   using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
   using Tile = typename Keys::Tile;
 
@@ -67,11 +70,11 @@ struct DecodeAttendConfig {
   };
   /// From all blocks of the cluster, for the channels that this one combines.
   struct Received {
-    float max[kMaxClusterBlocks][kRows];
-    float sum[kMaxClusterBlocks][kRows];
-    float4 o[kRows * kMaxSharedVectors];  // [blocks][kRows][vectors of a block]
+    float2 weight[kMaxClusterBlocks][kRows];  // max, sum
+    float4 o[kRows * kMaxSharedVectors];      // [blocks][kRows][vectors of a block]
+    std::uint64_t full;
   };
-  using Scratch = ChoiceScratch<kConsumers + 1>;
+  using Scratch = ChoiceScratch<kQueries>;
   struct Storage {
     union {
       Scratch scratch;  // before the first stage is loaded
@@ -197,12 +200,12 @@ __device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const Q
   __syncthreads();
 }
 
-/// topk_indices of the part, where they are wanted.
+/// topk_indices of the part, where they are wanted, by one warp.
 template <class Config>
 __device__ __forceinline__ void store_part(const DecodeSelectParams& p, const typename Config::Storage& storage,
-                                           const QueryPart& part, std::int32_t head, int warp, int lane) {
+                                           const QueryPart& part, std::int32_t head, int lane) {
   if (p.lists.ranked == nullptr || p.topk_indices == nullptr) return;
-  for (int query = warp; query < part.count; query += Config::kConsumers + 1) {
+  for (int query = 0; query < part.count; ++query) {
     std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
     store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to, p.topk_strides[2], lane);
   }
@@ -210,7 +213,7 @@ __device__ __forceinline__ void store_part(const DecodeSelectParams& p, const ty
 
 /// Blocks [cluster of rows][KV head][block of the cluster].
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 1)
+__global__ void __maxnreg__(Config::kMaxRegisters)
     decode_attend_kernel(const __grid_constant__ DecodeAttendParams p, const __grid_constant__ CUtensorMap map_k,
                          const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
@@ -222,8 +225,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 
     cute::prefetch_tma_descriptor(&map_v);
     const int scales = (p.k_scale.is_per_token() ? 32 : 0) + (p.v_scale.is_per_token() ? 32 : 0);
     init_ring(storage.full, storage.empty, Config::kConsumers, 1 + scales);
+    FullBarrier::init(&storage.received.full, 1);
     cutlass::arch::fence_barrier_init();
   }
+  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
   __syncthreads();
 
   const BatchView& batch = p.select.batch;
@@ -238,14 +243,15 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 
   if (!is_layer) cudaGridDependencySynchronize();
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   RingPosition<Config::kStages> ring;
-  for (std::int32_t row = first; row < end;) {  // sequence by sequence: mostly one
+  std::uint32_t parity = 0;                                 // of received
+  for (std::int32_t row = first; row < end; parity ^= 1) {  // sequence by sequence: mostly one
     const QueryPart part = find_part(p.select, row, end, lane);
     if (is_layer) {
       const ChoiceTeam team(part.count, kWarps, warp);
       const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
       // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
       if (row == first) cudaGridDependencySynchronize();
-      choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, warp, lane);
+      choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, lane);
     } else {
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
     }
@@ -259,23 +265,25 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kQueries == 1 ? 3 : 
     const std::int32_t shift = batch.block_size == kPieceKeys ? 0 : 1;
     const std::int32_t count = Config::kQueries == 1 ? storage.chosen.counts[0] : storage.united.count;
     const Pieces pieces{rank, count << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
+    WarpAttention<Config> attention;  // of a consumer
     if (warp == Config::kConsumers) {
       produce_pieces<Config>(p, map_k, map_v, storage, part, pieces, head, ring, lane);
-      __syncthreads();
+      if (rank == 0) store_part<Config>(p.select, storage, part, head, lane);
     } else {
-      WarpAttention<Config> attention;
       consume_pieces<Config>(p, storage, part, pieces, head, ring, attention, warp, lane);
-      __syncthreads();
+    }
+    __syncthreads();
+    if (warp != Config::kConsumers) {
       const bool scaled = Config::kIsQuantized && p.v_scale.data != nullptr && !p.v_scale.is_per_token();
       attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16,
                       scaled ? *p.v_scale.data : 1, lane);
     }
     __syncthreads();
     if (row == first) cute::cluster_wait();
+    if (threadIdx.x == 0) expect_partials<Config>(storage.received, share, part.count * 16);
     send_partial<Config>(storage.partial, storage.received, share, part.count * 16);
-    cluster.sync();
+    await_partials<Config>(storage.received, parity);
     combine_cluster<Config>(p, storage.received, share, part, head);
-    if (rank == 0) store_part<Config>(p.select, storage, part, head, warp, lane);
     row += part.count;
     if (row < end) {  // copies and results of the next part go where those of this one are
       cutlass::arch::fence_view_async_shared();

@@ -28,8 +28,15 @@ struct CachedKeys {
   static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
     return step * 16 + (upper ? 8 : 0) + lane % 4 * 2;
   }
-  /// Channel of accumulator column c (0 or 1) of column tile n.
-  static __device__ __forceinline__ int value_channel(int n, int c, int lane) { return n * 8 + lane % 4 * 2 + c; }
+  /// This lane's channels of accumulator row `half` times `factor`, to a row of channels.
+  static __device__ __forceinline__ void store_values(const float (&o)[kColumnTiles][4], int half, float factor,
+                                                      float* row, int lane) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      const float2 two = {o[n][half * 2] * factor, o[n][half * 2 + 1] * factor};
+      *reinterpret_cast<float2*>(row + n * 8 + lane % 4 * 2) = two;
+    }
+  }
 
   /// s[0], s[1] += q k^T for keys [key, key + 8) and [key + 8, key + 16).
   static __device__ __forceinline__ void add_scores(const char* k, int key, const std::uint32_t (&q)[kDim / 16][4],
@@ -78,8 +85,14 @@ struct CachedKeys<Element, cutlass::float_e4m3_t, kKeys, kDim> {
   static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
     return step * 16 + lane % 4 * 4 + (upper ? 2 : 0);
   }
-  static __device__ __forceinline__ int value_channel(int n, int c, int lane) {
-    return n / 2 * 16 + lane % 4 * 4 + c * 2 + n % 2;
+  static __device__ __forceinline__ void store_values(const float (&o)[kColumnTiles][4], int half, float factor,
+                                                      float* row, int lane) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 2) {  // even channels, odd ones
+      const float4 four = {o[n][half * 2] * factor, o[n + 1][half * 2] * factor, o[n][half * 2 + 1] * factor,
+                           o[n + 1][half * 2 + 1] * factor};
+      *reinterpret_cast<float4*>(row + n * 8 + lane % 4 * 4) = four;
+    }
   }
 
   static __device__ __forceinline__ void add_scores(const char* k, int key, const std::uint32_t (&q)[kDim / 16][4],

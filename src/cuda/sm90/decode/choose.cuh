@@ -1,7 +1,8 @@
 // The kv_blocks of query rows, chosen by the warps of a block from the candidates that the index branch's segments
 // left.
 //
-// A row's candidates are dealt to `parts` warps, which each find their best and rank those among the best of all.
+// A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
+// gathered, and ranked by one warp. For a single sequence this is a chain of latencies: few instructions count.
 #pragma once
 
 #include "cuda/sm90/decode/walk.cuh"
@@ -14,20 +15,29 @@ inline constexpr int kMaxTopk = 64;
 /// A query row of one KV head, and its candidates.
 struct ChoiceRow {
   Candidates rules;
-  const Ranked* candidates;
-  std::int32_t count;  // 0: there is no choice
+  const Ranked* candidates;  // of one segment behind the other, `kept` each
+  std::int32_t count;        // 0: there is no choice
+  std::int32_t kept;
+  int log2_depth;  // the sample takes the first 2^log2_depth of each segment
 };
+
+/// Candidates of a row's sample, at most, for each lane of a warp.
+inline constexpr int kSampledPerLane = 5;
 
 /// Query `at` of a part.
 __device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, const QueryPart& part, std::int32_t at,
                                                 std::int32_t head) {
-  ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0};
+  ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 1, 0};
   const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
   if (part.work.key_tiles == 0 || !has_choice) return row;
-  const std::int32_t query = part.row - part.view.q_row + at, kept = kept_candidates(part.per_block, p.rules);
+  const std::int32_t query = part.row - part.view.q_row + at;
+  row.kept = kept_candidates(part.per_block, p.rules);
   const SegmentRange range = part.segments(p, query);
-  row.candidates = p.lists.row(range, query % p.tile_queries * p.heads + head, kept);
-  row.count = range.count * kept;
+  row.candidates = p.lists.row(range, query % p.tile_queries * p.heads + head, row.kept);
+  row.count = range.count * row.kept;
+  while (range.count << (row.log2_depth + 1) <= 32 * kSampledPerLane && 2 << row.log2_depth <= row.kept) {
+    ++row.log2_depth;
+  }
   return row;
 }
 
@@ -36,141 +46,162 @@ template <int kRows>
 struct Chosen {
   std::int32_t blocks[kRows][kMaxTopk];
   std::int32_t counts[kRows];
+  int gathered[kRows];  // candidates, while they are chosen from; otherwise 0
 };
 
-/// Scratch memory of choose_blocks with kWarps warps: a list of each, and the chosen kv_blocks of each row by rank.
-template <int kWarps>
+/// Scratch memory of choose_blocks for up to kRows rows.
+template <int kRows>
 struct ChoiceScratch {
-  static constexpr int kCapacity = 128;
-  alignas(16) Ranked lists[kWarps][kCapacity];
-  std::int32_t ranked[kWarps][kMaxTopk];
-  int sizes[kWarps];
+  static constexpr int kCapacity = 128;  // candidates that reach the bound
+  alignas(16) Ranked entries[kRows][kCapacity];
+  std::int32_t ranked[kRows][kMaxTopk];  // chosen kv_blocks by rank
 };
 
 /// The order of a candidate's score: that of an integer (topk_list.cuh).
 __device__ __forceinline__ std::int32_t key_of(Ranked candidate) { return static_cast<std::int32_t>(candidate >> 32); }
 
-/// A key that at least `k` of the lanes' keys reach, k <= 32.
-__device__ __forceinline__ std::int32_t kth_key(std::int32_t key, int k) {
-  int greater = 0;
+/// A key that at least `k` of the lanes' keys reach, kPerLane each.
+template <int kPerLane>
+__device__ __forceinline__ std::int32_t kth_key(const std::int32_t (&keys)[kPerLane], int k) {
+  int greater[kPerLane] = {};
+#pragma unroll(kPerLane == 1 ? 32 : 1)
+  for (int lane = 0; lane < 32; ++lane) {
 #pragma unroll
-  for (int lane = 0; lane < 32; ++lane) greater += __shfl_sync(kFullWarp, key, lane) > key;
-  return __reduce_min_sync(kFullWarp, greater < k ? key : INT_MAX);
+    for (int other = 0; other < kPerLane; ++other) {
+      const std::int32_t key = __shfl_sync(kFullWarp, keys[other], lane);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) greater[i] += key > keys[i];
+    }
+  }
+  std::int32_t least = INT_MAX;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) least = greater[i] < k ? min(least, keys[i]) : least;
+  return __reduce_min_sync(kFullWarp, least);
 }
 
-/// A list with the best candidates of every `parts`-th group of 256, from group `part` on, and some others.
-template <int kCapacity>
-__device__ __forceinline__ int search_candidates(const ChoiceRow& row, int part, int parts, Ranked* memory, int lane) {
-  constexpr int kHeld = 8, kMany = 24;  // per lane; candidates that are worth a bound
+/// A key that at least `slots` of the row's candidates reach, from a sample of them: segments leave their best first.
+__device__ __forceinline__ std::int32_t sampled_bound(const ChoiceRow& row, int lane) {
+  constexpr int kFewSlots = 24;
+  std::int32_t keys[kSampledPerLane];
+#pragma unroll
+  for (int i = 0; i < kSampledPerLane; ++i) {
+    const int number = i * 32 + (lane + 5 * i) % 32;  // no lane has the best of all segments
+    const int at = (number >> row.log2_depth) * row.kept + (number & ((1 << row.log2_depth) - 1));
+    keys[i] = at < row.count ? key_of(row.candidates[at]) : INT_MIN;
+  }
   const int slots = row.rules.slots;
-  BestList<kCapacity> best(memory, slots, lane);
-#pragma unroll 1
-  for (int first = part * 32 * kHeld; first < row.count; first += parts * 32 * kHeld) {
-    Ranked held[kHeld];
-    std::uint32_t enter = 0;  // bit i: held[i]
-    std::int32_t top = INT_MIN;
+  if (slots > kFewSlots) return kth_key(keys, slots);
+  std::int32_t largest[1] = {keys[0]};
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const int at = first + i * 32 + lane;
-      held[i] = at < row.count ? row.candidates[at] : kNoCandidate;
-    }
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      top = max(top, key_of(held[i]));
-      enter |= held[i] > best.worst() ? 1u << i : 0;
-    }
-    int entering = __reduce_add_sync(kFullWarp, __popc(enter));
-    if (entering > kMany && slots <= 32) {  // at least `slots` candidates reach the k-th best of the lanes' best
-      const std::int32_t bound = kth_key(top, slots);
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) enter &= key_of(held[i]) < bound ? ~(1u << i) : ~0u;
-      entering = __reduce_add_sync(kFullWarp, __popc(enter));
-    }
-    if (best.size() + entering > kCapacity) {  // many alike, or a long list
-#pragma unroll 1
-      for (int i = 0; i < kHeld; ++i) {
-        const int at = first + i * 32 + lane;
-        const Ranked one = at < row.count ? row.candidates[at] : kNoCandidate;
-        best.offer(one != kNoCandidate, one);
-      }
-      best.keep_best();
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (__any_sync(kFullWarp, enter >> i & 1)) best.append((enter >> i & 1) != 0, held[i]);
-    }
-    if (first + parts * 32 * kHeld < row.count) best.keep_best();  // a bound for the next group
-  }
-  best.close();
-  return best.size();
-}
-
-/// Every candidate of list `own` that is among the best `slots` of lists [first, first + parts) goes to the place of
-/// its rank.
-template <class Scratch>
-__device__ __forceinline__ void rank_candidates(const Scratch& scratch, int own, int first, int parts, int slots,
-                                                std::int32_t* best, int lane) {
-#pragma unroll 1
-  for (int at = lane; at < scratch.sizes[own]; at += 32) {
-    const Ranked mine = scratch.lists[own][at];
-    int rank = 0;
-#pragma unroll 1
-    for (int part = first; part < first + parts; ++part) {
-      const auto* const pairs = reinterpret_cast<const longlong2*>(scratch.lists[part]);
-      const int count = (scratch.sizes[part] + 1) / 2;
-#pragma unroll 4
-      for (int i = 0; i < count; ++i) rank += (pairs[i].x > mine) + (pairs[i].y > mine);
-    }
-    if (rank < slots) best[rank] = block_of(mine);
-  }
+  for (int i = 1; i < kSampledPerLane; ++i) largest[0] = max(largest[0], keys[i]);
+  return kth_key(largest, slots);
 }
 
 /// Which row a warp works for, and which part of the row's warps it is.
 struct ChoiceTeam {
-  int row, part, parts, first_warp;
+  int row, part, parts;
 
   __device__ __forceinline__ ChoiceTeam(int rows, int warps, int warp) {
     parts = rows == 1 ? warps : warps / rows;
     row = rows == 1 ? 0 : warp / parts;
-    first_warp = row * parts;
-    part = warp - first_warp;
+    part = warp - row * parts;
   }
 };
 
-/// kv_blocks of rows [0, rows) of a block; all its kWarps >= rows warps call it, with the row of their team.
-template <int kWarps, int kRows>
-__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kWarps>& scratch, int rows,
-                                              const ChoiceTeam& team, const ChoiceRow& row, int warp, int lane) {
-  static_assert(kRows <= kWarps);
-  const bool has_row = team.row < rows;
-  const Candidates& rules = row.rules;
-  if (has_row) {
-    const int size =
-        search_candidates<ChoiceScratch<kWarps>::kCapacity>(row, team.part, team.parts, scratch.lists[warp], lane);
-    if (lane == 0) scratch.sizes[warp] = size;
-    if (team.part == team.parts - 1) {
-      std::int32_t* const to = scratch.ranked[team.row];
-      const int forced = rules.init + rules.local;
-      for (int i = lane; i < forced; i += 32) to[i] = i < rules.init ? i : rules.end + i - rules.init;
-      for (int i = lane; row.count == 0 && i < rules.slots; i += 32) to[forced + i] = rules.init + i;
-      if (lane == 0) chosen.counts[team.row] = forced + rules.slots;
+/// Puts those of the team's candidates that reach the bound into a list, as long as there is room; kAtOnce loads of a
+/// lane at a time.
+template <int kAtOnce>
+__device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& team, std::int32_t bound, Ranked* list,
+                                       int capacity, int* size, int lane) {
+#pragma unroll 1
+  for (int first = team.part * 32 + lane; first < row.count; first += kAtOnce * team.parts * 32) {
+    Ranked held[kAtOnce];
+    std::uint32_t enter = 0;  // bit i: held[i]
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = first + i * team.parts * 32;
+      held[i] = at < row.count ? row.candidates[at] : kNoCandidate;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) enter |= key_of(held[i]) >= bound && held[i] != kNoCandidate ? 1u << i : 0;
+    if (enter == 0) continue;
+    int at = atomicAdd(size, __popc(enter));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if ((enter >> i & 1) == 0) continue;
+      if (at < capacity) list[at] = held[i];
+      ++at;
     }
   }
-  __syncthreads();
-  if (has_row) {
-    rank_candidates(scratch, warp, team.first_warp, team.parts, rules.slots,
-                    scratch.ranked[team.row] + rules.init + rules.local, lane);
+}
+
+/// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
+template <int kCapacity>
+__device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
+  BestList<kCapacity> list(memory, slots, lane);
+#pragma unroll 1
+  for (int first = 0; first < count; first += 32) {
+    const Ranked one = first + lane < count ? candidates[first + lane] : kNoCandidate;
+    list.offer(one != kNoCandidate, one);
+  }
+  list.keep_best();
+  return list.size();
+}
+
+/// The best `slots` of a row's entries to best[rank], by one warp.
+__device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slots, std::int32_t* best, int lane) {
+  if (lane == 0 && size % 2 != 0) entries[size] = kNoCandidate;  // readable in pairs
+  __syncwarp();
+  const auto* const pairs = reinterpret_cast<const longlong2*>(entries);
+#pragma unroll 1
+  for (int at = lane; at < size; at += 32) {
+    const Ranked mine = entries[at];
+    int rank = 0;
+#pragma unroll 4
+    for (int i = 0; i < (size + 1) / 2; ++i) rank += (pairs[i].x > mine) + (pairs[i].y > mine);
+    if (rank < slots) best[rank] = block_of(mine);
+  }
+}
+
+/// kv_blocks of rows [0, rows) of a block; all its warps, at least kRows, call it with the row of their team.
+template <int kRows>
+__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
+                                              const ChoiceTeam& team, const ChoiceRow& row, int lane) {
+  constexpr int kCapacity = ChoiceScratch<kRows>::kCapacity;
+  const bool has_row = team.row < rows, has_choice = has_row && row.count > 0;
+  const Candidates& rules = row.rules;
+  if (has_choice) {
+    Ranked* const entries = scratch.entries[team.row];
+    int* const size = &chosen.gathered[team.row];
+    const std::int32_t bound = sampled_bound(row, lane);
+    if (row.count <= 4 * 32 * team.parts) {
+      gather<4>(row, team, bound, entries, kCapacity, size, lane);
+    } else {
+      gather<16>(row, team, bound, entries, kCapacity, size, lane);
+    }
   }
   __syncthreads();
   if (has_row && team.part == 0) {
-    const std::int32_t* const blocks = scratch.ranked[team.row];
-    for (int i = lane; i < chosen.counts[team.row]; i += 32) {
+    std::int32_t* const blocks = scratch.ranked[team.row];
+    const int forced = rules.init + rules.local, count = forced + rules.slots;
+    for (int i = lane; i < forced; i += 32) blocks[i] = i < rules.init ? i : rules.end + i - rules.init;
+    if (has_choice) {
+      Ranked* const entries = scratch.entries[team.row];
+      int size = chosen.gathered[team.row];
+      if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, rules.slots, entries, lane);
+      rank_entries(entries, size, rules.slots, blocks + forced, lane);
+    } else {
+      for (int i = lane; i < rules.slots; i += 32) blocks[forced + i] = rules.init + i;
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane; i < count; i += 32) {  // ascending
       int before = 0;
 #pragma unroll 8
-      for (int other = 0; other < chosen.counts[team.row]; ++other) before += blocks[other] < blocks[i];
+      for (int other = 0; other < count; ++other) before += blocks[other] < blocks[i];
       chosen.blocks[team.row][before] = blocks[i];
     }
+    if (lane == 0) chosen.counts[team.row] = count, chosen.gathered[team.row] = 0;
   }
   __syncthreads();
 }

@@ -10,14 +10,16 @@ inline constexpr int kChooseWarps = 4;
 __global__ void __launch_bounds__(kChooseWarps * 32)
     decode_choose_kernel(const __grid_constant__ DecodeSelectParams p) {
   __shared__ Chosen<1> chosen;
-  __shared__ ChoiceScratch<kChooseWarps> scratch;
+  __shared__ ChoiceScratch<1> scratch;
+  if (threadIdx.x == 0) chosen.gathered[0] = 0;
+  __syncthreads();
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto row = static_cast<std::int32_t>(blockIdx.x / p.heads),
              head = static_cast<std::int32_t>(blockIdx.x % p.heads);
   const QueryPart part = find_part(p, row, row + 1, lane);
-  choose_blocks(chosen, scratch, 1, ChoiceTeam(1, kChooseWarps, warp), choice_row(p, part, 0, head), warp, lane);
+  choose_blocks(chosen, scratch, 1, ChoiceTeam(1, kChooseWarps, warp), choice_row(p, part, 0, head), lane);
   if (warp != 0) return;
   std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
   store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_strides[2], lane);

@@ -4,17 +4,21 @@
 //
 // i over slices and blocks.
 //
-// Every block sums its own slices and sends the sum, channel by channel, to the block that combines those channels.
+// Every block sums its own slices and sends the sum, channel by channel, to the block that combines those channels,
+// whose barrier counts what has arrived.
 #pragma once
 
 #include <cooperative_groups.h>
 
 #include "cuda/sm90/decode/walk.cuh"
+#include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/barrier.cuh"
 
 namespace openmsa::cuda::sm90 {
 
-/// How a row's vectors of 4 channels are shared out over the blocks of a cluster: `count` each, fewer for the last.
+/// How a row's vectors of 4 channels are shared out over the blocks of a cluster: `count` each, fewer for the last
+/// ones.
 struct ChannelShare {
   int count;
   int inverse;  // of count, in units of 2^-20: exact below 2^12 rows and vectors
@@ -23,7 +27,33 @@ struct ChannelShare {
       : count((vectors + blocks - 1) / blocks), inverse((1 << 20) / count + 1) {}
   /// x / count
   __device__ __forceinline__ int divide(int x) const { return x * inverse >> 20; }
+  /// Of one block.
+  __device__ __forceinline__ int count_of(int block, int vectors) const {
+    return max(0, min(count, vectors - block * count));
+  }
 };
+
+/// Announces what the blocks of the cluster will send to this one; one thread calls it. A block alone sends nothing:
+/// st.async is for clusters only.
+template <class Config>
+__device__ __forceinline__ void expect_partials(typename Config::Received& received, const ChannelShare& share,
+                                                int rows) {
+  const auto cluster = cooperative_groups::this_cluster();
+  if (cluster.num_blocks() == 1) return;
+  const int vectors = share.count_of(static_cast<int>(cluster.block_rank()), Config::kVectors);
+  const int row_bytes = vectors == 0 ? 0 : static_cast<int>(vectors * sizeof(float4) + sizeof(float2));
+  FullBarrier::arrive_and_expect_tx(&received.full, static_cast<int>(cluster.num_blocks()) * rows * row_bytes);
+}
+
+/// Waits for it.
+template <class Config>
+__device__ __forceinline__ void await_partials(typename Config::Received& received, std::uint32_t parity) {
+  if (cooperative_groups::this_cluster().num_blocks() == 1) {
+    __syncthreads();
+  } else {
+    FullBarrier::wait(&received.full, parity);
+  }
+}
 
 /// Sends the sum of this block's slices to where it is combined: every block of the cluster has some channels.
 template <class Config>
@@ -32,6 +62,8 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
   constexpr int kSlices = Config::kKeySlices;
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = static_cast<int>(cluster.block_rank());
+  const bool is_alone = cluster.num_blocks() == 1;
+#pragma unroll 4
   for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
     const int row = item / Config::kVectors, vector = item % Config::kVectors;
     const int owner = share.divide(vector), within = vector - owner * share.count;
@@ -47,11 +79,15 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
       total += weight * partial.sum[slice][row];
       sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
     }
-    auto* const to = cluster.map_shared_rank(&received, owner);
-    to->o[(rank * Config::kRows + row) * share.count + within] = sum;
-    if (within == 0) {
-      to->max[rank][row] = top;
-      to->sum[rank][row] = total;
+    float4* const place = &received.o[(rank * Config::kRows + row) * share.count + within];
+    float2* const weight_place = &received.weight[rank][row];
+    if (is_alone) {
+      *place = sum;
+      if (within == 0) *weight_place = make_float2(top, total);
+    } else {
+      const RemoteMemory to{static_cast<std::uint32_t>(owner), &received.full};
+      to.store(place, sum);
+      if (within == 0) to.store(weight_place, make_float2(top, total));
     }
   }
 }
@@ -64,18 +100,19 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
   for (int item = threadIdx.x; item < (part.count << p.log2_group_size) * share.count; item += Config::kThreads) {
     const int query_and_head = share.divide(item), vector = item - query_and_head * share.count;
-    if (rank * share.count + vector >= Config::kVectors) continue;  // the last block has fewer
+    if (rank * share.count + vector >= Config::kVectors) continue;  // the last blocks have fewer
     const int query = query_and_head >> p.log2_group_size;
     const int head_of_group = query_and_head & ((1 << p.log2_group_size) - 1), row = query * 16 + head_of_group;
     float top = -INFINITY, total = 0, sum[4] = {};
-#pragma unroll 4
-    for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.max[block][row]);
+#pragma unroll 8
+    for (int block = 0; block < blocks; ++block) top = fmaxf(top, received.weight[block][row].x);
     const float shift = finite_shift(top);
-#pragma unroll 4
+#pragma unroll 8
     for (int block = 0; block < blocks; ++block) {
-      const float weight = exp2_approx(received.max[block][row] - shift);
+      const float2 max_and_sum = received.weight[block][row];
+      const float weight = exp2_approx(max_and_sum.x - shift);
       const float4 o = received.o[(block * Config::kRows + row) * share.count + vector];
-      total += weight * received.sum[block][row];
+      total += weight * max_and_sum.y;
       sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
     }
     const float inverse = 1 / total;

@@ -8,10 +8,6 @@
 
 namespace openmsa::cuda::sm90 {
 
-/// Exponent of a power of two: pages, kv_blocks and boxes are such, and a division takes a warp longer than a load from
-/// shared memory.
-__device__ __forceinline__ int log2_of(std::int32_t power) { return 31 - __clz(power); }
-
 /// Page numbers of a sequence, 32 at a time, one per lane. Pages behind the end of the sequence are not looked up.
 class PageWindow {
  public:

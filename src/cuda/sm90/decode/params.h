@@ -21,6 +21,8 @@ inline constexpr int kDecodeQueries = 16;
 inline constexpr int kClusterQueries = 4;
 /// Keys that a block takes at a time, of the index branch and of the attention.
 inline constexpr int kPieceKeys = 64;
+/// Index keys of a stage: fp8 has more of them in as many bytes.
+constexpr int decode_stage_keys(bool is_fp8) { return is_fp8 ? 2 * kPieceKeys : kPieceKeys; }
 inline constexpr unsigned int kMaxClusterBlocks = 16;
 inline constexpr unsigned int kPortableClusterBlocks = 8;  // what every device can schedule
 /// Blocks of the index branch: one per SM, of which Hopper has up to 144.

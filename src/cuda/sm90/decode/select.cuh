@@ -1,28 +1,34 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams pieces of 64 index keys; the others multiply them with
-// the (query, head) rows of the query tile, keys as the rows of the product and queries as its columns, which they keep
-// in registers: 8 columns, or 16 of 32 or 64. Groups of warps that share out all columns take the pieces in turn, so
-// that a warp's waits fall together with another's products. The maximum over a piece goes to a board in shared memory,
-// and when the board is full or the segment ends, warps pick the best candidates of each row.
+// A block walks along its segments (split.h). One warp streams pieces of 64 index keys. Two warpgroups take them in
+// turn and multiply them with the (query, head) rows of the query tile: keys are the 64 rows of the product, queries
+// its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a board in shared memory, and when
+// the board is full or the segment ends, warps pick the best candidates of each row.
 //
-//   barrier     arrivals                      waited on by   guards
-//   full[i]     producer + bytes of the keys  one group      keys of stage i have arrived
+//   barrier     arrivals                      waited on by     guards
+//   full[i]     producer + bytes of the keys  one warpgroup    keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
-//   empty[i]    one lane of each warp of      producer       its group is done with stage i
-//               the group
-//   named 1     all consumers                 the same       the board has been written / has been read
+//   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
+//               the warpgroup
+//   named 1     all consumers                 the same         queries are in shared memory; the board has been written
+//   /
+//                                                              has been read
 //
-// Bound by memory: a piece of 16 KB takes an SM about 900 cycles of its share of the bandwidth; products with it take
-// one warp 300 to 600 cycles, of which three groups (8 rows), four (32 rows) or two (64 rows) work side by side.
+// e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
+//
+// Bound by memory: a piece of 16 KB takes an SM about 900 cycles of its share of the bandwidth, one of 8 KB half of
+// that; product and maxima take a warpgroup some 300.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
 
+#include <cute/atom/mma_atom.hpp>
+#include <cute/tensor.hpp>
+
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/params.h"
-#include "cuda/sm90/decode/query_fragments.cuh"
 #include "cuda/sm90/decode/walk.cuh"
+#include "cuda/sm90/select/queries.cuh"
 #include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 #include "cuda/sm90/topk/best_list.cuh"
@@ -38,30 +44,37 @@ struct DecodeSelectConfig {
   static constexpr int kRows = kRows_;  // (query, head) rows of a tile
 
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
-  static constexpr int kSteps = kRowBytes / kStepBytes;
   static constexpr bool kIsQuantized = sizeof(Key) == 1;
-  using Tile = SwizzledTile<kPieceKeys, kRowBytes>;
+  static constexpr int kStageKeys = decode_stage_keys(kIsQuantized);
+  static constexpr int kStagePieces = kStageKeys / kPieceKeys;
+  static constexpr int kTileStages = kKeyTile / kStageKeys;
+  using Tile = SwizzledTile<kStageKeys, kRowBytes>;
+
+  using Atom =
+      std::conditional_t<(kRowBytes >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>, cute::GMMA::Layout_K_SW64_Atom<Key>>;
+  using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kStageKeys>, cute::Int<kDim>>{}));
+  using Mma = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kPieceKeys>, cute::Int<kRows>, cute::_32>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
   // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
   static constexpr bool kIsSmall = kRows == kDecodeFewRows;
-  static constexpr int kConsumers = !kIsSmall ? 8 : kIsQuantized ? 6 : 3;  // warps
+  static constexpr int kGroups = 2;               // warpgroups that multiply
+  static constexpr int kConsumers = 4 * kGroups;  // their warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
-  static constexpr int kColumns = kIsSmall ? 8 : 16;  // of a warp
-  static constexpr int kColumnTiles = kColumns / 8;
-  static constexpr int kGroupWarps = kRows / kColumns;
-  static constexpr int kGroups = kConsumers / kGroupWarps;
-  using Queries = QueryFragments<Key, kSteps, kColumnTiles>;
 
-  static constexpr int kStageBytes = kPieceKeys * kRowBytes;
-  static constexpr int kStages = ((kIsSmall ? 96 : 128) << 10) / (kStageBytes < 8192 ? 8192 : kStageBytes);
+  static constexpr int kStageBytes = kStageKeys * kRowBytes;
+  static constexpr int kStages = (96 << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBoardPieces = 64;
+  static constexpr int kBoardPieces = kRows < 64 ? 64 : 32;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
-    alignas(16) float k_scale[kStages][kPieceKeys];
-    float board[kRows][kBoardPieces];
+    alignas(1024) Key q[kRows * kDim];
+    alignas(16) float k_scale[kStages][kStageKeys];
+    alignas(16) float board[kRows][kBoardPieces + 1][4];  // of each warp; rows differ in their banks
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
@@ -72,15 +85,14 @@ inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
 
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, const CUtensorMap& map_k,
-                                                   typename Config::Storage& storage, int lane) {
+                                                   typename Config::Storage& storage, SegmentWalk& walk,
+                                                   Segment& segment, int lane) {
   RingPosition<Config::kStages> ring;
-  SegmentWalk walk(p, lane);
-  Segment segment;
-  while (walk.next(segment)) {
+  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
-    for (int piece = segment.begin * kTilePieces; piece < segment.end * kTilePieces; ++piece, ring.advance()) {
-      const std::int32_t first = piece * kPieceKeys;
-      const std::int32_t used = max(0, min(kPieceKeys, segment.view.seqlen_k - first));
+    for (std::int32_t first = segment.begin * kKeyTile; first < segment.end * kKeyTile;
+         first += Config::kStageKeys, ring.advance()) {
+      const std::int32_t used = max(0, min(Config::kStageKeys, segment.view.seqlen_k - first));
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
@@ -94,59 +106,51 @@ __device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, 
         load_box<Config::Tile, typename Config::Key>(map_k, full, to, 0, box);
       }
       if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-        load_box_scales<kPieceKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
-                                    storage.k_scale[ring.stage], full, lane);
+        load_box_scales<Config::kStageKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
+                                            storage.k_scale[ring.stage], full, lane);
       }
     }
   }
 }
 
-/// Maxima over the keys of a stage: top[n][c] of this warp's column 8 n + 2 t + c, in every lane of the same t. Keys
-/// from `limits` of a column on do not count; a column without a number gets NaN.
-template <class Config>
-__device__ __forceinline__ void piece_max(const typename Config::Storage& storage, int stage,
-                                          const typename Config::Queries& q,
-                                          const int (&limits)[Config::kColumnTiles][2], bool all_visible, bool scaled,
-                                          float (&top)[Config::kColumnTiles][2], int lane) {
-  constexpr int kTiles = Config::kColumnTiles;
+/// Largest values of kCount columns over the lanes that differ in bit kDistance and above, which share out the columns
+/// as long as there is more than one. Returns the first of this lane's; their maxima are at the front of `top`.
+template <int kCount, int kDistance>
+__device__ __forceinline__ int share_maxima(float* top, int lane) {
+  if constexpr (kDistance == 32) {
+    return 0;
+  } else {
+    constexpr int kHalf = kCount / 2, kLeft = kHalf > 1 ? kHalf : 1;
+    const bool upper = (lane & kDistance) != 0;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) top[n][0] = NAN, top[n][1] = NAN;
-#pragma unroll
-  for (int key = 0; key < kPieceKeys; key += 16) {
-    float acc[kTiles][4] = {};
-#pragma unroll
-    for (int step = 0; step < Config::kSteps; ++step) {
-      std::uint32_t keys[4];
-      Config::Tile::load(storage.k[stage], key, step * kStepBytes, lane, keys);
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        warp_mma<typename Config::Key>(acc[n], keys, q.fragments[step][2 * n], q.fragments[step][2 * n + 1]);
-      }
+    for (int i = 0; i < kLeft; ++i) {
+      const float mine = upper ? top[i + kHalf] : top[i], other = upper ? top[i] : top[i + kHalf];
+      top[i] = fmaxf(mine, __shfl_xor_sync(kFullWarp, other, kDistance));
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {  // acc[n][i]: key g + 8 (i / 2), column 2 t + i % 2
-      const int at = key + lane / 4 + i / 2 * 8;
-      const float scale = Config::kIsQuantized && scaled ? storage.k_scale[stage][at] : 1;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const float score = Config::kIsQuantized ? acc[n][i] * scale : acc[n][i];
-        const bool counts = all_visible || at < limits[n][i % 2];
-        top[n][i % 2] = fmaxf(top[n][i % 2], counts ? score : NAN);
-      }
-    }
+    return (upper ? kHalf : 0) + share_maxima<kLeft, 2 * kDistance>(top, lane);
   }
+}
+
+/// The largest of the scores of a warp's keys in each column, ignoring NaN, to board(column); `scores`: of this
+/// thread's keys lane / 4 and lane / 4 + 8 in columns 8 n + 2 t and 8 n + 2 t + 1.
+template <class Config, class Scores, class Board>
+__device__ __forceinline__ void store_maxima(const Scores& scores, Board board, int lane) {
+  constexpr int kValues = Config::kRows / 4;
+  float top[kValues];
 #pragma unroll
-  for (int distance = 4; distance < 32; distance *= 2) {
+  for (int i = 0; i < kValues; ++i) {
+    top[i] = fmaxf(scores(i / 2 * 4 + i % 2), scores(i / 2 * 4 + i % 2 + 2));
+  }
+  const int first = share_maxima<kValues, 4>(top, lane);
+  if (lane >= 4 * kValues) return;  // the others have the same columns
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) top[n][c] = fmaxf(top[n][c], __shfl_xor_sync(kFullWarp, top[n][c], distance));
-    }
+  for (int i = 0; i < (kValues > 8 ? kValues / 8 : 1); ++i) {
+    board((first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2) = top[i];
   }
 }
 
 /// Offers the board's scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
-/// rows, and writes the lists out when the segment ends.
+/// rows, and writes the lists out, the best first, when the segment ends.
 template <class Config>
 __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
                                            const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
@@ -154,20 +158,30 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
   const int blocks_per_tile = kTilePieces >> log2_pieces;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
   const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
-  const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept;
+  const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept && kept <= 32;
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
-    const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + row / p.heads;
+    const int query = p.tile_queries == 1 ? 0 : row / p.heads;
+    const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
     const Candidates candidates(p.rules, position);
     const auto ranked = [&](int at) {  // the board's `at`-th kv_block; kNoCandidate where it does not compete
       const int block = begin * blocks_per_tile + at, first = at << log2_pieces;
       if (first >= tiles * kTilePieces || block < candidates.init || block >= candidates.end) return kNoCandidate;
-      float score = storage.board[row][first];
-      if (log2_pieces > 0) score = fmaxf(score, storage.board[row][first + 1]);
+      float score = NAN;
+      for (int piece = first; piece < first + (1 << log2_pieces); ++piece) {
+        const float4 of_warps = *reinterpret_cast<const float4*>(storage.board[row][piece]);
+        score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
+      }
       return rank_of(score, block);
     };
     Ranked* const to = p.lists.row(segment.range, row, kept) + segment.number * kept;
     if (keeps_all) {
-      for (int i = lane; i < kept; i += 32) to[i] = ranked(i);
+      const Ranked mine = ranked(lane);
+      int rank = 0;
+      for (int other = 0; other < kept; ++other) {
+        const Ranked theirs = __shfl_sync(kFullWarp, mine, other);
+        rank += theirs > mine || (theirs == mine && other < lane);
+      }
+      if (lane < kept) to[rank] = mine;
       continue;
     }
     BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
@@ -187,76 +201,106 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
 
 template <class Config>
 __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
-                                                   int warp, int lane) {
+                                                   SegmentWalk& walk, Segment& segment, int warp, int lane) {
+  using namespace cute;
   constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
-  const int first_column = warp % Config::kGroupWarps * Config::kColumns;
-  int turn = warp / Config::kGroupWarps;  // pieces until this warp's next one
-  RingPosition<Config::kStages> ring;
-  SegmentWalk walk(p, lane);
-  Segment segment;
-  while (walk.next(segment)) {
-    const std::int32_t first_row = segment.view.q_row + segment.first_query;
-    const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
-    const int first_position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query;
+  const auto sync = [] { cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1); };
+  const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
+  typename Config::Mma mma;
+  const auto slice = mma.get_thread_slice(threadIdx.x % 128);
+  const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.q), typename Config::LayoutQ{}));
+  Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
-    typename Config::Queries q;
-    q.load(static_cast<const typename Config::Query*>(p.index_q), lane, [&](int column) {
-      const int row = min(first_column + column, queries * p.heads - 1);  // rows past the tile repeat the last one
-      return (first_row + row / p.heads) * p.q_row_stride + row % p.heads * p.q_head_stride;
-    });
-    int limits[Config::kColumnTiles][2];  // keys that each column of the product sees
-#pragma unroll
-    for (int i = 0; i < 2 * Config::kColumnTiles; ++i) {
-      const int row = first_column + i / 2 * 8 + lane % 4 * 2 + i % 2;
-      limits[i / 2][i % 2] = first_position + row / p.heads + 1;
-    }
-
+  int next = warp / 4;  // stage of this warpgroup, counted from the start of the board
+  RingPosition<Config::kStages> ring = RingPosition<Config::kStages>{}.after(next);
+  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
+    const SequenceView& view = segment.view;
+    load_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
+                                                  storage.q, nullptr);
+    cutlass::arch::fence_view_async_shared();
+    sync();
+    const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
     for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
-      const int tiles = min(kBoardTiles, segment.end - begin);
-      for (int i = 0; i < tiles * kTilePieces; ++i, ring.advance()) {
-        if (turn-- > 0) continue;
-        turn = Config::kGroups - 1;
-        const int first_key = begin * kKeyTile + i * kPieceKeys;
-        int left[Config::kColumnTiles][2];
-#pragma unroll
-        for (int j = 0; j < 2 * Config::kColumnTiles; ++j) left[j / 2][j % 2] = limits[j / 2][j % 2] - first_key;
-        float top[Config::kColumnTiles][2];
+      const int tiles = min(kBoardTiles, segment.end - begin), stages = tiles * Config::kTileStages;
+      for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
         FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-        piece_max<Config>(storage, ring.stage, q, left, first_key + kPieceKeys <= first_position + 1,
-                          p.index_k_scale.is_per_token(), top, lane);
-        if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-        if (lane < 4) {
-#pragma unroll
-          for (int j = 0; j < 2 * Config::kColumnTiles; ++j) {
-            storage.board[first_column + j / 2 * 8 + lane * 2 + j % 2][i] = top[j / 2][j % 2];
+        const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
+        const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(keys), typename Config::LayoutK{}));
+        warpgroup_fence_operand(acc);
+        warpgroup_arrive();
+        CUTE_UNROLL
+        for (int m = 0; m < Config::kStagePieces; ++m) {
+          mma.accumulate_ = GMMA::ScaleOut::Zero;
+          CUTE_UNROLL
+          for (int step = 0; step < size<2>(left); ++step) {
+            gemm(mma, left(_, m, step), right(_, 0, step), acc(_, m, 0));
+            mma.accumulate_ = GMMA::ScaleOut::One;
           }
         }
+        warpgroup_commit_batch();
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(acc);
+        const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
+        float scale[Config::kStagePieces][2];
+        CUTE_UNROLL
+        for (int i = 0; i < 2 * Config::kStagePieces; ++i) {
+          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i * 32 - i % 2 * 24] : 1;
+        }
+        __syncwarp();
+        if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+
+        CUTE_UNROLL
+        for (int m = 0; m < Config::kStagePieces; ++m) {
+          const int piece = next * Config::kStagePieces + m;  // of the board
+          Tensor scores = acc(_, m, 0);
+          // A score that does not count becomes NaN, which loses to every number.
+          const int first_seen = begin * kKeyTile + piece * kPieceKeys - first_position;  // by the first query: up to 0
+          const bool all_seen = first_seen + kPieceKeys <= 1;
+          if (is_scaled || !all_seen) {
+            CUTE_UNROLL
+            for (int i = 0; i < size(scores); ++i) {
+              const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+              const bool is_seen = all_seen || first_seen + first_key + half * 8 <= column / p.heads;
+              scores(i) = is_seen ? scores(i) * scale[m][half] : NAN;
+            }
+          }
+          store_maxima<Config>(
+              scores, [&](int column) -> float& { return storage.board[column][piece][warp % 4]; }, lane);
+        }
       }
-      cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
+      next -= stages;
+      sync();
       take_board<Config>(p, storage, segment, walk.kept(), begin, tiles, warp, lane);
-      cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1);
+      sync();
     }
   }
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 4 : 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
     decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&map_k);
-    init_ring(storage.full, storage.empty, Config::kGroupWarps, p.index_k_scale.is_per_token() ? 33 : 1);
+    init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
+  // Where this block begins follows from the lengths. Mostly they have been written long before.
+  SegmentWalk walk(p, lane);
+  Segment segment = walk.first();
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
+  if (!walk.is_current()) {
+    walk = SegmentWalk(p, lane);
+    segment = walk.first();
+  }
   if (warp == Config::kConsumers) {
-    produce_index_keys<Config>(p, map_k, storage, lane);
+    produce_index_keys<Config>(p, map_k, storage, walk, segment, lane);
   } else {
-    consume_index_keys<Config>(p, storage, warp, lane);
+    consume_index_keys<Config>(p, storage, walk, segment, warp, lane);
   }
 }
 

@@ -34,7 +34,7 @@ OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const Select
   const std::int32_t tiles = (view.seqlen_q + tile_queries - 1) / tile_queries;
   const Candidates last(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1);
   const bool has_choice = last.slots > 0 && last.slots < last.end - last.init;
-  const std::int32_t blocks_per_tile = kKeyTile / rules.block_size;
+  const std::int32_t blocks_per_tile = kKeyTile >> log2_of(rules.block_size);
   return {tiles, has_choice ? (last.end + blocks_per_tile - 1) / blocks_per_tile : 0};
 }
 
@@ -45,7 +45,7 @@ OPENMSA_DEVICE std::int32_t units_per_block(std::int32_t units, std::int32_t blo
 
 /// Candidates that each segment leaves for a row.
 OPENMSA_DEVICE std::int32_t kept_candidates(std::int32_t per_block, const SelectionRules& rules) {
-  const std::int32_t scored = per_block * (kKeyTile / rules.block_size);
+  const std::int32_t scored = per_block * (kKeyTile >> log2_of(rules.block_size));
   return scored < rules.topk ? scored : rules.topk;
 }
 

@@ -12,7 +12,7 @@ class SequenceWindow {
  public:
   __device__ __forceinline__ SequenceWindow(const DecodeSelectParams& p, std::int32_t first, int lane)
       : first_(first), lane_(lane) {
-    if (first + lane < p.batch.batch) view = p.batch.sequence(first + lane);
+    if (first + lane < p.batch.batch) view = p.batch.sequence(first + lane, ReadByL2{});
     work = sequence_work(view, p.rules, p.tile_queries);
   }
 
@@ -55,13 +55,16 @@ struct Segment {
   std::int32_t first_query;  // of the tile, in its sequence
   std::int32_t begin;
   std::int32_t end;
+
+  __device__ __forceinline__ bool exists() const { return begin < end; }
 };
 
-/// The segments of this block, one after the other.
+/// The segments of this block, one after the other. It may be begun with lengths that are about to change, or are none
+/// yet; then they are good for nothing, but do no harm.
 class SegmentWalk {
  public:
   __device__ __forceinline__ SegmentWalk(const DecodeSelectParams& p, int lane)
-      : p_(p), lane_(lane), next_(32), window_(p, 0, lane) {
+      : p_(&p), lane_(lane), next_(32), window_(p, 0, lane) {
     std::int32_t units = window_.work.units();
     for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
       units += SequenceWindow(p, first, lane).work.units();
@@ -73,16 +76,32 @@ class SegmentWalk {
     window_.scan(0, 0);
   }
 
-  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_block_, p_.rules); }
+  /// Whether the lengths still are what they were when it was begun.
+  __device__ __forceinline__ bool is_current() const {
+    if (p_->batch.batch > 32) return false;
+    bool is_same = true;
+    if (lane_ < p_->batch.batch) is_same = p_->batch.sequence(lane_, ReadByL2{}) == window_.view;
+    return __all_sync(kFullWarp, is_same);
+  }
+
+  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_block_, p_->rules); }
+
+  /// The first one, or one that does not exist.
+  __device__ __forceinline__ Segment first() {
+    Segment segment{};
+    next(segment);
+    return segment;
+  }
 
   __device__ __forceinline__ bool next(Segment& segment) {
     if (unit_ >= end_) return false;
     std::uint32_t owner;
     while ((owner = __ballot_sync(kFullWarp, unit_ >= window_.units_before &&
                                                  unit_ < window_.units_before + window_.work.units())) == 0) {
+      if (next_ >= p_->batch.batch) return false;
       const std::int32_t units = __shfl_sync(kFullWarp, window_.units_before + window_.work.units(), 31);
       const std::int32_t tiles = __shfl_sync(kFullWarp, window_.tiles_before + window_.work.query_tiles, 31);
-      window_ = SequenceWindow(p_, next_, lane_);
+      window_ = SequenceWindow(*p_, next_, lane_);
       window_.scan(units, tiles);
       next_ += 32;
     }
@@ -91,9 +110,9 @@ class SegmentWalk {
     segment.view = window_.view_of(lane);
     const std::int32_t key_tiles = __shfl_sync(kFullWarp, window_.work.key_tiles, lane);
     const std::int32_t before = __shfl_sync(kFullWarp, window_.units_before, lane);
-    const std::int32_t tile = segment.view.seqlen_q <= p_.tile_queries ? 0 : (unit_ - before) / key_tiles;
+    const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - before) / key_tiles;
     const std::int32_t tile_begin = before + tile * key_tiles;
-    segment.first_query = tile * p_.tile_queries;
+    segment.first_query = tile * p_->tile_queries;
     segment.begin = unit_ - tile_begin;
     segment.end = min(end_ - tile_begin, key_tiles);
     const std::int32_t tile_number = __shfl_sync(kFullWarp, window_.tiles_before, lane) + tile;
@@ -104,7 +123,7 @@ class SegmentWalk {
   }
 
  private:
-  const DecodeSelectParams& p_;
+  const DecodeSelectParams* p_;
   int lane_;
   std::int32_t per_block_, unit_, end_;  // units of this block still to go
   std::int32_t next_;                    // first sequence behind the window

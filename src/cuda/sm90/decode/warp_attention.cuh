@@ -85,13 +85,7 @@ struct WarpAttention {
         partial.max[slice][row + half * 8] = max[half];
         partial.sum[slice][row + half * 8] = total;
       }
-#pragma unroll
-      for (int n = 0; n < Config::kDim / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          partial.o[slice][row + half * 8][Config::Keys::value_channel(n, c, lane)] = o[n][half * 2 + c] * factor;
-        }
-      }
+      Config::Keys::store_values(o, half, factor, partial.o[slice][row + half * 8], lane);
     }
   }
 

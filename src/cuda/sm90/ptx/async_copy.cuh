@@ -3,6 +3,7 @@
 // reach a rate that many small ones do not.
 #pragma once
 
+#include <cute/arch/cluster_sm90.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 
 namespace openmsa::cuda::sm90 {
@@ -25,6 +26,30 @@ __device__ __forceinline__ void bulk_store(void* global, const void* smem, int b
                "r"(cute::cast_smem_ptr_to_uint(smem)), "r"(bytes), "l"(static_cast<std::uint64_t>(hint))
                : "memory");
 }
+
+/// Shared memory of a block of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
+/// places in this block.
+struct RemoteMemory {
+  std::uint32_t block;
+  const void* local_barrier;
+
+  __device__ __forceinline__ std::uint32_t at(const void* local) const {
+    return cute::set_block_rank(cute::cast_smem_ptr_to_uint(local), block);
+  }
+
+  /// st.async of 16 or 8 bytes
+  __device__ __forceinline__ void store(const void* local, float4 value) const {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(
+            at(local)),
+        "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(at(local_barrier)));
+  }
+  __device__ __forceinline__ void store(const void* local, float2 value) const {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(at(local)),
+        "f"(value.x), "f"(value.y), "r"(at(local_barrier)));
+  }
+};
 
 /// cp.async, shared <- global, 4 bytes.
 __device__ __forceinline__ void async_copy_4(void* smem, const void* global) {

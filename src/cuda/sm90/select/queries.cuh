@@ -1,4 +1,4 @@
-// A warpgroup's rows of index_q in shared memory, rounded to e4m3 where the keys are.
+// Rows of index_q in shared memory, rounded to e4m3 where the keys are.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -30,24 +30,26 @@ __device__ __forceinline__ uint2 round_channels(const uint4& packed, float& scal
   return {to_e4m3({values[0], values[1], values[2], values[3]}), to_e4m3({values[4], values[5], values[6], values[7]})};
 }
 
-/// Copies the warpgroup's rows of index_q into the swizzled tile; rows past the tile repeat its last query.
-template <class Config>
-__device__ __forceinline__ void load_queries(const SelectParams& p, const QueryTile& tile, int first, int thread,
+/// Copies the (query, head) rows from query `first` of a sequence on into the swizzled tile, by kThreads threads.
+/// `q_row` and `count`: the sequence's first query and how many it has; the last one fills up the tile. `scales`:
+/// rounded row -> row, where they are wanted.
+template <class Config, int kThreads, class Params>
+__device__ __forceinline__ void load_queries(const Params& p, std::int32_t q_row, int count, int first, int thread,
                                              typename Config::Key* to, float* scales) {
   using namespace cute;
   constexpr int kChunks = Config::kDim / 8;  // of 16 bytes
   Tensor smem = make_tensor(make_smem_ptr(to), typename Config::LayoutQ{});
   const auto* q = static_cast<const typename Config::Query*>(p.index_q);
-  for (int i = thread; i < Config::kRows * kChunks; i += 128) {
+  for (int i = thread; i < Config::kRows * kChunks; i += kThreads) {
     const int row = i / kChunks, channel = i % kChunks * 8;
-    const int query = min(first + row / p.heads, tile.count - 1);
-    const auto* from = q + (tile.q_row + query) * p.q_row_stride + row % p.heads * p.q_head_stride + channel;
+    const int query = min(first + row / p.heads, count - 1);
+    const auto* from = q + (q_row + query) * p.q_row_stride + row % p.heads * p.q_head_stride + channel;
     const uint4 packed = *reinterpret_cast<const uint4*>(from);
     if constexpr (Config::kIsQuantized) {
       float scale;
       const uint2 rounded = round_channels<kChunks, typename Config::Query>(packed, scale);
       *reinterpret_cast<uint2*>(&smem(row, channel)) = rounded;
-      if (channel == 0) scales[row] = scale;
+      if (channel == 0 && scales != nullptr) scales[row] = scale;
     } else {
       *reinterpret_cast<uint4*>(&smem(row, channel)) = packed;
     }

@@ -165,7 +165,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, select_queries_per_tile(p.heads, Config::kCapacity));
     const StageRange range = stage_range<Config>(p, tile, item.split);
     const int first = consumer * queries;  // query of the tile
-    load_queries<Config>(p, tile, first, thread, storage.q[consumer], storage.q_scale[consumer]);
+    load_queries<Config, 128>(p, tile.q_row, tile.count, first, thread, storage.q[consumer], storage.q_scale[consumer]);
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
 

@@ -1,7 +1,6 @@
 // One warp's products on tiles of swizzled rows: mma.sync of 16 x 8, fed by ldmatrix.
 //
-// A step takes 32 bytes of k from every row: 16 elements of bf16 and fp16, 32 of e4m3. In units of bytes the fragments
-// of all three are the same; lane = 4 g + t holds
+// A step takes 32 bytes of k from every row, 16 elements; lane = 4 g + t holds
 //   a (16 rows):    rows g and g + 8, bytes 4 t and 16 + 4 t:    a[0] g, lower; a[1] g + 8, lower; a[2], a[3] upper
 //   b (8 columns):  column g, bytes 4 t and 16 + 4 t
 //   c (16 x 8):     rows g and g + 8, columns 2 t and 2 t + 1:   c[0], c[1] row g; c[2], c[3] row g + 8
@@ -12,7 +11,6 @@
 #include <cstdint>
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/mma_sm80.hpp>
-#include <cute/arch/mma_sm89.hpp>
 
 namespace openmsa::cuda::sm90 {
 
@@ -27,10 +25,6 @@ struct WarpMma<cutlass::bfloat16_t> {
 template <>
 struct WarpMma<cutlass::half_t> {
   using Atom = cute::SM80_16x8x16_F32F16F16F32_TN;
-};
-template <>
-struct WarpMma<cutlass::float_e4m3_t> {
-  using Atom = cute::SM89_16x8x32_F32E4M3E4M3F32_TN;
 };
 
 /// c += a b

@@ -1,0 +1,43 @@
+#!/bin/sh
+# The model of examples/needle.py, by `msa train` alone: it learns to continue a string that came before, first within a
+# hundred bytes and without anything between, then facts by their key, farther and farther back. Attention is dense while the
+# index branch learns; the last steps are sparse. Usage: scripts/needle.sh MSA_BINARY OUT
+set -eu
+[ $# -eq 2 ] || { echo "usage: scripts/needle.sh MSA_BINARY OUT" >&2; exit 2; }
+msa=$1
+out=$2
+text="$(dirname "$0")/../examples/needle_text.py"
+
+if [ -e "$out" ] && [ ! -e "$out/texts" ]; then
+  echo "needle.sh: $out exists and is no earlier needle; remove it or name another folder" >&2
+  exit 2
+fi
+rm -rf "$out"
+mkdir -p "$out/texts"
+started=$(date +%s)
+
+# learn NAME "OPTIONS OF THE TEXT" OPTION...: a text, and a model in OUT/NAME that learns from it
+learn() {
+  name=$1
+  # shellcheck disable=SC2086  # a list of options
+  python3 "$text" "$out/texts/$name.txt" $2
+  shift 2
+  echo "==> $name, after $(($(date +%s) - started)) s"
+  "$msa" train --output "$out/$name" --text "$out/texts/$name.txt" --dense-layers 1 --weight-decay 0.01 --recall-every 0 \
+    --lr-warmup 30 "$@"
+}
+
+geometry="--layers 2 --hidden 128 --heads-q 4 --heads-kv 2 --head-dim 64 --index-dim 64 --intermediate 256
+  --block-size 32 --topk 4"
+# shellcheck disable=SC2086  # a list of options
+learn strings "--documents 8000 --length 400 --facts 3 3 --plain 1 --noise 0" $geometry --steps 700 --warmup-steps 700 \
+  --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 4e-3 --min-lr 2e-3
+learn facts "--documents 12000 --length 400 --facts 2 6 --plain 0.4 --noise 0" --from "$out/strings" --steps 600 \
+  --warmup-steps 600 --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 5e-3 --min-lr 2e-3
+learn noise "--documents 4000 --length 1500 --facts 3 12 --noise 0.4" --from "$out/facts" --steps 1100 \
+  --warmup-steps 1100 --batch 1 --seqlen 256 --short-batch 11 --short-seqlen 256 --lr 4e-3 --min-lr 1e-3
+learn farther "--documents 1000 --length 6000 --facts 4 16 --noise 0.7" --from "$out/noise" --steps 600 \
+  --warmup-steps 400 --batch 2 --seqlen 1024 --short-batch 4 --short-seqlen 256 --lr 3e-3 --min-lr 5e-4
+learn model "--documents 400 --length 20000 --facts 8 40 --noise 0.7" --from "$out/farther" --steps 200 \
+  --warmup-steps 140 --batch 1 --seqlen 4096 --short-batch 4 --short-seqlen 512 --lr 2e-3 --min-lr 2e-4
+echo "$out/model, after $(($(date +%s) - started)) s"
