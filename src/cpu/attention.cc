@@ -23,6 +23,7 @@ namespace openmsa::cpu {
 namespace {
 
 using core::Arena;
+using core::KeyRows;
 using core::Plan;
 using core::Problem;
 using core::Sequence;
@@ -57,33 +58,6 @@ struct Scratch {
   float *limit, *max, *sum, *alpha;
 };
 
-/// Brings the rows of `columns` in s.state, whose first is that of query `first_query`, up to date with the keys and
-/// values loaded.
-void attend(const Problem& problem, const Sequence& sequence, const Columns& columns, std::int64_t first_query,
-            const KeySpan& keys, Scratch& s) {
-  const TileOps& ops = tile_ops();
-  const RunningSoftmax& state = s.state;
-  s.queries.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
-  const bool is_partial = causal_limits(sequence, columns, keys.begin, keys.count, s.limit);
-  const std::int64_t n = columns.padded();
-  const auto row = [&](std::int64_t column) {  // of the tile's state
-    return columns.row(column, first_query);
-  };
-
-  s.qk.scores(s.queries, s.scores, kMaxColumns);
-  for (std::int64_t c = 0; c < n; ++c) {
-    s.max[c] = c < columns.size() ? state.max[row(c)] : -kInfinity;
-    s.sum[c] = c < columns.size() ? state.sum[row(c)] : 0;
-  }
-  ops.softmax_columns(s.scores, kMaxColumns, keys.count, n, s.limit, s.max, s.sum, s.alpha);
-  s.values.multiply(s.scores, columns.size(), s.limit, is_partial, s.pv, false);
-  for (std::int64_t c = 0; c < columns.size(); ++c) {
-    ops.scale_add(state.o + row(c) * state.ld, s.pv + c * state.ld, s.alpha[c], state.ld);
-    state.max[row(c)] = s.max[c];
-    state.sum[row(c)] = s.sum[c];
-  }
-}
-
 /// What a work item covers: queries [first, first + count) of one KV head.
 struct Tile {
   std::int64_t first, count;
@@ -107,26 +81,145 @@ Tile tile_of(const Problem& problem, const Item& item) {
   return {first, std::min(size, item.sequence.seqlen_q - first), item.index % heads};
 }
 
-/// Walks over the kv_blocks that the tile's queries see, or have chosen.
-void attend_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, Scratch& s) {
-  const Plan& plan = problem.plan;
-  const core::KeyRows k = problem.k(sequence, tile.head), v = problem.v(sequence, tile.head);
-  const auto span = [&](const core::KeyRows& rows, std::int64_t block) {
-    const std::int64_t keys = block < 0 ? 0 : keys_in_block(plan, sequence, block);
-    return KeySpan{rows, block * plan.config.block_size, keys};
-  };
-  begin_visits(s.visits, problem, sequence, tile.head, tile.first, tile.count);
-  s.state.reset(tile.count * plan.group_size);
-  Visit visit;
-  while (s.visits.next(visit)) {
-    const std::int64_t next = s.visits.next_block();
-    const KeySpan keys = span(k, visit.block);
-    s.qk.load_keys(keys, ahead_of(span(k, next), plan.config.head_dim));
-    s.values.load(span(v, visit.block), ahead_of(span(v, next), plan.config.head_dim));
-    for_each_chunk(visit.queries, visit.count, tile.head * plan.group_size, plan.group_size,
-                   [&](const Columns& columns) { attend(problem, sequence, columns, tile.first, keys, s); });
+/// Query rows that are worked on together with a kv_block.
+struct Step {
+  std::int64_t block;
+  Columns columns;
+  bool is_first;  // of the kv_block
+};
+
+/// The steps of a tile's visits, in order.
+class Steps {
+ public:
+  Steps(TileVisits& visits, std::int64_t head, std::int64_t heads) : visits_(visits), head_(head), heads_(heads) {}
+
+  bool next(Step& step) {
+    const bool is_first = begin_ == visit_.count;
+    if (is_first) {
+      if (!visits_.next(visit_)) return false;
+      begin_ = 0;
+      size_ = chunk_size(visit_.count, heads_);
+    }
+    step = {visit_.block, {visit_.queries + begin_, std::min(size_, visit_.count - begin_), head_, heads_}, is_first};
+    begin_ += step.columns.count;
+    return true;
   }
-}
+
+ private:
+  TileVisits& visits_;
+  std::int64_t head_, heads_;
+  Visit visit_{};
+  std::int64_t begin_ = 0, size_ = 0;
+};
+
+class TileWalk {
+ public:
+  TileWalk(const Problem& problem, const Sequence& sequence, const Tile& tile, Scratch& scratch)
+      : problem_(problem),
+        sequence_(sequence),
+        tile_(tile),
+        k_(problem.k(sequence, tile.head)),
+        v_(problem.v(sequence, tile.head)),
+        s_(scratch) {}
+
+  /// Over the kv_blocks that the tile's queries see, or have chosen.
+  void run() {
+    const std::int64_t group = problem_.plan.group_size;
+    begin_visits(s_.visits, problem_, sequence_, tile_.head, tile_.first, tile_.count);
+    s_.state.reset(tile_.count * group);
+    Steps steps(s_.visits, tile_.head * group, group);
+    Step now, next;
+    for (bool is_left = steps.next(now); is_left; now = next) {
+      is_left = steps.next(next);
+      if (now.is_first) load(now.block);
+      if (is_left) fetch(next);
+      attend(now);
+    }
+  }
+
+ private:
+  KeySpan span(const KeyRows& rows, std::int64_t block) const {
+    return {rows, block * problem_.plan.config.block_size, keys_in_block(problem_.plan, sequence_, block)};
+  }
+  /// The running softmax of a query's heads, in rows of their own.
+  RunningSoftmax state_of(std::int32_t query) const {
+    return s_.state.from((query - tile_.first) * problem_.plan.group_size);
+  }
+
+  void load(std::int64_t block) {
+    s_.qk.load_keys(span(k_, block));
+    s_.values.load(span(v_, block));
+  }
+
+  /// What a step will read is fetched during the products of the step before: half of it in either.
+  void fetch(const Step& step) {
+    const std::int64_t heads = step.columns.heads, dim = problem_.plan.config.head_dim;
+    const openmsa_tensor& q = problem_.tensors.q;
+    const auto q_bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(q.dtype));
+    FetchList &first = s_.qk.ahead(), &second = s_.values.ahead();
+    first.begin(row_bytes(k_));
+    second.begin(row_bytes(v_));
+    if (step.is_first) {
+      first.add(span(k_, step.block));
+      second.add(span(v_, step.block));
+    }
+    for (std::int64_t member = 0; member < step.columns.count; ++member) {
+      const std::int32_t query = step.columns.queries[member];
+      for (std::int64_t h = 0; h < heads; ++h) {
+        first.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
+        second.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
+      }
+    }
+  }
+  /// A cache line at least.
+  std::int64_t row_bytes(const KeyRows& rows) const {
+    return std::max<std::int64_t>(
+        problem_.plan.config.head_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)), 64);
+  }
+
+  /// Brings the state of the step's query rows up to date with the keys and values loaded.
+  void attend(const Step& step) {
+    const TileOps& ops = tile_ops();
+    const Columns& columns = step.columns;
+    const std::int64_t first_key = step.block * problem_.plan.config.block_size, n = columns.padded();
+    const std::int64_t keys = keys_in_block(problem_.plan, sequence_, step.block);
+    s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
+    const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
+    s_.qk.scores(s_.queries, s_.scores, kMaxColumns);
+    load_state(columns);
+    ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha);
+    s_.values.multiply(s_.scores, columns.size(), s_.limit, is_partial, s_.pv, false);
+    store_state(columns);
+  }
+
+  void load_state(const Columns& columns) {
+    for (std::int64_t member = 0; member < columns.count; ++member) {
+      const RunningSoftmax state = state_of(columns.queries[member]);
+      std::copy_n(state.max, columns.heads, s_.max + member * columns.heads);
+      std::copy_n(state.sum, columns.heads, s_.sum + member * columns.heads);
+    }
+    std::fill(s_.max + columns.size(), s_.max + columns.padded(), -kInfinity);
+    std::fill(s_.sum + columns.size(), s_.sum + columns.padded(), 0.0f);
+  }
+
+  void store_state(const Columns& columns) {
+    for (std::int64_t member = 0; member < columns.count; ++member) {
+      const RunningSoftmax state = state_of(columns.queries[member]);
+      const std::int64_t first = member * columns.heads;
+      for (std::int64_t h = 0; h < columns.heads; ++h) {
+        tile_ops().scale_add(state.o + h * state.ld, s_.pv + (first + h) * state.ld, s_.alpha[first + h], state.ld);
+      }
+      std::copy_n(s_.max + first, columns.heads, state.max);
+      std::copy_n(s_.sum + first, columns.heads, state.sum);
+    }
+  }
+
+  const Problem& problem_;
+  const Sequence& sequence_;
+  const Tile tile_;
+  const KeyRows k_, v_;
+  Scratch& s_;
+};
 
 void store_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, const RunningSoftmax& state) {
   const std::int64_t group = problem.plan.group_size;
@@ -148,7 +241,7 @@ void attention(const Problem& problem, Arena& arena, const Threads& threads) {
       [&](const Item& item, int slot) {
         Scratch s = workspace[slot];
         const Tile tile = tile_of(problem, item);
-        attend_tile(problem, item.sequence, tile, s);
+        TileWalk(problem, item.sequence, tile, s).run();
         store_tile(problem, item.sequence, tile, s.state);
       });
   write_query_padding(problem, problem.tensors.o, 0, 0);

@@ -113,6 +113,10 @@ float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
 
 bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::int64_t begin, std::int64_t count,
                    float* limit) {
+  if (columns.count > 0 && sequence.position(columns.queries[0]) >= begin + count - 1) {  // so do the queries behind it
+    std::fill(limit, limit + columns.padded(), static_cast<float>(count));
+    return false;
+  }
   bool partial = false;
   for (std::int64_t member = 0; member < columns.count; ++member) {
     const std::int64_t visible = sequence.position(columns.queries[member]) - begin + 1;

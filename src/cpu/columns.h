@@ -83,15 +83,20 @@ void add_rows(const float* product, std::int64_t width, const Columns& columns, 
 void store_rows(const float* tile, std::int64_t width, float scale, const core::Sequence& sequence, std::int64_t first,
                 std::int64_t count, std::int64_t kv_head, std::int64_t heads, const openmsa_tensor& to);
 
-/// Runs body(columns) over `queries` in as few chunks of at most kMaxColumns columns as there can be, of about the same
-/// size: a narrow one at the end would cost more than its share.
-template <class Body>
-void for_each_chunk(const std::int32_t* queries, std::int64_t count, std::int64_t head, std::int64_t heads,
-                    const Body& body) {
+/// Queries per chunk, where `count` of them are cut into as few chunks of at most kMaxColumns columns as there can be,
+/// of about the same size: a narrow one at the end would cost more than its share.
+inline std::int64_t chunk_size(std::int64_t count, std::int64_t heads) {
   const std::int64_t most = std::max<std::int64_t>(kMaxColumns / heads, 1);
   const std::int64_t chunks = std::max<std::int64_t>(core::ceil_div(count, most), 1);
   const std::int64_t even = core::ceil_div(count, chunks);
-  const std::int64_t size = std::clamp(pad_lanes(even * heads) / heads, even, most);
+  return std::clamp(pad_lanes(even * heads) / heads, even, most);
+}
+
+/// Runs body(columns) over the chunks of `queries`.
+template <class Body>
+void for_each_chunk(const std::int32_t* queries, std::int64_t count, std::int64_t head, std::int64_t heads,
+                    const Body& body) {
+  const std::int64_t size = chunk_size(count, heads);
   for (std::int64_t begin = 0; begin < count; begin += size) {
     body(Columns{queries + begin, std::min(size, count - begin), head, heads});
   }

@@ -142,13 +142,18 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
 /// What is fetched while `head` is worked on: its share of the tile's rows of all heads where those lie side by side,
 /// so that memory is read from front to back; else its own rows.
 template <class RowsOf>
-Ahead share_of_tile(const RowsOf& rows_of, std::int64_t heads, std::int64_t head, std::int64_t begin,
-                    std::int64_t count, std::int64_t dim) {
+void fetch_share(const RowsOf& rows_of, std::int64_t heads, std::int64_t head, std::int64_t begin, std::int64_t count,
+                 std::int64_t dim, FetchList& list) {
   const KeyRows first = rows_of(0);
   const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(first.dtype));
-  if (heads == 1 || rows_of(1).data - first.data != row_bytes) return ahead_of({rows_of(head), begin, count}, dim);
-  const std::int64_t from = count * head / heads, to = count * (head + 1) / heads;
-  return ahead_of({first, begin + from, to - from}, dim * heads);
+  if (heads == 1 || rows_of(1).data - first.data != row_bytes) {
+    list.begin(row_bytes);
+    list.add({rows_of(head), begin, count});
+  } else {
+    const std::int64_t from = count * head / heads, to = count * (head + 1) / heads;
+    list.begin(row_bytes * heads);
+    list.add({first, begin + from, to - from});
+  }
 }
 
 /// s.segment becomes that of the run's keys too, and another run begins.
@@ -176,8 +181,10 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
     keys = std::min(keys_per_tile(plan), end - begin);
     next = std::min(keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
-      s.qk.load_keys({k(head), begin, keys}, share_of_tile(k, heads, head, begin + keys, next, dim));
-      s.values.load({v(head), begin, keys}, share_of_tile(v, heads, head, begin + keys, next, dim));
+      s.qk.load_keys({k(head), begin, keys});
+      fetch_share(k, heads, head, begin + keys, next, dim, s.qk.ahead());
+      s.values.load({v(head), begin, keys});
+      fetch_share(v, heads, head, begin + keys, next, dim, s.values.ahead());
       RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
         attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);

@@ -53,7 +53,9 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const std::int64_t n = columns.padded();
   const core::KeyRows rows = problem.index_k(sequence);
   const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
-  product_.load_keys({rows, begin, keys}, ahead_of({rows, begin + keys, next_keys}, plan.config.index_dim));
+  product_.load_keys({rows, begin, keys});
+  product_.ahead().begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
+  product_.ahead().add({rows, begin + keys, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
     product_.scores(q_, scores_, ld_);

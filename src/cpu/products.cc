@@ -1,7 +1,6 @@
 #include "cpu/products.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace openmsa::cpu {
 namespace {
@@ -11,12 +10,6 @@ using core::BFloat16;
 const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BFloat16*>(memory); }
 
 }  // namespace
-
-Ahead ahead_of(const KeySpan& next, std::int64_t dim) {
-  if (next.count == 0 || next.rows.run(next.begin, next.count) != next.count) return {};
-  return {next.rows.token(next.begin), next.rows.token_bytes,
-          dim * static_cast<std::int64_t>(openmsa_dtype_bytes(next.rows.dtype)), next.count};
-}
 
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim) {
   return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % kLanes == 0 &&
@@ -43,20 +36,19 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 }
 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
-    : in_pairs_(in_pairs), k_(arena, block_size, dim) {}
+    : in_pairs_(in_pairs), k_(arena, block_size, dim), ahead_(arena, block_size) {}
 
-void ScoreProduct::load_keys(const KeySpan& now, const Ahead& next) {
-  keys_ = now.count;
-  ahead_ = next;
+void ScoreProduct::load_keys(const KeySpan& keys) {
+  keys_ = keys.count;
   if (in_pairs_) {
-    k_.load_bf16(now.rows, now.begin, now.count);
+    k_.load_bf16(keys.rows, keys.begin, keys.count);
   } else {
-    k_.load(now.rows, now.begin, now.count);
+    k_.load(keys.rows, keys.begin, keys.count);
   }
 }
 
-OperandOf<BFloat16> ScoreProduct::pairs() { return {k_.bf16, k_.ld, 2, std::exchange(ahead_, {})}; }
-Operand ScoreProduct::operand() { return {k_.data, k_.ld, 1, std::exchange(ahead_, {})}; }
+OperandOf<BFloat16> ScoreProduct::pairs() { return {k_.bf16, k_.ld, 2, ahead_.take()}; }
+Operand ScoreProduct::operand() { return {k_.data, k_.ld, 1, ahead_.take()}; }
 
 void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld) {
   const QueryTile& tile = q.tile_;
@@ -83,23 +75,26 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       width_(pad_lanes(dim)),
       v_(arena, block_size, dim),
       paired_(arena.take<BFloat16>(in_pairs ? core::ceil_div(block_size, 2) * 2 * width_ : 0)),
-      last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)) {}
+      last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
+      ahead_(arena, block_size) {}
 
-void ValueProduct::load(const KeySpan& now, const Ahead& next) {
-  keys_ = now.count;
-  ahead_ = next;
-  if (!in_pairs_) return v_.load(now.rows, now.begin, now.count);
-  const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(now.rows.token(now.begin + j)); };
+void ValueProduct::load(const KeySpan& keys) {
+  keys_ = keys.count;
+  is_finite_.reset();
+  if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
+  const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(keys.rows.token(keys.begin + j)); };
   for (std::int64_t j = 0; j < keys_; j += 2) {
     pair_ops()->pair_rows(row(j), j + 1 < keys_ ? row(j + 1) : nullptr, width_, paired_ + j * width_);
   }
 }
 
-bool ValueProduct::all_finite() const {
-  if (!in_pairs_) return tile_ops().all_finite(v_.data, v_.ld, keys_, width_);
+bool ValueProduct::all_finite() {
   constexpr std::uint16_t kExponent = 0x7f80;
-  return std::all_of(paired_, paired_ + core::ceil_div(keys_, 2) * 2 * width_,
-                     [](BFloat16 x) { return (x.bits & kExponent) != kExponent; });
+  if (is_finite_) return *is_finite_;
+  is_finite_ = in_pairs_ ? std::all_of(paired_, paired_ + core::ceil_div(keys_, 2) * 2 * width_,
+                                       [](BFloat16 x) { return (x.bits & kExponent) != kExponent; })
+                         : tile_ops().all_finite(v_.data, v_.ld, keys_, width_);
+  return *is_finite_;
 }
 
 void ValueProduct::multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
@@ -113,14 +108,13 @@ void ValueProduct::multiply(float* p, std::int64_t columns, const float* limit, 
 }
 
 void ValueProduct::multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
-  tile_ops().matmul(columns, width_, keys, {p, 1, kMaxColumns, std::exchange(ahead_, {})}, v_.data, v_.ld, pv, width_,
-                    accumulate);
+  tile_ops().matmul(columns, width_, keys, {p, 1, kMaxColumns, ahead_.take()}, v_.data, v_.ld, pv, width_, accumulate);
 }
 
 void ValueProduct::multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
   // All keys: the last of an odd number has a pair with zeros.
   const std::int64_t pairs = keys == keys_ ? core::ceil_div(keys, 2) : keys / 2;
-  const OperandOf<BFloat16> left = {as_pairs(p), 2, 2 * kMaxColumns, std::exchange(ahead_, {})};
+  const OperandOf<BFloat16> left = {as_pairs(p), 2, 2 * kMaxColumns, ahead_.take()};
   pair_ops()->matmul(columns, width_, pairs, left, paired_, 2 * width_, pv, width_, 1, accumulate);
   if (2 * pairs >= keys) return;
   const BFloat16* whole = paired_ + pairs * 2 * width_;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "core/arena.h"
 #include "core/problem.h"
@@ -18,8 +20,30 @@ struct KeySpan {
   std::int64_t count = 0;
 };
 
-/// The rows of a span, when they lie evenly spaced.
-Ahead ahead_of(const KeySpan& next, std::int64_t dim);
+/// What the next product is to fetch: rows of one size.
+class FetchList {
+ public:
+  FetchList(core::Arena& arena, std::int64_t keys) : rows_(arena.take<const std::byte*>(keys + kMoreRows)) {}
+
+  void begin(std::int64_t row_bytes) {
+    count_ = 0;
+    row_bytes_ = row_bytes;
+  }
+  void add(const KeySpan& keys) {
+    for (std::int64_t j = 0; j < keys.count; ++j) rows_[count_++] = keys.rows.token(keys.begin + j);
+  }
+  /// Any number of bytes, as rows.
+  void add(const void* data, std::int64_t bytes) {
+    const auto* const row = static_cast<const std::byte*>(data);
+    for (std::int64_t i = 0; i < bytes; i += row_bytes_) rows_[count_++] = row + i;
+  }
+  Ahead take() { return {rows_, std::exchange(count_, 0), row_bytes_}; }
+
+ private:
+  static constexpr std::int64_t kMoreRows = 5 * kMaxColumns;  // padded fp32 rows of columns, as rows of e4m3
+  const std::byte** rows_;
+  std::int64_t count_ = 0, row_bytes_ = 0;
+};
 
 /// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
@@ -46,8 +70,8 @@ class ScoreProduct {
  public:
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  /// `next`: those that will be wanted after these.
-  void load_keys(const KeySpan& now, const Ahead& next);
+  void load_keys(const KeySpan& keys);
+  FetchList& ahead() { return ahead_; }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld);
@@ -61,7 +85,7 @@ class ScoreProduct {
   bool in_pairs_;
   KeyTile k_;
   std::int64_t keys_ = 0;
-  Ahead ahead_;
+  FetchList ahead_;
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
@@ -69,7 +93,8 @@ class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const KeySpan& now, const Ahead& next);
+  void load(const KeySpan& keys);
+  FetchList& ahead() { return ahead_; }
 
   /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
@@ -78,7 +103,7 @@ class ValueProduct {
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
-  bool all_finite() const;
+  bool all_finite();
   void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
   void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
 
@@ -88,7 +113,8 @@ class ValueProduct {
   core::BFloat16* paired_;  // [ceil(block_size / 2)][2 * width]
   core::BFloat16* last_;    // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
-  Ahead ahead_;
+  std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
+  FetchList ahead_;
 };
 
 }  // namespace openmsa::cpu

@@ -20,13 +20,18 @@ using core::Sequence;
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : tile(arena, plan),
-        entries(arena.take<ScoredBlock>(max_columns(plan) * plan.config.topk)),
-        lists(arena.take<TopkList>(max_columns(plan))) {}
-  static std::int64_t max_columns(const Plan& plan) { return IndexTile::max_queries(plan) * plan.config.num_heads_kv; }
+        candidates(arena.take<Candidates>(IndexTile::max_queries(plan))),
+        ends(arena.take<std::int32_t>(columns(plan))),
+        lists{arena.take<std::int32_t>(plan.config.topk * columns(plan)),
+              arena.take<std::int32_t>(plan.config.topk * columns(plan)), columns(plan), 0} {}
+  static std::int64_t columns(const Plan& plan) {
+    return pad_lanes(IndexTile::max_queries(plan) * plan.config.num_heads_kv);
+  }
 
   IndexTile tile;
-  ScoredBlock* entries;  // [columns][topk]
-  TopkList* lists;       // [columns]
+  Candidates* candidates;  // [queries]
+  std::int32_t* ends;      // [columns] of the candidates
+  TopkColumns lists;
 };
 
 /// The lists of decode rows per segment: [max_decode_rows][num_heads_kv][max_segments][topk], and their sizes.
@@ -54,50 +59,61 @@ struct Workspace {
   Partials partials;
 };
 
-/// Range of kv_blocks that compete for some query of a tile, and whether all of them win for every query.
+/// Range of kv_blocks that compete for some query of a tile, the slots that they compete for (the same for every query
+/// that has any, for then all forced kv_blocks are visible), and whether some lose.
 struct Contest {
   std::int64_t begin, end;
+  std::int64_t slots;
   bool is_open;
 };
 
-Contest contest(const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count, Segment segment) {
-  Contest result{segment.end, segment.begin, false};
-  for (std::int64_t t = first; t < first + count; ++t) {
-    const Candidates candidates(plan, sequence.position(t));
-    if (candidates.slots == 0) continue;
-    result.begin = std::min(result.begin, std::max(candidates.init, segment.begin));
-    result.end = std::max(result.end, std::min(candidates.end, segment.end));
-    result.is_open |= candidates.slots < candidates.end - candidates.init;
+Contest contest(const Plan& plan, const Candidates* candidates, std::int64_t count, Segment segment) {
+  Contest result{segment.end, segment.begin, 0, false};
+  for (std::int64_t t = 0; t < count; ++t) {
+    const Candidates& of_query = candidates[t];
+    if (of_query.slots == 0) continue;
+    result.begin = std::min(result.begin, std::max(of_query.init, segment.begin));
+    result.end = std::max(result.end, std::min(of_query.end, segment.end));
+    result.slots = plan.config.topk - of_query.local - of_query.init;
+    result.is_open |= of_query.slots < of_query.end - of_query.init;
   }
   return result;
 }
 
-/// Fills s.lists, one per column, with the best kv_blocks of one segment for queries [first, first + count).
+void begin_lists(const Contest& range, std::int64_t count, std::int64_t heads, Scratch& s) {
+  s.lists.depth = range.slots;
+  std::fill_n(s.lists.keys, range.slots * s.lists.ld, kNoKey);
+  std::fill_n(s.ends, pad_lanes(count * heads), 0);
+  for (std::int64_t t = 0; t < count; ++t) {
+    const auto end = static_cast<std::int32_t>(s.candidates[t].slots > 0 ? s.candidates[t].end : 0);
+    std::fill_n(s.ends + t * heads, heads, end);
+  }
+}
+
+/// Fills s.lists with the best kv_blocks of one segment for queries [first, first + count).
 void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t first, std::int64_t count,
                  Segment segment, Scratch& s) {
   const Plan& plan = problem.plan;
-  const std::int64_t heads = plan.config.num_heads_kv, topk = plan.config.topk;
-  for (std::int64_t c = 0; c < count * heads; ++c) {
-    const Candidates candidates(plan, sequence.position(first + c / heads));
-    s.lists[c] = TopkList(s.entries + c * topk, candidates.slots);
-  }
-  const Contest range = contest(plan, sequence, first, count, segment);
+  const std::int64_t heads = plan.config.num_heads_kv, columns = pad_lanes(count * heads);
+  for (std::int64_t t = 0; t < count; ++t) s.candidates[t] = Candidates(plan, sequence.position(first + t));
+  const Contest range = contest(plan, s.candidates, count, segment);
+  begin_lists(range, count, heads, s);
   if (range.begin >= range.end) return;
   s.tile.load(problem, sequence, first, count);
+  std::fill_n(s.tile.top, columns, 0.0f);
   for (std::int64_t block = range.begin; block < range.end; ++block) {
-    if (range.is_open) {
-      s.tile.score(problem, sequence, block, range.end);
-    } else {
-      std::fill_n(s.tile.top, count * heads, 0.0f);
-    }
-    for (std::int64_t t = 0; t < count; ++t) {
-      const Candidates candidates(plan, sequence.position(first + t));
-      if (block < candidates.init || block >= candidates.end) continue;
-      for (std::int64_t c = t * heads; c < (t + 1) * heads; ++c) {
-        s.lists[c].offer({score_key(s.tile.top[c]), static_cast<std::int32_t>(block)});
-      }
-    }
+    if (range.is_open) s.tile.score(problem, sequence, block, range.end);
+    tile_ops().offer(s.tile.top, static_cast<std::int32_t>(block), s.ends, columns, s.lists);
   }
+}
+
+/// Copies the entries of one column to `to`, best first; returns their number.
+std::int64_t copy_column(const TopkColumns& lists, std::int64_t column, ScoredBlock* to) {
+  std::int64_t size = 0;
+  for (; size < lists.depth && lists.keys[size * lists.ld + column] != kNoKey; ++size) {
+    to[size] = {lists.keys[size * lists.ld + column], lists.blocks[size * lists.ld + column]};
+  }
+  return size;
 }
 
 /// Offers the segments' lists of one row to a last list, lowest kv_blocks first, as one segment would have.
@@ -113,7 +129,7 @@ void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::in
               [](const ScoredBlock& a, const ScoredBlock& b) { return a.block < b.block; });
     for (std::int64_t e = 0; e < partials.sizes[row]; ++e) list.offer(entries[e]);
   }
-  write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, candidates, list);
+  write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, candidates, list.entries());
 }
 
 }  // namespace
@@ -137,12 +153,13 @@ void select_blocks(const Problem& problem, Arena& arena, const Threads& threads)
         for (std::int64_t c = 0; c < count * heads; ++c) {
           const std::int64_t t = first + c / heads, head = c % heads;
           if (segments == 1) {
-            write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t,
-                            Candidates(plan, item.sequence.position(t)), s.lists[c]);
+            std::array<ScoredBlock, 64> chosen;
+            const auto size = static_cast<std::size_t>(copy_column(s.lists, c, chosen.data()));
+            write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, s.candidates[c / heads],
+                            {chosen.data(), size});
           } else {
             const std::int64_t row = partials.row(plan, item, t, head, index);
-            std::copy(s.lists[c].begin(), s.lists[c].end(), partials.lists + row * plan.config.topk);
-            partials.sizes[row] = s.lists[c].size();
+            partials.sizes[row] = copy_column(s.lists, c, partials.lists + row * plan.config.topk);
           }
         }
       });

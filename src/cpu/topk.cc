@@ -13,38 +13,19 @@ using core::Problem;
 
 Candidates::Candidates(const core::Plan& plan, std::int64_t position) {
   const auto& config = plan.config;
-  const std::int64_t visible = position < 0 ? 0 : position / config.block_size + 1;
+  const std::int64_t visible = visible_blocks(plan, position);
   local = std::min<std::int64_t>({config.num_local_blocks, config.topk, visible});
   end = visible - local;
   init = std::min<std::int64_t>({config.num_init_blocks, config.topk - local, end});
   slots = std::min<std::int64_t>(config.topk - local - init, end - init);
 }
 
-void TopkList::append(ScoredBlock candidate) {
-  list_[size_++] = candidate;
-  if (size_ == slots_) find_worst();
-}
-
-void TopkList::replace_worst(ScoredBlock candidate) {
-  list_[worst_] = candidate;
-  find_worst();
-}
-
-void TopkList::find_worst() {
-  worst_ = 0;
-  for (std::int64_t i = 1; i < size_; ++i) {
-    const bool lower = list_[i].key < list_[worst_].key;
-    const bool tie = list_[i].key == list_[worst_].key && list_[i].block > list_[worst_].block;
-    if (lower || tie) worst_ = i;
-  }
-}
-
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
-                     const Candidates& candidates, const TopkList& list) {
+                     const Candidates& candidates, std::span<const ScoredBlock> chosen) {
   std::array<std::int32_t, 64> blocks;
   std::int64_t count = 0;
   for (std::int64_t b = 0; b < candidates.init; ++b) blocks[count++] = static_cast<std::int32_t>(b);
-  for (const ScoredBlock& scored : list) blocks[count++] = scored.block;
+  for (const ScoredBlock& scored : chosen) blocks[count++] = scored.block;
   std::sort(blocks.begin() + candidates.init, blocks.begin() + count);
   for (std::int64_t b = 0; b < candidates.local; ++b) {
     blocks[count++] = static_cast<std::int32_t>(candidates.end + b);
@@ -70,7 +51,7 @@ void topk(const Problem& problem, core::Arena&, const Threads& threads) {
           for (std::int64_t b = candidates.init; candidates.slots > 0 && b < candidates.end; ++b) {
             list.offer({score_key(element<float>(scores, head, row, b)), static_cast<std::int32_t>(b)});
           }
-          write_selection(indices, head, row, candidates, list);
+          write_selection(indices, head, row, candidates, list.entries());
         }
       });
   write_query_padding(problem, indices, 1, -1);

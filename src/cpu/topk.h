@@ -5,14 +5,16 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "core/problem.h"
+#include "cpu/tile/tile.h"
 
 namespace openmsa::cpu {
 
-/// An integer that orders scores: NaN below -inf, -0 equal to +0.
+/// An integer that orders scores: NaN below -inf, -0 equal to +0. All are above kNoKey.
 inline std::int32_t score_key(float score) {
-  if (std::isnan(score)) return std::numeric_limits<std::int32_t>::min();
+  if (std::isnan(score)) return kNoKey + 1;
   const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);  // -0 + 0 = +0
   return bits < 0 ? -(bits & std::numeric_limits<std::int32_t>::max()) : bits;
 }
@@ -40,29 +42,28 @@ class TopkList {
 
   void offer(ScoredBlock candidate) {
     if (size_ < slots_) {
-      append(candidate);
-    } else if (slots_ > 0 && candidate.key > list_[worst_].key) {
-      replace_worst(candidate);
+      insert(candidate, size_++);
+    } else if (slots_ > 0 && candidate.key > list_[slots_ - 1].key) {
+      insert(candidate, slots_ - 1);
     }
   }
 
-  std::int64_t size() const { return size_; }
-  const ScoredBlock* begin() const { return list_; }
-  const ScoredBlock* end() const { return list_ + size_; }
+  std::span<const ScoredBlock> entries() const { return {list_, static_cast<std::size_t>(size_)}; }
 
  private:
-  void append(ScoredBlock candidate);
-  void replace_worst(ScoredBlock candidate);
-  void find_worst();
+  /// Places the candidate among the first `end` entries and itself; the entry at `end` is lost.
+  void insert(ScoredBlock candidate, std::int64_t end) {
+    for (; end > 0 && candidate.key > list_[end - 1].key; --end) list_[end] = list_[end - 1];
+    list_[end] = candidate;
+  }
 
-  ScoredBlock* list_;
+  ScoredBlock* list_;  // best first
   std::int64_t slots_;
   std::int64_t size_ = 0;
-  std::int64_t worst_ = 0;  // lowest score, of those the highest block; valid when full
 };
 
-/// Writes a row of topk_indices: forced kv_blocks and the list, ascending, then -1.
+/// Writes a row of topk_indices: forced kv_blocks and those chosen, ascending, then -1.
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
-                     const Candidates& candidates, const TopkList& list);
+                     const Candidates& candidates, std::span<const ScoredBlock> chosen);
 
 }  // namespace openmsa::cpu

@@ -9,26 +9,44 @@ using core::element;
 using core::Problem;
 using core::Sequence;
 
+namespace {
+
+/// Sorts the kv_blocks that queries [first, first + count) have chosen, by kv_block: those of block b are
+/// queries[offsets[b]] up to queries[offsets[b + 1]], ascending; b < blocks.
+void sort_by_block(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
+                   std::int64_t count, std::int64_t blocks, std::int64_t* offsets, std::int32_t* queries) {
+  const openmsa_tensor& indices = problem.tensors.topk_indices;
+  const auto for_each_pair = [&](const auto& body) {
+    for (std::int64_t t = first; t < first + count; ++t) {
+      const std::int64_t position = sequence.position(t);
+      for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
+        const std::int64_t block = element<std::int32_t>(indices, head, sequence.q_begin + t, slot);
+        if (block < 0) break;
+        if (block * problem.plan.config.block_size <= position) body(block, t);  // else in the query's future
+      }
+    }
+  };
+  std::fill(offsets, offsets + blocks + 1, 0);
+  for_each_pair([&](std::int64_t block, std::int64_t) { ++offsets[block + 1]; });
+  std::partial_sum(offsets, offsets + blocks + 1, offsets);
+  for_each_pair([&](std::int64_t block, std::int64_t t) { queries[offsets[block]++] = static_cast<std::int32_t>(t); });
+  // Each offset now stands at its block's end, which is the next block's begin.
+  std::copy_backward(offsets, offsets + blocks, offsets + blocks + 1);
+  offsets[0] = 0;
+}
+
+}  // namespace
+
 TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries)
-    : pairs_(arena.take<std::uint64_t>(max_queries * plan.config.topk)),
+    : offsets_(arena.take<std::int64_t>(plan.max_blocks + 1)),
       queries_(arena.take<std::int32_t>(max_queries * plan.config.topk)) {}
 
 void TileVisits::begin_sparse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
                               std::int64_t count) {
-  const openmsa_tensor& indices = problem.tensors.topk_indices;
   dense_ = false;
-  cursor_ = end_ = 0;
-  for (std::int64_t t = first; t < first + count; ++t) {
-    const std::int64_t position = sequence.position(t);
-    for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
-      const std::int64_t block = element<std::int32_t>(indices, head, sequence.q_begin + t, slot);
-      if (block < 0) break;
-      if (block * problem.plan.config.block_size > position) continue;  // lies in the query's future
-      pairs_[end_++] = static_cast<std::uint64_t>(block) << 32 | static_cast<std::uint64_t>(t);
-    }
-  }
-  std::sort(pairs_, pairs_ + end_);
-  for (std::int64_t i = 0; i < end_; ++i) queries_[i] = static_cast<std::int32_t>(pairs_[i] & 0xffffffffu);
+  cursor_ = 0;
+  end_ = visible_blocks(problem.plan, sequence.position(first + count - 1));
+  sort_by_block(problem, sequence, head, first, count, end_, offsets_, queries_);
 }
 
 void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count) {
@@ -37,25 +55,17 @@ void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, s
   block_size_ = plan.config.block_size;
   count_ = count;
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
-  const std::int64_t last_position = sequence.position(first + count - 1);
   cursor_ = 0;
-  end_ = last_position < 0 ? 0 : last_position / block_size_ + 1;
+  end_ = visible_blocks(plan, sequence.position(first + count - 1));
 }
 
 bool TileVisits::next(Visit& visit) { return dense_ ? next_dense(visit) : next_sparse(visit); }
 
-std::int64_t TileVisits::next_block() const {
-  if (cursor_ >= end_) return -1;
-  return dense_ ? cursor_ : static_cast<std::int64_t>(pairs_[cursor_] >> 32);
-}
-
 bool TileVisits::next_sparse(Visit& visit) {
+  while (cursor_ < end_ && offsets_[cursor_ + 1] == offsets_[cursor_]) ++cursor_;  // nobody's choice
   if (cursor_ == end_) return false;
-  const std::int64_t begin = cursor_;
-  visit.block = static_cast<std::int64_t>(pairs_[begin] >> 32);
-  while (cursor_ < end_ && static_cast<std::int64_t>(pairs_[cursor_] >> 32) == visit.block) ++cursor_;
-  visit.queries = queries_ + begin;
-  visit.count = cursor_ - begin;
+  visit = {cursor_, queries_ + offsets_[cursor_], offsets_[cursor_ + 1] - offsets_[cursor_]};
+  ++cursor_;
   return true;
 }
 
@@ -100,31 +110,11 @@ void Visitors::build(const Problem& problem, const Threads& threads) {
   const std::int64_t heads = problem.plan.config.num_heads_kv;
   for_each_item(
       problem, threads, [heads](const Sequence&) { return heads; },
-      [&](const Item& item, int) { build_one(problem, item.b, item.sequence, item.index); });
-}
-
-/// A counting sort of (kv_block, query) by kv_block, queries ascending.
-void Visitors::build_one(const Problem& problem, std::int64_t b, const Sequence& sequence, std::int64_t head) {
-  const openmsa_tensor& indices = problem.tensors.topk_indices;
-  const std::int64_t blocks = num_blocks(problem.plan, sequence);
-  std::int64_t* offset = offsets(problem, b, head);
-  std::int32_t* sorted = queries(problem, sequence, head);
-  const auto for_each_pair = [&](const auto& body) {
-    for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
-      for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
-        const std::int64_t block = element<std::int32_t>(indices, head, sequence.q_begin + t, slot);
-        if (block < 0) break;
-        if (block * problem.plan.config.block_size <= sequence.position(t)) body(block, t);
-      }
-    }
-  };
-  std::fill(offset, offset + blocks + 1, 0);
-  for_each_pair([&](std::int64_t block, std::int64_t) { ++offset[block + 1]; });
-  std::partial_sum(offset, offset + blocks + 1, offset);
-  for_each_pair([&](std::int64_t block, std::int64_t t) { sorted[offset[block]++] = static_cast<std::int32_t>(t); });
-  // Each offset now stands at its block's end, which is the next block's begin.
-  std::copy_backward(offset, offset + blocks, offset + blocks + 1);
-  offset[0] = 0;
+      [&](const Item& item, int) {
+        const Sequence& sequence = item.sequence;
+        sort_by_block(problem, sequence, item.index, 0, sequence.seqlen_q, num_blocks(problem.plan, sequence),
+                      offsets(problem, item.b, item.index), queries(problem, sequence, item.index));
+      });
 }
 
 Visit Visitors::of(const Problem& problem, std::int64_t b, const Sequence& sequence, std::int64_t head,

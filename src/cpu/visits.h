@@ -29,17 +29,15 @@ class TileVisits {
   /// The same queries with all visible kv_blocks.
   void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
   bool next(Visit& visit);
-  /// The kv_block of the visit that next() would give; -1: none.
-  std::int64_t next_block() const;
 
  private:
   bool next_sparse(Visit& visit);
   bool next_dense(Visit& visit);
 
-  std::uint64_t* pairs_;   // sparse: kv_block << 32 | query, sorted
-  std::int32_t* queries_;  // sparse: of all pairs; dense: of the tile
+  std::int64_t* offsets_;  // sparse: [max_blocks + 1] of each kv_block's queries
+  std::int32_t* queries_;  // sparse: of all kv_blocks, one after the other; dense: of the tile
   bool dense_ = false;
-  std::int64_t cursor_ = 0, end_ = 0;  // sparse: pairs; dense: kv_blocks
+  std::int64_t cursor_ = 0, end_ = 0;  // kv_blocks
   std::int64_t block_size_ = 0;
   core::Sequence sequence_{};
   std::int64_t count_ = 0;  // dense: queries of the tile
@@ -58,7 +56,6 @@ class Visitors {
            std::int64_t block) const;
 
  private:
-  void build_one(const core::Problem& problem, std::int64_t b, const core::Sequence& sequence, std::int64_t head);
   std::int64_t* offsets(const core::Problem& problem, std::int64_t b, std::int64_t head) const;
   std::int32_t* queries(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head) const;
 

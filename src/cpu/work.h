@@ -62,9 +62,9 @@ inline std::int64_t queries_per_tile(const core::Plan& plan) {
 }
 
 /// The forward pass has less to keep per query, and the larger a tile, the more of its queries share a kv_block: as
-/// large as leaves 64 items to share out, up to 2048 query rows.
+/// large as leaves 64 items to share out, up to 4096 query rows.
 inline std::int64_t max_forward_queries(const core::Plan& plan) {
-  return std::clamp<std::int64_t>(2048 / plan.group_size, 1, 512);
+  return std::clamp<std::int64_t>(4096 / plan.group_size, 1, 1024);
 }
 inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core::Sequence& sequence) {
   const std::int64_t queries = sequence.seqlen_q * plan.config.num_heads_kv / 64;
@@ -74,6 +74,11 @@ inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core:
 /// kv_blocks of a sequence.
 inline std::int64_t num_blocks(const core::Plan& plan, const core::Sequence& sequence) {
   return core::ceil_div(sequence.seqlen_k, plan.config.block_size);
+}
+
+/// kv_blocks of which a query at `position` sees some key.
+inline std::int64_t visible_blocks(const core::Plan& plan, std::int64_t position) {
+  return position < 0 ? 0 : position / plan.config.block_size + 1;
 }
 
 /// Keys of kv_block `block`: all of them but in the sequence's last one.

@@ -46,9 +46,7 @@ struct Pairs {
   static HWY_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static HWY_INLINE void store(Vec v, float* p) { _mm512_storeu_ps(p, v); }
   static HWY_INLINE Vec multiply(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
-  static HWY_INLINE Vec max_number(Vec a, Vec b) {
-    return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ), b);
-  }
+  static HWY_INLINE Vec max_number(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, b, a); }  // of a NaN and a: a
 };
 
 void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
@@ -61,12 +59,12 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, Opera
   matmul_column_max_tile<Pairs>(m, n, pairs, a, b, ldb, top);
 }
 
-/// even in the lower, odd in the upper half of each 32-bit lane. (GCC 12 takes what the forms without a mask leave
-/// undefined for a mistake.)
-HWY_INLINE __m512i interleave(__m256i even, __m256i odd) {
-  constexpr __mmask16 kAll = 0xffff;
-  const __m512i high = _mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, odd), 16);
-  return _mm512_or_si512(_mm512_maskz_cvtepu16_epi32(kAll, even), high);
+/// The numbers of the lower half and those of the upper half, by turns.
+HWY_INLINE __m512i interleave(__m512i halves) {
+  alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
 }
 
 HWY_INLINE __m256i load_half(const BFloat16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -74,7 +72,9 @@ HWY_INLINE __m256i load_half(const BFloat16* p) { return _mm256_loadu_si256(rein
 void pair_rows(const BFloat16* even, const BFloat16* odd, std::int64_t n, BFloat16* out) {
   for (std::int64_t j = 0; j < n; j += 16) {
     const __m256i second = odd == nullptr ? _mm256_setzero_si256() : load_half(odd + j);
-    _mm512_storeu_si512(out + 2 * j, interleave(load_half(even + j), second));
+    const __m512i first = _mm512_castsi256_si512(load_half(even + j));
+    const __m512i halves = _mm512_maskz_inserti64x4(0xff, first, second, 1);  // GCC 12 warns of the form without a mask
+    _mm512_storeu_si512(out + 2 * j, interleave(halves));
   }
 }
 
@@ -84,9 +84,8 @@ void pair_tile(float* tile, std::int64_t ld, std::int64_t m, std::int64_t n) {
     float* out = tile + i / 2 * ld;
     for (std::int64_t j = 0; j < n; j += 16) {
       const __m512 second = i + 1 < m ? _mm512_loadu_ps(odd + j) : _mm512_setzero_ps();
-      const auto low = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(even + j)));
-      const auto high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second));
-      _mm512_storeu_si512(out + j, interleave(low, high));
+      const __m512bh halves = _mm512_cvtne2ps_pbh(second, _mm512_loadu_ps(even + j));
+      _mm512_storeu_si512(out + j, interleave(reinterpret_cast<__m512i>(halves)));
     }
   }
 }

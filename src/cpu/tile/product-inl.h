@@ -12,15 +12,17 @@
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
+#if HWY_COMPILER_GCC_ACTUAL  // GCC 12 would keep operands of some register blocks on the stack
+#pragma GCC optimize("ira-region=all")
+#endif
+
 /// Fetches what an Ahead names, line by line, evenly spread over the steps of a product.
 class Prefetcher {
  public:
   Prefetcher(const Ahead& ahead, std::int64_t steps)
-      : line_(ahead.data),
+      : rows_(ahead.rows),
         lines_per_row_(core::ceil_div(ahead.row_bytes, kLineBytes)),
-        skip_(ahead.stride - lines_per_row_ * kLineBytes),
-        left_in_row_(lines_per_row_),
-        left_(ahead.rows * lines_per_row_),
+        left_(ahead.count * lines_per_row_),
         per_step_(core::ceil_div(left_, std::max<std::int64_t>(steps, 1))) {}
 
   HWY_INLINE void step() {
@@ -28,11 +30,13 @@ class Prefetcher {
     std::int64_t left_in_row = left_in_row_;
     const std::int64_t lines = std::min(per_step_, left_);
     for (std::int64_t i = 0; i < lines; ++i) {
+      if (left_in_row == 0) {
+        line = *rows_++;
+        left_in_row = lines_per_row_;
+      }
       hwy::Prefetch(line);
       line += kLineBytes;
-      if (--left_in_row > 0) continue;
-      line += skip_;
-      left_in_row = lines_per_row_;
+      --left_in_row;
     }
     line_ = line;
     left_in_row_ = left_in_row;
@@ -41,10 +45,10 @@ class Prefetcher {
 
  private:
   static constexpr std::int64_t kLineBytes = 64;
-  const std::byte* line_;
+  const std::byte* const* rows_;
+  const std::byte* line_ = nullptr;
   std::int64_t lines_per_row_;
-  std::int64_t skip_;  // from the end of a row's lines to the next row
-  std::int64_t left_in_row_, left_;
+  std::int64_t left_in_row_ = 0, left_;
   std::int64_t per_step_;
 };
 

@@ -36,8 +36,22 @@ HWY_INLINE void store(V v, float* p) { hn::StoreU(v, D(), p); }
 /// max(a, b) where a NaN in b is ignored.
 HWY_INLINE V max_number(V a, V b) { return hn::IfThenElse(hn::Gt(b, a), b, a); }
 
-/// exp(x) for x <= 0 (or NaN, which stays NaN).
-HWY_INLINE V exp_of(V x) { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(D(), x)); }
+/// exp(x) for x <= 0, with 0 below -87; NaN stays NaN. Half the instructions of hn::Exp, which serves every x:
+///   x = n ln 2 + r,  |r| <= ln 2 / 2,  exp(x) = 2^n (1 + r + r^2 q(r)),  q interpolated at Chebyshev's nodes: 1e-8
+HWY_INLINE V exp_of(V x) {
+  constexpr float kRound = 0x1.8p23f + 127;  // a sum with it ends in the bits of n + 127, which is the exponent of 2^n
+  constexpr float kLog2e = 1.44269504f, kLn2 = 0x1.63p-1f, kLn2Rest = -2.12194440e-4f;  // n kLn2 has no rounding
+  const V shifted = hn::MulAdd(x, set(kLog2e), set(kRound));
+  const V n = hn::Sub(shifted, set(kRound));
+  const V r = hn::NegMulAdd(n, set(kLn2Rest), hn::NegMulAdd(n, set(kLn2), x));
+  V q = set(0.00139262131f);
+  for (const float coefficient : {0.00836320315f, 0.0416665561f, 0.166665763f, 0.5f}) {
+    q = hn::MulAdd(q, r, set(coefficient));
+  }
+  const V y = hn::Add(hn::MulAdd(hn::Mul(r, r), q, r), set(1));
+  const V power = hn::BitCast(D(), hn::ShiftLeft<23>(hn::BitCast(hn::RebindToUnsigned<D>(), shifted)));
+  return hn::IfThenZeroElse(hn::Lt(x, set(-87)), hn::Mul(y, power));
+}
 
 // ------------------------------------------------------------------------------------------------- products
 
@@ -197,6 +211,45 @@ void scale_add(float* o, const float* t, float alpha, std::int64_t n) {
   for (std::int64_t j = 0; j < n; j += kL) store(hn::MulAdd(load(o + j), set(alpha), load(t + j)), o + j);
 }
 
+using Int = hn::RebindToSigned<D>;
+using VI = hn::Vec<Int>;
+
+/// See score_key.
+HWY_INLINE VI key_of(V score) {
+  const Int d;
+  const VI bits = hn::BitCast(d, hn::Add(score, zero()));
+  const VI magnitude = hn::And(bits, hn::Set(d, std::numeric_limits<std::int32_t>::max()));
+  const VI key = hn::IfThenElse(hn::Lt(bits, hn::Zero(d)), hn::Neg(magnitude), bits);
+  return hn::IfThenElse(hn::RebindMask(d, hn::IsNaN(score)), hn::Set(d, kNoKey + 1), key);
+}
+
+/// Where one entry gives way, all behind it move on by one place.
+HWY_INLINE void insert(VI key, VI block, std::int32_t* keys, std::int32_t* blocks, std::int64_t ld,
+                       std::int64_t depth) {
+  const Int d;
+  auto moves = hn::FirstN(d, 0);
+  for (std::int64_t i = 0; i < depth; ++i, keys += ld, blocks += ld) {
+    const VI old_key = hn::LoadU(d, keys), old_block = hn::LoadU(d, blocks);
+    moves = hn::Or(moves, hn::Gt(key, old_key));
+    hn::StoreU(hn::IfThenElse(moves, key, old_key), d, keys);
+    hn::StoreU(hn::IfThenElse(moves, block, old_block), d, blocks);
+    key = hn::IfThenElse(moves, old_key, key);
+    block = hn::IfThenElse(moves, old_block, block);
+  }
+}
+
+void offer(const float* score, std::int32_t block, const std::int32_t* end, std::int64_t n, const TopkColumns& lists) {
+  const Int d;
+  const VI number = hn::Set(d, block);
+  const std::int32_t* last = lists.keys + (lists.depth - 1) * lists.ld;
+  for (std::int64_t j = 0; j < n; j += kL) {
+    const auto competes = hn::Lt(number, hn::LoadU(d, end + j));
+    const VI key = hn::IfThenElse(competes, key_of(load(score + j)), hn::Set(d, kNoKey));
+    if (hn::AllFalse(d, hn::Gt(key, hn::LoadU(d, last + j)))) continue;
+    insert(key, number, lists.keys + j, lists.blocks + j, lists.ld, lists.depth);
+  }
+}
+
 #if HWY_TARGET == HWY_SCALAR
 void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
   for (std::int64_t i = 0; i < 4; ++i) {
@@ -285,7 +338,7 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 
 TileOps make_ops() {
   return {matmul,          matmul_column_max, column_max, softmax_columns, probabilities, d_scores, kl_columns,
-          teacher_columns, scale_add,         transpose,  all_finite,      widen,         narrow};
+          teacher_columns, scale_add,         offer,      transpose,       all_finite,    widen,    narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE

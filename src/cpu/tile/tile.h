@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/dtype.h"
 
@@ -24,10 +25,9 @@ constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLane
 
 /// Memory that is wanted next; a product fetches it into the caches while it computes.
 struct Ahead {
-  const std::byte* data = nullptr;
-  std::int64_t stride = 0;  // bytes from one row to the next
+  const std::byte* const* rows = nullptr;
+  std::int64_t count = 0;
   std::int64_t row_bytes = 0;
-  std::int64_t rows = 0;
 };
 
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
@@ -39,6 +39,15 @@ struct OperandOf {
   Ahead ahead = {};
 };
 using Operand = OperandOf<float>;
+
+/// Running top-k lists, one per column: entry i of column j is (keys[i * ld + j], blocks[i * ld + j]), best first.
+struct TopkColumns {
+  std::int32_t* keys;  // score_key; kNoKey: no entry yet
+  std::int32_t* blocks;
+  std::int64_t ld;
+  std::int64_t depth;
+};
+inline constexpr std::int32_t kNoKey = std::numeric_limits<std::int32_t>::min();
 
 struct TileOps {
   /// c[i][j] = sum_p a(i,p) b[p][j] (+ c[i][j] when `accumulate`) for i < m, j < n, p < k; n is a multiple of kLanes.
@@ -76,6 +85,11 @@ struct TileOps {
 
   /// o[j] = o[j] * alpha + t[j] for j < n, a multiple of kLanes.
   void (*scale_add)(float* o, const float* t, float alpha, std::int64_t n);
+
+  /// Offers a kv_block to the lists of columns j < n with block < end[j], in ascending order of blocks: one of higher
+  /// score takes its place, and the last entry is lost.
+  void (*offer)(const float* score, std::int32_t block, const std::int32_t* end, std::int64_t n,
+                const TopkColumns& lists);
 
   /// out[j][i] = in[i][j] for i < m, j < n; m a multiple of 16, n of 8.
   void (*transpose)(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo);
