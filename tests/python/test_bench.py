@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 from openmsa.bench import __main__ as bench
-from openmsa.bench import _contenders
+from openmsa.bench import _contenders, _timing
+from openmsa.bench._case import Case, Layer
 
 SMALL = [
     "--device",
@@ -113,3 +114,39 @@ def test_bad_arguments(tmp_path, arguments, capsys):
     assert exit.value.code == 2
     assert arguments[0] in capsys.readouterr().err
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_layers_of_a_decode_step():
+    """As many on a GPU as memory allows; one of anything else."""
+    m3 = Layer(64, 4, 128, 128, 16)
+    layers = {
+        (section, context, batch, device): Case(section, context, batch, m3, device).num_layers()
+        for section, context, batch, device in [
+            ("decode", 32768, 1, "cuda"),
+            ("decode", 32768, 32, "cuda"),
+            ("decode", 131072, 32, "cuda"),
+            ("decode", 32768, 1, "cpu"),
+            ("prefill", 32768, 1, "cuda"),
+        ]
+    }
+    assert list(layers.values()) == [8, 6, 1, 1, 1]
+
+
+def test_layers_have_inputs_of_their_own():
+    case = Case("decode", 64, 1, Layer(2, 1, 16, 16, 2), "cpu")
+    assert not np.array_equal(case.inputs(0)["k"], case.inputs(1)["k"])
+    assert np.array_equal(case.inputs(1)["k"], case.inputs(1)["k"])
+
+
+def test_a_time_is_the_share_of_one_function(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_timing.time, "perf_counter", lambda: clock[0])
+
+    def takes(seconds):
+        def function():
+            clock[0] += seconds
+
+        return function
+
+    timing = _timing.measure([takes(0.25), takes(0.75)], "cpu", 4.0, in_graph=False)
+    assert timing == {"median_ms": 500, "min_ms": 500, "max_ms": 500, "repeats": 4}

@@ -1,10 +1,11 @@
 """openmsa beside what else is installed, in one process: a table, a plot (PNG and SVG) and JSON with the machine's facts.
 
-One layer on random inputs, bf16 on a GPU and fp32 on the CPU. Every contender's result is compared with openmsa's, or, for
-dense attention, with the first dense one's, before it is timed. Times are medians; on a GPU between events with a cold L2
-cache, decode steps in a CUDA graph. Contenders: PyTorch's attention (cuDNN, flash), flash-attn, FlashInfer, and the Triton
-kernels of vLLM and SGLang for MiniMax-M3. Some of them compile kernels when they first meet a shape, which takes minutes
-once; they keep them, so that a second run finds them. Figures are shown as they come, and bench.json grows with them.
+One layer on random inputs, bf16 on a GPU and fp32 on the CPU. Every contender's result is compared with openmsa's, or,
+for dense attention, with the first dense one's, before it is timed. Times are medians; on a GPU between events with a
+cold L2 cache, decode steps as a CUDA graph of up to eight layers, each with a cache of its own, of which a time is the
+share of one. Contenders: PyTorch's attention (cuDNN, flash), flash-attn, FlashInfer, and the Triton kernels of vLLM and
+SGLang for MiniMax-M3. Some of them compile kernels when they first meet a shape, which takes minutes once; they keep
+them, so that a second run finds them. Figures are shown as they come, and bench.json grows with them.
 """
 
 from __future__ import annotations

@@ -36,20 +36,20 @@ class Benchmark:
         self._too_slow: set[tuple[str, str, int]] = set()
 
     def run(self, case: Case) -> None:
-        inputs = case.inputs()
+        layers = [case.inputs(number) for number in range(case.num_layers())]
         expected: dict[bool, np.ndarray] = {}
         for contender in self.contenders:
             if contender.name not in self.absent:
                 self._show(f"{time.perf_counter() - self._begin:7.1f} s  {case}: {contender.name} ... ")
-                self._show(self._run_one(contender, case, inputs, expected) + "\n")
+                self._show(self._run_one(contender, case, layers, expected) + "\n")
                 self.on_row()
 
-    def _run_one(self, contender: Contender, case: Case, inputs, expected: dict) -> str:
+    def _run_one(self, contender: Contender, case: Case, layers: list, expected: dict) -> str:
         """Its outcome in words."""
         place = {"section": case.section, "context": case.context, "batch": case.batch, "contender": contender.name}
         try:
             with time_limit(self.limit):
-                row = self._measured(contender, case, inputs, expected)
+                row = self._measured(contender, case, layers, expected)
         except ImportError as error:
             self.absent[contender.name] = str(error)
             return "not here"
@@ -62,16 +62,16 @@ class Benchmark:
         self.rows.append(place | row)
         return f"{row['median_ms']:.3f} ms, first run {row['first_run_s']:.1f} s"
 
-    def _measured(self, contender: Contender, case: Case, inputs, expected: dict) -> dict:
+    def _measured(self, contender: Contender, case: Case, layers: list, expected: dict) -> dict:
         if (contender.name, case.section, case.batch) in self._too_slow:
             raise RuntimeError("not tried, a smaller context took too long")
         begin = time.perf_counter()
-        function = contender.prepare(case, inputs)
-        o = sample(function())
+        functions = [contender.prepare(case, inputs) for inputs in layers]
+        o = sample(functions[0]())
         first_run = time.perf_counter() - begin
         difference = _difference(o, expected.setdefault(contender.is_sparse, o))
-        timing = measure(function, case.device, self.seconds, in_graph=case.section == "decode")
-        return timing | {"difference": difference, "first_run_s": first_run}
+        timing = measure(functions, case.device, self.seconds, in_graph=case.section == "decode")
+        return timing | {"layers": len(layers), "difference": difference, "first_run_s": first_run}
 
     @staticmethod
     def _show(text: str) -> None:

@@ -14,6 +14,11 @@ SECTIONS = {
 }
 
 
+# Of a decode step on a GPU: layers that run one behind another, at most, and their keys and values together.
+MOST_LAYERS = 8
+MOST_LAYER_BYTES = 12 << 30
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     num_heads_q: int
@@ -35,8 +40,16 @@ class Case:
         batch = f", batch {self.batch}" if self.section == "decode" else ""
         return f"{self.section}, {self.context} tokens{batch}"
 
-    def inputs(self) -> dict[str, Any]:
-        """q [tokens, heads, dim], index_q, and keys [total_k, ...] of a prompt or [batch, context, ...] of a cache."""
+    def num_layers(self) -> int:
+        """How many are measured as one: a step of a model has many, and a kernel's start hides behind the one before."""
+        if self.section != "decode" or self.device != "cuda":
+            return 1
+        layer_bytes = 4 * self.batch * self.context * self.layer.num_heads_kv * self.layer.head_dim
+        return max(1, min(MOST_LAYERS, MOST_LAYER_BYTES // layer_bytes))
+
+    def inputs(self, number: int = 0) -> dict[str, Any]:
+        """Of one layer: q [tokens, heads, dim], index_q, and keys [total_k, ...] of a prompt or [batch, context, ...] of
+        a cache."""
         layer = self.layer
         is_decode = self.section == "decode"
         tokens = self.batch if is_decode else self.context
@@ -51,9 +64,9 @@ class Case:
         if self.device == "cuda":
             import torch
 
-            torch.manual_seed(0)
+            torch.manual_seed(number)
             return {n: torch.randn(shape, dtype=torch.bfloat16, device="cuda") for n, shape in shapes.items()}
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(number)
         return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
     def pages(self, inputs: dict[str, Any]) -> dict[str, Any]:

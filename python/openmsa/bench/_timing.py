@@ -1,4 +1,4 @@
-"""Times of a function: its median, fastest and slowest run."""
+"""Times of a function, or of several one behind another, per function: median, fastest and slowest run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ import time
 MAX_REPEATS = 20
 
 
-def measure(function, device: str, seconds: float, in_graph: bool) -> dict:
-    """Of MAX_REPEATS runs, or of as many as fit into `seconds`, at least one."""
-    return _on_gpu(function, seconds, in_graph) if device == "cuda" else _on_cpu(function, seconds)
+def measure(functions, device: str, seconds: float, in_graph: bool) -> dict:
+    """Of MAX_REPEATS runs of all functions, or of as many as fit into `seconds`, at least one."""
+
+    def run():
+        for function in functions:
+            function()
+
+    times = _on_gpu(run, seconds, in_graph) if device == "cuda" else _on_cpu(run, seconds)
+    times = sorted(time / len(functions) for time in times)
+    return {"median_ms": times[len(times) // 2], "min_ms": times[0], "max_ms": times[-1], "repeats": len(times)}
 
 
-def _on_cpu(function, seconds: float) -> dict:
+def _on_cpu(function, seconds: float) -> list[float]:
     function()
     times: list[float] = []
     while not times or (len(times) < MAX_REPEATS and sum(times) < seconds):
         begin = time.perf_counter()
         function()
         times.append(time.perf_counter() - begin)
-    return _summary([1e3 * t for t in times])
+    return [1e3 * t for t in times]
 
 
-def _on_gpu(function, seconds: float, in_graph: bool) -> dict:
+def _on_gpu(function, seconds: float, in_graph: bool) -> list[float]:
     """Between events, each run after the L2 cache has been overwritten; steps of a serving loop in a CUDA graph."""
     import torch
 
@@ -44,7 +51,7 @@ def _on_gpu(function, seconds: float, in_graph: bool) -> dict:
             run()
             end.record()
     torch.cuda.synchronize()
-    return _summary([start.elapsed_time(end) for start, end in events])
+    return [start.elapsed_time(end) for start, end in events]
 
 
 def _captured(function, stream):
@@ -55,8 +62,3 @@ def _captured(function, stream):
         function()
     graph.replay()
     return graph.replay
-
-
-def _summary(milliseconds: list[float]) -> dict:
-    times = sorted(milliseconds)
-    return {"median_ms": times[len(times) // 2], "min_ms": times[0], "max_ms": times[-1], "repeats": len(times)}
