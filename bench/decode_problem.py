@@ -5,7 +5,7 @@ import random
 
 import openmsa_capi as capi
 import torch
-from layer_problem import BLOCK, GEOMETRY, GROUP, HEAD_DIM, HEADS_KV, HEADS_Q, INDEX_DIM, TOPK, expect
+from layer_problem import BLOCK, GEOMETRY, GROUP, HEAD_DIM, HEADS_KV, HEADS_Q, INDEX_DIM, TOPK, expect, expect_best
 
 # Twice the L2 cache and more: what a graph of calls reads before it comes back to a page.
 MORE_THAN_CACHE = 256 << 20
@@ -171,15 +171,8 @@ class DecodeProblem:
         scores[position + 1 :] = float("-inf")
         scores = scores.view(visible, BLOCK, HEADS_KV).amax(1).T
         for head in range(HEADS_KV):
-            chosen = [b for b in self.topk_indices[call, head, row].tolist() if b >= 0]
             text = f"sequence {sequence}, token {token}, head {head}"
-            expect(len(chosen) == min(TOPK, visible), f"{text}: {len(chosen)} blocks chosen of {visible}")
-            expect(chosen == sorted(set(chosen)) and chosen[-1] == visible - 1, f"{text}: chose {chosen}")
-            left = torch.ones(visible, dtype=torch.bool, device=scores.device)
-            left[chosen] = False
-            if len(chosen) > 1 and left.any():
-                margin = scores[head, left].max() - scores[head, chosen[:-1]].min()
-                expect(margin <= 1e-3 * scores[head].abs().max(), f"{text}: missed a block by {margin:.3g}")
+            expect_best(self.topk_indices[call, head, row], scores[head], text)
 
     def _check_attention(self, call):
         error = norm = 0.0

@@ -185,14 +185,19 @@ def check_selection(layer):
         scores = torch.nn.functional.pad(scores, (0, visible * BLOCK - position - 1), value=float("-inf"))
         scores = scores.view(HEADS_KV, visible, BLOCK).amax(2)
         for head in range(HEADS_KV):
-            chosen = [b for b in layer.topk_indices[head, row].tolist() if b >= 0]
-            expect(len(chosen) == min(TOPK, visible), f"row {row}: {len(chosen)} blocks chosen of {visible}")
-            expect(chosen == sorted(set(chosen)) and chosen[-1] == visible - 1, f"row {row}: chose {chosen}")
-            left = torch.ones(visible, dtype=torch.bool, device=layer.device)
-            left[chosen] = False
-            if len(chosen) > 1 and left.any():
-                margin = scores[head, left].max() - scores[head, chosen[:-1]].min()
-                expect(margin <= 1e-3 * scores[head].abs().max(), f"row {row}: missed a block by {margin:.3g}")
+            expect_best(layer.topk_indices[head, row], scores[head], f"row {row}, head {head}")
+
+
+def expect_best(topk_indices, scores, text):
+    """A row's kv_blocks are the best of those it sees, scores [visible], ascending, its own at the end."""
+    chosen, visible = [b for b in topk_indices.tolist() if b >= 0], len(scores)
+    expect(len(chosen) == min(TOPK, visible), f"{text}: {len(chosen)} blocks chosen of {visible}")
+    expect(chosen == sorted(set(chosen)) and chosen[-1] == visible - 1, f"{text}: chose {chosen}")
+    left = torch.ones(visible, dtype=torch.bool, device=scores.device)
+    left[chosen] = False
+    if len(chosen) > 1 and left.any():
+        margin = scores[left].max() - scores[chosen[:-1]].min()
+        expect(margin <= 1e-3 * scores.abs().max(), f"{text}: missed a block by {margin:.3g}")
 
 
 def check_attention(layer):
