@@ -1,7 +1,7 @@
-"""Texts with facts in them: ``kx7=4931; `` among random words or lines of Python's own library, for needle.py. As a script it
+"""Texts with facts in them: ``KXQ4931; `` among random words or lines of Python's own library, for needle.py. As a script it
 writes training text, documents in which the same few facts, or plain strings, come back again and again.
 
-    python needle_text.py FILE --documents 700 --length 6000 --facts 4 16
+    python needle_text.py FILE --documents 700 --length 6000 --facts 4 16 --noise 0 0.7
 """
 
 import argparse
@@ -10,14 +10,16 @@ import string
 import sysconfig
 from pathlib import Path
 
-KEY_LETTERS, KEY_LENGTH, VALUE_LENGTH = string.ascii_lowercase + string.digits, 3, 4
+# No sign stands between key and value: after one that all facts share, a small model learns that some value follows, and on
+# most seeds never which.
+KEY_LENGTH, VALUE_LENGTH = 3, 4
 # Every fifth file of the library is for questions, the others for training.
 HELD_OUT = 5
 
 
 def key_and_value(draw: random.Random) -> tuple[str, str]:
-    key = "".join(draw.choices(KEY_LETTERS, k=KEY_LENGTH))
-    return key + "=", "".join(draw.choices(string.digits, k=VALUE_LENGTH))
+    key = "".join(draw.choices(string.ascii_uppercase, k=KEY_LENGTH))
+    return key, "".join(draw.choices(string.digits, k=VALUE_LENGTH))
 
 
 def fact(draw: random.Random) -> str:
@@ -25,7 +27,7 @@ def fact(draw: random.Random) -> str:
 
 
 def plain_string(draw: random.Random) -> str:
-    return "".join(draw.choices(KEY_LETTERS, k=draw.randint(5, 10))) + " "
+    return "".join(draw.choices(string.ascii_uppercase + string.digits, k=draw.randint(5, 10))) + " "
 
 
 def library_files(is_held_out: bool) -> list[Path]:
@@ -76,7 +78,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--length", type=int, default=6000, help="characters of a document")
     parser.add_argument("--facts", type=int, nargs=2, default=(4, 16), metavar=("LEAST", "MOST"), help="per document")
-    parser.add_argument("--noise", type=float, default=0.7, help="largest share of noise in a document")
+    parser.add_argument(
+        "--noise", type=float, nargs=2, default=(0, 0.7), metavar=("LEAST", "MOST"), help="share of a document"
+    )
     parser.add_argument("--plain", type=float, default=0.0, help="share of documents with plain strings for facts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -85,7 +89,7 @@ def main() -> None:
     for _ in range(options.documents):
         make = plain_string if draw.random() < options.plain else fact
         strings = [make(draw) for _ in range(draw.randint(*options.facts))]
-        texts.append(document(noise, options.length, strings, draw.uniform(0, options.noise), draw))
+        texts.append(document(noise, options.length, strings, draw.uniform(*options.noise), draw))
     options.file.write_text("\n".join(texts) + "\n")
 
 

@@ -61,8 +61,12 @@ def test_what_was_read(example, model_of_bytes, monkeypatch):
     """The picture shows what the layer chose for the question's last byte."""
     question = example.Question(example.Noise(True), "words", 300, 0.5, random.Random(0))
     text = bytes(question.ids[0].tolist()).decode()
-    key = text[-4:]
-    assert text[question.place - 4 :].startswith(f"{key}{question.value}; ") and text.count(key) == 2
+    key = text[-3:]
+    assert text[question.place - 3 :].startswith(f"{key}{question.value}; ") and text.count(key) == 2
+    question.place = 62
+    assert [list(question.kv_blocks(size)) for size in (32, 64)] == [[1, 2], [0, 1]]
+    question.place = 60
+    assert list(question.kv_blocks(32)) == [1]
 
     attend, chosen_by_layers = openmsa.torch.msa_attention, []
 
@@ -91,7 +95,7 @@ def test_text_with_facts(example):
     draw, noise = random.Random(0), example.Noise(is_held_out=False)
     facts = [example.fact(draw) for _ in range(8)]
     text = example.document(noise, 4000, facts, 0.5, draw)
-    found = re.findall(r"[a-z0-9]{3}=[0-9]{4}; ", text)
+    found = re.findall(r"[A-Z]{3}[0-9]{4}; ", text)
     assert set(found) == set(facts)
     assert 0.4 * len(text) < sum(map(len, found)) < 0.6 * len(text)
     questions, training = (set(example.library_files(is_held_out)) for is_held_out in (True, False))
