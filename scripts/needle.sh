@@ -28,13 +28,35 @@ learn() {
     --recall-every 0 --lr-warmup 30 "$@"
 }
 
+# The loss of the last 20 steps of `facts`, in nats per byte: 1.06 of models that look facts up, from 1.14 on of others.
+tells_facts_apart() {
+  python3 - "$out/facts/log.jsonl" <<'END'
+import json, sys
+
+losses = [row["loss"] for row in map(json.loads, open(sys.argv[1])) if row["event"] == "step"]
+sys.exit(sum(losses[-20:]) / 20 > 1.1)
+END
+}
+
 geometry="--layers 2 --hidden 128 --heads-q 4 --heads-kv 2 --head-dim 64 --index-dim 64 --intermediate 256
   --block-size 32 --topk 4"
-# shellcheck disable=SC2086  # a list of options
-learn strings "--documents 8000 --length 400 --facts 3 3 --plain 1 --noise 0 0" $geometry --steps 700 --warmup-steps 700 \
-  --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 4e-3 --min-lr 2e-3
-learn facts "--documents 12000 --length 400 --facts 2 6 --plain 0.4 --noise 0 0" --from "$out/strings" --steps 600 \
-  --warmup-steps 600 --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 5e-3 --min-lr 2e-3
+
+# The first two stages decide: where facts are not told apart by their keys, later stages do not teach it. Some seeds do not
+# get there.
+tries=6
+while :; do
+  rm -rf "$out/strings" "$out/facts"
+  # shellcheck disable=SC2086  # a list of options
+  learn strings "--documents 8000 --length 400 --facts 3 3 --plain 1 --noise 0 0" $geometry --steps 700 \
+    --warmup-steps 700 --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 4e-3 --min-lr 2e-3
+  learn facts "--documents 12000 --length 400 --facts 2 6 --plain 0.4 --noise 0 0" --from "$out/strings" --steps 600 \
+    --warmup-steps 600 --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 5e-3 --min-lr 2e-3
+  if tells_facts_apart; then break; fi
+  tries=$((tries - 1))
+  [ $tries -gt 0 ] || { echo "needle.sh: no seed of the last six learns to tell facts apart" >&2; exit 1; }
+  seed=$((seed + 1))
+  echo "facts are not told apart yet: once more with seed $seed"
+done
 learn farther "--documents 1500 --length 4000 --facts 4 64 --noise 0 0.9" --from "$out/facts" --steps 600 \
   --warmup-steps 600 --batch 2 --seqlen 1024 --short-batch 4 --short-seqlen 256 --lr 4e-3 --min-lr 1e-3
 learn model "--documents 500 --length 16000 --facts 4 100 --noise 0.5 0.98" --from "$out/farther" --steps 300 \
