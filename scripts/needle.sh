@@ -28,13 +28,13 @@ learn() {
     --recall-every 0 --lr-warmup 30 "$@"
 }
 
-# The loss of the last 20 steps of `facts`, in nats per byte: 1.06 of models that look facts up, from 1.14 on of others.
+# The loss of the last 20 steps of `facts`, in nats per byte: 1.06 of a model that looks facts up, from 1.09 on of others.
 tells_facts_apart() {
   python3 - "$out/facts/log.jsonl" <<'END'
 import json, sys
 
 losses = [row["loss"] for row in map(json.loads, open(sys.argv[1])) if row["event"] == "step"]
-sys.exit(sum(losses[-20:]) / 20 > 1.1)
+sys.exit(sum(losses[-20:]) / 20 > 1.07)
 END
 }
 
@@ -43,7 +43,7 @@ geometry="--layers 2 --hidden 128 --heads-q 4 --heads-kv 2 --head-dim 64 --index
 
 # The first two stages decide: where facts are not told apart by their keys, later stages do not teach it. Some seeds do not
 # get there.
-tries=6
+tries=10
 while :; do
   rm -rf "$out/strings" "$out/facts"
   # shellcheck disable=SC2086  # a list of options
@@ -53,7 +53,7 @@ while :; do
     --warmup-steps 600 --batch 1 --seqlen 128 --short-batch 23 --short-seqlen 128 --lr 5e-3 --min-lr 2e-3
   if tells_facts_apart; then break; fi
   tries=$((tries - 1))
-  [ $tries -gt 0 ] || { echo "needle.sh: no seed of the last six learns to tell facts apart" >&2; exit 1; }
+  [ $tries -gt 0 ] || { echo "needle.sh: no seed of the last ten learns to tell facts apart" >&2; exit 1; }
   seed=$((seed + 1))
   echo "facts are not told apart yet: once more with seed $seed"
 done
