@@ -5,8 +5,8 @@
 #include "api/check.h"
 #include "api/operations.h"
 #include "core/error.h"
+#include "core/plan.h"
 #include "io/error.h"
-#include "plan/plan.h"
 
 namespace openmsa::cli {
 namespace {

@@ -10,10 +10,10 @@
 #include "api/check.h"
 #include "core/arena.h"
 #include "core/error.h"
+#include "core/plan.h"
 #include "core/problem.h"
 #include "cpu/cpu.h"
 #include "cuda/cuda.h"
-#include "plan/plan.h"
 #include "ref/ref.h"
 
 struct openmsa_plan {

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
-#include "plan/plan.h"
+#include "core/plan.h"
 
 namespace openmsa::core {
 

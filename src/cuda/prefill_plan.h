@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "core/arena.h"
+#include "core/plan.h"
 #include "cuda/common/batch_view.h"
 #include "cuda/sm90/launches.h"
-#include "plan/plan.h"
 
 namespace openmsa::cuda {
 

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "api/operations.h"
-#include "plan/plan.h"
+#include "core/plan.h"
 
 namespace openmsa::test {
 namespace {

@@ -4,8 +4,8 @@
 #include <hwy/cache_control.h>
 #include <hwy/targets.h>
 
+#include "core/plan.h"
 #include "cpu/tile/tile.h"
-#include "plan/plan.h"
 
 #if HWY_ARCH_X86_64
 

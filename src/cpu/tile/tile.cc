@@ -16,8 +16,8 @@
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "core/plan.h"
 #include "hwy/contrib/math/math-inl.h"
-#include "plan/plan.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace openmsa::cpu::HWY_NAMESPACE {

@@ -9,8 +9,8 @@
 #include <numeric>
 #include <set>
 
+#include "core/plan.h"
 #include "cuda/support/selections.h"
-#include "plan/plan.h"
 #include "support/shapes.h"
 
 namespace openmsa::test {

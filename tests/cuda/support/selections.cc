@@ -4,7 +4,7 @@
 #include <numeric>
 #include <set>
 
-#include "plan/plan.h"
+#include "core/plan.h"
 
 namespace openmsa::test {
 namespace {

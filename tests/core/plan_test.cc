@@ -1,5 +1,5 @@
 // Plans from shapes and capacities: defaults, refusals, workspace sizes.
-#include "plan/plan.h"
+#include "core/plan.h"
 
 #include <gtest/gtest.h>
 
