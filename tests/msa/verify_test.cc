@@ -2,8 +2,8 @@
 
 #include <set>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

@@ -3,8 +3,8 @@
 #include <fstream>
 #include <random>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
 #include "lm/checkpoint.h"
+#include "msa/msa.h"
 #include "tokenizer/tokenizer.h"
 
 namespace openmsa::test {

@@ -1,8 +1,8 @@
 // msa attend gives what the library gives, bit by bit.
 #include <gmock/gmock.h>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "cli/msa.h"
+#include "msa/msa.h"
 
 #include <gmock/gmock.h>
 #include <sys/wait.h>

@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

@@ -3,8 +3,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

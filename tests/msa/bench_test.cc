@@ -1,8 +1,8 @@
 #include <gmock/gmock.h>
 
-#include "cli/msa.h"
 #include "io/json_file.h"
 #include "lm/config.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

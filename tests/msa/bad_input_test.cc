@@ -5,7 +5,7 @@
 #include <fstream>
 #include <functional>
 
-#include "cli/msa.h"
+#include "msa/msa.h"
 
 namespace openmsa::test {
 namespace {

@@ -11,7 +11,7 @@
 
 namespace openmsa::cli {
 
-/// Files of cli/report and Chart.js, compiled in.
+/// Files of msa/report and Chart.js, compiled in.
 namespace text {
 extern const std::string_view page_html;
 extern const std::string_view page_css;
