@@ -297,12 +297,14 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
 /* KL loss that trains the index branch, and its gradients.
  *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
  *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
- *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]      d_index_k[j] = 1/sqrt(index_dim) sum_{i,r} g
- * index_q[i,r] N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when
- * topk_indices is absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and
- * d_k are asked for (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j
- * p[i,h,j] w[j]), and d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys of the
- * plan's dtype only.
+ *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]
+ *   d_index_k[j]   = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
+ * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
+ * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
+ * (an ablation):
+ *   w[j]      = log(P / P_idx) / (N H_kv group_size)     ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j])
+ *   d_q[i,h]  = softmax_scale * sum_j ds k               d_k[j,r]  = softmax_scale * sum_{i,h} ds q
+ * Contiguous keys of the plan's dtype only.
  * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
  * d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
