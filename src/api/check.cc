@@ -382,7 +382,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           " sequences, got none");
   require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
           "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
-  if (plan.config.backend == OPENMSA_BACKEND_CUDA) return problem;  // values lie in device memory
+  if (core::is_device(plan.config.backend)) return problem;
   check_values(operation, problem, extents.get(Dim::kTotalK, 0));
   if (op == OPENMSA_OP_APPEND_KV) check_append(problem);
   return problem;

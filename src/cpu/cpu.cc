@@ -7,8 +7,8 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
-#include "core/operation_name.h"
 #include "cpu/stages.h"
+#include "cpu/threads.h"
 
 namespace openmsa::cpu {
 namespace {
@@ -35,6 +35,10 @@ void msa_attention(const Problem& problem, Arena& arena, const Threads& threads)
 }
 
 }  // namespace
+
+int available_threads() { return Threads::available(); }
+
+std::unique_ptr<core::BackendState> make_state(const Plan& plan) { return std::make_unique<Threads>(plan.num_threads); }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   Arena arena;
@@ -68,7 +72,9 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   return arena.used();
 }
 
-void run(openmsa_op op, const Problem& problem, Arena arena, const Threads& threads) {
+void run(openmsa_op op, const Problem& problem, const core::Execution& execution) {
+  Arena arena = execution.workspace;
+  const auto& threads = static_cast<const Threads&>(*execution.state);
   switch (op) {
     case OPENMSA_OP_BLOCK_SCORES:
       return block_scores(problem, arena, threads);
@@ -91,7 +97,7 @@ void run(openmsa_op op, const Problem& problem, Arena arena, const Threads& thre
     case OPENMSA_OP_APPEND_KV:
       return append_kv(problem, arena, threads);
     default:
-      core::fail(OPENMSA_INTERNAL, "op: no CPU implementation of ", core::operation_name(op));
+      core::fail(OPENMSA_INTERNAL, "op: no CPU implementation of openmsa_", openmsa_op_name(op));
   }
 }
 

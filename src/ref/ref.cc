@@ -1,7 +1,6 @@
 #include "ref/ref.h"
 
 #include "core/error.h"
-#include "core/operation_name.h"
 #include "ref/stages.h"
 
 namespace openmsa::ref {
@@ -34,12 +33,12 @@ void run_in(openmsa_op op, const core::Problem& problem) {
     case OPENMSA_OP_COUNT:
       break;
   }
-  core::fail(OPENMSA_INTERNAL, "op: the reference backend has no ", core::operation_name(op));
+  core::fail(OPENMSA_INTERNAL, "op: the reference backend has no openmsa_", openmsa_op_name(op));
 }
 
 }  // namespace
 
-void run(openmsa_op op, const core::Problem& problem) {
+void run(openmsa_op op, const core::Problem& problem, const core::Execution&) {
   if (problem.plan.config.backend == OPENMSA_BACKEND_REFERENCE_FLOAT32) return run_in<float>(op, problem);
   run_in<double>(op, problem);
 }
