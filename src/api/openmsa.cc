@@ -183,20 +183,3 @@ openmsa_status openmsa_check(const openmsa_plan* plan, openmsa_op op, const open
     openmsa::api::check(plan->plan, op, adopt(tensors, "tensors"));
   });
 }
-
-#define OPENMSA_ENTRY(function, op)                                                                                \
-  openmsa_status function(const openmsa_plan* plan, const openmsa_tensors* tensors, openmsa_workspace workspace) { \
-    return openmsa_run(plan, op, tensors, workspace);                                                              \
-  }
-OPENMSA_ENTRY(openmsa_block_scores, OPENMSA_OP_BLOCK_SCORES)
-OPENMSA_ENTRY(openmsa_topk, OPENMSA_OP_TOPK)
-OPENMSA_ENTRY(openmsa_select_blocks, OPENMSA_OP_SELECT_BLOCKS)
-OPENMSA_ENTRY(openmsa_sparse_attention, OPENMSA_OP_SPARSE_ATTENTION)
-OPENMSA_ENTRY(openmsa_msa_attention, OPENMSA_OP_MSA_ATTENTION)
-OPENMSA_ENTRY(openmsa_dense_attention, OPENMSA_OP_DENSE_ATTENTION)
-OPENMSA_ENTRY(openmsa_sparse_attention_backward, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)
-OPENMSA_ENTRY(openmsa_dense_attention_backward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD)
-OPENMSA_ENTRY(openmsa_kl_loss, OPENMSA_OP_KL_LOSS)
-OPENMSA_ENTRY(openmsa_block_recall, OPENMSA_OP_BLOCK_RECALL)
-OPENMSA_ENTRY(openmsa_append_kv, OPENMSA_OP_APPEND_KV)
-#undef OPENMSA_ENTRY
