@@ -9,6 +9,7 @@ import math
 import pathlib
 import re
 import sys
+from decimal import Decimal
 
 from svg import Page
 
@@ -24,12 +25,7 @@ def tokens(name: str) -> int:
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def figure(value: float) -> str:
-    """As measured: three digits, more in front of the point, and no zero dropped."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def gain(dense: float, ours: float) -> str:
+def gain(dense: Decimal, ours: Decimal) -> str:
     ratio = dense / ours
     return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
@@ -45,7 +41,10 @@ def tables(data: dict) -> dict[str, str]:
     places = [f"{row['context']} x {row['batch']}" for row in decode]
 
     def column(rows, name):
-        return [figure(row[name]) for row in rows]
+        return [str(row[name]) for row in rows]
+
+    def ratio(row, name):
+        return f"{row['dense'] / row[name]:.3g}"
 
     def gains(rows, name="openmsa"):
         return [gain(row["dense"], row[name]) for row in rows]
@@ -72,16 +71,26 @@ def tables(data: dict) -> dict[str, str]:
         "prefill in full": table(
             ["tokens", "dense (cuDNN), ms", "openmsa, ms", "dense / openmsa", "commit"],
             [
-                [row["tokens"], figure(row["dense"]), figure(row["openmsa"]), ratio, row["commit"]]
-                for row, ratio in zip(prefill, gains(prefill))
+                [row["tokens"], str(row["dense"]), str(row["openmsa"]), ratio(row, "openmsa"), row["commit"]]
+                for row in prefill
             ],
         ),
         "decode in full": table(
-            ["context x batch", "dense", "select", "attend", "layer", "dense / layer", "fp8 index keys", "dense / that"],
             [
-                [place, *(figure(row[name]) for name in ("dense", "select", "attend", "openmsa")), ratio]
-                + [figure(row["fp8_index_keys"]), gain(row["dense"], row["fp8_index_keys"])]
-                for place, row, ratio in zip(places, decode, gains(decode))
+                "context x batch",
+                "dense",
+                "select",
+                "attend",
+                "layer",
+                "dense / layer",
+                "fp8 index keys",
+                "dense / that",
+                "commit",
+            ],
+            [
+                [place, *(str(row[name]) for name in ("dense", "select", "attend", "openmsa")), ratio(row, "openmsa")]
+                + [str(row["fp8_index_keys"]), ratio(row, "fp8_index_keys"), row["commit"]]
+                for place, row in zip(places, decode)
             ],
         ),
     }
@@ -124,17 +133,17 @@ class LogPlot:
 
     def curve(self, points, colour, name):
         """points: (tokens, value); the name stands at the last one."""
-        places = [self.place(tokens(at), value) for at, value in points]
+        places = [self.place(tokens(at), float(value)) for at, value in points]
         self.page.line(places, colour, 2.5)
         for place in places:
             self.page.dot(*place, colour)
         x, y = places[-1]
         self.page.text(x + 12, y + 5, name, colour=colour)
 
-    def gap(self, x_name: str, high: float, low: float):
+    def gap(self, x_name: str, high: Decimal, low: Decimal):
         """The ratio of two curves, between them."""
-        x, top = self.place(tokens(x_name), high)
-        bottom = self.place(tokens(x_name), low)[1]
+        x, top = self.place(tokens(x_name), float(high))
+        bottom = self.place(tokens(x_name), float(low))[1]
         self.page.line([(x, top + 9), (x, bottom - 9)], "faint", 1, stroke_dasharray="2 3")
         self.page.text(x + 12, (top + bottom) / 2 + 5, f"{gain(high, low)}x", "title")
 
@@ -150,13 +159,17 @@ def time_over_context(data: dict) -> Page:
     plot = LogPlot(page, (72, 106, 270, 206), (6 << 10, 1 << 20), (1, 1e5))
     plot.axes([row["tokens"] for row in prefill], {1: "1 ms", 10: "10 ms", 100: "100 ms", 1e3: "1 s", 1e4: "10 s"})
     for name, colour in (("dense", "dense"), ("openmsa", "sparse")):
-        plot.curve([(row["tokens"], row[name]) for row in prefill], colour, f"{name} {prefill[-1][name] / 1e3:.1f} s")
+        plot.curve([(row["tokens"], row[name]) for row in prefill], colour, f"{name} {prefill[-1][name] / 1000:.1f} s")
     plot.gap(prefill[-1]["tokens"], prefill[-1]["dense"], prefill[-1]["openmsa"])
 
     page.text(476, 88, "a decode step, one sequence with a context of N tokens")
     plot = LogPlot(page, (528, 106, 220, 206), (26 << 10, 1 << 20), (8, 1000))
     plot.axes([row["context"] for row in decode], {10: "10 us", 100: "100 us", 1e3: "1 ms"})
-    curves = (("dense", "dense", "dense"), ("openmsa", "sparse", "openmsa"), ("fp8_index_keys", "fp8", "fp8 index keys"))
+    curves = (
+        ("dense", "dense", "dense"),
+        ("openmsa", "sparse", "openmsa"),
+        ("fp8_index_keys", "fp8", "fp8 index keys"),
+    )
     for key, colour, name in curves:
         plot.curve([(row["context"], row[key]) for row in decode], colour, f"{name} {decode[-1][key]:.0f} us")
     plot.gap(decode[-1]["context"], decode[-1]["dense"], decode[-1]["openmsa"])
@@ -171,14 +184,18 @@ def branches() -> Page:
     best = sorted(range(own), key=lambda b: -scores[b])[: topk - 1]
     chosen = sorted([*best, own])
     center = [left + step * b + width / 2 for b in range(len(scores))]
-    page = Page(940, 400, "The index branch scores every kv_block and keeps a few; the main branch attends to those alone")
+    page = Page(
+        940, 400, "The index branch scores every kv_block and keeps a few; the main branch attends to those alone"
+    )
 
     def row_of_blocks(y, height, name, meaning):
         page.text(24, y + height / 2 - 2, name, "code")
         page.text(24, y + height / 2 + 15, meaning, "faint small")
         for b, x in enumerate(center):
             is_chosen = b in chosen
-            page.rectangle(x - width / 2, y, width, height, "light" if is_chosen else "none", "sparse" if is_chosen else "line")
+            page.rectangle(
+                x - width / 2, y, width, height, "light" if is_chosen else "none", "sparse" if is_chosen else "line"
+            )
 
     def query(y, name, meaning):
         page.rectangle(822, y, 94, 30, "none", "faint")
@@ -187,10 +204,14 @@ def branches() -> Page:
         page.arrow([(822, y + 15), (left + step * len(scores) + 4, y + 15)], "faint")
 
     page.text(24, 34, "Index branch", "title")
-    page.text(172, 34, "one small key per token, for all heads: the score of a kv_block is its largest product with the query")
+    page.text(
+        172, 34, "one small key per token, for all heads: the score of a kv_block is its largest product with the query"
+    )
     base = 142
     for b, x in enumerate(center):
-        page.rectangle(x - 9, base - 1.35 * scores[b], 18, 1.35 * scores[b], "sparse" if b in chosen else "line", radius=2)
+        page.rectangle(
+            x - 9, base - 1.35 * scores[b], 18, 1.35 * scores[b], "sparse" if b in chosen else "line", radius=2
+        )
     page.text(24, base - 34, "block scores", "code")
     page.text(24, base - 17, "of one query", "faint small")
     row_of_blocks(152, 26, "index_k", "every kv_block")
@@ -217,7 +238,7 @@ def branches() -> Page:
 
 
 def made_files() -> dict[pathlib.Path, str]:
-    data = json.loads(DATA.read_text())
+    data = json.loads(DATA.read_text(), parse_float=Decimal, parse_int=Decimal)  # digits as they were measured
     images = ROOT / "docs" / "images"
     files = {images / "time.svg": str(time_over_context(data)), images / "branches.svg": str(branches())}
     for document in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
