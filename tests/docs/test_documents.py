@@ -55,6 +55,8 @@ def docstrings(module: Path) -> list[str]:
 
 
 class Links(unittest.TestCase):
+    maxDiff = None
+
     def test_lead_somewhere(self):
         broken = []
         for document in DOCUMENTS:
@@ -70,16 +72,20 @@ class Links(unittest.TestCase):
         self.assertEqual(broken, [])
 
     def test_named_files_exist(self):
-        """`src/cpu/work.h` and the like, {a,b} and * included."""
+        """`src/cpu/work.h` from the root, {a,b} and * included; source files also by the end of their path, as `work.h`."""
+        sources = [path.as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
         missing = []
         for document in DOCUMENTS:
             for span in re.findall(r"`([^`\n]+)`", without_listings(document.read_text())):
-                if not re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*{{}},-]*", span):
-                    continue
-                head, choice, tail = re.fullmatch(r"([^{]*)(?:\{([^}]*)\})?(.*)", span).groups()
-                for name in [head + part + tail for part in (choice or "").split(",")]:
-                    if not any(ROOT.glob(name.rstrip("/"))):
-                        missing.append(f"{name_of(document)}: {name}")
+                if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*{{}},-]*", span):
+                    head, choice, tail = re.fullmatch(r"([^{]*)(?:\{([^}]*)\})?(.*)", span).groups()
+                    names = [head + part + tail for part in (choice or "").split(",")]
+                    missing += [
+                        f"{name_of(document)}: {name}" for name in names if not any(ROOT.glob(name.rstrip("/")))
+                    ]
+                elif re.fullmatch(r"[\w/-]+\.(h|hpp|c|cc|cu|cuh|py|sh)", span):
+                    if not any(source.endswith(f"/{span}") for source in sources):
+                        missing.append(f"{name_of(document)}: {span}")
         self.assertEqual(missing, [])
 
 
