@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("apps", "cmake", "docs", "examples", "include", "judge", "python", "scripts", "src", "tests")
+SOURCES = (".h", ".hpp", ".c", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
 
 
@@ -86,6 +87,15 @@ class Links(unittest.TestCase):
                 elif re.fullmatch(r"[\w/-]+\.(h|hpp|c|cc|cu|cuh|py|sh)", span):
                     if not any(source.endswith(f"/{span}") for source in sources):
                         missing.append(f"{name_of(document)}: {span}")
+        self.assertEqual(missing, [])
+
+    def test_documents_that_sources_name_exist(self):
+        missing = []
+        for folder in FOLDERS:
+            for path in sorted((ROOT / folder).rglob("*")):
+                if path.suffix in SOURCES or path.name == "CMakeLists.txt":
+                    named = re.findall(r"docs/[\w/-]+\.md", path.read_text())
+                    missing += [f"{name_of(path)}: {name}" for name in named if not (ROOT / name).exists()]
         self.assertEqual(missing, [])
 
 
