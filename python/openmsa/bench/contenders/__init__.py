@@ -1,0 +1,1 @@
+"""Those who are measured, a module each, by the sections' tables."""
