@@ -155,10 +155,10 @@ def test_pages_are_shared_by_no_two_sequences():
 
 def test_what_lies_one_after_another():
     with pytest.raises(Refused):
-        Problem(LAYER, [(1, 100), (1, 7)], is_paged=True).slabs(0)
+        Problem(LAYER, [(1, 100), (1, 7)], is_paged=True).contiguous(0)
     with pytest.raises(Refused):
         Problem(LAYER, [(100, 100)]).pages(0)
-    k, _ = Problem(LAYER, [(1, 32), (1, 32)], is_paged=True).slabs(0)
+    k, _ = Problem(LAYER, [(1, 32), (1, 32)], is_paged=True).contiguous(0)
     assert k.shape == (2, 32, 2, 16)
 
 

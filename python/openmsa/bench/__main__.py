@@ -1,11 +1,11 @@
-"""openmsa beside what else is installed, in one process: tables, a plot (PNG and SVG), JSON and CSV with the machine's facts.
+"""openmsa beside what else is installed, in one process: tables, a plot (PNG and SVG), JSON and CSV.
 
 One layer on random inputs, bf16 on a GPU and fp32 on the CPU. A section asks one question of some contenders at several
 sizes; --list names them all. The result of every contender is judged on sampled queries in float64 before it is timed.
-Times are medians; on a GPU between events with a cold L2 cache, and of decode steps the share of one layer in a CUDA graph
-of 8 to 64, each with queries and pages of its own. Some contenders compile kernels when they first meet a shape, which
-takes minutes once; they keep them, so that a second run finds them. Figures are shown as they come, and bench.json grows
-with them.
+Times are medians; on a GPU between events with a cold L2 cache, and of decode steps the share of one layer in a CUDA
+graph of 8 to 64, each with queries and pages of its own. Some contenders compile kernels when they first meet a shape,
+which takes minutes once; they keep them, so that a second run finds them. Figures are shown as they come; bench.json
+grows with them, and has the facts of the machine.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _has_gpu() -> bool:
 
 
 def contenders_of(section: Section, options: Options) -> list[Contender]:
-    """Those that can run on the device and are asked for."""
+    """Contenders that can run on the device and are asked for."""
     return [
         one
         for one in section.contenders
@@ -143,7 +143,7 @@ def main(arguments=None) -> int:
 
 
 def report(benchmark: Benchmark, title: str, path: Path) -> int:
-    """1 where nothing was measured, or openmsa computed something wrong."""
+    """Prints and writes everything; returns 1 where nothing was measured, or openmsa computed something wrong."""
     if not benchmark.rows:
         reasons = [row["reason"] for row in benchmark.refused] + list(benchmark.absent.values())
         print(f"openmsa.bench: expected something to measure, got {[*reasons, 'nothing'][0]}", file=sys.stderr)

@@ -18,7 +18,7 @@ from ._timing import measure
 class Benchmark:
     """Runs sections and keeps their figures.
 
-    rows             one per contender and case that was measured
+    rows             one per contender and case that was measured; first_run_s is with what it compiled, and judged
     absent           contenders that are not installed, and why
     refused          contender and case that failed, computed something else, or took too long, and why
     section_seconds  how long each section took
@@ -48,6 +48,7 @@ class Benchmark:
         try:
             problem = case.make() if contenders else None
         except Exception as error:  # not enough memory, or no PyTorch
+            self._show(f"{section.name}, {case.label}: not made, {error}\n")
             for contender in contenders:
                 self._refuse(place | {"contender": contender.name}, error)
             return
@@ -92,7 +93,7 @@ class Benchmark:
         return row | (prepared.figures(result) if prepared.figures else {})
 
     def _refuse(self, here: dict, error: Exception) -> str:
-        """Its outcome in words."""
+        """Records why there is no figure, and returns it in words."""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if isinstance(error, TimeoutError):
             self._too_slow.add((here["contender"], here["section"], here["batch"]))
@@ -105,7 +106,7 @@ class Benchmark:
 
 
 def _free(device: str) -> None:
-    """Gives back what the last contender held."""
+    """Gives back the GPU memory that the last contender held."""
     if device == "cuda":
         import torch
 

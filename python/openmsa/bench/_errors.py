@@ -2,8 +2,8 @@
 
 
 class Refused(RuntimeError):
-    """It has nothing for this case."""
+    """The contender has nothing for this case."""
 
 
 class Wrong(RuntimeError):
-    """It computed something else."""
+    """The contender computed something else."""

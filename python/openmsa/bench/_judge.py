@@ -1,4 +1,4 @@
-"""The one judge: results of a few queries against the equations in float64, on the inputs as the contender takes them."""
+"""The one judge: results of a few queries against the equations in float64, on the inputs that the contender takes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tolerance(problem: Problem) -> Tolerance:
 
 
 def judge_layer(problem: Problem, call: int, result: Result) -> float:
-    """Selection and the attention over it."""
+    """Judges the selection, and the attention over it."""
     judge_selection(problem, call, result)
     return judge_attention(problem, call, result)
 
@@ -62,7 +62,7 @@ def judge_selection(problem: Problem, call: int, result: Result) -> float:
 
 
 def judge_attention(problem: Problem, call: int, result: Result) -> float:
-    """Over the kv_blocks in result.topk_indices, whatever they are."""
+    """Judges attention over the kv_blocks in result.topk_indices, whatever they are."""
 
     def attended(row: int, head: int, position: int) -> np.ndarray:
         chosen = host(result.topk_indices[head, row]).astype(int)
@@ -72,7 +72,7 @@ def judge_attention(problem: Problem, call: int, result: Result) -> float:
 
 
 def judge_sparse(problem: Problem, call: int, result: Result) -> float:
-    """Of who does not tell its selection: over the best kv_blocks, where no other one is nearly as good as the last."""
+    """Judges o of an untold selection, at queries where no kv_block left out is nearly as good as a chosen one."""
     chosen: dict[int, list[np.ndarray | None]] = {}
     allowed = tolerance(problem).score
     for row, sequence, position in problem.sample(8 * SAMPLED_QUERIES):
@@ -90,9 +90,9 @@ def judge_dense(problem: Problem, call: int, result: Result) -> float:
     return _compare(problem, call, result, lambda row, head, position: np.arange(position + 1))
 
 
-def judge_slabs(problem: Problem, call: int, result: Result) -> float:
-    """Dense attention over Problem.slabs."""
-    return _compare(problem, call, result, lambda row, head, position: np.arange(position + 1), in_slabs=True)
+def judge_contiguous(problem: Problem, call: int, result: Result) -> float:
+    """Judges dense attention over Problem.contiguous."""
+    return _compare(problem, call, result, lambda row, head, position: np.arange(position + 1), is_contiguous=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ selection
@@ -161,10 +161,12 @@ def _d_q(problem: Problem, expected: dict[str, Any]):
     return ds @ expected["k"] / problem.layer.head_dim**0.5
 
 
-def _compare(problem: Problem, call: int, result: Result, attended, sampled=SAMPLED_QUERIES, in_slabs=False) -> float:
-    """The relative error of o. attended(row, head, position): the tokens that a query attends to, or None to leave it."""
+def _compare(
+    problem: Problem, call: int, result: Result, attended, sampled=SAMPLED_QUERIES, is_contiguous=False
+) -> float:
+    """The relative error of o. attended(row, head, position): tokens that a query attends to, or None to leave it."""
     allowed, o, d_q = tolerance(problem), _RelativeError(), _RelativeError()
-    rows_of = problem.slab_rows if in_slabs else problem.rows
+    rows_of = problem.contiguous_rows if is_contiguous else problem.rows
     for row, sequence, position in problem.sample(sampled):
         for head in range(problem.layer.num_heads_kv):
             tokens = attended(row, head, position)

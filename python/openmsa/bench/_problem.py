@@ -1,4 +1,4 @@
-"""The one maker of problems: a layer and the random inputs of its calls, whole prompts or new tokens on paged caches."""
+"""The one maker of problems: a layer and random inputs of its calls, whole prompts or new tokens on paged caches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from . import _work
 from ._errors import Refused
 from ._tensors import Array, cast, source_of, take, to_fp8
 
-# Several times the L2 cache: what a row of calls reads before it comes back to a page.
+# A row of calls reads so much, several times the L2 cache, before it comes back to a page.
 MORE_THAN_CACHE = 256 << 20
 LEAST_CALLS, MOST_CALLS = 8, 64
-# Of all sets of pages together, keys and values.
+# Keys and values of all sets of pages together.
 MOST_KEY_BYTES = 48 << 30
 
 
@@ -36,8 +36,8 @@ class Layer:
 
 
 def sets_and_calls(layer: Layer, lengths: Sequence[int]) -> tuple[int, int]:
-    """Of a decode step in bf16 on a GPU: sets of pages, and calls that go through them in turn. Of index keys alone, and
-    of what is attended to alone, a row of calls reads more than the L2 cache holds before it comes back to a page."""
+    """Sets of pages, and calls that go through the sets in turn, of a decode step in bf16 on a GPU. A row of calls
+    reads more than the L2 cache holds before it comes back to a page, of index keys and of the keys that are attended to."""
     tokens = sum(-(-n // layer.block_size) for n in lengths) * layer.block_size
     index_bytes, key_bytes = 2 * layer.index_dim, 4 * layer.num_heads_kv * layer.head_dim
     sets = max(math.ceil(MORE_THAN_CACHE / (tokens * index_bytes)), 2)
@@ -179,8 +179,8 @@ class Problem:
         pages = self._tables[call % self.sets][sequence, tokens // size].astype(np.int64)
         return pages * size + tokens % size
 
-    def slab_rows(self, call: int, sequence: int, tokens: np.ndarray) -> np.ndarray:
-        """The same for who takes k and v as they lie, one sequence after another: `slabs`."""
+    def contiguous_rows(self, call: int, sequence: int, tokens: np.ndarray) -> np.ndarray:
+        """Where tokens of a sequence lie in k and v for contenders that take no block_table: see `contiguous`."""
         if not self.is_paged:
             return self.rows(call, sequence, tokens)
         return (call % self.sets * self.batch + sequence) * self.max_seqlen_k + tokens
@@ -198,7 +198,7 @@ class Problem:
         self._tables_on_device = [on_device(table) for table in tables]
 
     def where(self, call: int) -> dict[str, Array]:
-        """Those arguments of the functions of openmsa that say which keys a query sees."""
+        """Arguments of the functions of openmsa that say which keys a query sees."""
         if self.is_paged:
             return self._where_paged(call)
         return self._cu_seqlens if self.batch > 1 else {}
@@ -221,14 +221,14 @@ class Problem:
         return x.reshape(-1, self.layer.block_size, *x.shape[1:])
 
     def pages(self, call: int) -> dict[str, Array]:
-        """The same as a paged cache, for those who know nothing else."""
+        """Keys and lengths as a paged cache, for contenders that know nothing else."""
         if not self.is_paged and (self.batch > 1 or self.max_seqlen_k % self.layer.block_size != 0):
             raise Refused("of prompts only one, with full pages")
         caches = {"k_cache": self.k, "v_cache": self.v, "index_k_cache": self.index_k}
         return self._where_paged(call) | {name: self._paged(cache) for name, cache in caches.items()}
 
-    def slabs(self, call: int) -> tuple[Array, Array]:
-        """k and v [batch, tokens, heads, dim] of a call as they lie."""
+    def contiguous(self, call: int) -> tuple[Array, Array]:
+        """k and v [batch, tokens, heads, dim] of a call, its pages in the order of memory."""
         if len(set(self.lengths)) > 1 or (self.is_paged and self.max_seqlen_k % self.layer.block_size != 0):
             raise Refused("sequences of one length, with full pages, only")
         begin = call % self.sets * self.batch * self.max_seqlen_k

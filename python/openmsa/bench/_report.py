@@ -10,10 +10,10 @@ from ._section import Section, tokens
 from .sections import SECTIONS
 
 _RATES = {"tflops": "TFLOP/s", "gb_per_s": "GB/s"}
-# Of a row that says where it belongs and how long it took; the others are figures of its own.
+# Fields that say where a row belongs and how long it took; others are figures of its contender.
 _COMMON = {
-    "section", "case", "context", "batch", "contender", "part", "median_ms", "min_ms", "max_ms", "processor_ms", "repeats",
-    "calls", "first_run_s", "error", *_RATES,
+    "section", "case", "context", "batch", "contender", "part", "median_ms", "min_ms", "max_ms", "processor_ms",
+    "repeats", "calls", "first_run_s", "error", *_RATES,
 }  # fmt: skip
 _COLORS = {
     "openmsa": "#c0392b",
@@ -35,7 +35,7 @@ _STYLES = {"layer": "-", "select": ":", "attend": ":", "dense": "--"}
 
 
 def _by_section(rows: list[dict]) -> list[tuple[Section, list[dict]]]:
-    """In the order of the sections."""
+    """Rows of each section, in the order of the table of sections."""
     names = {row["section"] for row in rows}
     return [
         (section, [row for row in rows if row["section"] == section.name])
@@ -81,7 +81,7 @@ def _line(name: str, cells: list[str], cases: list[str]) -> str:
 
 
 def _figures(rows: list[dict]) -> Iterable[str]:
-    """What rows have beside times and rates."""
+    """A line for every row that has more than times and rates."""
     for row in rows:
         own = {name: value for name, value in row.items() if name not in _COMMON}
         if own:

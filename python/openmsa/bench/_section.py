@@ -1,5 +1,5 @@
 """The words of the benchmark. A *section* asks one question. It has *cases*, the sizes to ask it at, and *contenders*,
-those who answer: each turns the problem of a case into functions that can be judged and timed."""
+those that answer: each turns the problem of a case into functions that can be judged and timed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ K = 1024
 
 @dataclasses.dataclass
 class Result:
-    """What a call wrote; absent what it does not have."""
+    """Arrays that a call wrote; None for those that it does not have."""
 
     o: Any = None  # [total_q, num_heads_q, head_dim]
     lse: Any = None  # [total_q, num_heads_q]
@@ -41,7 +41,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """prepare raises ImportError where the contender is not installed, and anything else where it does not serve the case.
+    """prepare raises ImportError where the contender is not installed, anything else where it does not serve the case.
     judge takes problem, number of the call and result; it returns the relative error or raises Wrong.
 
     part     what of the layer it computes, for the work that a rate counts: "layer", "select", "attend", "dense"
@@ -93,7 +93,7 @@ class Options(argparse.Namespace):
         return sorted(self.contexts or ([8 * K, 32 * K, 128 * K] if self.device == "cuda" else [K, 4 * K, 16 * K]))
 
     def size(self, most: int) -> int:
-        """Context of a section that has one: the largest asked for, at most `most`; on the CPU at most 16K unless asked."""
+        """Context of a section that has one: the largest asked for, at most `most`; by default 16K on the CPU."""
         largest = max(self.contexts) if self.contexts else most if self.device == "cuda" else 16 * K
         return min(most, largest)
 

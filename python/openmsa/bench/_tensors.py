@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 Array = Any
 
-# So many numbers are drawn at once.
+# Numbers drawn at once.
 _PART = 1 << 28
 
 
@@ -36,7 +35,7 @@ class Torch:
 
     def normal(self, *shape: int, dtype: str = "float32") -> Array:
         result = self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=self._device)
-        for part in result.split(max(_PART // max(math.prod(shape[1:]), 1), 1)):
+        for part in result.view(-1).split(_PART):
             part.normal_(generator=self._generator)
         return result
 
@@ -96,7 +95,7 @@ def library(x: Array):
 
 
 def as_torch(x: Array):
-    """x as a tensor of PyTorch; of the same memory."""
+    """x as a tensor of PyTorch on the same memory."""
     import torch
 
     if not isinstance(x, np.ndarray):

@@ -1,4 +1,4 @@
-"""Times of a function, or of several one behind another, per function: median, fastest and slowest run."""
+"""The one timer: a function, or several one after another, per function: median, fastest and slowest run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 MAX_REPEATS = 20
 # Several times the L2 cache.
 FLUSH_BYTES = 256 << 20
-# Some half a millisecond for which the GPU waits, so that the host has enqueued a call before its time begins.
+# The GPU waits for some half a millisecond, so that the host has enqueued a call before its time begins.
 WAIT_CYCLES = 1_000_000
-# Of functions in a CUDA graph together: of slow ones the graph holds fewer.
+# A CUDA graph holds as many functions as take so long together, at least two.
 GRAPH_SECONDS = 0.1
 
 Function = Callable[[], Any]
 
 
 def measure(functions: Sequence[Function], device: str, seconds: float, in_graph: bool) -> tuple[dict, Any]:
-    """Of MAX_REPEATS runs of all functions, or of as many as fit into `seconds`, at least one; and what the last function
-    returned in them. A run before them warms up, unless it took so long that it is the one."""
+    """Times MAX_REPEATS runs of all functions, or as many as fit into `seconds`, at least one; returns the figures, and
+    what the last function returned in these runs. A run before them warms up, unless it took longer and is the one."""
     if device == "cpu":
         return _on_cpu(functions, seconds)
     return _on_gpu(functions, seconds, in_graph)
 
 
 def _on_cpu(functions: Sequence[Function], seconds: float) -> tuple[dict, Any]:
-    """Wall clock, and processor time of all threads: with one thread that is the one to trust on a busy machine."""
+    """Wall clock, and processor time of all threads: with one thread the figure to trust on a busy machine."""
     processor_times: list[float] = []
     results: list[Any] = []
 
@@ -46,7 +46,7 @@ def _on_cpu(functions: Sequence[Function], seconds: float) -> tuple[dict, Any]:
 
 
 def _on_gpu(functions: Sequence[Function], seconds: float, in_graph: bool) -> tuple[dict, Any]:
-    """Between events, each run after the L2 cache has been overwritten; steps of a serving loop in a CUDA graph."""
+    """Time between events, each run after the L2 cache has been overwritten; with in_graph, of a CUDA graph of all."""
     import torch
 
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
@@ -78,7 +78,7 @@ def _on_gpu(functions: Sequence[Function], seconds: float, in_graph: bool) -> tu
 
 
 def _fitting(function: Function, most: int, stream) -> int:
-    """How many functions like this one a graph holds. It runs twice here: the first time it may compile or allocate."""
+    """How many functions like this one a graph holds. The function runs twice: first it may compile or allocate."""
     once = 0.0
     for _ in range(2):
         begin = time.perf_counter()
@@ -106,7 +106,7 @@ def _repeated(timed: Callable[[int], list[float]], seconds: float) -> list[float
 
 
 def _figures(times: list[float], calls: int) -> dict:
-    """Of one function; their number is recorded."""
+    """The figures of one function; calls is how many ran one after another."""
     times = sorted(time / calls for time in times)
     return {
         "median_ms": times[len(times) // 2],

@@ -1,4 +1,4 @@
-"""What a call must compute and read, for the rates beside the times. `part`: "select", "attend", "layer" (both), "dense"."""
+"""What a call must compute and read, for the rates. `part`: "select", "attend", "layer" (both) or "dense"."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _pairs(problem: Problem, most: int) -> float:
 
 
 def bytes_read(problem: Problem, part: str) -> float:
-    """Of keys and values, with one query per sequence."""
+    """Bytes of keys and values that one query per sequence must read."""
     layer = problem.layer
     chosen = layer.topk * layer.block_size
     if part == "select":  # where topk covers a sequence there is nothing to score

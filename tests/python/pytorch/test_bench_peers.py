@@ -1,6 +1,6 @@
-"""The benchmark's calls of other libraries, with stand-ins that have their signatures and layouts and compute by openmsa or
-PyTorch: what the kernels would be given is the problem that the judge knows. And what runs without a GPU of our own part:
-the Triton kernels in Triton's interpreter, and the timer's order of events."""
+"""The benchmark's calls of other libraries, with stand-ins that have their signatures and layouts and compute by
+openmsa or PyTorch: the kernels would be given the problem that the judge knows. Also what of a GPU's part runs without one: the
+Triton kernels in Triton's interpreter, and the order of events of the timer."""
 
 import dataclasses
 import os
@@ -223,7 +223,7 @@ def test_vllm_has_one_block_size(stand_ins):
 
 @pytest.mark.parametrize("is_clustered", [False, True])
 def test_selections_for_attention_alone(is_clustered):
-    """Ascending kv_blocks up to the query's own; of clustered ones the first is always among them and most are shared."""
+    """Ascending kv_blocks up to the query's own; clustered ones begin with the first, and neighbours share most."""
     layer = dataclasses.replace(LAYER, topk=16)
     indices = attend_section.draw(Problem(layer, [(1024, 1024)]), is_clustered).numpy()
     own = np.arange(1024) // 16
@@ -326,7 +326,7 @@ class FakeCuda:
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_order_of_events(monkeypatch, in_graph):
-    """A run begins with a cold cache and with all its work enqueued; a graph is captured once, from functions that ran."""
+    """A run begins with a cold cache and with its work enqueued; a graph is captured from functions that have run."""
     gpu = FakeCuda(monkeypatch)
     functions = [lambda name=name: gpu.log.append(name) or name for name in ("a", "b")]
     timing, result = _timing.measure(functions, "cuda", 0.01, in_graph)

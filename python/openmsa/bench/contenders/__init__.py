@@ -1,1 +1,1 @@
-"""Those who are measured, a module each, by the sections' tables."""
+"""Libraries that are measured, a module each. The tables of the sections name them."""

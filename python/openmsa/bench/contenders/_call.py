@@ -6,6 +6,6 @@ import inspect
 
 
 def call_with(function, arguments: dict):
-    """With those arguments that this version of the function names."""
+    """Calls the function with those arguments that its version names."""
     names = inspect.signature(function).parameters
     return function(**{name: value for name, value in arguments.items() if name in names})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from .._judge import judge_slabs
+from .._judge import judge_contiguous
 from .._problem import Problem
 from .._section import Contender, Prepared, Result
 from .pytorch import with_backward
@@ -14,15 +14,15 @@ from .pytorch import with_backward
 def attention(module: str) -> Callable[[Problem], Prepared]:
     def prepare(problem):
         library = importlib.import_module(module)
-        slabs = [problem.slabs(call) for call in range(problem.calls)]
+        keys = [problem.contiguous(call) for call in range(problem.calls)]
         q = problem.q.unflatten(1, (problem.batch, -1))
         lengths = problem.source.full((problem.batch,), problem.max_seqlen_k, "int32")
 
         def run(call: int) -> Result:
             if problem.is_paged:
-                o = library.flash_attn_with_kvcache(q[call], *slabs[call], cache_seqlens=lengths, causal=True)
+                o = library.flash_attn_with_kvcache(q[call], *keys[call], cache_seqlens=lengths, causal=True)
             else:
-                o = library.flash_attn_func(q[call], *slabs[call], causal=True)
+                o = library.flash_attn_func(q[call], *keys[call], causal=True)
             return Result(_first(o).flatten(0, 1))
 
         return Prepared(run)
@@ -49,5 +49,5 @@ def _first(result):
 
 MODULES = {"flash-attn 3": "flash_attn_interface", "flash-attn 2": "flash_attn"}
 ATTENTION = tuple(
-    Contender(name, "dense", attention(module), judge_slabs, ("cuda",)) for name, module in MODULES.items()
+    Contender(name, "dense", attention(module), judge_contiguous, ("cuda",)) for name, module in MODULES.items()
 )

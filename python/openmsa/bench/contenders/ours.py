@@ -101,7 +101,7 @@ def select(inputs: Inputs) -> Callable[[Problem], Prepared]:
 
 
 def attend(problem: Problem) -> Prepared:
-    """Over the selection of the problem or, where it has none, over that of select_blocks, made here."""
+    """Attention over the selection of the problem or, where it has none, over that of select_blocks, made here."""
     calls = Calls(problem)
     if problem.selection is None:
         for call in range(problem.calls):

@@ -1,11 +1,11 @@
-"""PyTorch's scaled_dot_product_attention by one of its kernels, and torch.topk in the section of that name."""
+"""PyTorch's scaled_dot_product_attention, by one of its kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from .._errors import Refused
-from .._judge import judge_slabs
+from .._judge import judge_contiguous
 from .._problem import Problem
 from .._section import Contender, Prepared, Result
 from .._tensors import as_torch
@@ -71,14 +71,14 @@ def _attend(backend: str, problem: Problem):
 
 
 def _inputs(problem: Problem, call: int):
-    """q, k, v [batch, heads, tokens, dim] as views. On the CPU every KV head is repeated for its query heads beforehand,
-    since that is not what is compared."""
+    """q, k, v [batch, heads, tokens, dim] as views. On the CPU every KV head is repeated beforehand for its query
+    heads, since that is not what is compared."""
     q = as_torch(problem.q[call]).unflatten(0, (problem.batch, -1)).transpose(1, 2)
-    k, v = (as_torch(x).transpose(1, 2) for x in problem.slabs(call))
+    k, v = (as_torch(x).transpose(1, 2) for x in problem.contiguous(call))
     if problem.device == "cpu":
         k, v = (x.repeat_interleave(problem.layer.group_size, 1) for x in (k, v))
     return q, k, v
 
 
-CUDNN = Contender("PyTorch cuDNN", "dense", attention("CUDNN_ATTENTION"), judge_slabs, ("cuda",))
-FLASH = Contender("PyTorch flash", "dense", attention("FLASH_ATTENTION"), judge_slabs)
+CUDNN = Contender("PyTorch cuDNN", "dense", attention("CUDNN_ATTENTION"), judge_contiguous, ("cuda",))
+FLASH = Contender("PyTorch flash", "dense", attention("FLASH_ATTENTION"), judge_contiguous)

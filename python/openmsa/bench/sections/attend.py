@@ -1,4 +1,4 @@
-"""Attention alone over selections of two kinds: at random, and shared by queries that stand together."""
+"""Attention alone over selections of two kinds: random, and shared by neighbouring queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._section import Case, K, Options, Section, tokens
 from .._tensors import as_torch
 from ..contenders import ours
 
-# Queries that stand together, the kv_blocks that they share, and queries that are drawn at once.
+# Neighbouring queries that share kv_blocks, how many they share, and queries drawn at once.
 RUN, SHARED, PART = 64, 12, 16384
 
 

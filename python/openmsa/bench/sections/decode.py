@@ -1,5 +1,5 @@
-"""One new token per sequence on paged caches, in each of several layers: openmsa, its halves and fp8 caches, other kernels
-for the same layer, and dense attention."""
+"""One new token per sequence on paged caches, in each of several layers: openmsa, its halves and fp8 caches, other
+kernels for the same layer, and dense attention."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def cases(options: Options) -> list[Case]:
 
 
 def recall(problem: Problem, result: Result) -> dict[str, float]:
-    """Means over queries of the second half and KV heads:
+    """Means over queries of the second half and over KV heads:
 
     kept          share of the kv_blocks that the unrounded index branch finds best in float64
     block_recall  share of the kv_blocks of highest attention mass under dense attention
@@ -40,7 +40,7 @@ def recall(problem: Problem, result: Result) -> dict[str, float]:
     for row in sorted(set(rows.tolist())):
         scores = block_scores(problem, 0, row, 0, row)
         for head, indices in enumerate(host(result.topk_indices[:, row]).astype(int)):
-            p = host(attention(problem, 0, row, head, np.arange(row + 1))["p"]).mean(0)
+            p = host(attention(problem, 0, row, head, np.arange(row + 1))["p"].mean(0))
             masses = np.pad(p, (0, -len(p) % size)).reshape(-1, size).sum(1)
             chosen = indices[indices >= 0]
             wanted = best_blocks(scores[head], topk), np.argsort(-masses, kind="stable")[:topk]
@@ -49,7 +49,7 @@ def recall(problem: Problem, result: Result) -> dict[str, float]:
 
 
 def with_recall(inputs: ours.Inputs):
-    """Of the selection on rounded inputs, what it costs on the original ones."""
+    """Selection on rounded inputs, with its recall on the original ones."""
 
     def prepare(problem: Problem) -> Prepared:
         prepared = ours.select(inputs)(problem)

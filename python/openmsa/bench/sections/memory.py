@@ -49,7 +49,7 @@ def triton(problem: Memory) -> Prepared:
 
 
 def numpy(problem: Memory) -> Prepared:
-    """One thread."""
+    """NumPy reads with one thread."""
     if problem.device != "cpu":
         raise Refused("the CPU's memory only")
     return Prepared(lambda call: Result(o=problem.data.max(keepdims=True)))

@@ -1,4 +1,4 @@
-"""Top-k of block scores that are there, beside torch.topk."""
+"""Top-k of given block scores, beside torch.topk."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def ours(problem: Scores) -> Prepared:
 
 
 def pytorch(problem: Scores) -> Prepared:
-    """Its indices come by falling score."""
+    """torch.topk. Its indices come by falling score."""
     import torch
 
     scores = as_torch(problem.scores).flatten(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import openmsa
 
-from .._judge import judge_attention, judge_dense, judge_slabs
+from .._judge import judge_attention, judge_contiguous, judge_dense
 from .._problem import Problem
 from .._section import Contender, Prepared, Result, Section
 from ..contenders import flash_attn, ours, pytorch
@@ -42,10 +42,10 @@ SECTION = Section(
     cases,
     (
         Contender("openmsa", "layer", sparse, judge_attention),
-        Contender("PyTorch cuDNN", "dense", pytorch.training("CUDNN_ATTENTION"), judge_slabs, ("cuda",)),
-        Contender("PyTorch flash", "dense", pytorch.training("FLASH_ATTENTION"), judge_slabs),
+        Contender("PyTorch cuDNN", "dense", pytorch.training("CUDNN_ATTENTION"), judge_contiguous, ("cuda",)),
+        Contender("PyTorch flash", "dense", pytorch.training("FLASH_ATTENTION"), judge_contiguous),
         *(
-            Contender(name, "dense", flash_attn.training(module), judge_slabs, ("cuda",))
+            Contender(name, "dense", flash_attn.training(module), judge_contiguous, ("cuda",))
             for name, module in flash_attn.MODULES.items()
         ),
         Contender("openmsa dense", "dense", dense, judge_dense),

@@ -1,1 +1,1 @@
-"""Kernels in Triton that openmsa is measured beside. They need PyTorch and Triton: nothing imports them but their callers."""
+"""Kernels in Triton that openmsa is measured beside. Only their callers import them: they need PyTorch and Triton."""
