@@ -37,7 +37,7 @@ class Layer:
 
 def sets_and_calls(layer: Layer, lengths: Sequence[int]) -> tuple[int, int]:
     """Sets of pages, and calls that go through the sets in turn, of a decode step in bf16 on a GPU. A row of calls
-    reads more than the L2 cache holds before it comes back to a page, of index keys and of the keys that are attended to."""
+    reads more than the L2 cache holds before it comes back to a page, of index keys and of attended keys."""
     tokens = sum(-(-n // layer.block_size) for n in lengths) * layer.block_size
     index_bytes, key_bytes = 2 * layer.index_dim, 4 * layer.num_heads_kv * layer.head_dim
     sets = max(math.ceil(MORE_THAN_CACHE / (tokens * index_bytes)), 2)
