@@ -1,4 +1,4 @@
-// The CUDA backend (sm_90a): work is enqueued on the caller's stream; nothing is allocated, read back or waited for.
+// The CUDA backend: work is enqueued on the caller's stream; nothing is allocated, read back or waited for.
 // In a build without CUDA, absent.cc takes its place and refuses every plan.
 #pragma once
 

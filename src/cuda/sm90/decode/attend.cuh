@@ -23,18 +23,20 @@
 
 #include <cute/arch/cluster_sm90.hpp>
 
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
 #include "cuda/sm90/decode/cached_keys.cuh"
 #include "cuda/sm90/decode/combine.cuh"
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/query_union.cuh"
 #include "cuda/sm90/decode/warp_attention.cuh"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// A warp's rows are the heads of one of kQueries_ queries, so that queries see nothing of each other's keys.
 template <class Element_, class Cached_, int kDim_, int kQueries_, int kKeySlices_>
-struct DecodeAttendConfig {
+struct AttendConfig {
   using Element = Element_;
   using Cached = Cached_;
   static constexpr int kDim = kDim_;
@@ -61,7 +63,7 @@ struct DecodeAttendConfig {
   };
   static constexpr int kVectors = kDim / 4;
   /// Of all blocks of a cluster, where each has as many as the first.
-  static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterBlocks - 1;
+  static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterCtas - 1;
   /// Of this block's warps.
   struct Partial {
     float max[kKeySlices][kRows];  // base 2
@@ -70,8 +72,8 @@ struct DecodeAttendConfig {
   };
   /// From all blocks of the cluster, for the channels that this one combines.
   struct Received {
-    float2 weight[kMaxClusterBlocks][kRows];  // max, sum
-    float4 o[kRows * kMaxSharedVectors];      // [blocks][kRows][vectors of a block]
+    float2 weight[kMaxClusterCtas][kRows];  // max, sum
+    float4 o[kRows * kMaxSharedVectors];    // [blocks][kRows][vectors of a block]
     std::uint64_t full;
   };
   using Scratch = ChoiceScratch<kQueries>;
@@ -105,7 +107,7 @@ __device__ __forceinline__ std::int32_t piece_key(const typename Config::Storage
 }
 
 template <class Config>
-__device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, const CUtensorMap& map_k,
+__device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUtensorMap& map_k,
                                                const CUtensorMap& map_v, typename Config::Storage& storage,
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
                                                RingPosition<Config::kStages>& ring, int lane) {
@@ -154,7 +156,7 @@ __device__ __forceinline__ void produce_pieces(const DecodeAttendParams& p, cons
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, typename Config::Storage& storage,
+__device__ __forceinline__ void consume_pieces(const AttendParams& p, typename Config::Storage& storage,
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
                                                RingPosition<Config::kStages>& ring, WarpAttention<Config>& attention,
                                                int warp, int lane) {
@@ -182,13 +184,13 @@ __device__ __forceinline__ void consume_pieces(const DecodeAttendParams& p, type
 
 /// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
 template <int kWarps, int kQueries>
-__device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const QueryPart& part, std::int32_t head,
+__device__ __forceinline__ void read_choice(const SelectParams& p, const QueryPart& part, std::int32_t head,
                                             Chosen<kQueries>& chosen, int warp, int lane) {
   for (int query = warp; query < part.count; query += kWarps) {
-    const std::int32_t* const from = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
+    const std::int32_t* const from = p.topk_indices.row(head, part.row + query);
     int count = 0;
     for (int first = 0; first < p.rules.topk; first += 32) {
-      const std::int32_t block = first + lane < p.rules.topk ? from[(first + lane) * p.topk_strides[2]] : -1;
+      const std::int32_t block = first + lane < p.rules.topk ? from[(first + lane) * p.topk_indices.strides[2]] : -1;
       const int valid = __ffs(~__ballot_sync(kFullWarp, block >= 0)) - 1;
       const int taken = valid < 0 ? 32 : valid;
       if (lane < taken) chosen.blocks[query][first + lane] = block;
@@ -202,20 +204,21 @@ __device__ __forceinline__ void read_choice(const DecodeSelectParams& p, const Q
 
 /// topk_indices of the part, where they are wanted, by one warp.
 template <class Config>
-__device__ __forceinline__ void store_part(const DecodeSelectParams& p, const typename Config::Storage& storage,
+__device__ __forceinline__ void store_part(const SelectParams& p, const typename Config::Storage& storage,
                                            const QueryPart& part, std::int32_t head, int lane) {
-  if (p.lists.ranked == nullptr || p.topk_indices == nullptr) return;
+  if (p.lists.ranked == nullptr || p.topk_indices.data == nullptr) return;
   for (int query = 0; query < part.count; ++query) {
-    std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + (part.row + query) * p.topk_strides[1];
-    store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to, p.topk_strides[2], lane);
+    std::int32_t* const to = p.topk_indices.row(head, part.row + query);
+    store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to,
+                 p.topk_indices.strides[2], lane);
   }
 }
 
 /// Blocks [cluster of rows][KV head][block of the cluster].
 template <class Config>
 __global__ void __maxnreg__(Config::kMaxRegisters)
-    decode_attend_kernel(const __grid_constant__ DecodeAttendParams p, const __grid_constant__ CUtensorMap map_k,
-                         const __grid_constant__ CUtensorMap map_v) {
+    attend_kernel(const __grid_constant__ AttendParams p, const __grid_constant__ CUtensorMap map_k,
+                  const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const auto cluster = cooperative_groups::this_cluster();
@@ -240,7 +243,7 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   cute::cluster_arrive_relaxed();  // the others' memory must not be written before they run
   constexpr int kWarps = Config::kConsumers + 1;
   const bool is_layer = p.select.lists.ranked != nullptr;
-  if (!is_layer) cudaGridDependencySynchronize();
+  if (!is_layer) wait_for_earlier_kernels();
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   RingPosition<Config::kStages> ring;
   std::uint32_t parity = 0;                                 // of received
@@ -250,12 +253,12 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
       const ChoiceTeam team(part.count, kWarps, warp);
       const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
       // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
-      if (row == first) cudaGridDependencySynchronize();
+      if (row == first) wait_for_earlier_kernels();
       choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, lane);
     } else {
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
     }
-    if (row == first) cudaTriggerProgrammaticLaunchCompletion();
+    if (row == first) let_next_kernel_start();
     cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was
     if constexpr (Config::kQueries > 1) {
       unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
@@ -292,4 +295,4 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   }
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -9,7 +9,7 @@
 
 #include "cuda/sm90/tile/warp_mma.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// Bits of key 2 t (low half) and key 2 t + 1 (high half) of 16 keys from `key` on, the upper eight with `upper`, that
 /// stay: those of keys below `end`.
@@ -133,4 +133,4 @@ struct CachedKeys<Element, cutlass::float_e4m3_t, kKeys, kDim> {
   }
 };
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

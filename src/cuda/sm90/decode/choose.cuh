@@ -5,10 +5,11 @@
 // gathered, and ranked by one warp. For a single sequence this is a chain of latencies: few instructions count.
 #pragma once
 
-#include "cuda/sm90/decode/walk.cuh"
-#include "cuda/sm90/topk/best_list.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/topk/best_list.cuh"
+#include "cuda/sm90/decode/tile_scheduler.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 inline constexpr int kMaxTopk = 64;
 
@@ -25,7 +26,7 @@ struct ChoiceRow {
 inline constexpr int kSampledPerLane = 5;
 
 /// Query `at` of a part.
-__device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, const QueryPart& part, std::int32_t at,
+__device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
                                                 std::int32_t head) {
   ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 1, 0};
   const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
@@ -56,9 +57,6 @@ struct ChoiceScratch {
   alignas(16) Ranked entries[kRows][kCapacity];
   std::int32_t ranked[kRows][kMaxTopk];  // chosen kv_blocks by rank
 };
-
-/// The order of a candidate's score: that of an integer (topk_list.cuh).
-__device__ __forceinline__ std::int32_t key_of(Ranked candidate) { return static_cast<std::int32_t>(candidate >> 32); }
 
 /// A key that at least `k` of the lanes' keys reach, kPerLane each.
 template <int kPerLane>
@@ -138,7 +136,7 @@ __device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& t
 /// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
 template <int kCapacity>
 __device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
-  BestList<kCapacity> list(memory, slots, lane);
+  generic::BestList<kCapacity> list(memory, slots, lane);
 #pragma unroll 1
   for (int first = 0; first < count; first += 32) {
     const Ranked one = first + lane < count ? candidates[first + lane] : kNoCandidate;
@@ -212,4 +210,4 @@ __device__ __forceinline__ void store_choice(const std::int32_t* blocks, std::in
   for (int i = lane; i < topk; i += 32) to[i * stride] = i < count ? blocks[i] : -1;
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -9,13 +9,16 @@
 #pragma once
 
 #include <cooperative_groups.h>
+#include <cutlass/array.h>
+#include <cutlass/numeric_conversion.h>
 
-#include "cuda/sm90/decode/walk.cuh"
+#include "cuda/common/math.h"
+#include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/ptx/async_copy.cuh"
-#include "cuda/sm90/tile/attention_tile.cuh"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/softmax.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// How a row's vectors of 4 channels are shared out over the blocks of a cluster: `count` each, fewer for the last
 /// ones.
@@ -94,7 +97,7 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
 
 /// Combines this block's channels of all rows, four at a time, from what the cluster has sent.
 template <class Config>
-__device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, const typename Config::Received& received,
+__device__ __forceinline__ void combine_cluster(const AttendParams& p, const typename Config::Received& received,
                                                 const ChannelShare& share, const QueryPart& part, std::int32_t head) {
   const auto cluster = cooperative_groups::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
@@ -122,15 +125,14 @@ __device__ __forceinline__ void combine_cluster(const DecodeAttendParams& p, con
     for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
     const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
     const auto rounded = convert(scaled);
-    auto* const to = static_cast<typename Config::Element*>(p.o) + token * p.o_strides[0] +
-                     query_head * p.o_strides[1] + (rank * share.count + vector) * 4;
+    auto* const to = static_cast<typename Config::Element*>(p.out.o) + token * p.out.o_strides[0] +
+                     query_head * p.out.o_strides[1] + (rank * share.count + vector) * 4;
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
-    if (rank == 0 && vector == 0 && p.lse != nullptr) {
-      constexpr float kLn2 = 0.693147181f;
-      p.lse[token * p.lse_strides[0] + query_head * p.lse_strides[1]] =
+    if (rank == 0 && vector == 0 && p.out.lse != nullptr) {
+      p.out.lse[token * p.out.lse_strides[0] + query_head * p.out.lse_strides[1]] =
           top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
     }
   }
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

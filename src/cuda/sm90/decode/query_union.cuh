@@ -1,9 +1,10 @@
 // The union of the kv_blocks that a few queries chose.
 #pragma once
 
+#include "cuda/common/math.h"
 #include "cuda/sm90/decode/choose.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// Different kv_blocks in the order of their first member, and bit i of `members` for query i of the part.
 template <int kQueries>
@@ -44,7 +45,7 @@ __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int querie
     for (int first = 0; first < queries * topk; first += 32) {  // in place: entries only move forward
       const int at = first + thread;
       const std::uint32_t members = at < queries * topk ? united.members[at] : 0;
-      const std::uint32_t votes = __ballot_sync(0xffffffffu, members != 0);
+      const std::uint32_t votes = __ballot_sync(kFullWarp, members != 0);
       if (members != 0) {
         const int to = size + __popc(votes & ((1u << thread) - 1));
         united.blocks[to] = chosen.blocks[at / topk][at % topk];
@@ -58,4 +59,4 @@ __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int querie
   __syncthreads();
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -24,19 +24,21 @@
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/topk/best_list.cuh"
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/params.h"
-#include "cuda/sm90/decode/walk.cuh"
-#include "cuda/sm90/select/queries.cuh"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/decode/tile_scheduler.cuh"
+#include "cuda/sm90/tile/index_queries.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
-#include "cuda/sm90/topk/best_list.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// Query_: element type of index_q in memory; Key_: of the keys and of the product.
 template <class Query_, class Key_, int kDim_, int kRows_>
-struct DecodeSelectConfig {
+struct SelectConfig {
   using Query = Query_;
   using Key = Key_;
   static constexpr int kDim = kDim_;
@@ -83,7 +85,7 @@ struct DecodeSelectConfig {
 inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
 
 template <class Config>
-__device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, const CUtensorMap& map_k,
+__device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
                                                    typename Config::Storage& storage, SegmentWalk& walk,
                                                    Segment& segment, int lane) {
   RingPosition<Config::kStages> ring;
@@ -151,7 +153,7 @@ __device__ __forceinline__ void store_maxima(const Scores& scores, Board board, 
 /// Offers the board's scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
 /// rows, and writes the lists out, the best first, when the segment ends.
 template <class Config>
-__device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
+__device__ __forceinline__ void take_board(const SelectParams& p, typename Config::Storage& storage,
                                            const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
   const int log2_pieces = log2_of(p.rules.block_size) - log2_of(kPieceKeys);  // of a kv_block
   const int blocks_per_tile = kTilePieces >> log2_pieces;
@@ -183,7 +185,7 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
       if (lane < kept) to[rank] = mine;
       continue;
     }
-    BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
+    generic::BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
     if (!is_first) best.resume(storage.list_sizes[row]);
     for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
       const Ranked candidate = ranked(first + lane);
@@ -212,7 +214,7 @@ __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
+__device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
                                                    SegmentWalk& walk, Segment& segment, int warp, int lane) {
   using namespace cute;
   constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
@@ -227,8 +229,8 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
   RingPosition<Config::kStages> ring = RingPosition<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
     const SequenceView& view = segment.view;
-    load_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
-                                                  storage.q, nullptr);
+    load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
+                                                        storage.q, nullptr);
     cutlass::arch::fence_view_async_shared();
     sync();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
@@ -284,7 +286,7 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
-    decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
+    select_kernel(const __grid_constant__ SelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -297,8 +299,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
   // Where this block begins follows from the lengths. Mostly they have been written long before.
   SegmentWalk walk(p, lane);
   Segment segment = walk.first();
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
   if (!walk.is_current()) {
     walk = SegmentWalk(p, lane);
     segment = walk.first();
@@ -310,4 +312,4 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
   }
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

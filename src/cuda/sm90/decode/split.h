@@ -15,11 +15,11 @@
 #include <cstdint>
 
 #include "cuda/common/batch_view.h"
+#include "cuda/common/math.h"
 #include "cuda/common/selection.h"
+#include "cuda/sm90/heuristics.h"
 
-namespace openmsa::cuda::sm90 {
-
-inline constexpr std::int32_t kKeyTile = 128;
+namespace openmsa::cuda::sm90::decode {
 
 /// The work of one sequence.
 struct SequenceWork {
@@ -62,4 +62,4 @@ OPENMSA_DEVICE SegmentRange segment_range(std::int32_t begin, std::int32_t key_t
   return {first + query_tile, last - first + 1};
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

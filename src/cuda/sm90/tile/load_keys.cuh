@@ -4,7 +4,7 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "cuda/common/batch_view.h"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
 namespace openmsa::cuda::sm90 {
 

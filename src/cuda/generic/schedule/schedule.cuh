@@ -1,0 +1,172 @@
+// From a selection to work for the tensor cores, on the device, for several chunks at once:
+//
+//   1. split_pairs    a CTA per tile: which kv_blocks the tile's union gets, which pairs are gathered, a slot for each
+//   2. make_items     a CTA per chunk: prefix sums over the lists of every kv_block, work items of about kItemVisits
+//   3. place_visits   every gathered pair to its place in its list
+//
+// The order of the pairs within a list depends on timing. No result does: rows of a product do not touch each other,
+// and unions, slots and the order of merging follow from the selection alone.
+#pragma once
+
+#include <cub/block/block_scan.cuh>
+
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/schedule/split.h"
+
+namespace openmsa::cuda::generic {
+
+inline constexpr int kSplitThreads = 128;
+inline constexpr int kItemThreads = 1024;
+
+/// Shared memory of a tile with `entries` pairs: the arrays of TileSelection, and counters.
+constexpr int split_shared_bytes(int entries) {
+  const int table = 1 << TileSelection::log2_table_for(entries);
+  return table * 8 + entries * static_cast<int>(4 + 4 + sizeof(UnionEntry));
+}
+
+__device__ __forceinline__ TileSelection tile_selection(char* raw, int capacity, std::int32_t* num_unions) {
+  TileSelection s;
+  s.log2_table = TileSelection::log2_table_for(capacity);
+  s.keys = reinterpret_cast<std::int32_t*>(raw);
+  s.members = reinterpret_cast<std::uint32_t*>(s.keys + (1 << s.log2_table));
+  s.unions = reinterpret_cast<UnionEntry*>(s.members + (1 << s.log2_table));
+  s.places = reinterpret_cast<std::int32_t*>(s.unions + capacity);
+  s.gathered = s.places + capacity;
+  s.num_unions = num_unions;
+  return s;
+}
+
+__global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const ScheduleParams p) {
+  extern __shared__ __align__(8) char raw[];
+  __shared__ std::int32_t num_unions;
+  __shared__ int slot_counts[kMaxTileQueries];
+  const Chunk chunk = p.chunk.after(blockIdx.y);
+  const int capacity = chunk.tile_queries * p.topk;
+  TileSelection s = tile_selection(raw, capacity, &num_unions);
+  for (int i = threadIdx.x; i < 1 << s.log2_table; i += kSplitThreads) {
+    s.keys[i] = TileSelection::kNone;
+    s.members[i] = 0;
+  }
+  if (threadIdx.x == 0) num_unions = 0;
+  if (threadIdx.x < kMaxTileQueries) slot_counts[threadIdx.x] = 0;
+  __syncthreads();
+  wait_for_earlier_kernels();
+
+  const int number = blockIdx.x;
+  const bool exists = chunk.first_tile + number < p.index.tiles[p.batch.batch + 1];
+  const QueryTile tile =
+      exists ? find_tile(p.batch, p.index, chunk.first_tile + number, chunk.tile_queries) : QueryTile{};
+  s.entries = tile.count * p.topk;
+  s.topk = p.topk;
+  for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) {
+    s.enter(e, selected_block(p, chunk, tile, e / p.topk, e % p.topk));
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) {
+    s.decide(e, tile.position, p.batch.block_size, p.union_threshold);
+  }
+  __syncthreads();
+
+  const std::int64_t base = static_cast<std::int64_t>(number) * capacity;
+  for (int u = threadIdx.x; u < num_unions; u += kSplitThreads) chunk.unions[base + s.rank(u)] = s.unions[u];
+  for (int e = threadIdx.x; e < capacity; e += kSplitThreads) {
+    GatheredPair pair{{0, 0}, -1, 0};
+    if (e < s.entries && s.gathered[e] != TileSelection::kNone) {
+      pair = gathered_pair(p, chunk, tile, s, number, e);
+      pair.rank = atomicAdd(&chunk.list_counts[pair.list], 1);
+      atomicAdd(&slot_counts[e / p.topk], 1);
+    }
+    chunk.pairs[base + e] = pair;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) chunk.union_counts[number] = num_unions;
+  if (threadIdx.x < chunk.tile_queries) {
+    chunk.slot_counts[number * chunk.tile_queries + threadIdx.x] = slot_counts[threadIdx.x];
+  }
+}
+
+/// Visits of kPasses lists, and work items of each pass in 16 bits: the sums of a block's threads fit.
+struct ListSums {
+  std::uint64_t items;
+  std::int32_t visits;
+
+  __device__ __forceinline__ friend ListSums operator+(const ListSums& a, const ListSums& b) {
+    return {a.items + b.items, a.visits + b.visits};
+  }
+  __device__ __forceinline__ int of_pass(int pass) const { return static_cast<int>(items >> 16 * pass & 0xffff); }
+};
+static_assert(kMaxPasses * 16 <= 64);
+
+/// Leaves list_counts zero for the next chunk.
+__global__ void __launch_bounds__(kItemThreads) make_items_kernel(const ScheduleParams p) {
+  using Scan = cub::BlockScan<ListSums, kItemThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ int pass_items[kMaxPasses];
+  wait_for_earlier_kernels();
+  const Chunk chunk = p.chunk.after(blockIdx.x);
+  const int blocks = p.index.blocks[p.batch.batch], passes = chunk.passes;
+  const auto gathered_block = [&](int block) {
+    int visits = 0;
+    for (int pass = 0; block < blocks && pass < passes; ++pass) visits += chunk.list_counts[block * passes + pass];
+    return GatheredBlock(visits, p.log2_group_size);
+  };
+
+  if (threadIdx.x < kMaxPasses) pass_items[threadIdx.x] = 0;
+  __syncthreads();
+  for (int first = 0; first < blocks; first += kItemThreads) {
+    const GatheredBlock list = gathered_block(first + threadIdx.x);
+    for (int pass = 0; pass < passes; ++pass) {
+      const int items = list.items_of_pass(pass, passes);
+      const int sum = __reduce_add_sync(kFullWarp, items);
+      if (threadIdx.x % 32 == 0) atomicAdd(&pass_items[pass], sum);
+    }
+  }
+  __syncthreads();
+  int next_item[kMaxPasses], next_visit = 0, num_items = 0;  // next_item: of each pass
+  for (int pass = 0; pass < kMaxPasses; ++pass) {
+    next_item[pass] = num_items;
+    num_items += pass_items[pass];
+  }
+  if (threadIdx.x == 0) *chunk.num_items = num_items;
+
+  for (int first = 0; first < blocks; first += kItemThreads) {
+    const int among_all = first + threadIdx.x;
+    const GatheredBlock list = gathered_block(among_all);
+    ListSums mine{0, list.visits}, before, sum;
+    for (int pass = 0; pass < passes; ++pass) {
+      const int items = list.items_of_pass(pass, passes);
+      mine.items |= static_cast<std::uint64_t>(items) << 16 * pass;
+    }
+    Scan(storage).ExclusiveScan(
+        mine, before, ListSums{0, 0}, [](ListSums a, ListSums b) { return a + b; }, sum);
+    if (among_all < blocks) {
+      const int sequence = find_sequence({p.index.blocks, 1}, p.batch.batch, among_all);
+      const int block = among_all - p.index.blocks[sequence], visit = next_visit + before.visits;
+      int offset = visit;
+      for (int pass = 0; pass < passes; ++pass) {
+        const int list_number = among_all * passes + pass;
+        chunk.list_offsets[list_number] = offset;
+        offset += chunk.list_counts[list_number];
+        chunk.list_counts[list_number] = 0;
+        const int first_item = list.first_of_pass(pass, passes), end = list.first_of_pass(pass + 1, passes);
+        GatheredItem* const items = chunk.items + next_item[pass] + before.of_pass(pass);
+        for (int i = first_item; i < end; ++i) items[i - first_item] = list.item(i, sequence, block, visit);
+      }
+    }
+    next_visit += sum.visits;
+    for (int pass = 0; pass < kMaxPasses; ++pass) next_item[pass] += sum.of_pass(pass);
+    __syncthreads();
+  }
+}
+
+__global__ void place_visits_kernel(const ScheduleParams p) {
+  wait_for_earlier_kernels();
+  const Chunk chunk = p.chunk.after(blockIdx.y);
+  const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= chunk.max_pairs()) return;
+  const GatheredPair pair = chunk.pairs[at];
+  if (pair.list >= 0) chunk.visits[chunk.list_offsets[pair.list] + pair.rank] = pair.visit;
+}
+
+}  // namespace openmsa::cuda::generic

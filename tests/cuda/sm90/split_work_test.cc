@@ -1,0 +1,88 @@
+// How a decode step's index branch is divided, on a host build of what its kernels call: every key tile of every query
+// tile is worked off once, and segments of different query tiles do not meet in memory.
+#include <gtest/gtest.h>
+
+#include <random>
+#include <vector>
+
+#include "cuda/sm90/decode/split.h"
+
+namespace openmsa::test {
+namespace {
+
+using namespace cuda;
+using namespace cuda::sm90;
+using namespace cuda::sm90::decode;
+
+struct Step {
+  SelectionRules rules;
+  std::int32_t tile_queries;
+  std::int32_t blocks;
+  std::vector<SequenceView> sequences;
+};
+
+Step random_step(std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::int32_t limit) { return static_cast<std::int32_t>(random() % limit); };
+  Step step{{below(2) == 0 ? 64 : 128, 1 + below(20), below(3), below(3)}, 1 + below(16), 1 + below(144), {}};
+  for (std::int32_t b = below(70); b >= 0; --b) {
+    const std::int32_t seqlen_k = below(4) == 0 ? below(300) : below(40000);
+    step.sequences.push_back({0, below(18), 0, seqlen_k});
+  }
+  return step;
+}
+
+class SplitWork : public testing::TestWithParam<std::uint64_t> {};
+INSTANTIATE_TEST_SUITE_P(Seeds, SplitWork, testing::Range<std::uint64_t>(1, 200));
+
+TEST_P(SplitWork, CoversEveryKeyTileOnce) {
+  const Step step = random_step(GetParam());
+  std::int32_t units = 0, query_tiles = 0;
+  for (const SequenceView& view : step.sequences) {
+    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    units += work.units();
+    query_tiles += work.query_tiles;
+  }
+  const std::int32_t per_block = units_per_block(units, step.blocks);
+  EXPECT_LE(units, per_block * step.blocks);
+  EXPECT_LE(kept_candidates(per_block, step.rules), step.rules.topk);
+
+  std::int32_t begin = 0, number = 0, free = 0;  // first unit and number of a query tile; segments taken so far
+  for (const SequenceView& view : step.sequences) {
+    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    for (std::int32_t tile = 0; tile < work.query_tiles; ++tile, ++number, begin += work.key_tiles) {
+      if (work.key_tiles == 0) continue;
+      const SegmentRange range = segment_range(begin, work.key_tiles, per_block, number);
+      EXPECT_GE(range.first, free);
+      free = range.first + range.count;
+      std::int32_t covered = 0;
+      for (std::int32_t i = 0; i < range.count; ++i) {
+        const std::int32_t block = range.first + i - number;  // a segment's number is block + query tile
+        ASSERT_LT(block, step.blocks);
+        const std::int32_t from = std::max(begin, block * per_block);
+        const std::int32_t to = std::min(begin + work.key_tiles, (block + 1) * per_block);
+        EXPECT_LT(from, to) << "a segment without a key tile";
+        covered += to - from;
+      }
+      EXPECT_EQ(covered, work.key_tiles);
+    }
+  }
+  EXPECT_LE(free, step.blocks + query_tiles);  // what the workspace has room for
+}
+
+TEST_P(SplitWork, ScoresWhatCompetesForSomeQuery) {
+  const Step step = random_step(GetParam());
+  for (const SequenceView& view : step.sequences) {
+    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    EXPECT_EQ(work.query_tiles, (view.seqlen_q + step.tile_queries - 1) / step.tile_queries);
+    for (std::int32_t query = 0; query < view.seqlen_q; ++query) {
+      const Candidates rules(step.rules, view.seqlen_k - view.seqlen_q + query);
+      if (rules.slots == 0 || rules.slots == rules.end - rules.init) continue;  // no choice
+      EXPECT_GE(work.key_tiles * kKeyTile, rules.end * step.rules.block_size) << "query " << query;
+    }
+    EXPECT_LT((work.key_tiles - 1) * kKeyTile, view.seqlen_k);
+  }
+}
+
+}  // namespace
+}  // namespace openmsa::test
