@@ -53,7 +53,10 @@ struct ScoreRow {
         const std::int32_t from = first + column(i, lane);
         float4 quad = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
         if (from >= begin && from + 4 <= end) quad = *reinterpret_cast<const float4*>(data + from);
-        scores[i] = quad.x, scores[i + 1] = quad.y, scores[i + 2] = quad.z, scores[i + 3] = quad.w;
+        scores[i] = quad.x;
+        scores[i + 1] = quad.y;
+        scores[i + 2] = quad.z;
+        scores[i + 3] = quad.w;
       }
       if (begin % 4 != 0 || end % 4 != 0) load_edges(first, lane, scores);
     }

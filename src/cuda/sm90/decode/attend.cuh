@@ -25,194 +25,15 @@
 
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
-#include "cuda/sm90/decode/cached_keys.cuh"
+#include "cuda/sm90/decode/attend_config.cuh"
 #include "cuda/sm90/decode/combine.cuh"
-#include "cuda/sm90/decode/page_loads.cuh"
+#include "cuda/sm90/decode/key_tiles.cuh"
 #include "cuda/sm90/decode/query_union.cuh"
+#include "cuda/sm90/decode/read_choice.cuh"
 #include "cuda/sm90/decode/warp_attention.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace openmsa::cuda::sm90::decode {
-
-/// A warp's rows are the heads of one of kQueries_ queries, so that queries see nothing of each other's keys.
-template <class Element_, class Cached_, int kDim_, int kQueries_, int kKeySlices_>
-struct AttendConfig {
-  using Element = Element_;
-  using Cached = Cached_;
-  static constexpr int kDim = kDim_;
-  static constexpr int kQueries = kQueries_;
-  static constexpr int kKeySlices = kKeySlices_;
-  static constexpr bool kIsQuantized = sizeof(Cached) == 1;
-
-  static constexpr int kRows = 16 * kQueries;
-  static constexpr int kSliceKeys = kPieceKeys / kKeySlices;
-  static constexpr int kChunkKeys = kSliceKeys < 32 ? kSliceKeys : 32;  // whose scores fit in registers
-  static constexpr int kConsumers = kQueries * kKeySlices;              // warps
-  static constexpr int kThreads = 32 * (kConsumers + 1);
-  // A quarter of an SM holds two warps of 160 registers beside two of the index branch's 96, or three of 168.
-  static constexpr int kMaxRegisters = kQueries == 1 ? 160 : 168;
-  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
-  static constexpr int kStages = 3;
-  static constexpr int kPartialStride = kDim + 8;  // four rows side by side differ in their banks
-  using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
-  using Tile = typename Keys::Tile;
-
-  struct Stage {
-    alignas(1024) char k[kPieceKeys * kRowBytes];
-    alignas(1024) char v[kPieceKeys * kRowBytes];
-  };
-  static constexpr int kVectors = kDim / 4;
-  /// Of all blocks of a cluster, where each has as many as the first.
-  static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterCtas - 1;
-  /// Of this block's warps.
-  struct Partial {
-    float max[kKeySlices][kRows];  // base 2
-    float sum[kKeySlices][kRows];
-    alignas(16) float o[kKeySlices][kRows][kPartialStride];
-  };
-  /// From all blocks of the cluster, for the channels that this one combines.
-  struct Received {
-    float2 weight[kMaxClusterCtas][kRows];  // max, sum
-    float4 o[kRows * kMaxSharedVectors];    // [blocks][kRows][vectors of a block]
-    std::uint64_t full;
-  };
-  using Scratch = ChoiceScratch<kQueries>;
-  struct Storage {
-    union {
-      Scratch scratch;  // before the first stage is loaded
-      Stage stages[kStages];
-      Partial partial;  // when the last stage has been read
-    };
-    float k_scale[kStages][kPieceKeys];
-    float v_scale[kStages][kPieceKeys];
-    Chosen<kQueries> chosen;
-    QueryUnion<kQueries> united;  // of several queries
-    Received received;
-    std::uint64_t full[kStages], empty[kStages];
-  };
-};
-
-/// The pieces of 64 keys of the union, of which this block takes every `step`-th from `begin` on.
-struct Pieces {
-  std::int32_t begin, end, step;
-  std::int32_t shift;  // 2^shift pieces are a kv_block
-};
-
-template <class Config>
-__device__ __forceinline__ std::int32_t piece_key(const typename Config::Storage& storage, const Pieces& pieces,
-                                                  std::int32_t piece) {
-  const std::int32_t within = piece & ((1 << pieces.shift) - 1);
-  const std::int32_t* const blocks = Config::kQueries == 1 ? storage.chosen.blocks[0] : storage.united.blocks;
-  return ((blocks[piece >> pieces.shift] << pieces.shift) + within) * kPieceKeys;
-}
-
-template <class Config>
-__device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUtensorMap& map_k,
-                                               const CUtensorMap& map_v, typename Config::Storage& storage,
-                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               RingPosition<Config::kStages>& ring, int lane) {
-  using Tile = typename Config::Tile;
-  const BatchView& batch = p.select.batch;
-  const int log2_boxes = log2_of(kPieceKeys) - log2_of(p.key_box_rows), boxes = 1 << log2_boxes;
-  const int ahead = 32 >> log2_boxes;  // pieces whose pages are looked up at once
-  for (std::int32_t first = pieces.begin; first < pieces.end; first += ahead * pieces.step) {
-    const std::int32_t mine = first + (lane >> log2_boxes) * pieces.step;
-    std::int32_t page_ahead = 0;
-    if (batch.page_size != 0 && mine < pieces.end) {
-      const std::int32_t key = piece_key<Config>(storage, pieces, mine) + (lane & (boxes - 1)) * p.key_box_rows;
-      if (key < part.view.seqlen_k) page_ahead = batch.page(part.sequence, key >> log2_of(batch.page_size));
-    }
-    for (int i = 0; i < ahead && first + i * pieces.step < pieces.end; ++i) {
-      const std::int32_t key = piece_key<Config>(storage, pieces, first + i * pieces.step);
-      const std::int32_t page = __shfl_sync(kFullWarp, page_ahead, (i << log2_boxes) + min(lane, boxes - 1));
-      const std::int32_t used = min(kPieceKeys, part.view.seqlen_k - key);
-      if (used <= 0) continue;
-      const int count = batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
-      const std::int32_t token = key + lane * p.key_box_rows;
-      const KeyBox box{lane < count, batch.page_size == 0 ? part.view.k_row + key : token & (batch.page_size - 1),
-                       page};
-      std::uint64_t* const full = &storage.full[ring.stage];
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
-      if (lane == 0) FullBarrier::arrive_and_expect_tx(full, 2 * count * p.key_box_rows * Config::kRowBytes);
-      __syncwarp();
-      if (box.exists) {
-        const int to = lane * p.key_box_rows * Tile::kPanelBytes;
-        load_box<Tile, typename Config::Cached>(map_k, full, storage.stages[ring.stage].k + to, head, box);
-        load_box<Tile, typename Config::Cached>(map_v, full, storage.stages[ring.stage].v + to, head, box);
-      }
-      if constexpr (Config::kIsQuantized) {
-        if (p.k_scale.is_per_token()) {
-          load_box_scales<kPieceKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
-                                      storage.k_scale[ring.stage], full, lane);
-        }
-        if (p.v_scale.is_per_token()) {
-          load_box_scales<kPieceKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
-                                      storage.v_scale[ring.stage], full, lane);
-        }
-      }
-      ring.advance();
-    }
-  }
-}
-
-template <class Config>
-__device__ __forceinline__ void consume_pieces(const AttendParams& p, typename Config::Storage& storage,
-                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               RingPosition<Config::kStages>& ring, WarpAttention<Config>& attention,
-                                               int warp, int lane) {
-  const int query = warp / Config::kKeySlices, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
-  std::uint32_t q[Config::kDim / 16][4];
-  load_query<Config>(p, part.row + min(query, part.count - 1), head, lane, q);
-  float scale_log2 = p.scale_log2;
-  if (Config::kIsQuantized && p.k_scale.data != nullptr && !p.k_scale.is_per_token()) scale_log2 *= *p.k_scale.data;
-
-  for (std::int32_t piece = pieces.begin; piece < pieces.end; piece += pieces.step) {
-    const std::int32_t key = piece_key<Config>(storage, pieces, piece);
-    if (key >= part.view.seqlen_k) continue;
-    const bool is_member = Config::kQueries == 1 || (storage.united.members[piece >> pieces.shift] >> query & 1) != 0;
-    const int end = is_member ? part.position + query + 1 - key : 0;
-    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-#pragma unroll 1
-    for (int chunk = slice_key; chunk < min(end, slice_key + Config::kSliceKeys); chunk += Config::kChunkKeys) {
-      attention.add(storage, ring.stage, chunk, q, end, p, scale_log2, lane);
-    }
-    __syncwarp();
-    if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-    ring.advance();
-  }
-}
-
-/// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
-template <int kWarps, int kQueries>
-__device__ __forceinline__ void read_choice(const SelectParams& p, const QueryPart& part, std::int32_t head,
-                                            Chosen<kQueries>& chosen, int warp, int lane) {
-  for (int query = warp; query < part.count; query += kWarps) {
-    const std::int32_t* const from = p.topk_indices.row(head, part.row + query);
-    int count = 0;
-    for (int first = 0; first < p.rules.topk; first += 32) {
-      const std::int32_t block = first + lane < p.rules.topk ? from[(first + lane) * p.topk_indices.strides[2]] : -1;
-      const int valid = __ffs(~__ballot_sync(kFullWarp, block >= 0)) - 1;
-      const int taken = valid < 0 ? 32 : valid;
-      if (lane < taken) chosen.blocks[query][first + lane] = block;
-      count += taken;
-      if (taken < 32) break;
-    }
-    if (lane == 0) chosen.counts[query] = count;
-  }
-  __syncthreads();
-}
-
-/// topk_indices of the part, where they are wanted, by one warp.
-template <class Config>
-__device__ __forceinline__ void store_part(const SelectParams& p, const typename Config::Storage& storage,
-                                           const QueryPart& part, std::int32_t head, int lane) {
-  if (p.lists.ranked == nullptr || p.topk_indices.data == nullptr) return;
-  for (int query = 0; query < part.count; ++query) {
-    std::int32_t* const to = p.topk_indices.row(head, part.row + query);
-    store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to,
-                 p.topk_indices.strides[2], lane);
-  }
-}
 
 /// Blocks [cluster of rows][KV head][block of the cluster].
 template <class Config>
@@ -223,16 +44,14 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const auto cluster = cooperative_groups::this_cluster();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
+  init_barriers([&] {
     cute::prefetch_tma_descriptor(&map_k);
     cute::prefetch_tma_descriptor(&map_v);
     const int scales = (p.k_scale.is_per_token() ? 32 : 0) + (p.v_scale.is_per_token() ? 32 : 0);
     init_ring(storage.full, storage.empty, Config::kConsumers, 1 + scales);
     FullBarrier::init(&storage.received.full, 1);
-    cutlass::arch::fence_barrier_init();
-  }
-  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
-  __syncthreads();
+  });
 
   const BatchView& batch = p.select.batch;
   const auto rank = static_cast<std::int32_t>(cluster.block_rank());

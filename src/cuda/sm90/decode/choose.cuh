@@ -199,7 +199,10 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
       for (int other = 0; other < count; ++other) before += blocks[other] < blocks[i];
       chosen.blocks[team.row][before] = blocks[i];
     }
-    if (lane == 0) chosen.counts[team.row] = count, chosen.gathered[team.row] = 0;
+    if (lane == 0) {
+      chosen.counts[team.row] = count;
+      chosen.gathered[team.row] = 0;
+    }
   }
   __syncthreads();
 }

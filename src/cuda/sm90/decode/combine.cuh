@@ -80,7 +80,10 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
       const float weight = exp2_approx(partial.max[slice][row] - shift);
       const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
       total += weight * partial.sum[slice][row];
-      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
+      sum.x += weight * o.x;
+      sum.y += weight * o.y;
+      sum.z += weight * o.z;
+      sum.w += weight * o.w;
     }
     float4* const place = &received.o[(rank * Config::kRows + row) * share.count + within];
     float2* const weight_place = &received.weight[rank][row];
@@ -116,7 +119,10 @@ __device__ __forceinline__ void combine_cluster(const AttendParams& p, const typ
       const float weight = exp2_approx(max_and_sum.x - shift);
       const float4 o = received.o[(block * Config::kRows + row) * share.count + vector];
       total += weight * max_and_sum.y;
-      sum[0] += weight * o.x, sum[1] += weight * o.y, sum[2] += weight * o.z, sum[3] += weight * o.w;
+      sum[0] += weight * o.x;
+      sum[1] += weight * o.y;
+      sum[2] += weight * o.z;
+      sum[3] += weight * o.w;
     }
     const float inverse = 1 / total;
     const std::int64_t token = part.row + query, query_head = (head << p.log2_group_size) + head_of_group;

@@ -20,8 +20,10 @@ template <int kThreads, int kQueries>
 __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int queries, int topk,
                                       QueryUnion<kQueries>& united, int thread) {
   if (queries == 1) {
-    for (int i = thread; i < chosen.counts[0]; i += kThreads)
-      united.blocks[i] = chosen.blocks[0][i], united.members[i] = 1;
+    for (int i = thread; i < chosen.counts[0]; i += kThreads) {
+      united.blocks[i] = chosen.blocks[0][i];
+      united.members[i] = 1;
+    }
     if (thread == 0) united.count = chosen.counts[0];
     __syncthreads();
     return;

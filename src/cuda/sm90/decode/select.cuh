@@ -10,7 +10,7 @@
 //               (+ 32 lanes where keys have scales)
 //   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
 //               the warpgroup
-//   named 1     all consumers                 the same         queries are in shared memory; the board has been
+//   kConsumers  all consumers                 the same         queries are in shared memory; the board has been
 //                                                              written, has been read
 //
 // e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
@@ -31,10 +31,16 @@
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/tile/index_queries.cuh"
+#include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 
 namespace openmsa::cuda::sm90::decode {
+
+/// Named barriers of the table above.
+enum class SelectBarrier {
+  kConsumers = 1,
+};
 
 /// Query_: element type of index_q in memory; Key_: of the keys and of the product.
 template <class Query_, class Key_, int kDim_, int kRows_>
@@ -218,7 +224,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
                                                    SegmentWalk& walk, Segment& segment, int warp, int lane) {
   using namespace cute;
   constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
-  const auto sync = [] { cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1); };
+  const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
   const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
   typename Config::Mma mma;
   const auto slice = mma.get_thread_slice(threadIdx.x % 128);
@@ -232,7 +238,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
     load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
                                                         storage.q, nullptr);
     cutlass::arch::fence_view_async_shared();
-    sync();
+    sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
     for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
       const int tiles = min(kBoardTiles, segment.end - begin), stages = tiles * Config::kTileStages;
@@ -277,9 +283,9 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
         }
       }
       next -= stages;
-      sync();
+      sync_consumers();
       take_board<Config>(p, storage, segment, walk.kept(), begin, tiles, warp, lane);
-      sync();
+      sync_consumers();
     }
   }
 }
@@ -290,12 +296,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
+  init_barriers([&] {
     cute::prefetch_tma_descriptor(&map_k);
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
-    cutlass::arch::fence_barrier_init();
-  }
-  __syncthreads();
+  });
   // Where this block begins follows from the lengths. Mostly they have been written long before.
   SegmentWalk walk(p, lane);
   Segment segment = walk.first();

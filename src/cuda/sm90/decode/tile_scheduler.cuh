@@ -24,7 +24,10 @@ class SequenceWindow {
     for (int distance = 1; distance < 32; distance *= 2) {
       const std::int32_t more_units = __shfl_up_sync(kFullWarp, units_before, distance);
       const std::int32_t more_tiles = __shfl_up_sync(kFullWarp, tiles_before, distance);
-      if (lane_ >= distance) units_before += more_units, tiles_before += more_tiles;
+      if (lane_ >= distance) {
+        units_before += more_units;
+        tiles_before += more_tiles;
+      }
     }
     units_before += units - work.units();
     tiles_before += tiles - work.query_tiles;

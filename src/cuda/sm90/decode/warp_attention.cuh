@@ -109,7 +109,10 @@ struct WarpAttention {
     largest = quad_max(largest);
     const float inverse = largest > 0 ? 1 / largest : 0;
 #pragma unroll
-    for (int n = 0; n < Config::kChunkKeys / 8; ++n) shares[n][0] *= inverse, shares[n][1] *= inverse;
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) {
+      shares[n][0] *= inverse;
+      shares[n][1] *= inverse;
+    }
     // From here on o counts in units of `largest`; the sums of probabilities do not.
     alpha[0] *= unit * inverse;
     alpha[1] *= unit * inverse;

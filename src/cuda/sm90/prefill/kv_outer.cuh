@@ -39,9 +39,10 @@ struct GatheredConfig {
   struct Storage {
     alignas(1024) Element k[kKeyStages][kBlock * kDim];
     alignas(1024) Element v[kKeyStages][kBlock * kDim];
-    alignas(1024) Element q[kQueryStages][kRows * kDim];
-    std::int32_t slots[kQueryStages][kRows];  // where each query of the tile leaves its partial result; -1: nobody
-    std::int32_t counts[kKeyStages];          // visits of the item
+    alignas(1024) Element q[kQueryStages][kWarpgroupRows * kDim];
+    std::int32_t slots[kQueryStages]
+                      [kWarpgroupRows];  // where each query of the tile leaves its partial result; -1: nobody
+    std::int32_t counts[kKeyStages];     // visits of the item
     std::uint64_t kv_full[kKeyStages], kv_empty[kKeyStages], q_full[kQueryStages], q_empty[kQueryStages];
   };
 };
@@ -51,7 +52,7 @@ struct GatheredConfig {
 class TileStream {
  public:
   __device__ __forceinline__ TileStream(const AttendParams& p, int num_items, int first, int step)
-      : p_(p), num_items_(num_items), capacity_(kRows >> p.log2_group_size), step_(step), number_(blockIdx.x) {
+      : p_(p), num_items_(num_items), capacity_(kWarpgroupRows >> p.log2_group_size), step_(step), number_(blockIdx.x) {
     item_ = load_item(number_);
     next_item_ = load_item(number_ + gridDim.x);
     seek(first * capacity_);
@@ -94,7 +95,7 @@ __device__ __forceinline__ void load_tile_queries(const AttendParams& p, const C
                                                   const Visit (&visits)[2], int count, int stage,
                                                   typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
-  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size, capacity = kRows >> p.log2_group_size;
+  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size, capacity = kWarpgroupRows >> p.log2_group_size;
   const int head = p.chunk.head * group, copies = group < 8 ? Tile::kHalves : 1;
   for (int i = 0; i < 2; ++i) {
     if (lane + 32 * i < capacity) storage.slots[stage][lane + 32 * i] = visits[i].slot;
@@ -108,10 +109,10 @@ __device__ __forceinline__ void load_tile_queries(const AttendParams& p, const C
   for (int i = 0; i < 2; ++i) {
     const int row = (lane + 32 * i) * group;
     for (int h = 0; visits[i].slot >= 0 && h < copies; ++h) {
-      cute::SM90_TMA_LOAD_5D::copy(&map_q, &storage.q_full[stage],
-                                   static_cast<std::uint64_t>(CacheHintSm90::EVICT_LAST),
-                                   &storage.q[stage][(row / 8 * Tile::kHalves + h) * 8 * kHalf + row % 8 * kHalf], 0,
-                                   head % 8, h, head / 8, visits[i].q_row);
+      cute::SM90_TMA_LOAD_5D::copy(
+          &map_q, &storage.q_full[stage], static_cast<std::uint64_t>(CacheHintSm90::EVICT_LAST),
+          &storage.q[stage][(row / 8 * Tile::kHalves + h) * 8 * kPanelChannels + row % 8 * kPanelChannels], 0, head % 8,
+          h, head / 8, visits[i].q_row);
     }
   }
 }
@@ -213,7 +214,7 @@ __device__ __forceinline__ void attend_tile(const AttendParams& p, int stage, co
 template <class Config>
 __device__ __forceinline__ void consume_gathered(const AttendParams& p, typename Config::Storage& storage,
                                                  int num_items, int consumer, int thread) {
-  const int capacity = kRows >> p.log2_group_size;
+  const int capacity = kWarpgroupRows >> p.log2_group_size;
   RingPosition<Config::kKeyStages> keys;
   RingPosition<Config::kTurns> turn;
   int staged = -1;  // stage whose partial results are on their way to memory
@@ -246,12 +247,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                     const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
-  if (threadIdx.x == 0) {
+  init_barriers([&] {
     init_ring(storage.kv_full, storage.kv_empty, 4 * Config::kConsumers, 2);
     init_ring(storage.q_full, storage.q_empty, 4, 32);
-    cutlass::arch::fence_barrier_init();
-  }
-  __syncthreads();
+  });
   wait_for_earlier_kernels();
 
   const int num_items = *p.chunk.num_items;

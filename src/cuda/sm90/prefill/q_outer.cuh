@@ -10,9 +10,9 @@
 //   q_empty[i]   one thread per consumer             producer      o, staged where q was, is written
 //   full[i]      producer + bytes                    consumers     k, v or partial results of stage i
 //   empty[i]     one thread per consumer             producer      both warpgroups are done with stage i
-//   named 1, 2   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
-//   named 3      256 threads                         the same      values that no query sees are zero
-//   named 4, 5   128 threads of the other warpgroup  one of them   its turn on the tensor cores
+//   kWarpgroup   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
+//   kTailCleared 256 threads                         the same      values that no query sees are zero
+//   kTurn        128 threads of the other warpgroup  one of them   its turn on the tensor cores
 //
 // Per kv_block (head_dim 128, kv_block 128): products 2048 cycles, 16384 exponentials 1024 cycles beside them. Merging
 // reads 32 KB per slot and is bound by memory.
@@ -24,11 +24,19 @@
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
+#include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/partial_row.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/tile/softmax.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
+
+/// Named barriers of the table above.
+enum class QOuterBarrier {
+  kWarpgroup = 1,    // and 2: of each warpgroup
+  kTailCleared = 3,  // of both
+  kTurn = 4,         // and 5: of each warpgroup
+};
 
 /// A tile of the chunk with the work that the schedule gave it, put beside its queries by the producer.
 struct UnionTile {
@@ -56,10 +64,10 @@ struct UnionConfig {
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kStages = 5;
   static constexpr int kQueryStages = 2;
-  static constexpr int kStageRows = kConsumers * kRows;  // a kv_block, or one slot of all rows
+  static constexpr int kStageRows = kConsumers * kWarpgroupRows;  // a kv_block, or one slot of all rows
 
   struct Storage {
-    alignas(1024) Element q[kQueryStages][kConsumers][kRows * kDim];
+    alignas(1024) Element q[kQueryStages][kConsumers][kWarpgroupRows * kDim];
     alignas(1024) Element ring[kStages][kStageRows * kDim];
     UnionTile tiles[kQueryStages];
     std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
@@ -113,8 +121,8 @@ __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorM
   for (int c = 0; c < Config::kConsumers; ++c) {
     for (int h = 0; h < Tile::kHalves; ++h) {
       cute::SM90_TMA_LOAD_4D::copy(&map_q, full, static_cast<std::uint64_t>(CacheHintSm90::EVICT_FIRST),
-                                   &storage.q[at.stage][c][h * kRows * kHalf], h * kHalf, p.chunk.head * group,
-                                   queries.q_row + c * per_consumer, 0);
+                                   &storage.q[at.stage][c][h * kWarpgroupRows * kPanelChannels], h * kPanelChannels,
+                                   p.chunk.head * group, queries.q_row + c * per_consumer, 0);
     }
   }
 }
@@ -193,10 +201,8 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
     *reinterpret_cast<uint4*>(v + at) = uint4{0, 0, 0, 0};
   }
   cutlass::arch::fence_view_async_shared();
-  cutlass::arch::NamedBarrier::sync(threads, 3);
+  sync(QOuterBarrier::kTailCleared, threads);
 }
-
-inline constexpr int kFirstTurn = 4;  // named barriers: consumer 0's turn on the tensor cores, then consumer 1's
 
 /// Online softmax over the union. Product k + 1 of q k^T is under way while p v of k is, and beside both the softmax:
 ///
@@ -247,10 +253,10 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
     ring.advance(2);
     typename Tile::Scores s;
     FullBarrier::wait(&storage.full[ring.stage], ring.parity);
-    cutlass::arch::NamedBarrier::sync(128 * Config::kConsumers, kFirstTurn + consumer);
+    sync(of_consumer(QOuterBarrier::kTurn, consumer), 128 * Config::kConsumers);
     Tile::start_scores(opaque(q), storage.ring[ring.stage], s, thread);
     start_values(probabilities, entry, values);
-    cutlass::arch::NamedBarrier::arrive(128 * Config::kConsumers, kFirstTurn + 1 - consumer);
+    arrive(of_consumer(QOuterBarrier::kTurn, 1 - consumer), 128 * Config::kConsumers);
     entry = entries[u];
     warpgroup_wait<1>();
     warpgroup_fence_operand(s);
@@ -324,7 +330,7 @@ __device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTi
         const int row = first_row + i * 8 + lane / 4;
         PartialRow<Tile>::add(o, i, of_slot, storage.ring[ring.stage] + row * Tile::kDim, rows[i].head, lane);
       }
-      cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+      sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
       if (thread == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
       ring.advance();
     }
@@ -356,7 +362,7 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const Union
     }
   }
   Tile::store_values(o, scale[0], scale[1], staged, thread);
-  cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+  sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
   const int first = consumer * per_consumer;
   const int num_rows = max(0, min(per_consumer, tile.queries.count - first)) * group;
   auto* out = static_cast<Element*>(p.out.o);
@@ -365,11 +371,11 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const Union
     const std::int64_t q_row = tile.queries.q_row + first + row / group;
     const std::int64_t head = p.chunk.head * group + row % group;
     *reinterpret_cast<uint4*>(out + q_row * p.out.o_strides[0] + head * p.out.o_strides[1] + channel) =
-        *reinterpret_cast<const uint4*>(staged + Tile::swizzled(kRows, row, channel));
+        *reinterpret_cast<const uint4*>(staged + Tile::swizzled(kWarpgroupRows, row, channel));
   }
   // The copy engine loads the next queries over what was just read.
   cutlass::arch::fence_view_async_shared();
-  cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+  sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
 }
 
 template <class Config>
@@ -380,7 +386,7 @@ __device__ __forceinline__ void consume_union(const AttendParams& p, typename Co
   const int group_mask = (1 << p.log2_group_size) - 1;
   RingPosition<Config::kStages> ring;
   RingPosition<Config::kQueryStages> queries;
-  if (consumer == 1) cutlass::arch::NamedBarrier::arrive(128 * Config::kConsumers, kFirstTurn);
+  if (consumer == 1) arrive(QOuterBarrier::kTurn, 128 * Config::kConsumers);
   const int tiles = tiles_in_chunk(p);
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
     FullBarrier::wait(&storage.q_full[queries.stage], queries.parity);
@@ -412,12 +418,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                  const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
-  if (threadIdx.x == 0) {
+  init_barriers([&] {
     init_ring(storage.full, storage.empty, Config::kConsumers);
     init_ring(storage.q_full, storage.q_empty, Config::kConsumers, 32);
-    cutlass::arch::fence_barrier_init();
-  }
-  __syncthreads();
+  });
   wait_for_earlier_kernels();
 
   // 64512 registers of the block: 40 x 128 for the producer, 232 x 256 for the consumers.

@@ -18,28 +18,28 @@
 
 namespace openmsa::cuda::sm90 {
 
-inline constexpr int kRows = 64;  // query rows of a warpgroup's tile
-inline constexpr int kHalf = 64;  // channels of one swizzled half tile
+inline constexpr int kWarpgroupRows = 64;  // query rows of a tile: a warpgroup's product
+inline constexpr int kPanelChannels = 64;  // of one swizzled panel of 128 bytes
 
 template <class Element_, int kDim_, int kBlock_>
 struct AttentionTile {
   using Element = Element_;
   static constexpr int kDim = kDim_;
   static constexpr int kBlock = kBlock_;
-  static constexpr int kHalves = kDim / kHalf;
+  static constexpr int kHalves = kDim / kPanelChannels;
 
   using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
-  using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}));
   // The halves of eight rows side by side: whole rows of queries can then be loaded one by one.
-  using LayoutQueries = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{},
-                                                     cute::Step<cute::_2, cute::_1>{}));
+  using LayoutQueries = decltype(cute::tile_to_shape(
+      KMajor{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}, cute::Step<cute::_2, cute::_1>{}));
   using LayoutK = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kBlock>, cute::Int<kDim>>{}));
   // v lies [key][channel] like k; as the right operand of p v it is read [channel][key].
   using LayoutV = decltype(cute::tile_to_shape(MnMajor{}, cute::Shape<cute::Int<kDim>, cute::Int<kBlock>>{},
                                                cute::Step<cute::_2, cute::_1>{}));
-  using ScoreShape = cute::Shape<cute::Int<kRows>, cute::Int<kBlock>, cute::_16>;
-  using ValueShape = cute::Shape<cute::Int<kRows>, cute::Int<kDim>, cute::_16>;
+  using ScoreShape = cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kBlock>, cute::_16>;
+  using ValueShape = cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>, cute::_16>;
   using ScoreMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, ScoreShape, cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using ValueMma = decltype(cute::make_tiled_mma(
@@ -48,8 +48,10 @@ struct AttentionTile {
   static constexpr int kScoreColumns = kBlock / 8;  // groups of 8 columns of s
   static constexpr int kValueColumns = kDim / 8;    // and of o
 
-  using Scores = decltype(cute::partition_fragment_C(ScoreMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kBlock>>{}));
-  using Values = decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using Scores =
+      decltype(cute::partition_fragment_C(ScoreMma{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kBlock>>{}));
+  using Values =
+      decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}));
 
   /// Starts s = q k^T; finish with cute::warpgroup_wait and a fence on s.
   template <class Layout = LayoutQ>
@@ -104,7 +106,8 @@ struct AttentionTile {
 
   /// Element (row, channel) of a swizzled tile of `rows` rows, in elements from its start.
   __device__ static constexpr int swizzled(int rows, int row, int channel) {
-    return channel / kHalf * rows * kHalf + row * kHalf + ((channel % kHalf / 8) ^ (row % 8)) * 8 + channel % 8;
+    return channel / kPanelChannels * rows * kPanelChannels + row * kPanelChannels +
+           ((channel % kPanelChannels / 8) ^ (row % 8)) * 8 + channel % 8;
   }
 
   /// Stores o, its rows scaled, as a swizzled [64][kDim] tile: stmatrix writes four 8x8 matrices at once.
@@ -125,7 +128,7 @@ struct AttentionTile {
         packed[i] = reinterpret_cast<const std::uint32_t&>(rounded);
       }
       const int matrix = lane / 8, row = warp * 16 + matrix % 2 * 8 + lane % 8, channel = (n + matrix / 2) * 8;
-      store_matrices(tile + swizzled(kRows, row, channel), packed);
+      store_matrices(tile + swizzled(kWarpgroupRows, row, channel), packed);
     }
   }
 };

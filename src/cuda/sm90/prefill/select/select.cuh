@@ -12,7 +12,7 @@
 //   full[i]      producer + bytes of the keys  consumers      keys of stage i have arrived
 //                (+ 32 lanes where keys have scales)
 //   empty[i]     one lane of each warp         producer       both warpgroups are done with stage i
-//   named 1, 2   128 threads of a warpgroup    the same       its part of q is in shared memory / no longer read
+//   kWarpgroup   128 threads of a warpgroup    the same       its part of q is in shared memory / no longer read
 //
 // Per tile of 128 keys and 256 rows (index_dim 128): products 2048 cycles of the tensor cores, 1024 in e4m3; maxima 256
 // cycles of the ALU; scales per token 256 cycles of the FMA units. Bound by the products; in e4m3 by the instructions
@@ -31,9 +31,15 @@
 #include "cuda/sm90/tile/index_queries.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
 #include "cuda/sm90/tile/load_scales.cuh"
+#include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
+
+/// Named barriers of the table above.
+enum class SelectBarrier {
+  kWarpgroup = 1,  // and 2: of each warpgroup
+};
 
 /// Query_: element type of index_q in memory; Key_: of the keys and of the product.
 /// kCapacity: length of the lists, at least topk; 0: no selection, block scores to memory.
@@ -169,7 +175,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     load_index_queries<Config, 128>(p, tile.q_row, tile.count, first, thread, storage.q[consumer],
                                     storage.q_scale[consumer]);
     cutlass::arch::fence_view_async_shared();
-    cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+    sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
 
     const int query = first + rows.owned() / p.heads, head = rows.owned() % p.heads;
     Sink sink(p, tile.position + query, rows.owns() && query < tile.count);
@@ -227,7 +233,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
       ring.advance();
     }
     sink.finish(p, tile.q_row + query, head, item.split);
-    cutlass::arch::NamedBarrier::sync(128, 1 + consumer);
+    sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
   }
 }
 
@@ -236,12 +242,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     select_kernel(const SelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
-  if (threadIdx.x == 0) {
+  init_barriers([&] {
     const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
     init_ring(storage.full, storage.empty, 4 * Config::kConsumers, is_scaled ? 33 : 1);
-    cutlass::arch::fence_barrier_init();
-  }
-  __syncthreads();
+  });
   wait_for_earlier_kernels();
 
   const int num_tiles = p.index.tiles[p.batch.batch + 1];
