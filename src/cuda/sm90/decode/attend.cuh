@@ -64,9 +64,9 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   const bool is_layer = p.select.lists.ranked != nullptr;
   if (!is_layer) wait_for_earlier_kernels();
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
-  RingPosition<Config::kStages> ring;
-  std::uint32_t parity = 0;                                 // of received
-  for (std::int32_t row = first; row < end; parity ^= 1) {  // sequence by sequence: mostly one
+  PipelineState<Config::kStages> ring;
+  std::uint32_t phase = 0;                                 // of received
+  for (std::int32_t row = first; row < end; phase ^= 1) {  // sequence by sequence: mostly one
     const QueryPart part = find_part(p.select, row, end, lane);
     if (is_layer) {
       const ChoiceTeam team(part.count, kWarps, warp);
@@ -104,7 +104,7 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     if (row == first) cute::cluster_wait();
     if (threadIdx.x == 0) expect_partials<Config>(storage.received, share, part.count * 16);
     send_partial<Config>(storage.partial, storage.received, share, part.count * 16);
-    await_partials<Config>(storage.received, parity);
+    await_partials<Config>(storage.received, phase);
     combine_cluster<Config>(p, storage.received, share, part, head);
     row += part.count;
     if (row < end) {  // copies and results of the next part go where those of this one are

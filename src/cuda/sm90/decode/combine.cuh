@@ -50,11 +50,11 @@ __device__ __forceinline__ void expect_partials(typename Config::Received& recei
 
 /// Waits for it.
 template <class Config>
-__device__ __forceinline__ void await_partials(typename Config::Received& received, std::uint32_t parity) {
+__device__ __forceinline__ void await_partials(typename Config::Received& received, std::uint32_t phase) {
   if (cooperative_groups::this_cluster().num_blocks() == 1) {
     __syncthreads();
   } else {
-    FullBarrier::wait(&received.full, parity);
+    FullBarrier::wait(&received.full, phase);
   }
 }
 

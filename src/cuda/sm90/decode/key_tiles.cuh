@@ -27,7 +27,7 @@ template <class Config>
 __device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUtensorMap& map_k,
                                                const CUtensorMap& map_v, typename Config::Storage& storage,
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               RingPosition<Config::kStages>& ring, int lane) {
+                                               PipelineState<Config::kStages>& ring, int lane) {
   using Tile = typename Config::Tile;
   const BatchView& batch = p.select.batch;
   const int log2_boxes = log2_of(kPieceKeys) - log2_of(p.key_box_rows), boxes = 1 << log2_boxes;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUte
       const KeyBox box{lane < count, batch.page_size == 0 ? part.view.k_row + key : token & (batch.page_size - 1),
                        page};
       std::uint64_t* const full = &storage.full[ring.stage];
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       if (lane == 0) FullBarrier::arrive_and_expect_tx(full, 2 * count * p.key_box_rows * Config::kRowBytes);
       __syncwarp();
       if (box.exists) {
@@ -75,7 +75,7 @@ __device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUte
 template <class Config>
 __device__ __forceinline__ void consume_pieces(const AttendParams& p, typename Config::Storage& storage,
                                                const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               RingPosition<Config::kStages>& ring, WarpAttention<Config>& attention,
+                                               PipelineState<Config::kStages>& ring, WarpAttention<Config>& attention,
                                                int warp, int lane) {
   const int query = warp / Config::kKeySlices, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
   std::uint32_t q[Config::kDim / 16][4];
@@ -88,7 +88,7 @@ __device__ __forceinline__ void consume_pieces(const AttendParams& p, typename C
     if (key >= part.view.seqlen_k) continue;
     const bool is_member = Config::kQueries == 1 || (storage.united.members[piece >> pieces.shift] >> query & 1) != 0;
     const int end = is_member ? part.position + query + 1 - key : 0;
-    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
 #pragma unroll 1
     for (int chunk = slice_key; chunk < min(end, slice_key + Config::kSliceKeys); chunk += Config::kChunkKeys) {
       attention.add(storage, ring.stage, chunk, q, end, p, scale_log2, lane);

@@ -94,7 +94,7 @@ template <class Config>
 __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
                                                    typename Config::Storage& storage, SegmentWalk& walk,
                                                    Segment& segment, int lane) {
-  RingPosition<Config::kStages> ring;
+  PipelineState<Config::kStages> ring;
   for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
     for (std::int32_t first = segment.begin * kKeyTile; first < segment.end * kKeyTile;
@@ -103,7 +103,7 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       if (lane == 0) {
         FullBarrier::arrive_and_expect_tx(full, count * p.key_box_rows * Config::kRowBytes);
       }
@@ -232,7 +232,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
   int next = warp / 4;  // stage of this warpgroup, counted from the start of the board
-  RingPosition<Config::kStages> ring = RingPosition<Config::kStages>{}.after(next);
+  PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
     const SequenceView& view = segment.view;
     load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
@@ -243,7 +243,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
     for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
       const int tiles = min(kBoardTiles, segment.end - begin), stages = tiles * Config::kTileStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
-        FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+        FullBarrier::wait(&storage.full[ring.stage], ring.phase);
         const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
         const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(keys), typename Config::LayoutK{}));
         warpgroup_fence_operand(acc);

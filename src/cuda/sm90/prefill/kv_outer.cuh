@@ -124,12 +124,12 @@ __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtens
   using Tile = typename Config::Tile;
   using Element = typename Tile::Element;
   const KeyBoxes boxes{p.key_box_rows, p.chunk.head};
-  RingPosition<Config::kKeyStages> ring;
+  PipelineState<Config::kKeyStages> ring;
   for (int number = blockIdx.x; number < num_items; number += gridDim.x, ring.advance()) {
     const GatheredItem item = p.chunk.items[number];
     const SequenceView view = p.batch.sequence(item.sequence);
     const int first = item.block * Tile::kBlock, stage = ring.stage;
-    EmptyBarrier::wait(&storage.kv_empty[stage], ring.parity ^ 1);
+    EmptyBarrier::wait(&storage.kv_empty[stage], ring.phase ^ 1);
     storage.counts[stage] = item.count;
     load_keys<Element, Tile::kDim, Tile::kBlock>(map_k, p.batch, item.sequence, view, first, boxes, storage.k[stage],
                                                  &storage.kv_full[stage]);
@@ -142,12 +142,12 @@ __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtens
 template <class Config>
 __device__ __forceinline__ void produce_queries(const AttendParams& p, const CUtensorMap& map_q,
                                                 typename Config::Storage& storage, int num_items, int consumer) {
-  RingPosition<Config::kTurns> turn;
+  PipelineState<Config::kTurns> turn;
   for (TileStream tiles(p, num_items, consumer, Config::kConsumers); !tiles.done(); turn.advance()) {
     const int stage = turn.stage * Config::kConsumers + consumer, count = tiles.count();
     const Visit visits[2] = {tiles.visit(0), tiles.visit(1)};
     tiles.advance();
-    EmptyBarrier::wait(&storage.q_empty[stage], turn.parity ^ 1);
+    EmptyBarrier::wait(&storage.q_empty[stage], turn.phase ^ 1);
     load_tile_queries<Config>(p, map_q, visits, count, stage, storage);
   }
 }
@@ -215,8 +215,8 @@ template <class Config>
 __device__ __forceinline__ void consume_gathered(const AttendParams& p, typename Config::Storage& storage,
                                                  int num_items, int consumer, int thread) {
   const int capacity = kWarpgroupRows >> p.log2_group_size;
-  RingPosition<Config::kKeyStages> keys;
-  RingPosition<Config::kTurns> turn;
+  PipelineState<Config::kKeyStages> keys;
+  PipelineState<Config::kTurns> turn;
   int staged = -1;  // stage whose partial results are on their way to memory
   const auto release_staged = [&] {
     if (staged < 0) return;
@@ -226,11 +226,11 @@ __device__ __forceinline__ void consume_gathered(const AttendParams& p, typename
   };
   int first = 0, next = consumer;  // of the block's tiles: the next item's first, and the consumer's next
   for (int number = blockIdx.x; number < num_items; number += gridDim.x) {
-    FullBarrier::wait(&storage.kv_full[keys.stage], keys.parity);
+    FullBarrier::wait(&storage.kv_full[keys.stage], keys.phase);
     first += (storage.counts[keys.stage] + capacity - 1) / capacity;
     for (; next < first; next += Config::kConsumers, turn.advance()) {
       const int stage = turn.stage * Config::kConsumers + consumer;
-      FullBarrier::wait(&storage.q_full[stage], turn.parity);
+      FullBarrier::wait(&storage.q_full[stage], turn.phase);
       attend_tile<Config>(p, stage, storage.k[keys.stage], storage.v[keys.stage], thread, release_staged, storage);
       staged = stage;
     }

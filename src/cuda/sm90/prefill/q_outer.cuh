@@ -103,12 +103,12 @@ __device__ __forceinline__ void load_slot(const AttendParams& p, std::int64_t fi
 template <class Config>
 __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorMap& map_q, const QueryTile& queries,
                                           int number, int num_entries, int own_slots, int most_slots,
-                                          RingPosition<Config::kQueryStages> at, typename Config::Storage& storage) {
+                                          PipelineState<Config::kQueryStages> at, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   std::uint64_t* const full = &storage.q_full[at.stage];
-  EmptyBarrier::wait(&storage.q_empty[at.stage], at.parity ^ 1);
+  EmptyBarrier::wait(&storage.q_empty[at.stage], at.phase ^ 1);
   UnionTile& tile = storage.tiles[at.stage];
   tile.slot_counts[lane] = own_slots;
   if (lane != 0) return EmptyBarrier::arrive(full);
@@ -132,8 +132,8 @@ __device__ __forceinline__ void produce_union(const AttendParams& p, const CUten
                                               const CUtensorMap& map_v, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, tiles = tiles_in_chunk(p);
-  RingPosition<Config::kStages> ring;
-  RingPosition<Config::kQueryStages> queries;
+  PipelineState<Config::kStages> ring;
+  PipelineState<Config::kQueryStages> queries;
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
     const QueryTile tile = find_tile(p.batch, p.index, p.chunk.first_tile + number, p.chunk.tile_queries);
     const int num_entries = p.chunk.union_counts[number];
@@ -145,7 +145,7 @@ __device__ __forceinline__ void produce_union(const AttendParams& p, const CUten
     for (int u = 0; u < num_entries; ++u) {
       for (const CUtensorMap* map : {&map_k, &map_v}) {
         if (lane == 0) {
-          EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+          EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
           load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
               *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.chunk.head},
               storage.ring[ring.stage], &storage.full[ring.stage]);
@@ -156,7 +156,7 @@ __device__ __forceinline__ void produce_union(const AttendParams& p, const CUten
     __syncwarp();
     const std::int64_t first_slot = first_slot_of_tile(p, number);
     for (int slot = 0; slot < most_slots; ++slot) {
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       load_slot<Config>(p, first_slot, slot, own_slots, storage.ring[ring.stage], &storage.full[ring.stage]);
       ring.advance();
     }
@@ -213,7 +213,7 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
 template <class Config>
 __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionTile& tile, int consumer,
                                              const typename Config::Tile::Element* q, typename Config::Storage& storage,
-                                             RingPosition<Config::kStages>& ring, const ConsumerRow (&rows)[2],
+                                             PipelineState<Config::kStages>& ring, const ConsumerRow (&rows)[2],
                                              Softmax& softmax, typename Config::Tile::Values& o, int thread) {
   using namespace cute;
   using Tile = typename Config::Tile;
@@ -223,8 +223,8 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
   const auto release = [&](int stage) {
     if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
   };
-  const auto start_values = [&](const auto& probabilities, UnionEntry entry, RingPosition<Config::kStages> at) {
-    FullBarrier::wait(&storage.full[at.stage], at.parity);
+  const auto start_values = [&](const auto& probabilities, UnionEntry entry, PipelineState<Config::kStages> at) {
+    FullBarrier::wait(&storage.full[at.stage], at.phase);
     const int last = tile.queries.position + tile.queries.count - 1;
     const int valid = last + 1 - entry.block * Tile::kBlock;
     if (valid < Tile::kBlock) {  // the last entry at most: nobody holds its turn while both meet in there
@@ -238,7 +238,7 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
   float alpha[2];
   const auto first_probabilities = [&] {
     typename Tile::Scores s;
-    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
     Tile::start_scores(q, storage.ring[ring.stage], s, thread);
     warpgroup_wait<0>();
     warpgroup_fence_operand(s);
@@ -252,7 +252,7 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
     const auto values = ring.after(1);
     ring.advance(2);
     typename Tile::Scores s;
-    FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
     sync(of_consumer(QOuterBarrier::kTurn, consumer), 128 * Config::kConsumers);
     Tile::start_scores(opaque(q), storage.ring[ring.stage], s, thread);
     start_values(probabilities, entry, values);
@@ -300,7 +300,7 @@ struct PartialLse {
 /// weight exp2(lse - max). group_lse: of the first group of slots.
 template <class Config>
 __device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTile& tile, int consumer,
-                                            typename Config::Storage& storage, RingPosition<Config::kStages>& ring,
+                                            typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
                                             const ConsumerRow (&rows)[2], float (&group_lse)[2], Softmax& softmax,
                                             typename Config::Tile::Values& o, int thread) {
   using namespace cute;
@@ -322,7 +322,7 @@ __device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTi
     scale_values<Tile>(o, alpha);
 #pragma unroll 1
     for (int slot = first; slot < min(first + 4, tile.most_slots); ++slot) {
-      FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+      FullBarrier::wait(&storage.full[ring.stage], ring.phase);
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) {
         const float of_slot = __shfl_sync(kFullWarp, weight[i], slot % 4, 4);
@@ -384,12 +384,12 @@ __device__ __forceinline__ void consume_union(const AttendParams& p, typename Co
   using Tile = typename Config::Tile;
   const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
   const int group_mask = (1 << p.log2_group_size) - 1;
-  RingPosition<Config::kStages> ring;
-  RingPosition<Config::kQueryStages> queries;
+  PipelineState<Config::kStages> ring;
+  PipelineState<Config::kQueryStages> queries;
   if (consumer == 1) arrive(QOuterBarrier::kTurn, 128 * Config::kConsumers);
   const int tiles = tiles_in_chunk(p);
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
-    FullBarrier::wait(&storage.q_full[queries.stage], queries.parity);
+    FullBarrier::wait(&storage.q_full[queries.stage], queries.phase);
     const UnionTile& tile = storage.tiles[queries.stage];
     ConsumerRow rows[2];
     for (int i = 0; i < 2; ++i) {

@@ -13,21 +13,21 @@ namespace openmsa::cuda::sm90 {
 using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // completes when its bytes have arrived
 using EmptyBarrier = cutlass::arch::ClusterBarrier;            // completes when its arrivals have
 
-/// Position in a ring of kStages: which stage is next, and the parity of its round.
+/// Where a thread is in a ring of kStages: the next stage, and the phase that its barriers are in.
 template <int kStages>
-struct RingPosition {
+struct PipelineState {
   int stage = 0;
-  std::uint32_t parity = 0;
+  std::uint32_t phase = 0;
 
   __device__ __forceinline__ void advance(int steps = 1) {
     stage += steps;
     if (stage >= kStages) {
       stage -= kStages;
-      parity ^= 1;
+      phase ^= 1;
     }
   }
-  __device__ __forceinline__ RingPosition after(int steps) const {
-    RingPosition result = *this;
+  __device__ __forceinline__ PipelineState after(int steps) const {
+    PipelineState result = *this;
     result.advance(steps);
     return result;
   }

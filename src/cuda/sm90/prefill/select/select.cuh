@@ -111,13 +111,13 @@ template <class Config>
 __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap& map_k,
                                         typename Config::Storage& storage, int num_tiles, int lane) {
   const int queries = select_queries_per_tile(p.heads, Config::kCapacity);
-  RingPosition<Config::kStages> ring;
+  PipelineState<Config::kStages> ring;
   for (int work = blockIdx.x; work < num_tiles * p.num_splits; work += gridDim.x) {
     const WorkItem item = work_item(p, num_tiles, work);
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, queries);
     const StageRange range = stage_range<Config>(p, tile, item.split);
     for (int stage = range.begin; stage < range.end; ++stage) {
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       std::uint64_t* const full = &storage.full[ring.stage];
       const int first = stage * Config::kKeys;
       if (lane == 0) {
@@ -166,7 +166,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
       slice.partition_fragment_A(make_tensor(make_smem_ptr(storage.q[consumer]), typename Config::LayoutQ{}));
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kRows>, Int<Config::kKeys>>{});
 
-  RingPosition<Config::kStages> ring;
+  PipelineState<Config::kStages> ring;
   for (int work = blockIdx.x; work < num_tiles * p.num_splits; work += gridDim.x) {
     const WorkItem item = work_item(p, num_tiles, work);
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, select_queries_per_tile(p.heads, Config::kCapacity));
@@ -187,7 +187,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     for (int i = 0; i < kHeld; ++i) limit[i] = tile.position + first + rows.held(i) / p.heads + 1;
 
     for (int stage = range.begin; stage < range.end; ++stage) {
-      FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+      FullBarrier::wait(&storage.full[ring.stage], ring.phase);
       const Tensor right =
           slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.k[ring.stage]), typename Config::LayoutK{}));
       warpgroup_fence_operand(acc);
