@@ -92,10 +92,10 @@ inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
 
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
-                                                   typename Config::Storage& storage, SegmentWalk& walk,
+                                                   typename Config::Storage& storage, TileScheduler& scheduler,
                                                    Segment& segment, int lane) {
   PipelineState<Config::kStages> ring;
-  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
+  for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
     for (std::int32_t first = segment.begin * kKeyTile; first < segment.end * kKeyTile;
          first += Config::kStageKeys, ring.advance()) {
@@ -221,7 +221,7 @@ __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)
 
 template <class Config>
 __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
-                                                   SegmentWalk& walk, Segment& segment, int warp, int lane) {
+                                                   TileScheduler& scheduler, Segment& segment, int warp, int lane) {
   using namespace cute;
   constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
@@ -233,7 +233,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
 
   int next = warp / 4;  // stage of this warpgroup, counted from the start of the board
   PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
-  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
+  for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     const SequenceView& view = segment.view;
     load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
                                                         storage.q, nullptr);
@@ -284,7 +284,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
       }
       next -= stages;
       sync_consumers();
-      take_board<Config>(p, storage, segment, walk.kept(), begin, tiles, warp, lane);
+      take_board<Config>(p, storage, segment, scheduler.kept(), begin, tiles, warp, lane);
       sync_consumers();
     }
   }
@@ -301,18 +301,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
   });
   // Where this block begins follows from the lengths. Mostly they have been written long before.
-  SegmentWalk walk(p, lane);
-  Segment segment = walk.first();
+  TileScheduler scheduler(p, lane);
+  Segment segment = scheduler.first();
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  if (!walk.is_current()) {
-    walk = SegmentWalk(p, lane);
-    segment = walk.first();
+  if (!scheduler.is_current()) {
+    scheduler = TileScheduler(p, lane);
+    segment = scheduler.first();
   }
   if (warp == Config::kConsumers) {
-    produce_index_keys<Config>(p, map_k, storage, walk, segment, lane);
+    produce_index_keys<Config>(p, map_k, storage, scheduler, segment, lane);
   } else {
-    consume_index_keys<Config>(p, storage, walk, segment, warp, lane);
+    consume_index_keys<Config>(p, storage, scheduler, segment, warp, lane);
   }
 }
 

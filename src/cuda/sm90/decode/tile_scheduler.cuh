@@ -1,4 +1,4 @@
-// A warp's look at the sequences of a step: the lengths of 32 of them at a time lie in its lanes.
+// Which work of a step is a CTA's, from the lengths: a warp keeps those of 32 sequences at a time in its lanes.
 #pragma once
 
 #include "cuda/common/math.h"
@@ -64,9 +64,9 @@ struct Segment {
 
 /// The segments of this block, one after the other. It may be begun with lengths that are about to change, or are none
 /// yet; then they are good for nothing, but do no harm.
-class SegmentWalk {
+class TileScheduler {
  public:
-  __device__ __forceinline__ SegmentWalk(const SelectParams& p, int lane)
+  __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane)
       : p_(&p), lane_(lane), next_(32), window_(p, 0, lane) {
     std::int32_t units = window_.work.units();
     for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
