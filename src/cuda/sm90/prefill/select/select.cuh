@@ -25,9 +25,9 @@
 #include <cute/tensor.hpp>
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/sm90/prefill/select/epilogue.cuh"
 #include "cuda/sm90/prefill/select/maxima.cuh"
 #include "cuda/sm90/prefill/select/params.h"
-#include "cuda/sm90/prefill/select/sinks.cuh"
 #include "cuda/sm90/tile/index_queries.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
 #include "cuda/sm90/tile/load_scales.cuh"
@@ -154,7 +154,7 @@ template <class Config, bool kIsScaled>
 __device__ __forceinline__ void consume(const SelectParams& p, typename Config::Storage& storage, int num_tiles,
                                         int consumer) {
   using namespace cute;
-  using Sink = std::conditional_t<Config::kStoresScores, ScoreSink<Config>, TopkSink<Config>>;
+  using Epilogue = std::conditional_t<Config::kStoresScores, ScoreEpilogue<Config>, TopkEpilogue<Config>>;
   constexpr int kHeld = 2 * Config::kMmaRows;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int queries = Config::kRows / p.heads;  // of this warpgroup
@@ -178,9 +178,9 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
 
     const int query = first + rows.owned() / p.heads, head = rows.owned() % p.heads;
-    Sink sink(p, tile.position + query, rows.owns() && query < tile.count);
+    Epilogue epilogue(p, tile.position + query, rows.owns() && query < tile.count);
     if constexpr (Config::kStoresScores) {
-      sink.begin(p, tile.q_row + query, head, storage.q_scale[consumer][rows.owned()]);
+      epilogue.begin(p, tile.q_row + query, head, storage.q_scale[consumer][rows.owned()]);
     }
     int limit[kHeld];  // keys that each held row sees
     CUTE_UNROLL
@@ -228,11 +228,11 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
       }
       CUTE_UNROLL
       for (int b = 0; b < Config::kBlocksPerStage; ++b) {
-        sink.take(p, exchange_max(top[b], lane), stage * Config::kBlocksPerStage + b);
+        epilogue.take(p, exchange_max(top[b], lane), stage * Config::kBlocksPerStage + b);
       }
       ring.advance();
     }
-    sink.finish(p, tile.q_row + query, head, item.split);
+    epilogue.finish(p, tile.q_row + query, head, item.split);
     sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
   }
 }

@@ -8,12 +8,12 @@
 namespace openmsa::cuda::sm90::prefill {
 
 template <class Config>
-struct TopkSink {
+struct TopkEpilogue {
   TopkList<Config::kCapacity> list;
   Candidates candidates;
   bool owns;
 
-  __device__ __forceinline__ TopkSink(const SelectParams& p, int position, bool owns)
+  __device__ __forceinline__ TopkEpilogue(const SelectParams& p, int position, bool owns)
       : candidates(p.rules, position), owns(owns) {
     list.clear();
   }
@@ -38,13 +38,13 @@ struct TopkSink {
 };
 
 template <class Config>
-struct ScoreSink {
+struct ScoreEpilogue {
   int visible;  // kv_blocks of the row
   float* out;
   float scale;
   bool owns;
 
-  __device__ __forceinline__ ScoreSink(const SelectParams& p, int position, bool owns)
+  __device__ __forceinline__ ScoreEpilogue(const SelectParams& p, int position, bool owns)
       : visible(position < 0 ? 0 : position / Config::kBlock + 1), out(nullptr), scale(p.index_scale), owns(owns) {}
   __device__ __forceinline__ void begin(const SelectParams& p, int row, int head, float q_scale) {
     out = p.block_scores.row(head, row);
