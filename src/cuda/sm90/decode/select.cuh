@@ -3,15 +3,16 @@
 // A block walks along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
 // warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: pieces of 64 keys are
 // the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
-// board in shared memory, and when the board is full or the segment ends, warps pick the best candidates of each row.
+// buffer of scores in shared memory, and when that is full or the segment ends, warps pick the best candidates of each
+// row.
 //
 //   barrier     arrivals                      waited on by     guards
 //   full[i]     producer + bytes of the keys  one warpgroup    keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
 //   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
 //               the warpgroup
-//   kConsumers  all consumers                 the same         queries are in shared memory; the board has been
-//                                                              written, has been read
+//   kConsumers  all consumers                 the same         queries are in shared memory; score_buffer has
+//                                                              been written, has been read
 //
 // e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
 //
@@ -74,14 +75,14 @@ struct SelectConfig {
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
   static constexpr int kStages = (96 << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBoardPieces = kRows < 64 ? 64 : 32;
+  static constexpr int kBufferPieces = kRows < 64 ? 64 : 32;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
-    alignas(16) float board[kRows][kBoardPieces + 1][4];  // of each warp; rows differ in their banks
+    alignas(16) float score_buffer[kRows][kBufferPieces + 1][4];  // of each warp; rows differ in their banks
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
@@ -138,10 +139,10 @@ __device__ __forceinline__ int share_maxima(float* top, int lane) {
   }
 }
 
-/// The largest of the scores of a warp's keys in each column, ignoring NaN, to board(column); `scores`: of this
+/// The largest of the scores of a warp's keys in each column, ignoring NaN, to place(column); `scores`: of this
 /// thread's keys lane / 4 and lane / 4 + 8 in columns 8 n + 2 t and 8 n + 2 t + 1.
-template <class Config, class Scores, class Board>
-__device__ __forceinline__ void store_maxima(const Scores& scores, Board board, int lane) {
+template <class Config, class Scores, class Place>
+__device__ __forceinline__ void store_maxima(const Scores& scores, Place place, int lane) {
   constexpr int kValues = Config::kRows / 4;
   float top[kValues];
 #pragma unroll
@@ -152,15 +153,16 @@ __device__ __forceinline__ void store_maxima(const Scores& scores, Board board, 
   if (lane >= 4 * kValues) return;  // the others have the same columns
 #pragma unroll
   for (int i = 0; i < (kValues > 8 ? kValues / 8 : 1); ++i) {
-    board((first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2) = top[i];
+    place((first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2) = top[i];
   }
 }
 
-/// Offers the board's scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
+/// Offers the buffered scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
 /// rows, and writes the lists out, the best first, when the segment ends.
 template <class Config>
-__device__ __forceinline__ void take_board(const SelectParams& p, typename Config::Storage& storage,
-                                           const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
+__device__ __forceinline__ void take_scores(const SelectParams& p, typename Config::Storage& storage,
+                                            const Segment& segment, int kept, int begin, int tiles, int warp,
+                                            int lane) {
   const int log2_pieces = log2_of(p.rules.block_size) - log2_of(kPieceKeys);  // of a kv_block
   const int blocks_per_tile = kTilePieces >> log2_pieces;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
@@ -170,12 +172,12 @@ __device__ __forceinline__ void take_board(const SelectParams& p, typename Confi
     const int query = p.tile_queries == 1 ? 0 : row / p.heads;
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
     const Candidates candidates(p.rules, position);
-    const auto ranked = [&](int at) {  // the board's `at`-th kv_block; kNoCandidate where it does not compete
+    const auto ranked = [&](int at) {  // the buffer's `at`-th kv_block; kNoCandidate where it does not compete
       const int block = begin * blocks_per_tile + at, first = at << log2_pieces;
       if (first >= tiles * kTilePieces || block < candidates.init || block >= candidates.end) return kNoCandidate;
       float score = NAN;
       for (int piece = first; piece < first + (1 << log2_pieces); ++piece) {
-        const float4 of_warps = *reinterpret_cast<const float4*>(storage.board[row][piece]);
+        const float4 of_warps = *reinterpret_cast<const float4*>(storage.score_buffer[row][piece]);
         score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
       }
       return rank_of(score, block);
@@ -223,7 +225,7 @@ template <class Config>
 __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
                                                    TileScheduler& scheduler, Segment& segment, int warp, int lane) {
   using namespace cute;
-  constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
+  constexpr int kBufferTiles = Config::kBufferPieces / kTilePieces;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
   const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
   typename Config::Mma mma;
@@ -231,7 +233,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
   const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.q), typename Config::LayoutQ{}));
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
-  int next = warp / 4;  // stage of this warpgroup, counted from the start of the board
+  int next = warp / 4;  // stage of this warpgroup, counted from the start of the buffer
   PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     const SequenceView& view = segment.view;
@@ -240,8 +242,8 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
     cutlass::arch::fence_view_async_shared();
     sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
-    for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
-      const int tiles = min(kBoardTiles, segment.end - begin), stages = tiles * Config::kTileStages;
+    for (int begin = segment.begin; begin < segment.end; begin += kBufferTiles) {
+      const int tiles = min(kBufferTiles, segment.end - begin), stages = tiles * Config::kTileStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
         FullBarrier::wait(&storage.full[ring.stage], ring.phase);
         const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
@@ -271,7 +273,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
 
         CUTE_UNROLL
         for (int m = 0; m < Config::kStagePieces; ++m) {
-          const int piece = next * Config::kStagePieces + m;  // of the board
+          const int piece = next * Config::kStagePieces + m;  // of the buffer
           Tensor scores = acc(_, m, 0);
           const int first_seen = begin * kKeyTile + piece * kPieceKeys - first_position;  // by the first query: up to 0
           const bool all_seen = first_seen + kPieceKeys <= 1;
@@ -279,12 +281,12 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
             hide_unseen(scores, scale[m], first_seen + first_key, all_seen, p.heads, lane);
           }
           store_maxima<Config>(
-              scores, [&](int column) -> float& { return storage.board[column][piece][warp % 4]; }, lane);
+              scores, [&](int column) -> float& { return storage.score_buffer[column][piece][warp % 4]; }, lane);
         }
       }
       next -= stages;
       sync_consumers();
-      take_board<Config>(p, storage, segment, scheduler.kept(), begin, tiles, warp, lane);
+      take_scores<Config>(p, storage, segment, scheduler.kept(), begin, tiles, warp, lane);
       sync_consumers();
     }
   }
