@@ -33,14 +33,14 @@ struct CallShape {
 /// read the same kv_blocks, and there are too few of them for the 64-row products of prefill.
 inline constexpr std::int64_t kDecodeQueries = 16;
 /// Keys of a unit of the decode index branch.
-inline constexpr std::int32_t kKeyTile = 128;
+inline constexpr std::int32_t kUnitKeys = 128;
 
 /// Prefill's attention has no fp8 caches: those go to the decode kernels, however many query tokens there are. Decode's
-/// index branch counts the key tiles of all query tiles in 32 bits; calls with more of them are a prefill.
+/// index branch counts the key units of all query tiles in 32 bits; calls with more of them are a prefill.
 constexpr Path choose_path(const CallShape& call) {
   const std::int64_t query_tiles = call.total_q + call.batch;
-  const std::int64_t key_tiles = covering(call.max_seqlen_k, kKeyTile) + 1;
-  if (call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_tiles) return Path::kDecode;
+  const std::int64_t key_units = covering(call.max_seqlen_k, kUnitKeys) + 1;
+  if (call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_units) return Path::kDecode;
   return call.has_fp8_kv ? Path::kMixed : Path::kPrefill;
 }
 

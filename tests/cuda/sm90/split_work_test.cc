@@ -1,4 +1,4 @@
-// How a decode step's index branch is divided, on a host build of what its kernels call: every key tile of every query
+// How a decode step's index branch is divided, on a host build of what its kernels call: every key unit of every query
 // tile is worked off once, and segments of different query tiles do not meet in memory.
 #include <gtest/gtest.h>
 
@@ -35,7 +35,7 @@ Step random_step(std::uint64_t seed) {
 class SplitWork : public testing::TestWithParam<std::uint64_t> {};
 INSTANTIATE_TEST_SUITE_P(Seeds, SplitWork, testing::Range<std::uint64_t>(1, 200));
 
-TEST_P(SplitWork, CoversEveryKeyTileOnce) {
+TEST_P(SplitWork, CoversEveryKeyUnitOnce) {
   const Step step = random_step(GetParam());
   std::int32_t units = 0, query_tiles = 0;
   for (const SequenceView& view : step.sequences) {
@@ -50,9 +50,9 @@ TEST_P(SplitWork, CoversEveryKeyTileOnce) {
   std::int32_t begin = 0, number = 0, free = 0;  // first unit and number of a query tile; segments taken so far
   for (const SequenceView& view : step.sequences) {
     const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
-    for (std::int32_t tile = 0; tile < work.query_tiles; ++tile, ++number, begin += work.key_tiles) {
-      if (work.key_tiles == 0) continue;
-      const SegmentRange range = segment_range(begin, work.key_tiles, per_block, number);
+    for (std::int32_t tile = 0; tile < work.query_tiles; ++tile, ++number, begin += work.key_units) {
+      if (work.key_units == 0) continue;
+      const SegmentRange range = segment_range(begin, work.key_units, per_block, number);
       EXPECT_GE(range.first, free);
       free = range.first + range.count;
       std::int32_t covered = 0;
@@ -60,11 +60,11 @@ TEST_P(SplitWork, CoversEveryKeyTileOnce) {
         const std::int32_t block = range.first + i - number;  // a segment's number is block + query tile
         ASSERT_LT(block, step.blocks);
         const std::int32_t from = std::max(begin, block * per_block);
-        const std::int32_t to = std::min(begin + work.key_tiles, (block + 1) * per_block);
-        EXPECT_LT(from, to) << "a segment without a key tile";
+        const std::int32_t to = std::min(begin + work.key_units, (block + 1) * per_block);
+        EXPECT_LT(from, to) << "a segment without a key unit";
         covered += to - from;
       }
-      EXPECT_EQ(covered, work.key_tiles);
+      EXPECT_EQ(covered, work.key_units);
     }
   }
   EXPECT_LE(free, step.blocks + query_tiles);  // what the workspace has room for
@@ -78,9 +78,9 @@ TEST_P(SplitWork, ScoresWhatCompetesForSomeQuery) {
     for (std::int32_t query = 0; query < view.seqlen_q; ++query) {
       const Candidates rules(step.rules, view.seqlen_k - view.seqlen_q + query);
       if (rules.slots == 0 || rules.slots == rules.end - rules.init) continue;  // no choice
-      EXPECT_GE(work.key_tiles * kKeyTile, rules.end * step.rules.block_size) << "query " << query;
+      EXPECT_GE(work.key_units * kUnitKeys, rules.end * step.rules.block_size) << "query " << query;
     }
-    EXPECT_LT((work.key_tiles - 1) * kKeyTile, view.seqlen_k);
+    EXPECT_LT((work.key_units - 1) * kUnitKeys, view.seqlen_k);
   }
 }
 

@@ -1,4 +1,4 @@
-// A piece of a score row in the registers of a warp, 32 scores per lane, and which of them can be among the k best.
+// A tile of a score row in the registers of a warp, 32 scores per lane, and which of them can be among the k best.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace openmsa::cuda::generic {
 
-inline constexpr int kPieceScores = 1024;
+inline constexpr int kTileScores = 1024;
 inline constexpr int kLaneScores = 32;
 
 /// kContiguous: rows of stride 1 with 16-byte alignment, read 4 scores at a time.
@@ -18,7 +18,7 @@ struct ScoreRow {
   std::int32_t begin;  // scores [begin, end) compete; no other is read
   std::int32_t end;
 
-  /// Column of a lane's i-th score within a piece: ascending in i.
+  /// Column of a lane's i-th score within a tile: ascending in i.
   static __device__ __forceinline__ std::int32_t column(int i, int lane) {
     return kContiguous ? (i / 4 * 32 + lane) * 4 + i % 4 : i * 32 + lane;
   }
@@ -30,7 +30,7 @@ struct ScoreRow {
     return min(rest / 128 * 4 + min(rest % 128, 4), kLaneScores);
   }
 
-  /// Bit i: the lane's i-th score of the piece at `first` competes.
+  /// Bit i: the lane's i-th score of the tile at `first` competes.
   static __device__ __forceinline__ std::uint32_t low_bits(int count) { return count == 32 ? ~0u : (1u << count) - 1; }
   __device__ __forceinline__ std::uint32_t competing(std::int32_t first, int lane) const {
     return low_bits(count_below(end - first, lane)) & ~low_bits(count_below(begin - first, lane));

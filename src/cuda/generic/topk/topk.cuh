@@ -1,8 +1,8 @@
 // Exp-free top-k of a score matrix: a warp per row, each score read once from memory.
 //
-// A row passes through registers in pieces of 1024. The k-th best of the lanes' maxima, or the worst of the k best so
-// far, bounds what can still be chosen from below; the few scores of a piece that reach the bound go to a list in
-// shared memory, where they are ranked with the best of the pieces before.
+// A row passes through registers in tiles of 1024. The k-th best of the lanes' maxima, or the worst of the k best so
+// far, bounds what can still be chosen from below; the few scores of a tile that reach the bound go to a list in
+// shared memory, where they are ranked with the best of the tiles before.
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
@@ -44,12 +44,12 @@ __device__ __forceinline__ std::uint32_t reaching(const float (&scores)[kLaneSco
 }
 
 template <bool kWide, class List, class Row>
-__device__ __forceinline__ void search_piece(List& best, const Row& row, std::int32_t first, int slots, int lane) {
+__device__ __forceinline__ void search_tile(List& best, const Row& row, std::int32_t first, int slots, int lane) {
   constexpr int kMany = 32;  // candidates that are worth a tighter bound
   float scores[kLaneScores];
   row.load(first, lane, scores);
   std::uint32_t candidates = row.competing(first, lane);
-  // Earlier pieces hold lower kv_blocks: they win ties.
+  // Earlier tiles hold lower kv_blocks: they win ties.
   if (best.is_full()) candidates &= reaching(scores, score_of(best.worst()), true);
   if (__reduce_add_sync(kFullWarp, static_cast<unsigned int>(__popc(candidates))) > kMany) {
     candidates &= reaching(scores, lower_bound<kWide>(scores, slots, lane), false);
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(co
   const ScoreRow<kContiguous> scores{p.block_scores.row(head, query), p.block_scores.strides[2], rules.init, rules.end};
   BestList<kCapacity> best(memory[warp], rules.slots, lane);
   const std::int32_t end = rules.slots > 0 ? rules.end : 0;
-  for (std::int32_t first = rules.init / kPieceScores * kPieceScores; first < end; first += kPieceScores) {
-    search_piece<kWide>(best, scores, first, rules.slots, lane);
+  for (std::int32_t first = rules.init / kTileScores * kTileScores; first < end; first += kTileScores) {
+    search_tile<kWide>(best, scores, first, rules.slots, lane);
   }
 
   std::int32_t* const to = p.topk_indices.row(head, query);

@@ -1,11 +1,11 @@
 // Attention of a decode step over the chosen kv_blocks.
 //
-// A cluster of blocks takes a few query rows of one sequence and one KV head. Each of its blocks chooses the kv_blocks
-// from the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th
-// piece of 64 keys of the union. One warp loads k and v of a piece; the others hold the heads of one query each, and
-// one of kKeySlices slices of the piece's keys, with a running softmax of their own (warp_attention.cuh). At the end
-// the partial results are sent through the shared memory of the cluster, where every block combines some of the
-// channels (combine.cuh).
+// A cluster of CTAs takes a few query rows of one sequence and one KV head. Each of its CTAs chooses the kv_blocks from
+// the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th key
+// tile of 64 keys of the union. One warp loads k and v of a key tile; the others hold the heads of one query each, and
+// one of kKeySlices slices of the tile's keys, with a running softmax of their own (warp_attention.cuh). At the end the
+// partial results are sent through the shared memory of the cluster, where every CTA combines some of the channels
+// (combine.cuh).
 //
 //   barrier     arrivals                         waited on by   guards
 //   full[i]     producer + bytes of k and v      consumers      stage i has arrived
@@ -84,15 +84,15 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     } else {
       __syncthreads();
     }
-    const std::int32_t shift = batch.block_size == kPieceKeys ? 0 : 1;
+    const std::int32_t shift = batch.block_size == kTileKeys ? 0 : 1;
     const std::int32_t count = Config::kQueries == 1 ? storage.chosen.counts[0] : storage.united.count;
-    const Pieces pieces{rank, count << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
+    const KeyTiles tiles{rank, count << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
     WarpAttention<Config> attention;  // of a consumer
     if (warp == Config::kConsumers) {
-      produce_pieces<Config>(p, map_k, map_v, storage, part, pieces, head, ring, lane);
+      produce_key_tiles<Config>(p, map_k, map_v, storage, part, tiles, head, ring, lane);
       if (rank == 0) store_part<Config>(p.select, storage, part, head, lane);
     } else {
-      consume_pieces<Config>(p, storage, part, pieces, head, ring, attention, warp, lane);
+      consume_key_tiles<Config>(p, storage, part, tiles, head, ring, attention, warp, lane);
     }
     __syncthreads();
     if (warp != Config::kConsumers) {

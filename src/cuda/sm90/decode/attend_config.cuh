@@ -18,7 +18,7 @@ struct AttendConfig {
   static constexpr bool kIsQuantized = sizeof(Cached) == 1;
 
   static constexpr int kRows = 16 * kQueries;
-  static constexpr int kSliceKeys = kPieceKeys / kKeySlices;
+  static constexpr int kSliceKeys = kTileKeys / kKeySlices;
   static constexpr int kChunkKeys = kSliceKeys < 32 ? kSliceKeys : 32;  // whose scores fit in registers
   static constexpr int kConsumers = kQueries * kKeySlices;              // warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
@@ -27,12 +27,12 @@ struct AttendConfig {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
   static constexpr int kStages = 3;
   static constexpr int kPartialStride = kDim + 8;  // four rows side by side differ in their banks
-  using Keys = CachedKeys<Element, Cached, kPieceKeys, kDim>;
+  using Keys = CachedKeys<Element, Cached, kTileKeys, kDim>;
   using Tile = typename Keys::Tile;
 
   struct Stage {
-    alignas(1024) char k[kPieceKeys * kRowBytes];
-    alignas(1024) char v[kPieceKeys * kRowBytes];
+    alignas(1024) char k[kTileKeys * kRowBytes];
+    alignas(1024) char v[kTileKeys * kRowBytes];
   };
   static constexpr int kVectors = kDim / 4;
   /// Of all blocks of a cluster, where each has as many as the first.
@@ -56,8 +56,8 @@ struct AttendConfig {
       Stage stages[kStages];
       Partial partial;  // when the last stage has been read
     };
-    float k_scale[kStages][kPieceKeys];
-    float v_scale[kStages][kPieceKeys];
+    float k_scale[kStages][kTileKeys];
+    float v_scale[kStages][kTileKeys];
     Chosen<kQueries> chosen;
     QueryUnion<kQueries> united;  // of several queries
     Received received;

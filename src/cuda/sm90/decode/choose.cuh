@@ -30,7 +30,7 @@ __device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const Que
                                                 std::int32_t head) {
   ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 1, 0};
   const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
-  if (part.work.key_tiles == 0 || !has_choice) return row;
+  if (part.work.key_units == 0 || !has_choice) return row;
   const std::int32_t query = part.row - part.view.q_row + at;
   row.kept = kept_candidates(part.per_block, p.rules);
   const SegmentRange range = part.segments(p, query);

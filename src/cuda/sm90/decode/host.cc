@@ -63,7 +63,7 @@ void attend_selected(const Problem& problem, const SelectParams& select, Launch 
   p.select = select;
   p.cluster_queries = cluster_queries(problem.total_q, problem.batch, plan.config.num_heads_kv, launch.num_sms);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
-  p.key_box_rows = key_box_rows(plan, kPieceKeys);
+  p.key_box_rows = key_box_rows(plan, kTileKeys);
   p.scale_log2 = scale_log2(plan);
   p.k_scale = token_scale(t.k_scale);
   p.v_scale = token_scale(t.v_scale);

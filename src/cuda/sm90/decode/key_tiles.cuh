@@ -9,40 +9,40 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// The pieces of 64 keys of the union, of which this block takes every `step`-th from `begin` on.
-struct Pieces {
+/// The key tiles of the union, 64 keys each, of which this CTA takes every `step`-th from `begin` on.
+struct KeyTiles {
   std::int32_t begin, end, step;
-  std::int32_t shift;  // 2^shift pieces are a kv_block
+  std::int32_t shift;  // 2^shift key tiles are a kv_block
 };
 
 template <class Config>
-__device__ __forceinline__ std::int32_t piece_key(const typename Config::Storage& storage, const Pieces& pieces,
-                                                  std::int32_t piece) {
-  const std::int32_t within = piece & ((1 << pieces.shift) - 1);
+__device__ __forceinline__ std::int32_t tile_key(const typename Config::Storage& storage, const KeyTiles& tiles,
+                                                 std::int32_t tile) {
+  const std::int32_t within = tile & ((1 << tiles.shift) - 1);
   const std::int32_t* const blocks = Config::kQueries == 1 ? storage.chosen.blocks[0] : storage.united.blocks;
-  return ((blocks[piece >> pieces.shift] << pieces.shift) + within) * kPieceKeys;
+  return ((blocks[tile >> tiles.shift] << tiles.shift) + within) * kTileKeys;
 }
 
 template <class Config>
-__device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUtensorMap& map_k,
-                                               const CUtensorMap& map_v, typename Config::Storage& storage,
-                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               PipelineState<Config::kStages>& ring, int lane) {
+__device__ __forceinline__ void produce_key_tiles(const AttendParams& p, const CUtensorMap& map_k,
+                                                  const CUtensorMap& map_v, typename Config::Storage& storage,
+                                                  const QueryPart& part, const KeyTiles& tiles, std::int32_t head,
+                                                  PipelineState<Config::kStages>& ring, int lane) {
   using Tile = typename Config::Tile;
   const BatchView& batch = p.select.batch;
-  const int log2_boxes = log2_of(kPieceKeys) - log2_of(p.key_box_rows), boxes = 1 << log2_boxes;
-  const int ahead = 32 >> log2_boxes;  // pieces whose pages are looked up at once
-  for (std::int32_t first = pieces.begin; first < pieces.end; first += ahead * pieces.step) {
-    const std::int32_t mine = first + (lane >> log2_boxes) * pieces.step;
+  const int log2_boxes = log2_of(kTileKeys) - log2_of(p.key_box_rows), boxes = 1 << log2_boxes;
+  const int ahead = 32 >> log2_boxes;  // key tiles whose pages are looked up at once
+  for (std::int32_t first = tiles.begin; first < tiles.end; first += ahead * tiles.step) {
+    const std::int32_t mine = first + (lane >> log2_boxes) * tiles.step;
     std::int32_t page_ahead = 0;
-    if (batch.page_size != 0 && mine < pieces.end) {
-      const std::int32_t key = piece_key<Config>(storage, pieces, mine) + (lane & (boxes - 1)) * p.key_box_rows;
+    if (batch.page_size != 0 && mine < tiles.end) {
+      const std::int32_t key = tile_key<Config>(storage, tiles, mine) + (lane & (boxes - 1)) * p.key_box_rows;
       if (key < part.view.seqlen_k) page_ahead = batch.page(part.sequence, key >> log2_of(batch.page_size));
     }
-    for (int i = 0; i < ahead && first + i * pieces.step < pieces.end; ++i) {
-      const std::int32_t key = piece_key<Config>(storage, pieces, first + i * pieces.step);
+    for (int i = 0; i < ahead && first + i * tiles.step < tiles.end; ++i) {
+      const std::int32_t key = tile_key<Config>(storage, tiles, first + i * tiles.step);
       const std::int32_t page = __shfl_sync(kFullWarp, page_ahead, (i << log2_boxes) + min(lane, boxes - 1));
-      const std::int32_t used = min(kPieceKeys, part.view.seqlen_k - key);
+      const std::int32_t used = min(kTileKeys, part.view.seqlen_k - key);
       if (used <= 0) continue;
       const int count = batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const std::int32_t token = key + lane * p.key_box_rows;
@@ -59,12 +59,12 @@ __device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUte
       }
       if constexpr (Config::kIsQuantized) {
         if (p.k_scale.is_per_token()) {
-          load_box_scales<kPieceKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
-                                      storage.k_scale[ring.stage], full, lane);
+          load_box_scales<kTileKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
+                                     storage.k_scale[ring.stage], full, lane);
         }
         if (p.v_scale.is_per_token()) {
-          load_box_scales<kPieceKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
-                                      storage.v_scale[ring.stage], full, lane);
+          load_box_scales<kTileKeys>(batch, part.view, p.v_scale, head, box, key, p.key_box_rows,
+                                     storage.v_scale[ring.stage], full, lane);
         }
       }
       ring.advance();
@@ -73,20 +73,20 @@ __device__ __forceinline__ void produce_pieces(const AttendParams& p, const CUte
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_pieces(const AttendParams& p, typename Config::Storage& storage,
-                                               const QueryPart& part, const Pieces& pieces, std::int32_t head,
-                                               PipelineState<Config::kStages>& ring, WarpAttention<Config>& attention,
-                                               int warp, int lane) {
+__device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typename Config::Storage& storage,
+                                                  const QueryPart& part, const KeyTiles& tiles, std::int32_t head,
+                                                  PipelineState<Config::kStages>& ring,
+                                                  WarpAttention<Config>& attention, int warp, int lane) {
   const int query = warp / Config::kKeySlices, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
   std::uint32_t q[Config::kDim / 16][4];
   load_query<Config>(p, part.row + min(query, part.count - 1), head, lane, q);
   float scale_log2 = p.scale_log2;
   if (Config::kIsQuantized && p.k_scale.data != nullptr && !p.k_scale.is_per_token()) scale_log2 *= *p.k_scale.data;
 
-  for (std::int32_t piece = pieces.begin; piece < pieces.end; piece += pieces.step) {
-    const std::int32_t key = piece_key<Config>(storage, pieces, piece);
+  for (std::int32_t tile = tiles.begin; tile < tiles.end; tile += tiles.step) {
+    const std::int32_t key = tile_key<Config>(storage, tiles, tile);
     if (key >= part.view.seqlen_k) continue;
-    const bool is_member = Config::kQueries == 1 || (storage.united.members[piece >> pieces.shift] >> query & 1) != 0;
+    const bool is_member = Config::kQueries == 1 || (storage.united.members[tile >> tiles.shift] >> query & 1) != 0;
     const int end = is_member ? part.position + query + 1 - key : 0;
     FullBarrier::wait(&storage.full[ring.stage], ring.phase);
 #pragma unroll 1

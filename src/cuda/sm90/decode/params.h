@@ -12,9 +12,9 @@
 namespace openmsa::cuda::sm90::decode {
 
 /// Keys that a warpgroup of the index branch multiplies at a time, and that a CTA of the attention takes at a time.
-inline constexpr int kPieceKeys = 64;
+inline constexpr int kTileKeys = 64;
 /// Index keys of a stage: fp8 has more of them in as many bytes.
-constexpr int decode_stage_keys(bool is_fp8) { return is_fp8 ? 2 * kPieceKeys : kPieceKeys; }
+constexpr int decode_stage_keys(bool is_fp8) { return is_fp8 ? 2 * kTileKeys : kTileKeys; }
 
 /// What the segments of the index branch leave for the choice of the kv_blocks.
 struct CandidateLists {

@@ -1,7 +1,7 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
 // A block walks along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
-// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: pieces of 64 keys are
+// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: tiles of 64 keys are
 // the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
 // buffer of scores in shared memory, and when that is full or the segment ends, warps pick the best candidates of each
 // row.
@@ -54,8 +54,8 @@ struct SelectConfig {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
   static constexpr bool kIsQuantized = sizeof(Key) == 1;
   static constexpr int kStageKeys = decode_stage_keys(kIsQuantized);
-  static constexpr int kStagePieces = kStageKeys / kPieceKeys;
-  static constexpr int kTileStages = kKeyTile / kStageKeys;
+  static constexpr int kStageTiles = kStageKeys / kTileKeys;
+  static constexpr int kUnitStages = kUnitKeys / kStageKeys;
   using Tile = SwizzledTile<kStageKeys, kRowBytes>;
 
   using Atom =
@@ -63,7 +63,7 @@ struct SelectConfig {
   using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kStageKeys>, cute::Int<kDim>>{}));
   using Mma = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kPieceKeys>, cute::Int<kRows>, cute::_32>,
+      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
   // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
@@ -75,21 +75,21 @@ struct SelectConfig {
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
   static constexpr int kStages = (96 << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBufferPieces = kRows < 64 ? 64 : 32;
+  static constexpr int kBufferTiles = kRows < 64 ? 64 : 32;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
-    alignas(16) float score_buffer[kRows][kBufferPieces + 1][4];  // of each warp; rows differ in their banks
+    alignas(16) float score_buffer[kRows][kBufferTiles + 1][4];  // of each warp; rows differ in their banks
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
   };
 };
 
-inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
+inline constexpr int kUnitTiles = kUnitKeys / kTileKeys;
 
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
@@ -98,7 +98,7 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
   PipelineState<Config::kStages> ring;
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
-    for (std::int32_t first = segment.begin * kKeyTile; first < segment.end * kKeyTile;
+    for (std::int32_t first = segment.begin * kUnitKeys; first < segment.end * kUnitKeys;
          first += Config::kStageKeys, ring.advance()) {
       const std::int32_t used = max(0, min(Config::kStageKeys, segment.view.seqlen_k - first));
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
@@ -157,27 +157,27 @@ __device__ __forceinline__ void store_maxima(const Scores& scores, Place place, 
   }
 }
 
-/// Offers the buffered scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
+/// Offers the buffered scores, those of key units [begin, begin + units) of the segment, to the lists of this warp's
 /// rows, and writes the lists out, the best first, when the segment ends.
 template <class Config>
 __device__ __forceinline__ void take_scores(const SelectParams& p, typename Config::Storage& storage,
-                                            const Segment& segment, int kept, int begin, int tiles, int warp,
+                                            const Segment& segment, int kept, int begin, int units, int warp,
                                             int lane) {
-  const int log2_pieces = log2_of(p.rules.block_size) - log2_of(kPieceKeys);  // of a kv_block
-  const int blocks_per_tile = kTilePieces >> log2_pieces;
+  const int log2_tiles = log2_of(p.rules.block_size) - log2_of(kTileKeys);  // of a kv_block
+  const int blocks_per_unit = kUnitTiles >> log2_tiles;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
-  const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
-  const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept && kept <= 32;
+  const bool is_first = begin == segment.begin, is_last = begin + units == segment.end;
+  const bool keeps_all = is_first && is_last && units * blocks_per_unit <= kept && kept <= 32;
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
     const int query = p.tile_queries == 1 ? 0 : row / p.heads;
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
     const Candidates candidates(p.rules, position);
     const auto ranked = [&](int at) {  // the buffer's `at`-th kv_block; kNoCandidate where it does not compete
-      const int block = begin * blocks_per_tile + at, first = at << log2_pieces;
-      if (first >= tiles * kTilePieces || block < candidates.init || block >= candidates.end) return kNoCandidate;
+      const int block = begin * blocks_per_unit + at, first = at << log2_tiles;
+      if (first >= units * kUnitTiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
       float score = NAN;
-      for (int piece = first; piece < first + (1 << log2_pieces); ++piece) {
-        const float4 of_warps = *reinterpret_cast<const float4*>(storage.score_buffer[row][piece]);
+      for (int tile = first; tile < first + (1 << log2_tiles); ++tile) {
+        const float4 of_warps = *reinterpret_cast<const float4*>(storage.score_buffer[row][tile]);
         score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
       }
       return rank_of(score, block);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
     }
     generic::BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
     if (!is_first) best.resume(storage.list_sizes[row]);
-    for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
+    for (int first = 0; first < units * blocks_per_unit; first += 32) {
       const Ranked candidate = ranked(first + lane);
       best.offer(candidate != kNoCandidate, candidate);
     }
@@ -208,7 +208,7 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
   }
 }
 
-/// Scales the scores of a piece. One that does not count becomes NaN, which loses to every number: this thread's first
+/// Scales the scores of a tile. One that does not count becomes NaN, which loses to every number: this thread's first
 /// key lies `first_key` behind that of the tile's first query, and query i sees keys up to i behind it.
 template <class Scores>
 __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)[2], int first_key, bool all_seen,
@@ -225,7 +225,7 @@ template <class Config>
 __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
                                                    TileScheduler& scheduler, Segment& segment, int warp, int lane) {
   using namespace cute;
-  constexpr int kBufferTiles = Config::kBufferPieces / kTilePieces;
+  constexpr int kBufferUnits = Config::kBufferTiles / kUnitTiles;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
   const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
   typename Config::Mma mma;
@@ -242,8 +242,8 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
     cutlass::arch::fence_view_async_shared();
     sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
-    for (int begin = segment.begin; begin < segment.end; begin += kBufferTiles) {
-      const int tiles = min(kBufferTiles, segment.end - begin), stages = tiles * Config::kTileStages;
+    for (int begin = segment.begin; begin < segment.end; begin += kBufferUnits) {
+      const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
         FullBarrier::wait(&storage.full[ring.stage], ring.phase);
         const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
@@ -251,7 +251,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
         warpgroup_fence_operand(acc);
         warpgroup_arrive();
         CUTE_UNROLL
-        for (int m = 0; m < Config::kStagePieces; ++m) {
+        for (int m = 0; m < Config::kStageTiles; ++m) {
           mma.accumulate_ = GMMA::ScaleOut::Zero;
           CUTE_UNROLL
           for (int step = 0; step < size<2>(left); ++step) {
@@ -263,30 +263,30 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
         const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
-        float scale[Config::kStagePieces][2];
+        float scale[Config::kStageTiles][2];
         CUTE_UNROLL
-        for (int i = 0; i < 2 * Config::kStagePieces; ++i) {
-          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kPieceKeys + i % 2 * 8] : 1;
+        for (int i = 0; i < 2 * Config::kStageTiles; ++i) {
+          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kTileKeys + i % 2 * 8] : 1;
         }
         __syncwarp();
         if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
 
         CUTE_UNROLL
-        for (int m = 0; m < Config::kStagePieces; ++m) {
-          const int piece = next * Config::kStagePieces + m;  // of the buffer
+        for (int m = 0; m < Config::kStageTiles; ++m) {
+          const int tile = next * Config::kStageTiles + m;  // of the buffer
           Tensor scores = acc(_, m, 0);
-          const int first_seen = begin * kKeyTile + piece * kPieceKeys - first_position;  // by the first query: up to 0
-          const bool all_seen = first_seen + kPieceKeys <= 1;
+          const int first_seen = begin * kUnitKeys + tile * kTileKeys - first_position;  // by the first query: up to 0
+          const bool all_seen = first_seen + kTileKeys <= 1;
           if (is_scaled || !all_seen) {
             hide_unseen(scores, scale[m], first_seen + first_key, all_seen, p.heads, lane);
           }
           store_maxima<Config>(
-              scores, [&](int column) -> float& { return storage.score_buffer[column][piece][warp % 4]; }, lane);
+              scores, [&](int column) -> float& { return storage.score_buffer[column][tile][warp % 4]; }, lane);
         }
       }
       next -= stages;
       sync_consumers();
-      take_scores<Config>(p, storage, segment, scheduler.kept(), begin, tiles, warp, lane);
+      take_scores<Config>(p, storage, segment, scheduler.kept(), begin, units, warp, lane);
       sync_consumers();
     }
   }

@@ -49,7 +49,7 @@ class SequenceWindow {
   int lane_;
 };
 
-/// What a block takes of one query tile: key tiles [begin, end).
+/// What a block takes of one query tile: key units [begin, end).
 struct Segment {
   std::int32_t number;  // among those of its query tile
   SegmentRange range;   // of the query tile
@@ -111,15 +111,15 @@ class TileScheduler {
     const int lane = __ffs(owner) - 1;
     segment.sequence = window_.sequence_of(lane);
     segment.view = window_.view_of(lane);
-    const std::int32_t key_tiles = __shfl_sync(kFullWarp, window_.work.key_tiles, lane);
+    const std::int32_t key_units = __shfl_sync(kFullWarp, window_.work.key_units, lane);
     const std::int32_t before = __shfl_sync(kFullWarp, window_.units_before, lane);
-    const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - before) / key_tiles;
-    const std::int32_t tile_begin = before + tile * key_tiles;
+    const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - before) / key_units;
+    const std::int32_t tile_begin = before + tile * key_units;
     segment.first_query = tile * p_->tile_queries;
     segment.begin = unit_ - tile_begin;
-    segment.end = min(end_ - tile_begin, key_tiles);
+    segment.end = min(end_ - tile_begin, key_units);
     const std::int32_t tile_number = __shfl_sync(kFullWarp, window_.tiles_before, lane) + tile;
-    segment.range = segment_range(tile_begin, key_tiles, per_block_, tile_number);
+    segment.range = segment_range(tile_begin, key_units, per_block_, tile_number);
     segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
     return true;
@@ -149,7 +149,7 @@ struct QueryPart {
   /// Segments of the tile that holds query `query` of the sequence.
   __device__ __forceinline__ SegmentRange segments(const SelectParams& p, std::int32_t query) const {
     const std::int32_t tile = query / p.tile_queries;
-    return segment_range(units_before + tile * work.key_tiles, work.key_tiles, per_block, tiles_before + tile);
+    return segment_range(units_before + tile * work.key_units, work.key_units, per_block, tiles_before + tile);
   }
 };
 
@@ -175,7 +175,7 @@ __device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32
       part.units_before = __reduce_add_sync(kFullWarp, units + (lane < at ? window.work.units() : 0));
       part.tiles_before = __reduce_add_sync(kFullWarp, tiles + (lane < at ? window.work.query_tiles : 0));
       part.work = {__shfl_sync(kFullWarp, window.work.query_tiles, at),
-                   __shfl_sync(kFullWarp, window.work.key_tiles, at)};
+                   __shfl_sync(kFullWarp, window.work.key_units, at)};
     }
     units += window.work.units();
     tiles += window.work.query_tiles;

@@ -1,4 +1,4 @@
-// One warp's share of a decode step's attention: the heads of one query, and a slice of every piece of keys.
+// One warp's share of a decode step's attention: the heads of one query, and a slice of every key tile.
 #pragma once
 
 #include <cutlass/array.h>
