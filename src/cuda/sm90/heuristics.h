@@ -55,32 +55,32 @@ constexpr std::int64_t select_splits(std::int64_t tiles, std::int64_t max_blocks
 
 // ---- Prefill: attention ---------------------------------------------------------------------------------------------
 
-/// Tiles of a chunk. row_bytes: of a query's partial results; max_tiles: that a call can have. Bounded in bytes (with
-/// the selection of a million queries a workspace stays below 2 GiB), and in rows so that the schedule of a chunk stays
-/// short.
-constexpr std::int64_t chunk_tiles(std::int64_t row_bytes, std::int64_t tile_queries, std::int64_t max_tiles) {
-  constexpr std::int64_t kPartialBytes = std::int64_t{960} << 20, kChunkRows = 16384;
-  const std::int64_t rows = std::min(kChunkRows, kPartialBytes / row_bytes);
+/// Tiles of a schedule batch. row_bytes: of a query's partial results; max_tiles: that a call can have. Bounded in
+/// bytes (with the selection of a million queries a workspace stays below 2 GiB), and in rows so that its schedule
+/// stays short.
+constexpr std::int64_t schedule_batch_tiles(std::int64_t row_bytes, std::int64_t tile_queries, std::int64_t max_tiles) {
+  constexpr std::int64_t kPartialBytes = std::int64_t{960} << 20, kBatchRows = 16384;
+  const std::int64_t rows = std::min(kBatchRows, kPartialBytes / row_bytes);
   return std::min(std::max<std::int64_t>(rows / tile_queries, 1), max_tiles);
 }
 
-/// Passes of a chunk through its kv_outer work. The q of a pass, of q_bytes in all, should stay in the L2 cache
-/// (16 MiB of it); and a kv_block should be wanted by 48 of a pass's `pairs` to pay for loading it again.
-constexpr std::int64_t chunk_passes(std::int64_t q_bytes, std::int64_t pairs, std::int64_t blocks,
-                                    std::int64_t max_passes) {
+/// Passes of a schedule batch through its kv_outer work. The q of a pass, of q_bytes in all, should stay in the L2
+/// cache (16 MiB of it); and a kv_block should be wanted by 48 of a pass's `pairs` to pay for loading it again.
+constexpr std::int64_t schedule_batch_passes(std::int64_t q_bytes, std::int64_t pairs, std::int64_t blocks,
+                                             std::int64_t max_passes) {
   constexpr std::int64_t kPassBytes = 16 << 20, kMinPassVisits = 48;
   return std::clamp<std::int64_t>(std::min(covering(q_bytes, kPassBytes), pairs / (blocks * kMinPassVisits)), 1,
                                   max_passes);
 }
 
-/// Chunks that are scheduled together, of all: enough to fill the device with the schedule's small kernels.
-constexpr std::int64_t scheduled_chunks(std::int64_t chunks) {
-  constexpr std::int64_t kScheduledChunks = 8;
-  return std::min(kScheduledChunks, chunks);
+/// Schedule batches that are scheduled together, of all: enough to fill the device with the schedule's small kernels.
+constexpr std::int64_t batches_at_once(std::int64_t batches) {
+  constexpr std::int64_t kBatchesAtOnce = 8;
+  return std::min(kBatchesAtOnce, batches);
 }
 
-/// Tiles of a call's chunks, at most max_tiles: as many for every SM.
-constexpr std::int32_t tiles_per_chunk(std::int64_t tiles, std::int32_t max_tiles, std::int32_t num_sms) {
+/// Tiles of a call's schedule batches, at most max_tiles: as many for every SM.
+constexpr std::int32_t tiles_on_all_sms(std::int64_t tiles, std::int32_t max_tiles, std::int32_t num_sms) {
   if (tiles <= max_tiles) return static_cast<std::int32_t>(tiles);
   return max_tiles > num_sms ? max_tiles - max_tiles % num_sms : max_tiles;
 }

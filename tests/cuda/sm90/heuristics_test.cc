@@ -42,30 +42,31 @@ TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
   EXPECT_EQ(select_splits(1, 1), 1);
 }
 
-TEST(ChunkTiles, AreBoundedInRowsAndInBytes) {
-  EXPECT_EQ(chunk_tiles(1, 8, 1 << 20), 16384 / 8);
-  EXPECT_EQ(chunk_tiles(std::int64_t{960} << 20, 8, 1 << 20), 1);
-  EXPECT_EQ(chunk_tiles(std::int64_t{960} << 10, 8, 1 << 20), 1024 / 8);
-  EXPECT_EQ(chunk_tiles(1, 8, 5), 5);
+TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {
+  EXPECT_EQ(schedule_batch_tiles(1, 8, 1 << 20), 16384 / 8);
+  EXPECT_EQ(schedule_batch_tiles(std::int64_t{960} << 20, 8, 1 << 20), 1);
+  EXPECT_EQ(schedule_batch_tiles(std::int64_t{960} << 10, 8, 1 << 20), 1024 / 8);
+  EXPECT_EQ(schedule_batch_tiles(1, 8, 5), 5);
 }
 
-TEST(ChunkPasses, KeepQueriesInTheL2CacheAndBlocksWanted) {
+TEST(ScheduleBatchPasses, KeepQueriesInTheL2CacheAndBlocksWanted) {
   constexpr std::int64_t kMiB = 1 << 20;
-  EXPECT_EQ(chunk_passes(16 * kMiB, kMiB, 64, 4), 1);
-  EXPECT_EQ(chunk_passes(17 * kMiB, kMiB, 64, 4), 2);
-  EXPECT_EQ(chunk_passes(640 * kMiB, kMiB, 64, 4), 4);
-  EXPECT_EQ(chunk_passes(64 * kMiB, 64 * 48 * 3 - 1, 64, 4), 2);  // a third would leave less than 48 per kv_block
+  EXPECT_EQ(schedule_batch_passes(16 * kMiB, kMiB, 64, 4), 1);
+  EXPECT_EQ(schedule_batch_passes(17 * kMiB, kMiB, 64, 4), 2);
+  EXPECT_EQ(schedule_batch_passes(640 * kMiB, kMiB, 64, 4), 4);
+  EXPECT_EQ(schedule_batch_passes(64 * kMiB, 64 * 48 * 3 - 1, 64, 4),
+            2);  // a third would leave less than 48 per kv_block
 }
 
-TEST(ScheduledChunks, AreEightAtATime) {
-  EXPECT_EQ(scheduled_chunks(3), 3);
-  EXPECT_EQ(scheduled_chunks(9), 8);
+TEST(BatchesAtOnce, AreEightAtATime) {
+  EXPECT_EQ(batches_at_once(3), 3);
+  EXPECT_EQ(batches_at_once(9), 8);
 }
 
-TEST(TilesPerChunk, AreAsManyForEverySm) {
-  EXPECT_EQ(tiles_per_chunk(100, 2048, 132), 100);
-  EXPECT_EQ(tiles_per_chunk(5000, 2048, 132), 1980);
-  EXPECT_EQ(tiles_per_chunk(5000, 100, 132), 100);
+TEST(TilesOnAllSms, AreAsManyForEverySm) {
+  EXPECT_EQ(tiles_on_all_sms(100, 2048, 132), 100);
+  EXPECT_EQ(tiles_on_all_sms(5000, 2048, 132), 1980);
+  EXPECT_EQ(tiles_on_all_sms(5000, 100, 132), 100);
 }
 
 TEST(SharedThreshold, IsThreeQuartersOfATile) {

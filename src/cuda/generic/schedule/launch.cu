@@ -12,9 +12,9 @@ void index_batch(const BatchView& batch, const BatchIndex& index, int queries_pe
                queries_per_tile);
 }
 
-void schedule(const ScheduleParams& p, int chunks, Launch launch) {
-  const int entries = p.chunk.tile_queries * p.topk;
-  const auto tiles = static_cast<unsigned int>(p.chunk.max_tiles), count = static_cast<unsigned int>(chunks);
+void schedule(const ScheduleParams& p, int batches, Launch launch) {
+  const int entries = p.work.tile_queries * p.topk;
+  const auto tiles = static_cast<unsigned int>(p.work.max_tiles), count = static_cast<unsigned int>(batches);
   cuda::launch("split_pairs", split_pairs_kernel,
                {{tiles, count}, kSplitThreads, static_cast<std::size_t>(split_shared_bytes(entries))}, launch.stream,
                p);

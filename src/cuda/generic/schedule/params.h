@@ -16,7 +16,8 @@ namespace openmsa::cuda::generic {
 inline constexpr int kMaxTileQueries = 32;
 /// Gathered queries of one work item, about: enough to pay for loading the kv_block, few enough to share hot ones out.
 inline constexpr int kItemVisits = 80;
-/// A chunk's work items go through its queries in as many passes, so that a pass finds its q in the L2 cache.
+/// The work items of a schedule batch go through its queries in as many passes, so that a pass finds its q in the L2
+/// cache.
 inline constexpr int kMaxPasses = 4;
 
 /// A kv_block of a tile's union and the queries that want it.
@@ -25,7 +26,7 @@ struct UnionEntry {
   std::uint32_t members;  // bit x: query x of the tile
 };
 
-/// A gathered query: its row in q, and the slot, counted over the chunk, for its partial result.
+/// A gathered query: its row in q, and the slot, counted over the schedule batch, for its partial result.
 struct alignas(8) Visit {
   std::int32_t q_row;
   std::int32_t slot;
@@ -46,11 +47,11 @@ struct GatheredItem {
   std::int32_t count;
 };
 
-/// A chunk: up to max_tiles tiles of one KV head. Chunks are counted head by head; the arrays of several that are
-/// scheduled together lie one after the other, those of this one are pointed to. All of them are workspace.
-struct Chunk {
+/// A schedule batch: up to max_tiles tiles of one KV head. Batches are counted head by head; the arrays of several that
+/// are scheduled together lie one after the other, those of this one are pointed to. All of them are workspace.
+struct ScheduleBatch {
   std::int32_t number;
-  std::int32_t chunks_per_head;
+  std::int32_t batches_per_head;
   std::int32_t head;        // KV head
   std::int32_t first_tile;  // of all tiles
   std::int32_t max_tiles;
@@ -70,18 +71,18 @@ struct Chunk {
   std::int32_t* list_offsets;  // [max_lists]
   std::int32_t* num_items;     // [1]
 
-  // Not per chunk: one is worked off after the other.
+  // Not one each: schedule batches are worked off one after the other.
   void* partial_o;     // [max_tiles][slots][tile_queries][group_size] rows of head_dim, each normalised
   float* partial_lse;  // [max_tiles][slots][tile_queries][group_size], base 2
 
   OPENMSA_DEVICE std::int64_t max_pairs() const { return std::int64_t{max_tiles} * tile_queries * slots; }
 
-  /// The chunk `i` places behind, of those scheduled together.
-  OPENMSA_DEVICE Chunk after(std::int32_t i) const {
-    Chunk next = *this;
+  /// The one `i` places after this one, of those scheduled together.
+  OPENMSA_DEVICE ScheduleBatch after(std::int32_t i) const {
+    ScheduleBatch next = *this;
     next.number += i;
-    next.head = next.number / chunks_per_head;
-    next.first_tile = next.number % chunks_per_head * max_tiles;
+    next.head = next.number / batches_per_head;
+    next.first_tile = next.number % batches_per_head * max_tiles;
     next.unions += i * max_pairs();
     next.union_counts += i * max_tiles;
     next.slot_counts += i * max_tiles * tile_queries;
@@ -98,7 +99,7 @@ struct Chunk {
 struct ScheduleParams {
   BatchView batch;
   BatchIndex index;
-  Chunk chunk;
+  ScheduleBatch work;
   SelectionView topk_indices;
   std::int32_t topk;
   std::int32_t union_threshold;  // members from which on a kv_block goes to the union

@@ -1,7 +1,8 @@
-// From a selection to work for the tensor cores, on the device, for several chunks at once:
+// From a selection to work for the tensor cores, on the device, for several schedule batches at once:
 //
 //   1. split_pairs    a CTA per tile: which kv_blocks the tile's union gets, which pairs are gathered, a slot for each
-//   2. make_items     a CTA per chunk: prefix sums over the lists of every kv_block, work items of about kItemVisits
+//   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, work items of about
+//   kItemVisits
 //   3. place_visits   every gathered pair to its place in its list
 //
 // The order of the pairs within a list depends on timing. No result does: rows of a product do not touch each other,
@@ -41,8 +42,8 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   extern __shared__ __align__(8) char raw[];
   __shared__ std::int32_t num_unions;
   __shared__ int slot_counts[kMaxTileQueries];
-  const Chunk chunk = p.chunk.after(blockIdx.y);
-  const int capacity = chunk.tile_queries * p.topk;
+  const ScheduleBatch work = p.work.after(blockIdx.y);
+  const int capacity = work.tile_queries * p.topk;
   TileSelection s = tile_selection(raw, capacity, &num_unions);
   for (int i = threadIdx.x; i < 1 << s.log2_table; i += kSplitThreads) {
     s.keys[i] = TileSelection::kNone;
@@ -54,13 +55,13 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   wait_for_earlier_kernels();
 
   const int number = blockIdx.x;
-  const bool exists = chunk.first_tile + number < p.index.tiles[p.batch.batch + 1];
+  const bool exists = work.first_tile + number < p.index.tiles[p.batch.batch + 1];
   const QueryTile tile =
-      exists ? find_tile(p.batch, p.index, chunk.first_tile + number, chunk.tile_queries) : QueryTile{};
+      exists ? find_tile(p.batch, p.index, work.first_tile + number, work.tile_queries) : QueryTile{};
   s.entries = tile.count * p.topk;
   s.topk = p.topk;
   for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) {
-    s.enter(e, selected_block(p, chunk, tile, e / p.topk, e % p.topk));
+    s.enter(e, selected_block(p, work, tile, e / p.topk, e % p.topk));
   }
   __syncthreads();
   for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) {
@@ -69,20 +70,20 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   __syncthreads();
 
   const std::int64_t base = static_cast<std::int64_t>(number) * capacity;
-  for (int u = threadIdx.x; u < num_unions; u += kSplitThreads) chunk.unions[base + s.rank(u)] = s.unions[u];
+  for (int u = threadIdx.x; u < num_unions; u += kSplitThreads) work.unions[base + s.rank(u)] = s.unions[u];
   for (int e = threadIdx.x; e < capacity; e += kSplitThreads) {
     GatheredPair pair{{0, 0}, -1, 0};
     if (e < s.entries && s.gathered[e] != TileSelection::kNone) {
-      pair = gathered_pair(p, chunk, tile, s, number, e);
-      pair.rank = atomicAdd(&chunk.list_counts[pair.list], 1);
+      pair = gathered_pair(p, work, tile, s, number, e);
+      pair.rank = atomicAdd(&work.list_counts[pair.list], 1);
       atomicAdd(&slot_counts[e / p.topk], 1);
     }
-    chunk.pairs[base + e] = pair;
+    work.pairs[base + e] = pair;
   }
   __syncthreads();
-  if (threadIdx.x == 0) chunk.union_counts[number] = num_unions;
-  if (threadIdx.x < chunk.tile_queries) {
-    chunk.slot_counts[number * chunk.tile_queries + threadIdx.x] = slot_counts[threadIdx.x];
+  if (threadIdx.x == 0) work.union_counts[number] = num_unions;
+  if (threadIdx.x < work.tile_queries) {
+    work.slot_counts[number * work.tile_queries + threadIdx.x] = slot_counts[threadIdx.x];
   }
 }
 
@@ -98,17 +99,17 @@ struct ListSums {
 };
 static_assert(kMaxPasses * 16 <= 64);
 
-/// Leaves list_counts zero for the next chunk.
+/// Leaves list_counts zero for the next schedule batch.
 __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const ScheduleParams p) {
   using Scan = cub::BlockScan<ListSums, kItemThreads>;
   __shared__ typename Scan::TempStorage storage;
   __shared__ int pass_items[kMaxPasses];
   wait_for_earlier_kernels();
-  const Chunk chunk = p.chunk.after(blockIdx.x);
-  const int blocks = p.index.blocks[p.batch.batch], passes = chunk.passes;
+  const ScheduleBatch work = p.work.after(blockIdx.x);
+  const int blocks = p.index.blocks[p.batch.batch], passes = work.passes;
   const auto gathered_block = [&](int block) {
     int visits = 0;
-    for (int pass = 0; block < blocks && pass < passes; ++pass) visits += chunk.list_counts[block * passes + pass];
+    for (int pass = 0; block < blocks && pass < passes; ++pass) visits += work.list_counts[block * passes + pass];
     return GatheredBlock(visits, p.log2_group_size);
   };
 
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
     next_item[pass] = num_items;
     num_items += pass_items[pass];
   }
-  if (threadIdx.x == 0) *chunk.num_items = num_items;
+  if (threadIdx.x == 0) *work.num_items = num_items;
 
   for (int first = 0; first < blocks; first += kItemThreads) {
     const int among_all = first + threadIdx.x;
@@ -146,11 +147,11 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
       int offset = visit;
       for (int pass = 0; pass < passes; ++pass) {
         const int list_number = among_all * passes + pass;
-        chunk.list_offsets[list_number] = offset;
-        offset += chunk.list_counts[list_number];
-        chunk.list_counts[list_number] = 0;
+        work.list_offsets[list_number] = offset;
+        offset += work.list_counts[list_number];
+        work.list_counts[list_number] = 0;
         const int first_item = list.first_of_pass(pass, passes), end = list.first_of_pass(pass + 1, passes);
-        GatheredItem* const items = chunk.items + next_item[pass] + before.of_pass(pass);
+        GatheredItem* const items = work.items + next_item[pass] + before.of_pass(pass);
         for (int i = first_item; i < end; ++i) items[i - first_item] = list.item(i, sequence, block, visit);
       }
     }
@@ -162,11 +163,11 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
 
 __global__ void place_visits_kernel(const ScheduleParams p) {
   wait_for_earlier_kernels();
-  const Chunk chunk = p.chunk.after(blockIdx.y);
+  const ScheduleBatch work = p.work.after(blockIdx.y);
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= chunk.max_pairs()) return;
-  const GatheredPair pair = chunk.pairs[at];
-  if (pair.list >= 0) chunk.visits[chunk.list_offsets[pair.list] + pair.rank] = pair.visit;
+  if (at >= work.max_pairs()) return;
+  const GatheredPair pair = work.pairs[at];
+  if (pair.list >= 0) work.visits[work.list_offsets[pair.list] + pair.rank] = pair.visit;
 }
 
 }  // namespace openmsa::cuda::generic

@@ -99,20 +99,20 @@ struct TileSelection {
 };
 
 /// The kv_block in a slot of a query of the tile; negative where it is unused or not visible.
-OPENMSA_DEVICE std::int32_t selected_block(const ScheduleParams& p, const Chunk& chunk, const QueryTile& tile,
+OPENMSA_DEVICE std::int32_t selected_block(const ScheduleParams& p, const ScheduleBatch& work, const QueryTile& tile,
                                            int query, int slot) {
-  const std::int32_t block = p.topk_indices.row(chunk.head, tile.q_row + query)[slot * p.topk_indices.strides[2]];
+  const std::int32_t block = p.topk_indices.row(work.head, tile.q_row + query)[slot * p.topk_indices.strides[2]];
   const std::int32_t position = tile.position + query;
   return block >= 0 && position >= 0 && block <= position / p.batch.block_size ? block : -1;
 }
 
-/// Gathered entry e of the chunk's tile `number`, but for its rank in the list.
-OPENMSA_DEVICE GatheredPair gathered_pair(const ScheduleParams& p, const Chunk& chunk, const QueryTile& tile,
+/// Gathered entry e of the schedule batch's tile `number`, but for its rank in the list.
+OPENMSA_DEVICE GatheredPair gathered_pair(const ScheduleParams& p, const ScheduleBatch& work, const QueryTile& tile,
                                           const TileSelection& s, std::int32_t number, int e) {
   const std::int32_t query = e / s.topk;
-  const std::int32_t slot = (number * chunk.slots + s.slot(e)) * chunk.tile_queries + query;
-  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * chunk.passes / chunk.max_tiles);
-  const std::int32_t list = (p.index.blocks[tile.sequence] + s.gathered[e]) * chunk.passes + pass;
+  const std::int32_t slot = (number * work.slots + s.slot(e)) * work.tile_queries + query;
+  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * work.passes / work.max_tiles);
+  const std::int32_t list = (p.index.blocks[tile.sequence] + s.gathered[e]) * work.passes + pass;
   return {{tile.q_row + query, slot}, list, 0};
 }
 

@@ -36,25 +36,25 @@ CUtensorMap gathered_q_map(const Problem& problem) {
                           {problem.total_q, q.strides[0], 1}});
 }
 
-AttendMaps attend_maps(const Problem& problem, const Chunk& chunk, std::int32_t key_box_rows) {
+AttendMaps attend_maps(const Problem& problem, const ScheduleBatch& work, std::int32_t key_box_rows) {
   const openmsa_tensors& t = problem.tensors;
   const openmsa_config& config = problem.plan.config;
   const auto group = static_cast<std::int32_t>(problem.plan.group_size);
   return {gathered_q_map(problem),
           make_tensor_map(t.q.data, config.dtype, config.head_dim,
                           {{config.num_heads_q, t.q.strides[1], group},
-                           {problem.total_q, t.q.strides[0], chunk.tile_queries / 2},
+                           {problem.total_q, t.q.strides[0], work.tile_queries / 2},
                            {1, 0, 1}}),
-          key_map(problem, t.k, t.k_cache, true, key_box_rows, chunk.partial_o),
-          key_map(problem, t.v, t.v_cache, true, key_box_rows, chunk.partial_o)};
+          key_map(problem, t.k, t.k_cache, true, key_box_rows, work.partial_o),
+          key_map(problem, t.v, t.v_cache, true, key_box_rows, work.partial_o)};
 }
 
-/// The chunks of this call, of which `p.chunk` becomes the first. Returns how many there are.
-std::int32_t cut_into_chunks(const Problem& problem, AttendParams& p, int num_sms) {
-  const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.chunk.tile_queries);
-  p.chunk.max_tiles = tiles_per_chunk(tiles, p.chunk.max_tiles, num_sms);
-  p.chunk.chunks_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.chunk.max_tiles));
-  return problem.plan.config.num_heads_kv * p.chunk.chunks_per_head;
+/// The schedule batches of this call, of which `p.work` becomes the first. Returns how many there are.
+std::int32_t cut_into_batches(const Problem& problem, AttendParams& p, int num_sms) {
+  const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.work.tile_queries);
+  p.work.max_tiles = tiles_on_all_sms(tiles, p.work.max_tiles, num_sms);
+  p.work.batches_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.work.max_tiles));
+  return problem.plan.config.num_heads_kv * p.work.batches_per_head;
 }
 
 AttendParams attend_params(const Problem& problem, const AttendWorkspace& workspace) {
@@ -62,10 +62,10 @@ AttendParams attend_params(const Problem& problem, const AttendWorkspace& worksp
   AttendParams p{};
   p.batch = batch_view(problem);
   p.index = workspace.index;
-  p.chunk = workspace.chunk;
+  p.work = workspace.work;
   p.topk_indices = selection_view(problem.tensors.topk_indices);
   p.topk = plan.config.topk;
-  p.union_threshold = shared_threshold(p.chunk.tile_queries);
+  p.union_threshold = shared_threshold(p.work.tile_queries);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
   p.scale_log2 = scale_log2(plan);
@@ -108,28 +108,28 @@ void select(const Problem& problem, Arena arena, Launch launch) {
   find_variant(kSelectVariants, key, "select")(p, index_k, static_cast<int>(tiles), launch);
 }
 
-/// Chunk by chunk, several of them scheduled together.
+/// One schedule batch after the other, several of them scheduled together.
 void attend(const Problem& problem, Arena arena, Launch launch) {
   const openmsa_config& config = problem.plan.config;
   const AttendWorkspace workspace(arena, problem.plan);
   AttendParams p = attend_params(problem, workspace);
-  const std::int32_t chunks = cut_into_chunks(problem, p, launch.num_sms);
-  const AttendMaps maps = attend_maps(problem, p.chunk, p.key_box_rows);
-  AttendFunction* const attend_chunk =
+  const std::int32_t batches = cut_into_batches(problem, p, launch.num_sms);
+  const AttendMaps maps = attend_maps(problem, p.work, p.key_box_rows);
+  AttendFunction* const attend_work =
       find_variant(kAttendVariants, {config.dtype, config.head_dim, config.block_size}, "sparse_attention");
 
-  const std::int64_t lists = std::int64_t{p.chunk.max_lists} * workspace.scheduled;
-  check(cudaMemsetAsync(p.chunk.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");
-  generic::index_batch(p.batch, p.index, p.chunk.tile_queries, launch);
-  for (std::int32_t first = 0; first < chunks; first += workspace.scheduled) {
-    AttendParams batch = p;
-    batch.chunk.number = first;
-    const std::int32_t count = std::min(workspace.scheduled, chunks - first);
-    generic::schedule(batch, count, launch);
+  const std::int64_t lists = std::int64_t{p.work.max_lists} * workspace.scheduled;
+  check(cudaMemsetAsync(p.work.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");
+  generic::index_batch(p.batch, p.index, p.work.tile_queries, launch);
+  for (std::int32_t first = 0; first < batches; first += workspace.scheduled) {
+    AttendParams several = p;
+    several.work.number = first;
+    const std::int32_t count = std::min(workspace.scheduled, batches - first);
+    generic::schedule(several, count, launch);
     for (std::int32_t i = 0; i < count; ++i) {
-      AttendParams one = batch;
-      one.chunk = batch.chunk.after(i);
-      attend_chunk(one, maps, launch);
+      AttendParams one = several;
+      one.work = several.work.after(i);
+      attend_work(one, maps, launch);
     }
   }
 }

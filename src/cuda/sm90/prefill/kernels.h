@@ -16,7 +16,7 @@ struct AttendMaps {
   CUtensorMap v;
 };
 
-/// The attention of p.chunk after its schedule.
+/// The attention of p.work after its schedule.
 using AttendFunction = void(const AttendParams& p, const AttendMaps& maps, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.

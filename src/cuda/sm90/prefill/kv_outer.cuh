@@ -65,7 +65,7 @@ class TileStream {
 
  private:
   __device__ __forceinline__ GatheredItem load_item(int number) const {
-    return number < num_items_ ? p_.chunk.items[number] : GatheredItem{0, 0, 0, 0};
+    return number < num_items_ ? p_.work.items[number] : GatheredItem{0, 0, 0, 0};
   }
   /// To visit `begin` of the item, or as many whole tiles behind its end.
   __device__ __forceinline__ void seek(int begin) {
@@ -78,7 +78,7 @@ class TileStream {
     begin_ = begin;
     for (int i = 0; i < 2; ++i) {
       const int x = threadIdx.x % 32 + 32 * i;
-      visits_[i] = x < capacity_ && begin + x < item_.count ? p_.chunk.visits[item_.begin + begin + x] : Visit{0, -1};
+      visits_[i] = x < capacity_ && begin + x < item_.count ? p_.work.visits[item_.begin + begin + x] : Visit{0, -1};
     }
   }
 
@@ -96,7 +96,7 @@ __device__ __forceinline__ void load_tile_queries(const AttendParams& p, const C
                                                   typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size, capacity = kWarpgroupRows >> p.log2_group_size;
-  const int head = p.chunk.head * group, copies = group < 8 ? Tile::kHalves : 1;
+  const int head = p.work.head * group, copies = group < 8 ? Tile::kHalves : 1;
   for (int i = 0; i < 2; ++i) {
     if (lane + 32 * i < capacity) storage.slots[stage][lane + 32 * i] = visits[i].slot;
   }
@@ -123,10 +123,10 @@ __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtens
                                              typename Config::Storage& storage, int num_items) {
   using Tile = typename Config::Tile;
   using Element = typename Tile::Element;
-  const KeyBoxes boxes{p.key_box_rows, p.chunk.head};
+  const KeyBoxes boxes{p.key_box_rows, p.work.head};
   PipelineState<Config::kKeyStages> ring;
   for (int number = blockIdx.x; number < num_items; number += gridDim.x, ring.advance()) {
-    const GatheredItem item = p.chunk.items[number];
+    const GatheredItem item = p.work.items[number];
     const SequenceView view = p.batch.sequence(item.sequence);
     const int first = item.block * Tile::kBlock, stage = ring.stage;
     EmptyBarrier::wait(&storage.kv_empty[stage], ring.phase ^ 1);
@@ -162,7 +162,7 @@ __device__ __forceinline__ void store_partials(const AttendParams& p, int stage,
   const int x = warp * queries + lane;
   const std::int64_t slot = lane < queries ? storage.slots[stage][x] : -1;
   if (slot >= 0) {
-    bulk_store(static_cast<Element*>(p.chunk.partial_o) + slot * elements, &storage.q[stage][x * elements],
+    bulk_store(static_cast<Element*>(p.work.partial_o) + slot * elements, &storage.q[stage][x * elements],
                elements * static_cast<int>(sizeof(Element)), CacheHintSm90::EVICT_FIRST);
   }
   cute::tma_store_arrive();
@@ -205,8 +205,8 @@ __device__ __forceinline__ void attend_tile(const AttendParams& p, int stage, co
   store_partials<Config>(p, stage, warp, lane, storage);
   if (lane % 4 == 0) {
     const int shift = p.log2_group_size;
-    if (slot0 >= 0) p.chunk.partial_lse[(slot0 << shift) + (row0 & head_mask)] = softmax.max[0] + log2_approx(sum0);
-    if (slot1 >= 0) p.chunk.partial_lse[(slot1 << shift) + (row1 & head_mask)] = softmax.max[1] + log2_approx(sum1);
+    if (slot0 >= 0) p.work.partial_lse[(slot0 << shift) + (row0 & head_mask)] = softmax.max[0] + log2_approx(sum0);
+    if (slot1 >= 0) p.work.partial_lse[(slot1 << shift) + (row1 & head_mask)] = softmax.max[1] + log2_approx(sum1);
   }
 }
 
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   });
   wait_for_earlier_kernels();
 
-  const int num_items = *p.chunk.num_items;
+  const int num_items = *p.work.num_items;
   // 65536 registers of the block: 56 x 128 for the producer, 152 x 384 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<56>();

@@ -1,4 +1,4 @@
-// Launches the attention of a chunk.
+// Launches the attention of a schedule batch.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ void launch_attend(const AttendParams& p, const AttendMaps& maps, Launch launch)
                {num_sms, Gathered::kThreads, sizeof(typename Gathered::Storage) + 1024}, launch.stream, p,
                maps.gathered_q, maps.k, maps.v);
   cuda::launch("union", union_kernel<Union>,
-               {std::min(num_sms, static_cast<unsigned int>(p.chunk.max_tiles)), Union::kThreads,
+               {std::min(num_sms, static_cast<unsigned int>(p.work.max_tiles)), Union::kThreads,
                 sizeof(typename Union::Storage) + 1024},
                launch.stream, p, maps.union_q, maps.k, maps.v);
 }

@@ -8,9 +8,9 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-using generic::Chunk;
 using generic::GatheredItem;
 using generic::kMaxTileQueries;
+using generic::ScheduleBatch;
 using generic::ScheduleParams;
 using generic::UnionEntry;
 using generic::Visit;

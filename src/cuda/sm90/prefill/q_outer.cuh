@@ -38,23 +38,23 @@ enum class QOuterBarrier {
   kTurn = 4,         // and 5: of each warpgroup
 };
 
-/// A tile of the chunk with the work that the schedule gave it, put beside its queries by the producer.
+/// A tile of the schedule batch with the work that the schedule gave it, put beside its queries by the producer.
 struct UnionTile {
   QueryTile queries;
-  std::int32_t number;  // of the chunk
+  std::int32_t number;  // of the schedule batch
   std::int32_t num_entries;
   std::int32_t most_slots;                    // of the query with most of them
   std::int32_t slot_counts[kMaxTileQueries];  // 0 behind the last query
 };
 
-/// The union of the chunk's tile `number`.
+/// The union of the schedule batch's tile `number`.
 __device__ __forceinline__ const UnionEntry* entries_of_tile(const AttendParams& p, int number) {
-  return p.chunk.unions + static_cast<std::int64_t>(number) * p.chunk.tile_queries * p.topk;
+  return p.work.unions + static_cast<std::int64_t>(number) * p.work.tile_queries * p.topk;
 }
 
-/// Its slot 0 of the first query, counted over the chunk; then slot 0 of the second one.
+/// Its slot 0 of the first query, counted over the schedule batch; then slot 0 of the second one.
 __device__ __forceinline__ std::int64_t first_slot_of_tile(const AttendParams& p, int number) {
-  return static_cast<std::int64_t>(number) * p.chunk.slots * p.chunk.tile_queries;
+  return static_cast<std::int64_t>(number) * p.work.slots * p.work.tile_queries;
 }
 
 template <class Element, int kDim, int kBlock>
@@ -74,8 +74,8 @@ struct UnionConfig {
   };
 };
 
-__device__ __forceinline__ int tiles_in_chunk(const AttendParams& p) {
-  return max(0, min(p.chunk.max_tiles, p.index.tiles[p.batch.batch + 1] - p.chunk.first_tile));
+__device__ __forceinline__ int tiles_of_work(const AttendParams& p) {
+  return max(0, min(p.work.max_tiles, p.index.tiles[p.batch.batch + 1] - p.work.first_tile));
 }
 
 /// Slot `slot` of every query that has it: one copy where all do, else one per query, with the producer's whole warp.
@@ -90,9 +90,9 @@ __device__ __forceinline__ void load_slot(const AttendParams& p, std::int64_t fi
   const int count = __popc(__ballot_sync(kFullWarp, has));
   if (x == 0) FullBarrier::arrive_and_expect_tx(full, count * bytes);
   __syncwarp();
-  const auto* const from = static_cast<const Element*>(p.chunk.partial_o) +
-                           (first_slot + static_cast<std::int64_t>(slot) * p.chunk.tile_queries) * elements;
-  if (count == p.chunk.tile_queries) {
+  const auto* const from = static_cast<const Element*>(p.work.partial_o) +
+                           (first_slot + static_cast<std::int64_t>(slot) * p.work.tile_queries) * elements;
+  if (count == p.work.tile_queries) {
     if (x == 0) bulk_load(to, from, count * bytes, full, CacheHintSm90::EVICT_FIRST);
   } else if (has) {
     bulk_load(to + x * elements, from + x * elements, bytes, full, CacheHintSm90::EVICT_FIRST);
@@ -106,7 +106,7 @@ __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorM
                                           PipelineState<Config::kQueryStages> at, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
-  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
   std::uint64_t* const full = &storage.q_full[at.stage];
   EmptyBarrier::wait(&storage.q_empty[at.stage], at.phase ^ 1);
   UnionTile& tile = storage.tiles[at.stage];
@@ -122,7 +122,7 @@ __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorM
     for (int h = 0; h < Tile::kHalves; ++h) {
       cute::SM90_TMA_LOAD_4D::copy(&map_q, full, static_cast<std::uint64_t>(CacheHintSm90::EVICT_FIRST),
                                    &storage.q[at.stage][c][h * kWarpgroupRows * kPanelChannels], h * kPanelChannels,
-                                   p.chunk.head * group, queries.q_row + c * per_consumer, 0);
+                                   p.work.head * group, queries.q_row + c * per_consumer, 0);
     }
   }
 }
@@ -131,13 +131,13 @@ template <class Config>
 __device__ __forceinline__ void produce_union(const AttendParams& p, const CUtensorMap& map_q, const CUtensorMap& map_k,
                                               const CUtensorMap& map_v, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
-  const int lane = threadIdx.x % 32, tiles = tiles_in_chunk(p);
+  const int lane = threadIdx.x % 32, tiles = tiles_of_work(p);
   PipelineState<Config::kStages> ring;
   PipelineState<Config::kQueryStages> queries;
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
-    const QueryTile tile = find_tile(p.batch, p.index, p.chunk.first_tile + number, p.chunk.tile_queries);
-    const int num_entries = p.chunk.union_counts[number];
-    const int own_slots = lane < tile.count ? p.chunk.slot_counts[number * p.chunk.tile_queries + lane] : 0;
+    const QueryTile tile = find_tile(p.batch, p.index, p.work.first_tile + number, p.work.tile_queries);
+    const int num_entries = p.work.union_counts[number];
+    const int own_slots = lane < tile.count ? p.work.slot_counts[number * p.work.tile_queries + lane] : 0;
     const int most_slots = __reduce_max_sync(kFullWarp, own_slots);
     load_tile<Config>(p, map_q, tile, number, num_entries, own_slots, most_slots, queries, storage);
     __syncwarp();
@@ -147,7 +147,7 @@ __device__ __forceinline__ void produce_union(const AttendParams& p, const CUten
         if (lane == 0) {
           EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
           load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
-              *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.chunk.head},
+              *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.work.head},
               storage.ring[ring.stage], &storage.full[ring.stage]);
         }
         ring.advance();
@@ -288,8 +288,8 @@ struct PartialLse {
 
   __device__ __forceinline__ PartialLse(const AttendParams& p, const UnionTile& tile, const ConsumerRow& row)
       : count(row.query < kMaxTileQueries ? tile.slot_counts[row.query] : 0),
-        first(p.chunk.partial_lse + ((first_slot_of_tile(p, tile.number) + row.query) << p.log2_group_size) + row.head),
-        stride(p.chunk.tile_queries << p.log2_group_size) {}
+        first(p.work.partial_lse + ((first_slot_of_tile(p, tile.number) + row.query) << p.log2_group_size) + row.head),
+        stride(p.work.tile_queries << p.log2_group_size) {}
   __device__ __forceinline__ float of_group(int group, int lane) const {
     const int slot = 4 * group + lane % 4;
     return slot < count ? first[slot * stride] : -INFINITY;
@@ -306,7 +306,7 @@ __device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTi
   using namespace cute;
   using Tile = typename Config::Tile;
   const int lane = thread % 32, warp = thread / 32;
-  const int first_row = (consumer * (p.chunk.tile_queries / Config::kConsumers) << p.log2_group_size) + warp * 16;
+  const int first_row = (consumer * (p.work.tile_queries / Config::kConsumers) << p.log2_group_size) + warp * 16;
   const PartialLse lse[2] = {{p, tile, rows[0]}, {p, tile, rows[1]}};
 #pragma unroll 1
   for (int first = 0; first < tile.most_slots; first += 4) {
@@ -349,14 +349,14 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const Union
   using Element = typename Tile::Element;
   constexpr int kChunks = Tile::kDim / 8;
   const int lane = thread % 32, group = 1 << p.log2_group_size;
-  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
   float scale[2];
   for (int i = 0; i < 2; ++i) {
     const float sum = quad_sum(softmax.sum[i]);
     scale[i] = sum == 0 ? 0 : reciprocal_approx(sum);
     const bool exists = rows[i].query < tile.queries.count && rows[i].head >= 0;
     if (p.out.lse != nullptr && exists && lane % 4 == 0) {
-      const int head = p.chunk.head * group + rows[i].head;
+      const int head = p.work.head * group + rows[i].head;
       p.out.lse[(tile.queries.q_row + rows[i].query) * p.out.lse_strides[0] + head * p.out.lse_strides[1]] =
           sum == 0 ? -INFINITY : softmax.max[i] * kLn2 + logf(sum);
     }
@@ -369,7 +369,7 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const Union
   for (int i = thread; i < num_rows * kChunks; i += 128) {
     const int row = i / kChunks, channel = i % kChunks * 8;
     const std::int64_t q_row = tile.queries.q_row + first + row / group;
-    const std::int64_t head = p.chunk.head * group + row % group;
+    const std::int64_t head = p.work.head * group + row % group;
     *reinterpret_cast<uint4*>(out + q_row * p.out.o_strides[0] + head * p.out.o_strides[1] + channel) =
         *reinterpret_cast<const uint4*>(staged + Tile::swizzled(kWarpgroupRows, row, channel));
   }
@@ -382,12 +382,12 @@ template <class Config>
 __device__ __forceinline__ void consume_union(const AttendParams& p, typename Config::Storage& storage, int consumer,
                                               int thread) {
   using Tile = typename Config::Tile;
-  const int per_consumer = p.chunk.tile_queries / Config::kConsumers;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
   const int group_mask = (1 << p.log2_group_size) - 1;
   PipelineState<Config::kStages> ring;
   PipelineState<Config::kQueryStages> queries;
   if (consumer == 1) arrive(QOuterBarrier::kTurn, 128 * Config::kConsumers);
-  const int tiles = tiles_in_chunk(p);
+  const int tiles = tiles_of_work(p);
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
     FullBarrier::wait(&storage.q_full[queries.stage], queries.phase);
     const UnionTile& tile = storage.tiles[queries.stage];

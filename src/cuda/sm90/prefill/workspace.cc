@@ -46,30 +46,30 @@ AttendWorkspace::AttendWorkspace(Arena& arena, const Plan& plan) : index(take_in
   const std::int64_t tile_queries = std::min<std::int64_t>(generic::kMaxTileQueries, 128 / plan.group_size);
   const std::int64_t row_bytes = config.topk * plan.group_size * (config.head_dim * 2 + 4);
   const std::int64_t all_tiles = max_tiles(config.max_total_q, config.max_batch, tile_queries);
-  const std::int64_t tiles = chunk_tiles(row_bytes, tile_queries, all_tiles);
+  const std::int64_t tiles = schedule_batch_tiles(row_bytes, tile_queries, all_tiles);
   const std::int64_t pairs = tiles * tile_queries * config.topk, blocks = config.max_batch * plan.max_blocks;
   const std::int64_t q_bytes = tiles * tile_queries * plan.group_size * config.head_dim * 2;
-  const std::int64_t passes = chunk_passes(q_bytes, pairs, blocks, generic::kMaxPasses);
-  scheduled = static_cast<int>(scheduled_chunks(ceil_div(all_tiles, tiles) * config.num_heads_kv));
+  const std::int64_t passes = schedule_batch_passes(q_bytes, pairs, blocks, generic::kMaxPasses);
+  scheduled = static_cast<int>(batches_at_once(ceil_div(all_tiles, tiles) * config.num_heads_kv));
 
-  chunk = {};
-  chunk.max_tiles = static_cast<std::int32_t>(tiles);
-  chunk.tile_queries = static_cast<std::int32_t>(tile_queries);
-  chunk.slots = config.topk;
-  chunk.passes = static_cast<std::int32_t>(passes);
-  chunk.max_lists = static_cast<std::int32_t>(passes * blocks);
-  chunk.max_items = static_cast<std::int32_t>(blocks + pairs / generic::kItemVisits + 1);
-  chunk.unions = arena.take<generic::UnionEntry>(scheduled * pairs);
-  chunk.union_counts = arena.take<std::int32_t>(scheduled * tiles);
-  chunk.slot_counts = arena.take<std::int32_t>(scheduled * tiles * tile_queries);
-  chunk.pairs = arena.take<generic::GatheredPair>(scheduled * pairs);
-  chunk.visits = arena.take<generic::Visit>(scheduled * pairs);
-  chunk.items = arena.take<generic::GatheredItem>(scheduled * chunk.max_items);
-  chunk.list_counts = arena.take<std::int32_t>(scheduled * chunk.max_lists);
-  chunk.list_offsets = arena.take<std::int32_t>(scheduled * chunk.max_lists);
-  chunk.num_items = arena.take<std::int32_t>(scheduled);
-  chunk.partial_o = arena.take<std::uint16_t>(pairs * plan.group_size * config.head_dim);
-  chunk.partial_lse = arena.take<float>(pairs * plan.group_size);
+  work = {};
+  work.max_tiles = static_cast<std::int32_t>(tiles);
+  work.tile_queries = static_cast<std::int32_t>(tile_queries);
+  work.slots = config.topk;
+  work.passes = static_cast<std::int32_t>(passes);
+  work.max_lists = static_cast<std::int32_t>(passes * blocks);
+  work.max_items = static_cast<std::int32_t>(blocks + pairs / generic::kItemVisits + 1);
+  work.unions = arena.take<generic::UnionEntry>(scheduled * pairs);
+  work.union_counts = arena.take<std::int32_t>(scheduled * tiles);
+  work.slot_counts = arena.take<std::int32_t>(scheduled * tiles * tile_queries);
+  work.pairs = arena.take<generic::GatheredPair>(scheduled * pairs);
+  work.visits = arena.take<generic::Visit>(scheduled * pairs);
+  work.items = arena.take<generic::GatheredItem>(scheduled * work.max_items);
+  work.list_counts = arena.take<std::int32_t>(scheduled * work.max_lists);
+  work.list_offsets = arena.take<std::int32_t>(scheduled * work.max_lists);
+  work.num_items = arena.take<std::int32_t>(scheduled);
+  work.partial_o = arena.take<std::uint16_t>(pairs * plan.group_size * config.head_dim);
+  work.partial_lse = arena.take<float>(pairs * plan.group_size);
 }
 
 }  // namespace openmsa::cuda::sm90::prefill

@@ -33,8 +33,8 @@ struct AttendWorkspace {
   AttendWorkspace(core::Arena& arena, const core::Plan& plan);
 
   BatchIndex index;
-  generic::Chunk chunk;  // the first of those that are scheduled together
-  int scheduled;         // how many
+  generic::ScheduleBatch work;  // the first of those that are scheduled together
+  int scheduled;                // how many
 };
 
 }  // namespace openmsa::cuda::sm90::prefill

@@ -43,12 +43,12 @@ class HostSchedule {
     const openmsa_tensor indices = layer.tensors.at("topk_indices").view();
     params_.topk_indices = {static_cast<std::int32_t*>(indices.data),
                             {indices.strides[0], indices.strides[1], indices.strides[2]}};
-    params_.topk = params_.chunk.slots = layer.shape.topk;
+    params_.topk = params_.work.slots = layer.shape.topk;
     params_.union_threshold = union_threshold;
     params_.log2_group_size = log2_group_size;
-    params_.chunk.head = head;
-    params_.chunk.tile_queries = tile_queries;
-    params_.chunk.passes = kPasses;
+    params_.work.head = head;
+    params_.work.tile_queries = tile_queries;
+    params_.work.passes = kPasses;
     index_batch();
     for (std::int32_t number = 0; number < tiles_.back(); ++number) split_pairs(number);
     make_items();
@@ -61,10 +61,10 @@ class HostSchedule {
   std::vector<GatheredItem> items;
 
   QueryTile tile(std::int32_t number) const {
-    return find_tile(params_.batch, params_.index, number, params_.chunk.tile_queries);
+    return find_tile(params_.batch, params_.index, number, params_.work.tile_queries);
   }
   std::int64_t num_blocks() const { return blocks_.back(); }
-  std::int32_t pass_of(std::int32_t tile) const { return tile * kPasses / params_.chunk.max_tiles; }
+  std::int32_t pass_of(std::int32_t tile) const { return tile * kPasses / params_.work.max_tiles; }
 
  private:
   void index_batch() {
@@ -72,18 +72,18 @@ class HostSchedule {
     blocks_ = {0};
     for (std::int32_t b = 0; b <= params_.batch.batch; ++b) {
       const SequenceView view = params_.batch.sequence(b);
-      tiles_.push_back(tiles_.back() + core::ceil_div(view.seqlen_q, params_.chunk.tile_queries));
+      tiles_.push_back(tiles_.back() + core::ceil_div(view.seqlen_q, params_.work.tile_queries));
       if (b < params_.batch.batch)
         blocks_.push_back(blocks_.back() + core::ceil_div(view.seqlen_k, params_.batch.block_size));
     }
     params_.index = {tiles_.data(), blocks_.data()};
-    params_.chunk.max_tiles = tiles_.back();
+    params_.work.max_tiles = tiles_.back();
     list_counts_.assign(static_cast<std::size_t>(kPasses * num_blocks()), 0);
   }
 
   void split_pairs(std::int32_t number) {
     const QueryTile found = tile(number);
-    const std::int32_t capacity = params_.chunk.tile_queries * params_.topk;
+    const std::int32_t capacity = params_.work.tile_queries * params_.topk;
     const std::size_t table = std::size_t{1} << TileSelection::log2_table_for(capacity);
     std::vector<std::int32_t> keys(table, TileSelection::kNone);
     std::vector<std::uint32_t> members(table);
@@ -102,7 +102,7 @@ class HostSchedule {
     std::vector<int> order(static_cast<std::size_t>(s.entries));  // that of threads: any
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
-    for (const int e : order) s.enter(e, selected_block(params_, params_.chunk, found, e / s.topk, e % s.topk));
+    for (const int e : order) s.enter(e, selected_block(params_, params_.work, found, e / s.topk, e % s.topk));
     for (const int e : order) s.decide(e, found.position, params_.batch.block_size, params_.union_threshold);
     std::map<int, UnionEntry> ranked;
     for (int u = 0; u < num_unions; ++u) {
@@ -110,7 +110,7 @@ class HostSchedule {
     }
     for (const int e : order) {
       if (gathered[static_cast<std::size_t>(e)] == TileSelection::kNone) continue;
-      GatheredPair pair = gathered_pair(params_, params_.chunk, found, s, number, e);
+      GatheredPair pair = gathered_pair(params_, params_.work, found, s, number, e);
       pair.rank = list_counts_.at(static_cast<std::size_t>(pair.list))++;
       pairs.push_back(pair);
     }
