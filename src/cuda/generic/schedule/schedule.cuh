@@ -1,12 +1,12 @@
 // From a selection to work for the tensor cores, on the device, for several schedule batches at once:
 //
-//   1. split_pairs    a CTA per tile: which kv_blocks the tile's union gets, which pairs are gathered, a slot for each
+//   1. split_pairs    a CTA per tile: its shared blocks, the pairs left to kv_outer, and a slot for each of these
 //   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, work items of about
 //   kItemVisits
-//   3. place_visits   every gathered pair to its place in its list
+//   3. place_visits   every kv_outer pair to its place in its list
 //
 // The order of the pairs within a list depends on timing. No result does: rows of a product do not touch each other,
-// and unions, slots and the order of merging follow from the selection alone.
+// and shared blocks, slots and the order of merging follow from the selection alone.
 #pragma once
 
 #include <cub/block/block_scan.cuh>
@@ -23,33 +23,33 @@ inline constexpr int kItemThreads = 1024;
 /// Shared memory of a tile with `entries` pairs: the arrays of TileSelection, and counters.
 constexpr int split_shared_bytes(int entries) {
   const int table = 1 << TileSelection::log2_table_for(entries);
-  return table * 8 + entries * static_cast<int>(4 + 4 + sizeof(UnionEntry));
+  return table * 8 + entries * static_cast<int>(4 + 4 + sizeof(SharedBlock));
 }
 
-__device__ __forceinline__ TileSelection tile_selection(char* raw, int capacity, std::int32_t* num_unions) {
+__device__ __forceinline__ TileSelection tile_selection(char* raw, int capacity, std::int32_t* num_shared) {
   TileSelection s;
   s.log2_table = TileSelection::log2_table_for(capacity);
   s.keys = reinterpret_cast<std::int32_t*>(raw);
   s.members = reinterpret_cast<std::uint32_t*>(s.keys + (1 << s.log2_table));
-  s.unions = reinterpret_cast<UnionEntry*>(s.members + (1 << s.log2_table));
-  s.places = reinterpret_cast<std::int32_t*>(s.unions + capacity);
-  s.gathered = s.places + capacity;
-  s.num_unions = num_unions;
+  s.shared = reinterpret_cast<SharedBlock*>(s.members + (1 << s.log2_table));
+  s.places = reinterpret_cast<std::int32_t*>(s.shared + capacity);
+  s.kv_outer = s.places + capacity;
+  s.num_shared = num_shared;
   return s;
 }
 
 __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const ScheduleParams p) {
   extern __shared__ __align__(8) char raw[];
-  __shared__ std::int32_t num_unions;
+  __shared__ std::int32_t num_shared;
   __shared__ int slot_counts[kMaxTileQueries];
   const ScheduleBatch work = p.work.after(blockIdx.y);
   const int capacity = work.tile_queries * p.topk;
-  TileSelection s = tile_selection(raw, capacity, &num_unions);
+  TileSelection s = tile_selection(raw, capacity, &num_shared);
   for (int i = threadIdx.x; i < 1 << s.log2_table; i += kSplitThreads) {
     s.keys[i] = TileSelection::kNone;
     s.members[i] = 0;
   }
-  if (threadIdx.x == 0) num_unions = 0;
+  if (threadIdx.x == 0) num_shared = 0;
   if (threadIdx.x < kMaxTileQueries) slot_counts[threadIdx.x] = 0;
   __syncthreads();
   wait_for_earlier_kernels();
@@ -65,23 +65,23 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   }
   __syncthreads();
   for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) {
-    s.decide(e, tile.position, p.batch.block_size, p.union_threshold);
+    s.decide(e, tile.position, p.batch.block_size, p.shared_threshold);
   }
   __syncthreads();
 
   const std::int64_t base = static_cast<std::int64_t>(number) * capacity;
-  for (int u = threadIdx.x; u < num_unions; u += kSplitThreads) work.unions[base + s.rank(u)] = s.unions[u];
+  for (int u = threadIdx.x; u < num_shared; u += kSplitThreads) work.shared[base + s.rank(u)] = s.shared[u];
   for (int e = threadIdx.x; e < capacity; e += kSplitThreads) {
-    GatheredPair pair{{0, 0}, -1, 0};
-    if (e < s.entries && s.gathered[e] != TileSelection::kNone) {
-      pair = gathered_pair(p, work, tile, s, number, e);
+    KvOuterPair pair{{0, 0}, -1, 0};
+    if (e < s.entries && s.kv_outer[e] != TileSelection::kNone) {
+      pair = kv_outer_pair(p, work, tile, s, number, e);
       pair.rank = atomicAdd(&work.list_counts[pair.list], 1);
       atomicAdd(&slot_counts[e / p.topk], 1);
     }
     work.pairs[base + e] = pair;
   }
   __syncthreads();
-  if (threadIdx.x == 0) work.union_counts[number] = num_unions;
+  if (threadIdx.x == 0) work.shared_counts[number] = num_shared;
   if (threadIdx.x < work.tile_queries) {
     work.slot_counts[number * work.tile_queries + threadIdx.x] = slot_counts[threadIdx.x];
   }
@@ -107,16 +107,16 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
   wait_for_earlier_kernels();
   const ScheduleBatch work = p.work.after(blockIdx.x);
   const int blocks = p.index.blocks[p.batch.batch], passes = work.passes;
-  const auto gathered_block = [&](int block) {
+  const auto kv_outer_block = [&](int block) {
     int visits = 0;
     for (int pass = 0; block < blocks && pass < passes; ++pass) visits += work.list_counts[block * passes + pass];
-    return GatheredBlock(visits, p.log2_group_size);
+    return KvOuterBlock(visits, p.log2_group_size);
   };
 
   if (threadIdx.x < kMaxPasses) pass_items[threadIdx.x] = 0;
   __syncthreads();
   for (int first = 0; first < blocks; first += kItemThreads) {
-    const GatheredBlock list = gathered_block(first + threadIdx.x);
+    const KvOuterBlock list = kv_outer_block(first + threadIdx.x);
     for (int pass = 0; pass < passes; ++pass) {
       const int items = list.items_of_pass(pass, passes);
       const int sum = __reduce_add_sync(kFullWarp, items);
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
 
   for (int first = 0; first < blocks; first += kItemThreads) {
     const int among_all = first + threadIdx.x;
-    const GatheredBlock list = gathered_block(among_all);
+    const KvOuterBlock list = kv_outer_block(among_all);
     ListSums mine{0, list.visits}, before, sum;
     for (int pass = 0; pass < passes; ++pass) {
       const int items = list.items_of_pass(pass, passes);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
         offset += work.list_counts[list_number];
         work.list_counts[list_number] = 0;
         const int first_item = list.first_of_pass(pass, passes), end = list.first_of_pass(pass + 1, passes);
-        GatheredItem* const items = work.items + next_item[pass] + before.of_pass(pass);
+        KvOuterItem* const items = work.items + next_item[pass] + before.of_pass(pass);
         for (int i = first_item; i < end; ++i) items[i - first_item] = list.item(i, sequence, block, visit);
       }
     }
@@ -166,7 +166,7 @@ __global__ void place_visits_kernel(const ScheduleParams p) {
   const ScheduleBatch work = p.work.after(blockIdx.y);
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= work.max_pairs()) return;
-  const GatheredPair pair = work.pairs[at];
+  const KvOuterPair pair = work.pairs[at];
   if (pair.list >= 0) work.visits[work.list_offsets[pair.list] + pair.rank] = pair.visit;
 }
 

@@ -24,7 +24,7 @@ using core::Problem;
 
 /// q in boxes of one query: {channels of a half, 8 heads, halves, 8-head groups, tokens}, so that groups of 8 rows with
 /// their halves follow one another; with fewer heads a box is one half of them.
-CUtensorMap gathered_q_map(const Problem& problem) {
+CUtensorMap kv_outer_q_map(const Problem& problem) {
   const openmsa_tensor& q = problem.tensors.q;
   const openmsa_config& config = problem.plan.config;
   const auto group = static_cast<std::int32_t>(problem.plan.group_size);
@@ -40,7 +40,7 @@ AttendMaps attend_maps(const Problem& problem, const ScheduleBatch& work, std::i
   const openmsa_tensors& t = problem.tensors;
   const openmsa_config& config = problem.plan.config;
   const auto group = static_cast<std::int32_t>(problem.plan.group_size);
-  return {gathered_q_map(problem),
+  return {kv_outer_q_map(problem),
           make_tensor_map(t.q.data, config.dtype, config.head_dim,
                           {{config.num_heads_q, t.q.strides[1], group},
                            {problem.total_q, t.q.strides[0], work.tile_queries / 2},
@@ -65,7 +65,7 @@ AttendParams attend_params(const Problem& problem, const AttendWorkspace& worksp
   p.work = workspace.work;
   p.topk_indices = selection_view(problem.tensors.topk_indices);
   p.topk = plan.config.topk;
-  p.union_threshold = shared_threshold(p.work.tile_queries);
+  p.shared_threshold = shared_threshold(p.work.tile_queries);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
   p.scale_log2 = scale_log2(plan);

@@ -10,8 +10,8 @@
 namespace openmsa::cuda::sm90::prefill {
 
 struct AttendMaps {
-  CUtensorMap gathered_q;  // boxes of one query
-  CUtensorMap union_q;     // boxes of half a tile's queries
+  CUtensorMap kv_outer_q;  // boxes of one query
+  CUtensorMap q_outer_q;   // boxes of half a tile's queries
   CUtensorMap k;
   CUtensorMap v;
 };

@@ -1,4 +1,4 @@
-// Attention of gathered pairs ("keys outside"): each work item is a kv_block and some queries of one KV head that want
+// Attention with kv_blocks in the outer loop: each work item is a kv_block and some queries of one KV head that want
 // it. Keys and values are loaded once; tiles of 64 rows, the query heads of 64 / group_size queries, run past them.
 // Every query leaves a partial o, normalised, and its log-sum-exp in its slot.
 //
@@ -28,7 +28,7 @@
 namespace openmsa::cuda::sm90::prefill {
 
 template <class Element, int kDim, int kBlock>
-struct GatheredConfig {
+struct KvOuterConfig {
   using Tile = AttentionTile<Element, kDim, kBlock>;
   static constexpr int kConsumers = 3;
   static constexpr int kThreads = 128 * (kConsumers + 1);
@@ -64,8 +64,8 @@ class TileStream {
   __device__ __forceinline__ void advance() { seek(begin_ + step_ * capacity_); }
 
  private:
-  __device__ __forceinline__ GatheredItem load_item(int number) const {
-    return number < num_items_ ? p_.work.items[number] : GatheredItem{0, 0, 0, 0};
+  __device__ __forceinline__ KvOuterItem load_item(int number) const {
+    return number < num_items_ ? p_.work.items[number] : KvOuterItem{0, 0, 0, 0};
   }
   /// To visit `begin` of the item, or as many whole tiles behind its end.
   __device__ __forceinline__ void seek(int begin) {
@@ -85,7 +85,7 @@ class TileStream {
   const AttendParams& p_;
   const int num_items_, capacity_, step_;
   int number_, begin_;
-  GatheredItem item_, next_item_;
+  KvOuterItem item_, next_item_;
   Visit visits_[2];
 };
 
@@ -126,7 +126,7 @@ __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtens
   const KeyBoxes boxes{p.key_box_rows, p.work.head};
   PipelineState<Config::kKeyStages> ring;
   for (int number = blockIdx.x; number < num_items; number += gridDim.x, ring.advance()) {
-    const GatheredItem item = p.work.items[number];
+    const KvOuterItem item = p.work.items[number];
     const SequenceView view = p.batch.sequence(item.sequence);
     const int first = item.block * Tile::kBlock, stage = ring.stage;
     EmptyBarrier::wait(&storage.kv_empty[stage], ring.phase ^ 1);
@@ -212,7 +212,7 @@ __device__ __forceinline__ void attend_tile(const AttendParams& p, int stage, co
 
 /// Tiles go round the consumers; each has two stages of its own.
 template <class Config>
-__device__ __forceinline__ void consume_gathered(const AttendParams& p, typename Config::Storage& storage,
+__device__ __forceinline__ void consume_kv_outer(const AttendParams& p, typename Config::Storage& storage,
                                                  int num_items, int consumer, int thread) {
   const int capacity = kWarpgroupRows >> p.log2_group_size;
   PipelineState<Config::kKeyStages> keys;
@@ -243,7 +243,7 @@ __device__ __forceinline__ void consume_gathered(const AttendParams& p, typename
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    gathered_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
+    kv_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
                     const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   } else {
     cutlass::arch::warpgroup_reg_alloc<152>();
     const int thread = thread_index();
-    consume_gathered<Config>(p, storage, num_items, thread / 128 - 1, thread % 128);
+    consume_kv_outer<Config>(p, storage, num_items, thread / 128 - 1, thread % 128);
   }
 }
 

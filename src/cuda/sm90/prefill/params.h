@@ -8,11 +8,11 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-using generic::GatheredItem;
 using generic::kMaxTileQueries;
+using generic::KvOuterItem;
 using generic::ScheduleBatch;
 using generic::ScheduleParams;
-using generic::UnionEntry;
+using generic::SharedBlock;
 using generic::Visit;
 
 struct AttendParams : ScheduleParams {

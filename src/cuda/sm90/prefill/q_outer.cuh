@@ -1,8 +1,9 @@
-// Attention of a tile's queries over the tile's union ("queries outside"), and the merge with what was gathered.
+// Attention with queries in the outer loop: a tile's queries over the tile's shared blocks, and the merge with the
+// partial results of kv_outer.
 //
-// Two consumer warpgroups of 64 rows (up to 16 queries of one KV head each) walk over the union's kv_blocks with an
+// Two consumer warpgroups of 64 rows (up to 16 queries of one KV head each) go over the shared blocks with an
 // online softmax; a row takes part where its query is a member and not beyond its position. The next product q k^T runs
-// beside the softmax, the product p v beside the next softmax. Then the partial results of the gathered pairs come
+// beside the softmax, the product p v beside the next softmax. Then the partial results of kv_outer come
 // through the same ring, slot by slot, and are added with weight exp2(lse - max).
 //
 //   barrier      arrivals                            waited on by  guards
@@ -39,26 +40,26 @@ enum class QOuterBarrier {
 };
 
 /// A tile of the schedule batch with the work that the schedule gave it, put beside its queries by the producer.
-struct UnionTile {
+struct QOuterTile {
   QueryTile queries;
   std::int32_t number;  // of the schedule batch
-  std::int32_t num_entries;
+  std::int32_t num_shared;
   std::int32_t most_slots;                    // of the query with most of them
   std::int32_t slot_counts[kMaxTileQueries];  // 0 behind the last query
 };
 
-/// The union of the schedule batch's tile `number`.
-__device__ __forceinline__ const UnionEntry* entries_of_tile(const AttendParams& p, int number) {
-  return p.work.unions + static_cast<std::int64_t>(number) * p.work.tile_queries * p.topk;
+/// The shared blocks of the schedule batch's tile `number`.
+__device__ __forceinline__ const SharedBlock* shared_of_tile(const AttendParams& p, int number) {
+  return p.work.shared + static_cast<std::int64_t>(number) * p.work.tile_queries * p.topk;
 }
 
-/// Its slot 0 of the first query, counted over the schedule batch; then slot 0 of the second one.
+/// Slot 0 of the first query of tile `number`, counted over the schedule batch; then slot 0 of the second one.
 __device__ __forceinline__ std::int64_t first_slot_of_tile(const AttendParams& p, int number) {
   return static_cast<std::int64_t>(number) * p.work.slots * p.work.tile_queries;
 }
 
 template <class Element, int kDim, int kBlock>
-struct UnionConfig {
+struct QOuterConfig {
   using Tile = AttentionTile<Element, kDim, kBlock>;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (kConsumers + 1);
@@ -69,7 +70,7 @@ struct UnionConfig {
   struct Storage {
     alignas(1024) Element q[kQueryStages][kConsumers][kWarpgroupRows * kDim];
     alignas(1024) Element ring[kStages][kStageRows * kDim];
-    UnionTile tiles[kQueryStages];
+    QOuterTile tiles[kQueryStages];
     std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
   };
 };
@@ -102,19 +103,19 @@ __device__ __forceinline__ void load_slot(const AttendParams& p, std::int64_t fi
 /// The tile's queries and what is known of it into one of the two stages, with the producer's whole warp.
 template <class Config>
 __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorMap& map_q, const QueryTile& queries,
-                                          int number, int num_entries, int own_slots, int most_slots,
+                                          int number, int num_shared, int own_slots, int most_slots,
                                           PipelineState<Config::kQueryStages> at, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
   const int per_consumer = p.work.tile_queries / Config::kConsumers;
   std::uint64_t* const full = &storage.q_full[at.stage];
   EmptyBarrier::wait(&storage.q_empty[at.stage], at.phase ^ 1);
-  UnionTile& tile = storage.tiles[at.stage];
+  QOuterTile& tile = storage.tiles[at.stage];
   tile.slot_counts[lane] = own_slots;
   if (lane != 0) return EmptyBarrier::arrive(full);
   tile.queries = queries;
   tile.number = number;
-  tile.num_entries = num_entries;
+  tile.num_shared = num_shared;
   tile.most_slots = most_slots;
   FullBarrier::arrive_and_expect_tx(
       full, Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(typename Tile::Element)));
@@ -128,21 +129,22 @@ __device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorM
 }
 
 template <class Config>
-__device__ __forceinline__ void produce_union(const AttendParams& p, const CUtensorMap& map_q, const CUtensorMap& map_k,
-                                              const CUtensorMap& map_v, typename Config::Storage& storage) {
+__device__ __forceinline__ void produce_q_outer(const AttendParams& p, const CUtensorMap& map_q,
+                                                const CUtensorMap& map_k, const CUtensorMap& map_v,
+                                                typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
   const int lane = threadIdx.x % 32, tiles = tiles_of_work(p);
   PipelineState<Config::kStages> ring;
   PipelineState<Config::kQueryStages> queries;
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
     const QueryTile tile = find_tile(p.batch, p.index, p.work.first_tile + number, p.work.tile_queries);
-    const int num_entries = p.work.union_counts[number];
+    const int num_shared = p.work.shared_counts[number];
     const int own_slots = lane < tile.count ? p.work.slot_counts[number * p.work.tile_queries + lane] : 0;
     const int most_slots = __reduce_max_sync(kFullWarp, own_slots);
-    load_tile<Config>(p, map_q, tile, number, num_entries, own_slots, most_slots, queries, storage);
+    load_tile<Config>(p, map_q, tile, number, num_shared, own_slots, most_slots, queries, storage);
     __syncwarp();
-    const UnionEntry* const entries = entries_of_tile(p, number);
-    for (int u = 0; u < num_entries; ++u) {
+    const SharedBlock* const entries = shared_of_tile(p, number);
+    for (int u = 0; u < num_shared; ++u) {
       for (const CUtensorMap* map : {&map_k, &map_v}) {
         if (lane == 0) {
           EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
@@ -172,14 +174,14 @@ struct ConsumerRow {
 
 /// The last key of the kv_block that a row sees; negative: none, as where its query is no member.
 template <class Tile>
-__device__ __forceinline__ int last_visible(const ConsumerRow& row, UnionEntry entry) {
+__device__ __forceinline__ int last_visible(const ConsumerRow& row, SharedBlock entry) {
   const bool is_member = row.position >= 0 && (entry.members >> row.query & 1);
   return is_member ? row.position - entry.block * Tile::kBlock : -1;
 }
 
 /// Hides the keys that a row does not see.
 template <class Tile>
-__device__ __forceinline__ void mask_block(typename Tile::Scores& s, const ConsumerRow (&rows)[2], UnionEntry entry,
+__device__ __forceinline__ void mask_block(typename Tile::Scores& s, const ConsumerRow (&rows)[2], SharedBlock entry,
                                            int lane) {
   using namespace cute;
   const int last[2] = {last_visible<Tile>(rows[0], entry), last_visible<Tile>(rows[1], entry)};
@@ -204,26 +206,28 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
   sync(QOuterBarrier::kTailCleared, threads);
 }
 
-/// Online softmax over the union. Product k + 1 of q k^T is under way while p v of k is, and beside both the softmax:
+/// Online softmax over the shared blocks. Product k + 1 of q k^T is under way while p v of k is, and beside both the
+/// softmax:
 ///
 ///   scores 0 | softmax 0 | scores 1, values 0 | softmax 1 beside values 0 | scores 2, values 1 | ...
 ///
 /// The two warpgroups take turns in starting products: left alone they fall in step, and while both are in their
 /// softmax the tensor cores wait.
 template <class Config>
-__device__ __forceinline__ void attend_union(const AttendParams& p, const UnionTile& tile, int consumer,
-                                             const typename Config::Tile::Element* q, typename Config::Storage& storage,
-                                             PipelineState<Config::kStages>& ring, const ConsumerRow (&rows)[2],
-                                             Softmax& softmax, typename Config::Tile::Values& o, int thread) {
+__device__ __forceinline__ void attend_shared(const AttendParams& p, const QOuterTile& tile, int consumer,
+                                              const typename Config::Tile::Element* q,
+                                              typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
+                                              const ConsumerRow (&rows)[2], Softmax& softmax,
+                                              typename Config::Tile::Values& o, int thread) {
   using namespace cute;
   using Tile = typename Config::Tile;
-  if (tile.num_entries == 0) return;
+  if (tile.num_shared == 0) return;
   const int lane = thread % 32;
-  const UnionEntry* const entries = entries_of_tile(p, tile.number);
+  const SharedBlock* const entries = shared_of_tile(p, tile.number);
   const auto release = [&](int stage) {
     if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
   };
-  const auto start_values = [&](const auto& probabilities, UnionEntry entry, PipelineState<Config::kStages> at) {
+  const auto start_values = [&](const auto& probabilities, SharedBlock entry, PipelineState<Config::kStages> at) {
     FullBarrier::wait(&storage.full[at.stage], at.phase);
     const int last = tile.queries.position + tile.queries.count - 1;
     const int valid = last + 1 - entry.block * Tile::kBlock;
@@ -234,7 +238,7 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
   };
 
   // s lives from its product to its rounding, no longer: beside o and the probabilities there is no room for a second.
-  UnionEntry entry = entries[0];
+  SharedBlock entry = entries[0];
   float alpha[2];
   const auto first_probabilities = [&] {
     typename Tile::Scores s;
@@ -248,7 +252,7 @@ __device__ __forceinline__ void attend_union(const AttendParams& p, const UnionT
     return Tile::round_scores(s);
   };
   auto probabilities = first_probabilities();
-  for (int u = 1; u < tile.num_entries; ++u) {
+  for (int u = 1; u < tile.num_shared; ++u) {
     const auto values = ring.after(1);
     ring.advance(2);
     typename Tile::Scores s;
@@ -286,7 +290,7 @@ struct PartialLse {
   const float* first;
   int stride;
 
-  __device__ __forceinline__ PartialLse(const AttendParams& p, const UnionTile& tile, const ConsumerRow& row)
+  __device__ __forceinline__ PartialLse(const AttendParams& p, const QOuterTile& tile, const ConsumerRow& row)
       : count(row.query < kMaxTileQueries ? tile.slot_counts[row.query] : 0),
         first(p.work.partial_lse + ((first_slot_of_tile(p, tile.number) + row.query) << p.log2_group_size) + row.head),
         stride(p.work.tile_queries << p.log2_group_size) {}
@@ -296,10 +300,10 @@ struct PartialLse {
   }
 };
 
-/// Adds the partial results of the gathered pairs to what the union gave, as the online softmax does: a partial o has
+/// Adds the partial results of kv_outer to what the shared blocks gave, as the online softmax does: a partial o has
 /// weight exp2(lse - max). group_lse: of the first group of slots.
 template <class Config>
-__device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTile& tile, int consumer,
+__device__ __forceinline__ void merge_slots(const AttendParams& p, const QOuterTile& tile, int consumer,
                                             typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
                                             const ConsumerRow (&rows)[2], float (&group_lse)[2], Softmax& softmax,
                                             typename Config::Tile::Values& o, int thread) {
@@ -341,7 +345,7 @@ __device__ __forceinline__ void merge_slots(const AttendParams& p, const UnionTi
 
 /// Writes o through shared memory, 16 bytes per thread, and lse.
 template <class Config>
-__device__ __forceinline__ void write_results(const AttendParams& p, const UnionTile& tile, int consumer,
+__device__ __forceinline__ void write_results(const AttendParams& p, const QOuterTile& tile, int consumer,
                                               typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
                                               const Softmax& softmax, const typename Config::Tile::Values& o,
                                               int thread) {
@@ -379,8 +383,8 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const Union
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_union(const AttendParams& p, typename Config::Storage& storage, int consumer,
-                                              int thread) {
+__device__ __forceinline__ void consume_q_outer(const AttendParams& p, typename Config::Storage& storage, int consumer,
+                                                int thread) {
   using Tile = typename Config::Tile;
   const int per_consumer = p.work.tile_queries / Config::kConsumers;
   const int group_mask = (1 << p.log2_group_size) - 1;
@@ -390,7 +394,7 @@ __device__ __forceinline__ void consume_union(const AttendParams& p, typename Co
   const int tiles = tiles_of_work(p);
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
     FullBarrier::wait(&storage.q_full[queries.stage], queries.phase);
-    const UnionTile& tile = storage.tiles[queries.stage];
+    const QOuterTile& tile = storage.tiles[queries.stage];
     ConsumerRow rows[2];
     for (int i = 0; i < 2; ++i) {
       const int row = thread / 32 * 16 + i * 8 + thread % 32 / 4, query = row >> p.log2_group_size;
@@ -403,9 +407,9 @@ __device__ __forceinline__ void consume_union(const AttendParams& p, typename Co
     cute::clear(o);
     auto* const q = storage.q[queries.stage][consumer];
     Softmax softmax;
-    float group_lse[2];  // on their way during the union
+    float group_lse[2];  // on their way during attend_shared
     for (int i = 0; i < 2; ++i) group_lse[i] = PartialLse(p, tile, rows[i]).of_group(0, thread % 32);
-    attend_union<Config>(p, tile, consumer, q, storage, ring, rows, softmax, o, thread);
+    attend_shared<Config>(p, tile, consumer, q, storage, ring, rows, softmax, o, thread);
     merge_slots<Config>(p, tile, consumer, storage, ring, rows, group_lse, softmax, o, thread);
     write_results<Config>(p, tile, consumer, q, rows, softmax, o, thread);
     if (thread == 0) EmptyBarrier::arrive(&storage.q_empty[queries.stage]);
@@ -414,8 +418,8 @@ __device__ __forceinline__ void consume_union(const AttendParams& p, typename Co
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    union_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
-                 const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
+    q_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
+                   const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
@@ -427,11 +431,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // 64512 registers of the block: 40 x 128 for the producer, 232 x 256 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
-    if (threadIdx.x < 32) produce_union<Config>(p, map_q, map_k, map_v, storage);
+    if (threadIdx.x < 32) produce_q_outer<Config>(p, map_q, map_k, map_v, storage);
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();
     const int thread = thread_index();
-    consume_union<Config>(p, storage, thread / 128 - 1, thread % 128);
+    consume_q_outer<Config>(p, storage, thread / 128 - 1, thread % 128);
   }
 }
 

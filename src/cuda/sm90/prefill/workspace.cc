@@ -59,12 +59,12 @@ AttendWorkspace::AttendWorkspace(Arena& arena, const Plan& plan) : index(take_in
   work.passes = static_cast<std::int32_t>(passes);
   work.max_lists = static_cast<std::int32_t>(passes * blocks);
   work.max_items = static_cast<std::int32_t>(blocks + pairs / generic::kItemVisits + 1);
-  work.unions = arena.take<generic::UnionEntry>(scheduled * pairs);
-  work.union_counts = arena.take<std::int32_t>(scheduled * tiles);
+  work.shared = arena.take<generic::SharedBlock>(scheduled * pairs);
+  work.shared_counts = arena.take<std::int32_t>(scheduled * tiles);
   work.slot_counts = arena.take<std::int32_t>(scheduled * tiles * tile_queries);
-  work.pairs = arena.take<generic::GatheredPair>(scheduled * pairs);
+  work.pairs = arena.take<generic::KvOuterPair>(scheduled * pairs);
   work.visits = arena.take<generic::Visit>(scheduled * pairs);
-  work.items = arena.take<generic::GatheredItem>(scheduled * work.max_items);
+  work.items = arena.take<generic::KvOuterItem>(scheduled * work.max_items);
   work.list_counts = arena.take<std::int32_t>(scheduled * work.max_lists);
   work.list_offsets = arena.take<std::int32_t>(scheduled * work.max_lists);
   work.num_items = arena.take<std::int32_t>(scheduled);

@@ -32,7 +32,7 @@ class HostSchedule {
  public:
   static constexpr std::int32_t kPasses = 3;
 
-  HostSchedule(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t union_threshold,
+  HostSchedule(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t shared_threshold,
                std::int32_t log2_group_size)
       : layer_(layer), random_(7) {
     params_.batch.batch = static_cast<std::int32_t>(layer.shape.seqlens_q.size());
@@ -44,7 +44,7 @@ class HostSchedule {
     params_.topk_indices = {static_cast<std::int32_t*>(indices.data),
                             {indices.strides[0], indices.strides[1], indices.strides[2]}};
     params_.topk = params_.work.slots = layer.shape.topk;
-    params_.union_threshold = union_threshold;
+    params_.shared_threshold = shared_threshold;
     params_.log2_group_size = log2_group_size;
     params_.work.head = head;
     params_.work.tile_queries = tile_queries;
@@ -55,10 +55,10 @@ class HostSchedule {
     place_visits();
   }
 
-  std::vector<std::vector<UnionEntry>> unions;  // of each tile
-  std::vector<GatheredPair> pairs;
+  std::vector<std::vector<SharedBlock>> shared;  // of each tile
+  std::vector<KvOuterPair> pairs;
   std::vector<Visit> visits;
-  std::vector<GatheredItem> items;
+  std::vector<KvOuterItem> items;
 
   QueryTile tile(std::int32_t number) const {
     return find_tile(params_.batch, params_.index, number, params_.work.tile_queries);
@@ -87,37 +87,37 @@ class HostSchedule {
     const std::size_t table = std::size_t{1} << TileSelection::log2_table_for(capacity);
     std::vector<std::int32_t> keys(table, TileSelection::kNone);
     std::vector<std::uint32_t> members(table);
-    std::vector<std::int32_t> places(static_cast<std::size_t>(capacity)), gathered(places.size());
-    std::vector<UnionEntry> union_entries(places.size());
-    std::int32_t num_unions = 0;
+    std::vector<std::int32_t> places(static_cast<std::size_t>(capacity)), kv_outer(places.size());
+    std::vector<SharedBlock> shared_entries(places.size());
+    std::int32_t num_shared = 0;
     TileSelection s{.entries = found.count * params_.topk,
                     .topk = params_.topk,
                     .log2_table = TileSelection::log2_table_for(capacity),
                     .keys = keys.data(),
                     .members = members.data(),
                     .places = places.data(),
-                    .gathered = gathered.data(),
-                    .unions = union_entries.data(),
-                    .num_unions = &num_unions};
+                    .kv_outer = kv_outer.data(),
+                    .shared = shared_entries.data(),
+                    .num_shared = &num_shared};
     std::vector<int> order(static_cast<std::size_t>(s.entries));  // that of threads: any
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
     for (const int e : order) s.enter(e, selected_block(params_, params_.work, found, e / s.topk, e % s.topk));
-    for (const int e : order) s.decide(e, found.position, params_.batch.block_size, params_.union_threshold);
-    std::map<int, UnionEntry> ranked;
-    for (int u = 0; u < num_unions; ++u) {
-      EXPECT_TRUE(ranked.emplace(s.rank(u), union_entries[static_cast<std::size_t>(u)]).second);
+    for (const int e : order) s.decide(e, found.position, params_.batch.block_size, params_.shared_threshold);
+    std::map<int, SharedBlock> ranked;
+    for (int u = 0; u < num_shared; ++u) {
+      EXPECT_TRUE(ranked.emplace(s.rank(u), shared_entries[static_cast<std::size_t>(u)]).second);
     }
     for (const int e : order) {
-      if (gathered[static_cast<std::size_t>(e)] == TileSelection::kNone) continue;
-      GatheredPair pair = gathered_pair(params_, params_.work, found, s, number, e);
+      if (kv_outer[static_cast<std::size_t>(e)] == TileSelection::kNone) continue;
+      KvOuterPair pair = kv_outer_pair(params_, params_.work, found, s, number, e);
       pair.rank = list_counts_.at(static_cast<std::size_t>(pair.list))++;
       pairs.push_back(pair);
     }
-    std::vector<UnionEntry>& entries_of_union = unions.emplace_back();
+    std::vector<SharedBlock>& shared_of_tile = shared.emplace_back();
     for (const auto& [rank, entry] : ranked) {
-      EXPECT_EQ(rank, static_cast<int>(entries_of_union.size()));
-      entries_of_union.push_back(entry);
+      EXPECT_EQ(rank, static_cast<int>(shared_of_tile.size()));
+      shared_of_tile.push_back(entry);
     }
   }
 
@@ -127,7 +127,7 @@ class HostSchedule {
     for (std::int32_t pass = 0; pass < kPasses; ++pass) {
       for (std::int32_t among_all = 0; among_all < blocks_.back(); ++among_all) {
         const auto first = list_counts_.begin() + among_all * kPasses;
-        const GatheredBlock list(std::accumulate(first, first + kPasses, 0), params_.log2_group_size);
+        const KvOuterBlock list(std::accumulate(first, first + kPasses, 0), params_.log2_group_size);
         const std::int32_t sequence = find_sequence({blocks_.data(), 1}, params_.batch.batch, among_all);
         const std::int32_t block = among_all - blocks_[static_cast<std::size_t>(sequence)];
         const std::int32_t end = list.first_of_pass(pass + 1, kPasses);
@@ -140,7 +140,7 @@ class HostSchedule {
 
   void place_visits() {
     visits.assign(pairs.size(), {-1, -1});
-    for (const GatheredPair& pair : pairs) {
+    for (const KvOuterPair& pair : pairs) {
       visits.at(static_cast<std::size_t>(list_offsets_[static_cast<std::size_t>(pair.list)] + pair.rank)) = pair.visit;
     }
   }
@@ -170,10 +170,10 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
   const auto work_off = [&](std::int64_t row, std::int64_t block) {
     EXPECT_TRUE(done.emplace(row, block).second) << "query " << row << ", kv_block " << block << " twice";
   };
-  for (std::size_t number = 0; number < schedule.unions.size(); ++number) {
+  for (std::size_t number = 0; number < schedule.shared.size(); ++number) {
     const QueryTile tile = schedule.tile(static_cast<std::int32_t>(number));
     std::int32_t last = -1;
-    for (const UnionEntry& entry : schedule.unions[number]) {
+    for (const SharedBlock& entry : schedule.shared[number]) {
       EXPECT_LT(last, entry.block);
       last = entry.block;
       EXPECT_EQ(std::uint64_t{entry.members} >> tile.count, 0u) << "a member outside the tile";
@@ -185,7 +185,7 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
   std::map<std::int64_t, std::set<std::int32_t>> slots;  // of each query row
   std::set<std::int32_t> visited;
   std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t> last_pass;  // of each kv_block
-  for (const GatheredItem& item : schedule.items) {
+  for (const KvOuterItem& item : schedule.items) {
     std::int32_t first_pass = HostSchedule::kPasses, &last = last_pass[{item.sequence, item.block}];
     const std::int32_t before = last;
     EXPECT_TRUE(item.count >= 1 && item.count <= kItemVisits + 64) << item.count;
@@ -208,7 +208,7 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
   for (const auto& [row, used] : slots) {
     EXPECT_EQ(*used.rbegin() + 1, static_cast<std::int32_t>(used.size())) << "gaps between the slots of query " << row;
   }
-  const std::int64_t capacity = static_cast<std::int64_t>(schedule.unions.size()) * tile_queries * layer.shape.topk;
+  const std::int64_t capacity = static_cast<std::int64_t>(schedule.shared.size()) * tile_queries * layer.shape.topk;
   EXPECT_LE(static_cast<std::int64_t>(schedule.items.size()), schedule.num_blocks() + capacity / kItemVisits + 1);
 }
 
@@ -225,7 +225,7 @@ LayerShape schedule_shape(std::int32_t topk) {
 
 class Schedule : public testing::TestWithParam<std::int32_t> {
  protected:
-  /// For tiles of every size and thresholds that send all, some and no past kv_blocks to the union.
+  /// For tiles of every size and thresholds that send all, some and no past kv_blocks to q_outer.
   static void expect_all_invariants(const Layer& layer) {
     for (const std::int32_t tile_queries : {8, 16, 32}) {
       for (const std::int32_t threshold : {1, 2, tile_queries / 2, tile_queries + 1}) {
