@@ -1,8 +1,7 @@
 // From a selection to work for the tensor cores, on the device, for several schedule batches at once:
 //
 //   1. split_pairs    a CTA per tile: its shared blocks, the pairs left to kv_outer, and a slot for each of these
-//   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, work items of about
-//   kItemVisits
+//   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, cut into work items
 //   3. place_visits   every kv_outer pair to its place in its list
 //
 // The order of the pairs within a list depends on timing. No result does: rows of a product do not touch each other,
