@@ -17,7 +17,7 @@ using namespace cuda::sm90::decode;
 struct Step {
   SelectionRules rules;
   std::int32_t tile_queries;
-  std::int32_t blocks;
+  std::int32_t ctas;
   std::vector<SequenceView> sequences;
 };
 
@@ -43,31 +43,31 @@ TEST_P(SplitWork, CoversEveryKeyUnitOnce) {
     units += work.units();
     query_tiles += work.query_tiles;
   }
-  const std::int32_t per_block = units_per_block(units, step.blocks);
-  EXPECT_LE(units, per_block * step.blocks);
-  EXPECT_LE(kept_candidates(per_block, step.rules), step.rules.topk);
+  const std::int32_t per_cta = units_per_cta(units, step.ctas);
+  EXPECT_LE(units, per_cta * step.ctas);
+  EXPECT_LE(kept_candidates(per_cta, step.rules), step.rules.topk);
 
   std::int32_t begin = 0, number = 0, free = 0;  // first unit and number of a query tile; segments taken so far
   for (const SequenceView& view : step.sequences) {
     const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
     for (std::int32_t tile = 0; tile < work.query_tiles; ++tile, ++number, begin += work.key_units) {
       if (work.key_units == 0) continue;
-      const SegmentRange range = segment_range(begin, work.key_units, per_block, number);
+      const SegmentRange range = segment_range(begin, work.key_units, per_cta, number);
       EXPECT_GE(range.first, free);
       free = range.first + range.count;
       std::int32_t covered = 0;
       for (std::int32_t i = 0; i < range.count; ++i) {
-        const std::int32_t block = range.first + i - number;  // a segment's number is block + query tile
-        ASSERT_LT(block, step.blocks);
-        const std::int32_t from = std::max(begin, block * per_block);
-        const std::int32_t to = std::min(begin + work.key_units, (block + 1) * per_block);
+        const std::int32_t cta = range.first + i - number;  // a segment's number is CTA + query tile
+        ASSERT_LT(cta, step.ctas);
+        const std::int32_t from = std::max(begin, cta * per_cta);
+        const std::int32_t to = std::min(begin + work.key_units, (cta + 1) * per_cta);
         EXPECT_LT(from, to) << "a segment without a key unit";
         covered += to - from;
       }
       EXPECT_EQ(covered, work.key_units);
     }
   }
-  EXPECT_LE(free, step.blocks + query_tiles);  // what the workspace has room for
+  EXPECT_LE(free, step.ctas + query_tiles);  // what the workspace has room for
 }
 
 TEST_P(SplitWork, ScoresWhatCompetesForSomeQuery) {

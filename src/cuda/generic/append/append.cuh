@@ -43,7 +43,7 @@ __device__ __forceinline__ void append_row(const AppendTensor& t, const Element*
   if (has_channels) *reinterpret_cast<std::uint32_t*>(static_cast<std::uint8_t*>(t.cache) + to) = to_e4m3(x);
 }
 
-/// Blocks [row]; its warps share the rows of all heads and tensors.
+/// CTAs [row]; the warps of one share the rows of all heads and tensors.
 template <class Element>
 __global__ void __launch_bounds__(kAppendWarps * 32) append_kernel(const __grid_constant__ AppendParams p) {
   wait_for_earlier_kernels();

@@ -10,7 +10,7 @@ namespace openmsa::cuda::generic {
 
 inline constexpr int kIndexBatchThreads = 256;
 
-/// One block. Sequence `batch` stands for the padding rows after the last one.
+/// One CTA. Sequence `batch` stands for the padding rows after the last one.
 __global__ void __launch_bounds__(kIndexBatchThreads)
     index_batch_kernel(const BatchView batch, const BatchIndex index, int queries_per_tile) {
   using Scan = cub::BlockScan<int, kIndexBatchThreads>;

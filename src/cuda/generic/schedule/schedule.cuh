@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   }
 }
 
-/// Visits of kPasses lists, and work items of each pass in 16 bits: the sums of a block's threads fit.
+/// Visits of kPasses lists, and work items of each pass in 16 bits: the sums of a CTA's threads fit.
 struct ListSums {
   std::uint64_t items;
   std::int32_t visits;

@@ -11,9 +11,9 @@
 //   full[i]     producer + bytes of k and v      consumers      stage i has arrived
 //               (+ 32 lanes per kind of scale)
 //   empty[i]    one lane of each consumer        producer       all consumers are done with stage i
-//   block       all threads                      the same       chosen kv_blocks and their union are complete
-//   received    this block + bytes from all      all threads    partial results of the cluster have arrived
-//   cluster     all threads of the cluster       the same       all blocks run; between parts, all are done
+//   CTA         all threads                      the same       chosen kv_blocks and their union are complete
+//   received    this CTA + bytes from all        all threads    partial results of the cluster have arrived
+//   cluster     all threads of the cluster       the same       all CTAs run; between parts, all are done
 //
 // Bound by memory and, for a single sequence, by the chain lists -> kv_blocks -> pages -> keys of dependent loads.
 #pragma once
@@ -35,7 +35,7 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// Blocks [cluster of rows][KV head][block of the cluster].
+/// CTAs [cluster of rows][KV head][CTA of the cluster].
 template <class Config>
 __global__ void __maxnreg__(Config::kMaxRegisters)
     attend_kernel(const __grid_constant__ AttendParams p, const __grid_constant__ CUtensorMap map_k,

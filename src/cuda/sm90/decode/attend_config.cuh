@@ -35,18 +35,18 @@ struct AttendConfig {
     alignas(1024) char v[kTileKeys * kRowBytes];
   };
   static constexpr int kVectors = kDim / 4;
-  /// Of all blocks of a cluster, where each has as many as the first.
+  /// Vectors of a row over all CTAs of a cluster, where each has as many as the first.
   static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterCtas - 1;
-  /// Of this block's warps.
+  /// Results of this CTA's warps.
   struct Partial {
     float max[kKeySlices][kRows];  // base 2
     float sum[kKeySlices][kRows];
     alignas(16) float o[kKeySlices][kRows][kPartialStride];
   };
-  /// From all blocks of the cluster, for the channels that this one combines.
+  /// Results of all CTAs of the cluster, for the channels that this one combines.
   struct Received {
     float2 weight[kMaxClusterCtas][kRows];  // max, sum
-    float4 o[kRows * kMaxSharedVectors];    // [blocks][kRows][vectors of a block]
+    float4 o[kRows * kMaxSharedVectors];    // [CTAs][kRows][vectors of a CTA]
     std::uint64_t full;
   };
   using Scratch = ChoiceScratch<kQueries>;

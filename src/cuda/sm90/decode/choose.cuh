@@ -1,4 +1,4 @@
-// The kv_blocks of query rows, chosen by the warps of a block from the candidates that the index branch's segments
+// The kv_blocks of query rows, chosen by the warps of a CTA from the candidates that the index branch's segments
 // left.
 //
 // A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
@@ -32,7 +32,7 @@ __device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const Que
   const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
   if (part.work.key_units == 0 || !has_choice) return row;
   const std::int32_t query = part.row - part.view.q_row + at;
-  row.kept = kept_candidates(part.per_block, p.rules);
+  row.kept = kept_candidates(part.per_cta, p.rules);
   const SegmentRange range = part.segments(p, query);
   row.candidates = p.lists.row(range, query % p.tile_queries * p.heads + head, row.kept);
   row.count = range.count * row.kept;
@@ -161,7 +161,7 @@ __device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slot
   }
 }
 
-/// kv_blocks of rows [0, rows) of a block; all its warps, at least kRows, call it with the row of their team.
+/// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team.
 template <int kRows>
 __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
                                               const ChoiceTeam& team, const ChoiceRow& row, int lane) {

@@ -1,4 +1,4 @@
-// topk_indices alone from the candidates of the index branch: a block per query row and KV head.
+// topk_indices alone from the candidates of the index branch: a CTA per query row and KV head.
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"

@@ -15,7 +15,7 @@ struct QueryUnion {
   std::int32_t count;
 };
 
-/// Threads of the whole block; chosen must be visible to all of them, and so is the union afterwards.
+/// Called by all threads of the CTA; chosen must be visible to all of them, and so is the union afterwards.
 template <int kThreads, int kQueries>
 __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int queries, int topk,
                                       QueryUnion<kQueries>& united, int thread) {

@@ -1,6 +1,6 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
+// A CTA goes along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
 // warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: tiles of 64 keys are
 // the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
 // buffer of scores in shared memory, and when that is full or the segment ends, warps pick the best candidates of each
@@ -66,7 +66,7 @@ struct SelectConfig {
       cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
-  // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
+  // Few rows leave room for a CTA of the attention, which then waits on the same SM: shared memory and registers.
   static constexpr bool kIsSmall = kRows == kDecodeFewRows;
   static constexpr int kGroups = 2;               // warpgroups that multiply
   static constexpr int kConsumers = 4 * kGroups;  // their warps
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
     cute::prefetch_tma_descriptor(&map_k);
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
   });
-  // Where this block begins follows from the lengths. Mostly they have been written long before.
+  // Where this CTA begins follows from the lengths. Mostly they have been written long before.
   TileScheduler scheduler(p, lane);
   Segment segment = scheduler.first();
   wait_for_earlier_kernels();

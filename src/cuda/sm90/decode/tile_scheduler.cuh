@@ -49,7 +49,7 @@ class SequenceWindow {
   int lane_;
 };
 
-/// What a block takes of one query tile: key units [begin, end).
+/// What a CTA takes of one query tile: key units [begin, end).
 struct Segment {
   std::int32_t number;  // among those of its query tile
   SegmentRange range;   // of the query tile
@@ -62,7 +62,7 @@ struct Segment {
   __device__ __forceinline__ bool exists() const { return begin < end; }
 };
 
-/// The segments of this block, one after the other. It may be begun with lengths that are about to change, or are none
+/// The segments of this CTA, one after the other. It may be begun with lengths that are about to change, or are none
 /// yet; then they are good for nothing, but do no harm.
 class TileScheduler {
  public:
@@ -73,9 +73,9 @@ class TileScheduler {
       units += SequenceWindow(p, first, lane).work.units();
     }
     units = __reduce_add_sync(kFullWarp, units);
-    per_block_ = units_per_block(units, p.lists.ctas);
-    unit_ = per_block_ * static_cast<std::int32_t>(blockIdx.x);
-    end_ = min(units, unit_ + per_block_);
+    per_cta_ = units_per_cta(units, p.lists.ctas);
+    unit_ = per_cta_ * static_cast<std::int32_t>(blockIdx.x);
+    end_ = min(units, unit_ + per_cta_);
     window_.scan(0, 0);
   }
 
@@ -87,7 +87,7 @@ class TileScheduler {
     return __all_sync(kFullWarp, is_same);
   }
 
-  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_block_, p_->rules); }
+  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_cta_, p_->rules); }
 
   /// The first one, or one that does not exist.
   __device__ __forceinline__ Segment first() {
@@ -119,7 +119,7 @@ class TileScheduler {
     segment.begin = unit_ - tile_begin;
     segment.end = min(end_ - tile_begin, key_units);
     const std::int32_t tile_number = __shfl_sync(kFullWarp, window_.tiles_before, lane) + tile;
-    segment.range = segment_range(tile_begin, key_units, per_block_, tile_number);
+    segment.range = segment_range(tile_begin, key_units, per_cta_, tile_number);
     segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
     return true;
@@ -128,8 +128,8 @@ class TileScheduler {
  private:
   const SelectParams* p_;
   int lane_;
-  std::int32_t per_block_, unit_, end_;  // units of this block still to go
-  std::int32_t next_;                    // first sequence behind the window
+  std::int32_t per_cta_, unit_, end_;  // units of this CTA still to go
+  std::int32_t next_;                  // first sequence behind the window
   SequenceWindow window_;
 };
 
@@ -144,12 +144,12 @@ struct QueryPart {
   SequenceWork work;
   std::int32_t units_before;
   std::int32_t tiles_before;
-  std::int32_t per_block;
+  std::int32_t per_cta;
 
   /// Segments of the tile that holds query `query` of the sequence.
   __device__ __forceinline__ SegmentRange segments(const SelectParams& p, std::int32_t query) const {
     const std::int32_t tile = query / p.tile_queries;
-    return segment_range(units_before + tile * work.key_units, work.key_units, per_block, tiles_before + tile);
+    return segment_range(units_before + tile * work.key_units, work.key_units, per_cta, tiles_before + tile);
   }
 };
 
@@ -186,7 +186,7 @@ __device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32
   }
   part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
   part.position = part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
-  if (has_candidates) part.per_block = units_per_block(__reduce_add_sync(kFullWarp, units), p.lists.ctas);
+  if (has_candidates) part.per_cta = units_per_cta(__reduce_add_sync(kFullWarp, units), p.lists.ctas);
   return part;
 }
 

@@ -47,7 +47,7 @@ struct KvOuterConfig {
   };
 };
 
-/// Every `step`-th tile of up to 64 rows of the block's work items, beginning with tile `first`, for a warp. The next
+/// Every `step`-th tile of up to 64 rows of the CTA's work items, beginning with tile `first`, for a warp. The next
 /// item and the next tile's visits are on their way while a tile is worked on.
 class TileStream {
  public:
@@ -117,7 +117,7 @@ __device__ __forceinline__ void load_tile_queries(const AttendParams& p, const C
   }
 }
 
-/// Keys and values of the block's work items; one thread.
+/// Keys and values of the CTA's work items; one thread.
 template <class Config>
 __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtensorMap& map_k, const CUtensorMap& map_v,
                                              typename Config::Storage& storage, int num_items) {
@@ -224,7 +224,7 @@ __device__ __forceinline__ void consume_kv_outer(const AttendParams& p, typename
     __syncwarp();
     if (thread % 32 == 0) EmptyBarrier::arrive(&storage.q_empty[staged]);
   };
-  int first = 0, next = consumer;  // of the block's tiles: the next item's first, and the consumer's next
+  int first = 0, next = consumer;  // of the CTA's tiles: the next item's first, and the consumer's next
   for (int number = blockIdx.x; number < num_items; number += gridDim.x) {
     FullBarrier::wait(&storage.kv_full[keys.stage], keys.phase);
     first += (storage.counts[keys.stage] + capacity - 1) / capacity;
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   wait_for_earlier_kernels();
 
   const int num_items = *p.work.num_items;
-  // 65536 registers of the block: 56 x 128 for the producer, 152 x 384 for the consumers.
+  // 65536 registers of the CTA: 56 x 128 for the producer, 152 x 384 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<56>();
     if (threadIdx.x == 0) produce_keys<Config>(p, map_k, map_v, storage, num_items);

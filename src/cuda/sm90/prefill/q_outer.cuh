@@ -428,7 +428,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   });
   wait_for_earlier_kernels();
 
-  // 64512 registers of the block: 40 x 128 for the producer, 232 x 256 for the consumers.
+  // 64512 registers of the CTA: 40 x 128 for the producer, 232 x 256 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
     if (threadIdx.x < 32) produce_q_outer<Config>(p, map_q, map_k, map_v, storage);

@@ -27,14 +27,14 @@ __device__ __forceinline__ void bulk_store(void* global, const void* smem, int b
                : "memory");
 }
 
-/// Shared memory of a block of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
-/// places in this block.
+/// Shared memory of a CTA of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
+/// places in this CTA.
 struct RemoteMemory {
-  std::uint32_t block;
+  std::uint32_t cta;
   const void* local_barrier;
 
   __device__ __forceinline__ std::uint32_t at(const void* local) const {
-    return cute::set_block_rank(cute::cast_smem_ptr_to_uint(local), block);
+    return cute::set_block_rank(cute::cast_smem_ptr_to_uint(local), cta);
   }
 
   /// st.async of 16 or 8 bytes

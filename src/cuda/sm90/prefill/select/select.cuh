@@ -1,6 +1,6 @@
 // The index branch with selection beside it (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], top-k over b).
 //
-// A persistent block takes a tile of queries with all index heads: two consumer warpgroups of up to 128 (query, head)
+// A persistent CTA takes a tile of queries with all index heads: two consumer warpgroups of up to 128 (query, head)
 // rows each. The producer streams tiles of 128 index keys, which both warpgroups read; scores live in accumulators
 // only. A warpgroup reduces its 128 x 128 scores to one maximum per row and kv_block while the other one multiplies,
 // and offers it to the row's top-k list, which one thread keeps in registers.
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   wait_for_earlier_kernels();
 
   const int num_tiles = p.index.tiles[p.batch.batch + 1];
-  // 64512 registers of the block: 24 x 128 for the producer, 240 x 256 for the consumers.
+  // 64512 registers of the CTA: 24 x 128 for the producer, 240 x 256 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<24>();
     if (threadIdx.x < 32) produce<Config>(p, map_k, storage, num_tiles, threadIdx.x);
