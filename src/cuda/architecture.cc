@@ -18,7 +18,7 @@ struct Capability {
   std::string text() const { return std::to_string(major) + "." + std::to_string(minor); }
 };
 
-/// What is there to run on: kernels, or why there are none.
+/// The kernels for the current device, or why there are none.
 struct Probe {
   const Architecture* architecture = nullptr;
   int device = -1;

@@ -20,7 +20,7 @@ std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
 /// `problem` has device pointers, whose values have not been checked.
 void run(openmsa_op op, const core::Problem& problem, core::Arena arena, void* stream);
 
-/// What `msa info` prints: the device, or why there is none.
+/// The device in words, or why there is none, as `msa info` prints it.
 std::string describe();
 
 }  // namespace openmsa::cuda

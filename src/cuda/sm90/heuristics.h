@@ -21,7 +21,7 @@ enum class Path {
   kMixed,  // the index branch as in prefill, the attention as in decode
 };
 
-/// What the choice between kernels looks at.
+/// Shapes that the choice between kernels looks at.
 struct CallShape {
   std::int64_t total_q;
   std::int64_t batch;

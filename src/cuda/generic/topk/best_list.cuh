@@ -36,7 +36,7 @@ class BestList {
     if (size_ > kCapacity - 32) keep_best();
   }
 
-  /// The same without a look at `worst()`, where there is room.
+  /// Adds candidates without a look at `worst()`; there must be room.
   __device__ __forceinline__ void append(bool has_one, Ranked candidate) {
     const std::uint32_t votes = __ballot_sync(kFullWarp, has_one);
     if (has_one) memory_[size_ + __popc(votes & ((1u << lane_) - 1))] = candidate;

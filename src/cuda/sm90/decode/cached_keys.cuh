@@ -28,7 +28,7 @@ struct CachedKeys {
   static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
     return step * 16 + (upper ? 8 : 0) + lane % 4 * 2;
   }
-  /// This lane's channels of accumulator row `half` times `factor`, to a row of channels.
+  /// Stores this lane's channels of accumulator row `half`, times `factor`, in a row of channels.
   static __device__ __forceinline__ void store_values(const float (&o)[kColumnTiles][4], int half, float factor,
                                                       float* row, int lane) {
 #pragma unroll

@@ -16,7 +16,7 @@ inline constexpr int kMaxTopk = 64;
 /// A query row of one KV head, and its candidates.
 struct ChoiceRow {
   Candidates rules;
-  const Ranked* candidates;  // of one segment behind the other, `kept` each
+  const Ranked* candidates;  // of one segment after the other, `kept` each
   std::int32_t count;        // 0: there is no choice
   std::int32_t kept;
   int log2_depth;  // the sample takes the first 2^log2_depth of each segment
@@ -42,7 +42,7 @@ __device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const Que
   return row;
 }
 
-/// What choose_blocks leaves in shared memory for each of up to kRows rows: kv_blocks, ascending.
+/// Result of choose_blocks in shared memory for each of up to kRows rows: kv_blocks, ascending.
 template <int kRows>
 struct Chosen {
   std::int32_t blocks[kRows][kMaxTopk];

@@ -48,7 +48,7 @@ __device__ __forceinline__ void expect_partials(typename Config::Received& recei
   FullBarrier::arrive_and_expect_tx(&received.full, static_cast<int>(cluster.num_blocks()) * rows * row_bytes);
 }
 
-/// Waits for it.
+/// Waits for what expect_partials announced.
 template <class Config>
 __device__ __forceinline__ void await_partials(typename Config::Received& received, std::uint32_t phase) {
   if (cooperative_groups::this_cluster().num_blocks() == 1) {

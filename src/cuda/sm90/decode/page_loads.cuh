@@ -9,7 +9,7 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// Page numbers of a sequence, 32 at a time, one per lane. Pages behind the end of the sequence are not looked up.
+/// Page numbers of a sequence, 32 at a time, one per lane. Pages past the end of the sequence are not looked up.
 class PageWindow {
  public:
   __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)

@@ -16,7 +16,7 @@ inline constexpr int kTileKeys = 64;
 /// Index keys of a stage: fp8 has more of them in as many bytes.
 constexpr int decode_stage_keys(bool is_fp8) { return is_fp8 ? 2 * kTileKeys : kTileKeys; }
 
-/// What the segments of the index branch leave for the choice of the kv_blocks.
+/// Candidates that the segments of the index branch leave for the choice of the kv_blocks.
 struct CandidateLists {
   Ranked* ranked;  // of each query tile [tile_rows][segments][kept], one tile after the other
   std::int32_t tile_rows;

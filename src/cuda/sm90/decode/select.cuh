@@ -209,7 +209,7 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
 }
 
 /// Scales the scores of a tile. One that does not count becomes NaN, which loses to every number: this thread's first
-/// key lies `first_key` behind that of the tile's first query, and query i sees keys up to i behind it.
+/// key lies `first_key` after that of the tile's first query, and query i sees keys up to i after it.
 template <class Scores>
 __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)[2], int first_key, bool all_seen,
                                             int heads, int lane) {
@@ -227,7 +227,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
   using namespace cute;
   constexpr int kBufferUnits = Config::kBufferTiles / kUnitTiles;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
-  const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
+  const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 after it
   typename Config::Mma mma;
   const auto slice = mma.get_thread_slice(threadIdx.x % 128);
   const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.q), typename Config::LayoutQ{}));

@@ -16,7 +16,7 @@ class SequenceWindow {
     work = sequence_work(view, p.rules, p.tile_queries);
   }
 
-  /// What lies in front of each lane's sequence, given what lies in front of the first one.
+  /// Units and tiles of all sequences before each lane's, given those before the first one.
   __device__ __forceinline__ void scan(std::int32_t units, std::int32_t tiles) {
     units_before = work.units();
     tiles_before = work.query_tiles;
@@ -129,7 +129,7 @@ class TileScheduler {
   const SelectParams* p_;
   int lane_;
   std::int32_t per_cta_, unit_, end_;  // units of this CTA still to go
-  std::int32_t next_;                  // first sequence behind the window
+  std::int32_t next_;                  // first sequence after the window
   SequenceWindow window_;
 };
 
@@ -140,7 +140,7 @@ struct QueryPart {
   std::int32_t row;
   std::int32_t count;
   std::int32_t position;  // of the first row's key
-  // Of the sequence; with candidates only.
+  // About the sequence; with candidates only.
   SequenceWork work;
   std::int32_t units_before;
   std::int32_t tiles_before;

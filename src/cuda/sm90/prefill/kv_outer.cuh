@@ -67,7 +67,7 @@ class TileStream {
   __device__ __forceinline__ KvOuterItem load_item(int number) const {
     return number < num_items_ ? p_.work.items[number] : KvOuterItem{0, 0, 0, 0};
   }
-  /// To visit `begin` of the item, or as many whole tiles behind its end.
+  /// To visit `begin` of the item, or as many whole tiles past its end.
   __device__ __forceinline__ void seek(int begin) {
     while (!done() && begin >= item_.count) {
       begin -= (item_.count + capacity_ - 1) / capacity_ * capacity_;

@@ -45,7 +45,7 @@ struct QOuterTile {
   std::int32_t number;  // of the schedule batch
   std::int32_t num_shared;
   std::int32_t most_slots;                    // of the query with most of them
-  std::int32_t slot_counts[kMaxTileQueries];  // 0 behind the last query
+  std::int32_t slot_counts[kMaxTileQueries];  // 0 after the last query
 };
 
 /// The shared blocks of the schedule batch's tile `number`.
@@ -193,7 +193,7 @@ __device__ __forceinline__ void mask_block(typename Tile::Scores& s, const Consu
   }
 }
 
-/// Values that no query of the tile sees, behind the end of the sequence or later than the tile, may be NaN, and 0 *
+/// Values that no query of the tile sees, past the end of the sequence or later than the tile, may be NaN, and 0 *
 /// NaN is NaN: both warpgroups overwrite them with 0.
 template <class Tile>
 __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid, int thread, int threads) {

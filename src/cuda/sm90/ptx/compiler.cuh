@@ -1,5 +1,4 @@
-// What is kept from the compiler and the assembler: values that they would work out again, and an order that they would
-// change.
+// Values that the compiler would work out again, and an order that the assembler would change: both are kept from them.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What becomes of a row's block scores: a top-k list, or a row of block_scores.
+// Where a row's block scores go: into a top-k list, or to a row of block_scores.
 #pragma once
 
 #include "cuda/common/topk_key.cuh"
