@@ -1,7 +1,9 @@
-// Copies that CuTe 4.2 lacks (PTX ISA 9.7.9.25, data movement: cp.async, cp.async.bulk; 9.7.9.12, st.async): plain
-// copies through the copy engine with a hint for the L2 cache, and copies of single numbers that a barrier waits for.
-// The engine spends some 40 cycles per copy beside the transfer, so that few large copies reach a rate that many small
-// ones do not.
+// Copies that CuTe 4.2 lacks: plain ones through the copy engine with a hint for the L2 cache, and copies of single
+// numbers that a barrier waits for. The engine spends some 40 cycles per copy beside the transfer, so that few large
+// copies reach a rate that many small ones do not.
+//
+// PTX ISA, "Data Movement and Conversion Instructions": cp.async.bulk, cp.async, st.async; "Parallel Synchronization
+// and Communication Instructions": cp.async.mbarrier.arrive.
 #pragma once
 
 #include <cute/arch/cluster_sm90.hpp>

@@ -6,7 +6,8 @@
 
 namespace openmsa::cuda::sm90 {
 
-/// threadIdx.x, read once: left to itself the compiler reads the special register again wherever it is used.
+/// threadIdx.x, read once (PTX ISA, "Special Registers": %tid): left to itself the compiler reads the special register
+/// again wherever it is used.
 __device__ __forceinline__ int thread_index() {
   int x;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
@@ -30,7 +31,7 @@ __device__ __forceinline__ T& shared_at(std::uint32_t address) {
 }
 
 /// Keeps what `x` is made of in front of what follows: the assembler respects a branch on it. x >= 0, or NaN.
-/// (PTX ISA 9.7.13, nanosleep.)
+/// PTX ISA, "Miscellaneous Instructions": nanosleep.
 __device__ __forceinline__ void keep_before(float x) {
   if (!(x >= 0)) asm volatile("nanosleep.u32 0;");  // NaN only
 }

@@ -1,5 +1,5 @@
-// Approximate functions of the special function units, 16 per cycle and SM (PTX ISA 9.7.3, floating-point instructions:
-// ex2, lg2, rcp). Relative error about 2^-22; subnormal numbers count as 0.
+// Approximate functions of the special function units, 16 per cycle and SM (PTX ISA, "Floating Point
+// Instructions": ex2, lg2, rcp). Relative error about 2^-22; subnormal numbers count as 0.
 #pragma once
 
 namespace openmsa::cuda::sm90 {

@@ -1,4 +1,5 @@
-// 8x8 matrices between the registers of a warp and shared memory (PTX ISA 9.7.14.5, warp-level matrix instructions).
+// 8x8 matrices between the registers of a warp and shared memory (PTX ISA, "Warp Level Matrix
+// Instructions": stmatrix).
 #pragma once
 
 #include <cstdint>
