@@ -44,14 +44,16 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const auto cluster = cooperative_groups::this_cluster();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
-  init_barriers([&] {
+  if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&map_k);
     cute::prefetch_tma_descriptor(&map_v);
     const int scales = (p.k_scale.is_per_token() ? 32 : 0) + (p.v_scale.is_per_token() ? 32 : 0);
     init_ring(storage.full, storage.empty, Config::kConsumers, 1 + scales);
     FullBarrier::init(&storage.received.full, 1);
-  });
+    cutlass::arch::fence_barrier_init();
+  }
+  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
+  __syncthreads();
 
   const BatchView& batch = p.select.batch;
   const auto rank = static_cast<std::int32_t>(cluster.block_rank());

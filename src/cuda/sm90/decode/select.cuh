@@ -298,10 +298,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  init_barriers([&] {
+  if (threadIdx.x == 0) {  // init_barriers, written out: beside a prefetch in a closure other code comes out
     cute::prefetch_tma_descriptor(&map_k);
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
-  });
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
   // Where this CTA begins follows from the lengths. Mostly they have been written long before.
   TileScheduler scheduler(p, lane);
   Segment segment = scheduler.first();
