@@ -14,7 +14,7 @@
 //   kConsumers  all consumers                 the same         queries are in shared memory; score_buffer has
 //                                                              been written, has been read
 //
-// e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
+// e4m3 keys meet queries rounded to e4m3 (tile/index_queries.cuh).
 //
 // Bound by memory: a stage of 16 KB takes an SM about 900 cycles of its share of the bandwidth; product and maxima take
 // a warpgroup some 300.

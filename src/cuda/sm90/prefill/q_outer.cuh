@@ -1,10 +1,10 @@
 // Attention with queries in the outer loop: a tile's queries over the tile's shared blocks, and the merge with the
 // partial results of kv_outer.
 //
-// Two consumer warpgroups of 64 rows (up to 16 queries of one KV head each) go over the shared blocks with an
-// online softmax; a row takes part where its query is a member and not beyond its position. The next product q k^T runs
-// beside the softmax, the product p v beside the next softmax. Then the partial results of kv_outer come
-// through the same ring, slot by slot, and are added with weight exp2(lse - max).
+// Two consumer warpgroups of 64 rows (up to 16 queries of one KV head each) go over the shared blocks with an online
+// softmax; a row takes part where its query is a member and not beyond its position. The next product q k^T runs beside
+// the softmax, the product p v beside the next softmax. Then the partial results of kv_outer come through the same ring,
+// slot by slot, and are added with weight exp2(lse - max).
 //
 //   barrier      arrivals                            waited on by  guards
 //   q_full[i]    32 lanes + bytes of q               consumers     a tile and its queries; the next tile's come early
