@@ -29,9 +29,9 @@ TEST(ChoosePath, OnlyDecodeAttendsOverFp8Caches) {
 }
 
 TEST(ChoosePath, KeyUnitsOfADecodeStepFitIn32Bits) {
-  // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262111.
-  EXPECT_EQ(choose_path({131055, 131056, 1 << 20, false}), Path::kDecode);
-  EXPECT_EQ(choose_path({131056, 131056, 1 << 20, false}), Path::kPrefill);
+  // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262112.
+  EXPECT_EQ(choose_path({131056, 131056, 1 << 20, false}), Path::kDecode);
+  EXPECT_EQ(choose_path({131057, 131056, 1 << 20, false}), Path::kPrefill);
 }
 
 TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
