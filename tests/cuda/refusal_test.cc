@@ -100,7 +100,10 @@ TEST_F(RefusedCall, OperationsWithoutKernels) {
         std::pair{OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, "openmsa_sparse_attention_backward"},
         std::pair{OPENMSA_OP_DENSE_ATTENTION_BACKWARD, "openmsa_dense_attention_backward"},
         std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}, std::pair{OPENMSA_OP_BLOCK_RECALL, "openmsa_block_recall"}}) {
-    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got ") + name, [&] { plan.workspace_bytes(op); });
+    const std::string message =
+        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
+        "backend, got ";
+    expect_refusal(OPENMSA_UNSUPPORTED, message + name, [&] { plan.workspace_bytes(op); });
   }
 }
 
