@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "io/dtype.h"
 #include "io/error.h"
 #include "io/json_file.h"
 #include "lm/model/config.h"
@@ -17,7 +18,6 @@
 #include "msa/bench/decode/problem.h"
 #include "msa/bench/decode/table.h"
 #include "msa/bench/host_rates.h"
-#include "msa/dtype_of_name.h"
 #include "msa/machine.h"
 #include "msa/progress.h"
 
@@ -66,9 +66,9 @@ Config decode_config(const BenchOptions& options) {
       options.model.empty() ? (options.is_cuda() ? kM3 : kSmall) : geometry_of_model(options.model);
   Config config = openmsa::config();
   config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  config.dtype = dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
-  config.kv_dtype = options.kv_dtype ? dtype_of_name(*options.kv_dtype) : config.dtype;
-  config.index_dtype = options.index_dtype ? dtype_of_name(*options.index_dtype) : config.dtype;
+  config.dtype = io::dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
+  config.kv_dtype = options.kv_dtype ? io::dtype_of_name(*options.kv_dtype) : config.dtype;
+  config.index_dtype = options.index_dtype ? io::dtype_of_name(*options.index_dtype) : config.dtype;
   config.num_heads_q = options.num_heads_q.value_or(geometry.num_heads_q);
   config.num_heads_kv = options.num_heads_kv.value_or(geometry.num_heads_kv);
   config.head_dim = options.head_dim.value_or(geometry.head_dim);
@@ -119,9 +119,9 @@ ordered_json to_json(const Config& config, const BenchOptions& options, const st
                           {"batch", config.max_batch},
                           {"queries", options.queries},
                           {"lengths", options.lengths},
-                          {"dtype", core::dtype_name(config.dtype)},
-                          {"kv_dtype", core::dtype_name(config.kv_dtype)},
-                          {"index_dtype", core::dtype_name(config.index_dtype)}}},
+                          {"dtype", io::dtype_name(config.dtype)},
+                          {"kv_dtype", io::dtype_name(config.kv_dtype)},
+                          {"index_dtype", io::dtype_name(config.index_dtype)}}},
                         {"backend", options.backend},
                         {"threads", options.num_threads()},
                         {"repeats", options.repeats},

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "io/dtype.h"
 #include "io/json_file.h"
 #include "msa/bench/host_rates.h"
 #include "msa/bench/prefill/check.h"
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
-#include "msa/dtype_of_name.h"
 #include "msa/machine.h"
 #include "msa/progress.h"
 
@@ -185,7 +185,7 @@ ordered_json to_json(const PrefillOptions& options, const std::vector<Figures>& 
 
 void run(PrefillOptions options) {
   options.config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  options.config.dtype = dtype_of_name(options.dtype);
+  options.config.dtype = io::dtype_of_name(options.dtype);
   if (!options.is_cuda()) options.sgemm_tflops = sgemm_tflops(num_threads(options));
   std::vector<Figures> figures;
   std::unique_ptr<Device> device;
