@@ -28,9 +28,9 @@ class Device {
   virtual double time(const std::function<void()>& work) = 0;
   /// Calls 0 to count - 1, which `call` makes on a stream. On the GPU they become one CUDA graph, and every run replays
   /// it with a cold L2 cache; on the host a run is one call, and the series of a device take turns in their numbers, so
-  /// that no run finds in the caches what the one before has read.
+  /// that no run finds in the caches what the run before it has read.
   virtual std::unique_ptr<Series> record(int count, std::function<void(int number, void* stream)> call) = 0;
-  /// What a kernel that does nothing but read device memory reaches; none on the host.
+  /// The rate of a kernel that does nothing but read device memory; none on the host.
   virtual std::optional<double> read_gb_per_s() = 0;
 };
 

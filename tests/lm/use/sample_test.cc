@@ -1,9 +1,9 @@
-#include "lm/use/sampler.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <vector>
+
+#include "lm/use/generate.h"
 
 namespace openmsa::test {
 namespace {
