@@ -6,7 +6,7 @@
 
 #include "api/operations.h"
 #include "support/allocations.h"
-#include "support/layer.h"
+#include "support/run.h"
 #include "support/many_threads.h"
 
 namespace openmsa::test {
