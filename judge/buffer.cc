@@ -97,9 +97,7 @@ std::int64_t Buffer::offset(std::int64_t i) const {
   return offset_of(i, shape_.data(), strides_.data(), shape_.size());
 }
 
-double Buffer::operator[](std::int64_t i) const {
-  return read(dtype_, bytes_.data(), offset(i));
-}
+double Buffer::operator[](std::int64_t i) const { return read(dtype_, bytes_.data(), offset(i)); }
 
 void Buffer::set(std::int64_t i, double value) {
   if (dtype_ == OPENMSA_INT32) {

@@ -19,8 +19,7 @@ bool is_one_of(std::span<const std::string_view> names, std::string_view name) {
 }
 
 bool is_reference(const Layer& layer) {
-  return layer.config.backend == OPENMSA_BACKEND_REFERENCE ||
-         layer.config.backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
+  return layer.config.backend == OPENMSA_BACKEND_REFERENCE || layer.config.backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
 }
 
 std::int64_t num_pages(const Layer& layer) {
@@ -86,7 +85,8 @@ TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<
   for (const char* name : tensor_names()) {
     if (!writes(layer.config, op, name)) continue;
     if (is_one_of(kScales, name) && layer.shape.scales != Scales::kPerToken) continue;  // read, or absent
-    const bool is_ablation = op == OPENMSA_OP_KL_LOSS && (name == std::string_view("d_q") || name == std::string_view("d_k"));
+    const bool is_ablation =
+        op == OPENMSA_OP_KL_LOSS && (name == std::string_view("d_q") || name == std::string_view("d_k"));
     if (names.empty() ? is_ablation : std::find(names.begin(), names.end(), name) == names.end()) continue;
     outputs[name] = Buffer(dtype_of(layer, name), shape_of(layer, name));
   }

@@ -1,5 +1,5 @@
-// Operations on a layer by number: which tensors one takes and gives comes from the table that the library itself checks
-// calls with.
+// Operations on a layer by number: which tensors one takes and gives comes from the table that the library itself
+// checks calls with.
 #pragma once
 
 #include "judge/layer.h"
@@ -7,8 +7,8 @@
 namespace openmsa::judge {
 
 /// Outputs of `op`, those in `names` or all (openmsa_kl_loss: all but the teacher's gradients; openmsa_append_kv:
-/// caches of the layer's shape, scales where they are per token), poisoned. Float results have the plan's dtype, or fp32
-/// on the reference backends, whose figures are fp64.
+/// caches of the layer's shape, scales where they are per token), poisoned. Float results have the plan's dtype, or
+/// fp32 on the reference backends, whose figures are fp64.
 TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
 
 /// The call's tensors: what `op` reads from `layer`, what it writes from `outputs`.

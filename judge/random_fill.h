@@ -21,8 +21,8 @@ class RandomNumbers {
   std::mt19937_64 generator_;
 };
 
-/// Fills a contiguous tensor through `copy`. What is longer than some million elements repeats them; their number is odd, so that the
-/// same numbers meet other channels each time and no two of the first million keys are alike.
+/// Fills a contiguous tensor through `copy`. What is longer than some million elements repeats them; their number is
+/// odd, so that the same numbers meet other channels each time and no two of the first million keys are alike.
 void fill_randomly(const Copy& copy, const openmsa_tensor& tensor, std::uint64_t seed);
 
 }  // namespace openmsa::judge

@@ -112,7 +112,8 @@ Tensors SampledRow::keys(std::span<const char* const> names, const std::set<std:
 
 std::string SampledRow::selection_fault() {
   constexpr const char* kIndexKeys[] = {"index_k", "index_k_cache"};
-  const std::int64_t heads = config_.num_heads_kv, topk = config_.topk, blocks = ceil_div(keys_.count, config_.block_size);
+  const std::int64_t heads = config_.num_heads_kv, topk = config_.topk,
+                     blocks = ceil_div(keys_.count, config_.block_size);
   Workspace workspace;
   Tensors scoring = keys(kIndexKeys, pages_of(nullptr));
   scoring.index_q = rows(tensors_.index_q, {row_});
@@ -133,8 +134,8 @@ std::string SampledRow::selection_fault() {
     const auto part = [&](const auto& of_heads, std::int64_t count) {
       return std::span(of_heads).subspan(static_cast<std::size_t>(head * count), static_cast<std::size_t>(count));
     };
-    const std::string fault = judge::selection_fault(part(got, topk), part(right, topk), part(all_scores, blocks),
-                                                     tolerance(config_).score);
+    const std::string fault =
+        judge::selection_fault(part(got, topk), part(right, topk), part(all_scores, blocks), tolerance(config_).score);
     if (!fault.empty()) return "head " + std::to_string(head) + " " + fault;
   }
   return "";

@@ -42,7 +42,8 @@ std::string selection_fault(std::span<const std::int64_t> got, std::span<const s
     return "has " + std::to_string(chosen.size()) + " kv_blocks instead of " + std::to_string(expected.size());
   }
   for (const std::int64_t block : chosen) {
-    if (block < 0 || block >= visible) return "has kv_block " + std::to_string(block) + ", which the query does not see";
+    if (block < 0 || block >= visible)
+      return "has kv_block " + std::to_string(block) + ", which the query does not see";
   }
   if (std::adjacent_find(chosen.begin(), chosen.end(), std::greater_equal<>()) != chosen.end()) {
     return "is not ascending";
@@ -68,8 +69,8 @@ std::vector<std::string> selection_faults(const Layer& layer, const Buffer& topk
     for (std::int64_t row = 0; row < layer.total_q(); ++row) {
       std::vector<double> scores;
       for (std::int64_t b = 0; b < layer.visible_blocks(row); ++b) scores.push_back(block_scores.at({head, row, b}));
-      const std::string fault = selection_fault(selection_row(topk_indices, head, row),
-                                                selection_row(reference, head, row), scores, allowed);
+      const std::string fault =
+          selection_fault(selection_row(topk_indices, head, row), selection_row(reference, head, row), scores, allowed);
       if (!fault.empty()) {
         faults.push_back("head " + std::to_string(head) + ", query row " + std::to_string(row) + " " + fault);
       }

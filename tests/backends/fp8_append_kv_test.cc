@@ -33,14 +33,14 @@ class Fp8AppendKv : public OnAnyBackend, public testing::WithParamInterface<std:
             .scales = scales()};
   }
 };
+std::string kind_name(const testing::TestParamInfo<std::tuple<Backend, Scales>>& info) {
+  constexpr const char* kNames[] = {"_no_scale", "_one_scale", "_scale_per_token"};
+  return backend_name(std::get<Backend>(info.param)) + kNames[static_cast<int>(std::get<Scales>(info.param))];
+}
 INSTANTIATE_TEST_SUITE_P(Kinds, Fp8AppendKv,
                          testing::Combine(testing::ValuesIn(judged_backends()),
                                           testing::Values(Scales::kNone, Scales::kOne, Scales::kPerToken)),
-                         [](const auto& info) {
-                           constexpr const char* kNames[] = {"_no_scale", "_one_scale", "_scale_per_token"};
-                           return backend_name(std::get<Backend>(info.param)) +
-                                  kNames[static_cast<int>(std::get<Scales>(info.param))];
-                         });
+                         kind_name);
 
 TEST_P(Fp8AppendKv, EveryShapeMatchesTheJudge) {
   for (const std::int32_t page_size : {16, 128}) {

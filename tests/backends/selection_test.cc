@@ -6,12 +6,13 @@
 
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
+#include "support/shapes.h"
 
 namespace openmsa::test {
 namespace {
 
-/// Rounding of sums of index_dim products of size 1: in fp32, in the order of a CPU or of tensor cores; those of fp8 keep
-/// some 13 bits of the larger sums.
+/// Rounding of sums of index_dim products of size 1: in fp32, in the order of a CPU or of tensor cores; those of fp8
+/// keep some 13 bits of the larger sums.
 double score_error(const Layer& layer) {
   if (layer.config.backend != OPENMSA_BACKEND_CUDA) return 1e-5;
   return layer.index_dtype() == OPENMSA_FLOAT8_E4M3 ? 2e-3 : 1e-4;
@@ -80,9 +81,9 @@ TEST_P(SelectionRules, NanAndInfScoresAreThoseOfTheReference) {
     const Buffer scores = run(odd, OPENMSA_OP_BLOCK_SCORES).at("block_scores");
     const Buffer expected = judged(odd, OPENMSA_OP_BLOCK_SCORES).at("block_scores");
     for (std::int64_t i = 0; i < scores.size(); ++i) {
-      const bool same = std::isnan(expected[i]) ? std::isnan(scores[i])
-                                                : scores[i] == expected[i] ||
-                                                      std::abs(scores[i] - expected[i]) < score_error(odd);
+      const bool same = std::isnan(expected[i])
+                            ? std::isnan(scores[i])
+                            : scores[i] == expected[i] || std::abs(scores[i] - expected[i]) < score_error(odd);
       ASSERT_TRUE(same) << "element " << i << ": " << scores[i] << " instead of " << expected[i];
     }
     const TensorMap chosen = judged(odd, OPENMSA_OP_SELECT_BLOCKS);

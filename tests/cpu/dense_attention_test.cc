@@ -16,9 +16,9 @@ TEST(LongDecode, DenseAttentionLosesNoDigits) {
                                   .block_size = 128,
                                   .seqlens_q = {1},
                                   .seqlens_k = {1 << 18}});
-  EXPECT_LT(relative_error(run(layer, OPENMSA_OP_DENSE_ATTENTION).at("o"),
-                           judged(layer, OPENMSA_OP_DENSE_ATTENTION).at("o")),
-            1e-6);
+  EXPECT_LT(
+      relative_error(run(layer, OPENMSA_OP_DENSE_ATTENTION).at("o"), judged(layer, OPENMSA_OP_DENSE_ATTENTION).at("o")),
+      1e-6);
 }
 
 class DenseAttention : public testing::TestWithParam<NamedShape> {};

@@ -1,4 +1,5 @@
-// The layers of the golden files on every backend: as one call, and their last tokens behind a cache of the earlier ones.
+// The layers of the golden files on every backend: as one call, and their last tokens behind a cache of the earlier
+// ones.
 #include <gtest/gtest.h>
 
 #include <string>

@@ -1,5 +1,5 @@
-// Pitfalls of the backends in this process: memory that is mapped where it is touched, a workspace that is used again, and
-// what only they promise to the last bit.
+// Pitfalls of the backends in this process: memory that is mapped where it is touched, a workspace that is used again,
+// and what only they promise to the last bit.
 #include <gtest/gtest.h>
 
 #include "core/dtype.h"

@@ -32,9 +32,7 @@ class MemoryPitfalls : public OnBackend {
                   .padding_q = 2});
   }
   /// Both in small pages and in large ones.
-  std::vector<Layer> paged_layers() const {
-    return {prompts(16), prompts(block()), decode(16), decode(block())};
-  }
+  std::vector<Layer> paged_layers() const { return {prompts(16), prompts(block()), decode(16), decode(block())}; }
 
   /// msa_attention of `strided` into outputs with gaps gives what it gives of `packed`, and leaves the gaps alone.
   void expect_same_with_gaps(const Layer& strided, const Layer& packed) const {
@@ -43,7 +41,7 @@ class MemoryPitfalls : public OnBackend {
     const std::int64_t topk = packed.shape.topk, dim = o[2] + 8;
     TensorMap got = {
         {"o", Buffer::strided(expected.at("o").dtype(), o, {o[1] * dim + 16, dim, 1})},
-        {"lse", Buffer::strided(expected.at("lse").dtype(), {o[0], o[1]}, {1, o[0] + 5})},  // transposed
+        {"lse", Buffer::strided(expected.at("lse").dtype(), {o[0], o[1]}, {1, o[0] + 5})},            // transposed
         {"topk_indices", Buffer::strided(OPENMSA_INT32, {2, o[0], topk}, {topk, 2 * topk + 3, 1})}};  // token-major
     TensorMap untouched = got;
     run_into(strided, OPENMSA_OP_MSA_ATTENTION, got);
@@ -54,8 +52,7 @@ class MemoryPitfalls : public OnBackend {
     }
     Layer chosen = strided;
     chosen.add({{"topk_indices", got.at("topk_indices")}});
-    expect_same_bits(run(chosen, OPENMSA_OP_SPARSE_ATTENTION),
-                     {{"o", expected.at("o")}, {"lse", expected.at("lse")}});
+    expect_same_bits(run(chosen, OPENMSA_OP_SPARSE_ATTENTION), {{"o", expected.at("o")}, {"lse", expected.at("lse")}});
   }
 };
 INSTANTIATE_TEST_SUITE_P(Backends, MemoryPitfalls, testing::ValuesIn(backends()), backend_test_name);
@@ -106,11 +103,8 @@ TEST_P(MemoryPitfalls, BatchesWithoutWorkGiveZero) {
 
 /// Pitfalls 9 and 14: the first queries of such sequences stand at negative positions and see nothing.
 TEST_P(MemoryPitfalls, MoreQueriesThanKeys) {
-  const Layer odd = layer({.num_heads_q = 8,
-                           .topk = 3,
-                           .page_size = 16,
-                           .seqlens_q = {5, 16, 1, 3, 16},
-                           .seqlens_k = {3, 1, 0, 2, 15}});
+  const Layer odd = layer(
+      {.num_heads_q = 8, .topk = 3, .page_size = 16, .seqlens_q = {5, 16, 1, 3, 16}, .seqlens_k = {3, 1, 0, 2, 15}});
   expect_layer(odd, quick_judge(odd));
   const TensorMap out = run(odd, OPENMSA_OP_MSA_ATTENTION);
   for (const std::int64_t row : {0, 1, 5, 19, 21, 22, 25}) {
@@ -160,8 +154,8 @@ TEST_P(MemoryPitfalls, NanInBlocksThatNobodyChoseIsNotUsed) {
   expect_same_bits(run(sparse, OPENMSA_OP_SPARSE_ATTENTION), expected);
 }
 
-/// Pitfall 10: keys after the last query of a tile (32 queries or a divisor), in its own kv_block and in later ones that
-/// it names.
+/// Pitfall 10: keys after the last query of a tile (32 queries or a divisor), in its own kv_block and in later ones
+/// that it names.
 TEST_P(MemoryPitfalls, NanInTheFutureIsNotUsed) {
   Layer future = layer({.topk = 4, .seqlens_q = {90}, .seqlens_k = {290}});
   future.add({{"topk_indices", random_selection(future, 8)}});
@@ -296,8 +290,8 @@ TEST_P(MemoryPitfalls, NeighbouringQueriesMayShareNoBlock) {
   }
 }
 
-/// Pitfall 14: requests without queries, shorter than a block, with fewer blocks than topk, with more queries than keys,
-/// straddling any tile.
+/// Pitfall 14: requests without queries, shorter than a block, with fewer blocks than topk, with more queries than
+/// keys, straddling any tile.
 TEST_P(MemoryPitfalls, OddBatches) {
   const Layer odd = layer({.num_heads_q = 8,
                            .topk = 16,

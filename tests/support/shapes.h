@@ -50,6 +50,8 @@ class OnBackendShape : public OnAnyBackend, public testing::WithParamInterface<B
   Layer layer_ = make_layer(GetParam().named.shape).on(GetParam().backend);
 };
 
-inline std::string backend_shape_name(const testing::TestParamInfo<BackendShape>& info) { return info.param.named.name; }
+inline std::string backend_shape_name(const testing::TestParamInfo<BackendShape>& info) {
+  return info.param.named.name;
+}
 
 }  // namespace openmsa::test

@@ -42,8 +42,8 @@ void VerifyReport::print_wrong() const {
   for (const auto& [key, row] : rows_) {
     for (const auto& [format, worst] : row) {
       if (is_right(worst.finding)) continue;
-      std::printf("  WRONG: %s of %s in %s: error %.3g, allowed %.3g; %s\n", key.second.c_str(),
-                  name_of(key.first), format.c_str(), worst.finding.error, worst.finding.allowed * tolerance_,
+      std::printf("  WRONG: %s of %s in %s: error %.3g, allowed %.3g; %s\n", key.second.c_str(), name_of(key.first),
+                  format.c_str(), worst.finding.error, worst.finding.allowed * tolerance_,
                   describe(worst.shape).c_str());
     }
   }

@@ -1,9 +1,9 @@
 // New tokens into caches in device memory: what cannot be checked there, and halves of one buffer.
-#include "cuda/support/device_call.h"
 #include "support/append_kv.h"
 
 #include <utility>
 
+#include "cuda/support/device_call.h"
 #include "cuda/support/fused_cache.h"
 #include "cuda/support/hopper.h"
 

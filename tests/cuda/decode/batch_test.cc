@@ -1,10 +1,10 @@
 // Decode of batches: how many sequences, how many queries in each, how long they are.
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
+#include "pitfalls/fixture.h"
 #include "support/compare.h"
 #include "support/selections.h"
-#include "pitfalls/fixture.h"
 
 namespace openmsa::test {
 namespace {
@@ -24,13 +24,13 @@ TEST_P(DecodeBatches, OfMixedLengthsMatchTheCpu) {
       seqlens_k.push_back(std::max<std::int64_t>(0, blocks * block_size + static_cast<std::int64_t>(random() % 5) - 2));
     }
     const Layer most = device_layer({.dtype = OPENMSA_BFLOAT16,
-                                   .num_heads_q = 4,
-                                   .num_heads_kv = 1,
-                                   .block_size = block_size,
-                                   .topk = 3,
-                                   .page_size = 32,
-                                   .seqlens_q = Lengths(seqlens_k.size(), 16),
-                                   .seqlens_k = seqlens_k});
+                                     .num_heads_q = 4,
+                                     .num_heads_kv = 1,
+                                     .block_size = block_size,
+                                     .topk = 3,
+                                     .page_size = 32,
+                                     .seqlens_q = Lengths(seqlens_k.size(), 16),
+                                     .seqlens_k = seqlens_k});
     for (const std::uint64_t most_queries : {1, 2, 16}) {
       SCOPED_TRACE(testing::Message() << "block " << block_size << ", up to " << most_queries << " queries");
       Lengths seqlens_q;
@@ -87,24 +87,24 @@ class DecodeLongContext : public OnHopper {};
 
 TEST_F(DecodeLongContext, OneOfTwoHundredThousandKeysBesideShortOnes) {
   const Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16,
-                                  .num_heads_q = 4,
-                                  .num_heads_kv = 1,
-                                  .block_size = 128,
-                                  .topk = 16,
-                                  .seqlens_q = {1, 4, 16},
-                                  .seqlens_k = {700, 200001, 0}});
+                                    .num_heads_q = 4,
+                                    .num_heads_kv = 1,
+                                    .block_size = 128,
+                                    .topk = 16,
+                                    .seqlens_q = {1, 4, 16},
+                                    .seqlens_k = {700, 200001, 0}});
   expect_layer(layer, OPENMSA_BACKEND_CPU);
 }
 
 /// Sixteen queries without a kv_block in common, and with all but one in common: their unions have 1024 blocks and 80.
 TEST_F(DecodeLongContext, UnionsOfDisjointAndSharedBlocks) {
   Layer layer = device_layer({.dtype = OPENMSA_FLOAT16,
-                            .num_heads_q = 2,
-                            .num_heads_kv = 1,
-                            .block_size = 64,
-                            .topk = 64,
-                            .seqlens_q = {16},
-                            .seqlens_k = {1024 * 64 + 16}});
+                              .num_heads_q = 2,
+                              .num_heads_kv = 1,
+                              .block_size = 64,
+                              .topk = 64,
+                              .seqlens_q = {16},
+                              .seqlens_k = {1024 * 64 + 16}});
   Buffer disjoint(OPENMSA_INT32, {1, 16, 64}), shared = disjoint;
   for (std::int64_t row = 0; row < 16; ++row) {
     for (std::int64_t slot = 0; slot < 64; ++slot) {

@@ -1,7 +1,7 @@
 // Tokens computed a few at a time behind a cache, and the same tokens within a prefill of the whole sequence.
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
 #include "support/compare.h"
 
 namespace openmsa::test {
@@ -15,11 +15,11 @@ class DecodeEqualsPrefill : public OnHopperWith<std::int32_t> {
     OnHopper::SetUp();
     if (IsSkipped()) return;
     prompt_ = device_layer({.dtype = OPENMSA_BFLOAT16,
-                          .num_heads_q = 8,
-                          .block_size = GetParam(),
-                          .topk = 4,
-                          .seqlens_q = {kLength},
-                          .seqlens_k = {kLength}});
+                            .num_heads_q = 8,
+                            .block_size = GetParam(),
+                            .topk = 4,
+                            .seqlens_q = {kLength},
+                            .seqlens_k = {kLength}});
     prefill_ = run(prompt_, OPENMSA_OP_MSA_ATTENTION);
     scores_ = judged(prompt_, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU).at("block_scores");
   }

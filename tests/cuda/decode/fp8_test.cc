@@ -1,13 +1,13 @@
 // fp8 caches and index keys on the GPU: every kind of scale, wherever it lies.
 #include <utility>
 
-#include "cuda/support/device_call.h"
-#include "cuda/support/hopper.h"
 #include "cuda/decode/cases.h"
+#include "cuda/support/device_call.h"
 #include "cuda/support/fused_cache.h"
+#include "cuda/support/hopper.h"
+#include "pitfalls/fixture.h"
 #include "support/compare.h"
 #include "support/selections.h"
-#include "pitfalls/fixture.h"
 
 namespace openmsa::test {
 namespace {

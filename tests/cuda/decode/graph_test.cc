@@ -2,11 +2,11 @@
 // writes lengths late.
 #include <climits>
 
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
-#include "support/compare.h"
 #include "cuda/support/late_copy.h"
+#include "support/compare.h"
 #include "support/selections.h"
 
 namespace openmsa::test {
@@ -19,13 +19,13 @@ class DecodeGraph : public OnHopperWith<std::int32_t> {
   /// Four sequences in memory for these lengths and no longer ones, in a plan for more.
   static Layer memory(std::uint64_t seed) {
     Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16,
-                              .num_heads_q = 8,
-                              .block_size = 64,
-                              .page_size = GetParam(),
-                              .seqlens_q = {16, 1, 2, 5},
-                              .seqlens_k = {2900, 9000, 900, 300},
-                              .padding_q = 2},
-                             seed, seed);
+                                .num_heads_q = 8,
+                                .block_size = 64,
+                                .page_size = GetParam(),
+                                .seqlens_q = {16, 1, 2, 5},
+                                .seqlens_k = {2900, 9000, 900, 300},
+                                .padding_q = 2},
+                               seed, seed);
     layer.config.max_seqlen_k = 1 << 20;
     return layer;
   }

@@ -5,9 +5,9 @@
 #include <span>
 #include <string>
 
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
 #include "support/compare.h"
 #include "support/serving_memory.h"
 

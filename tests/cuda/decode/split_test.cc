@@ -1,7 +1,7 @@
 // The keys of all sequences in one row, cut into even parts for the SMs: every place where a cut may fall.
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
 #include "support/compare.h"
 
 namespace openmsa::test {
@@ -23,11 +23,11 @@ class DecodeSplit : public OnHopperWith<std::int32_t> {
   /// Contiguous memory to be divided into sequences.
   static Layer memory(std::int64_t total_q, std::int64_t total_k) {
     return device_layer({.dtype = OPENMSA_BFLOAT16,
-                       .num_heads_q = 2,
-                       .block_size = GetParam(),
-                       .topk = 16,
-                       .seqlens_q = {total_q},
-                       .seqlens_k = {total_k}});
+                         .num_heads_q = 2,
+                         .block_size = GetParam(),
+                         .topk = 16,
+                         .seqlens_q = {total_q},
+                         .seqlens_k = {total_k}});
   }
 
   /// The same for the index branch alone.

@@ -1,11 +1,11 @@
 // Scores and keys that are no ordinary numbers, in kv_blocks enough for every SM: equal ones, NaN, Inf, and what must
 // not see them.
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
+#include "pitfalls/fixture.h"
 #include "support/compare.h"
 #include "support/selections.h"
-#include "pitfalls/fixture.h"
 
 namespace openmsa::test {
 namespace {
@@ -15,10 +15,10 @@ class DecodeValues : public OnHopperWith<std::int32_t> {
   /// Sixteen, five and one queries; kv_blocks enough for every SM.
   static Layer layer(std::int32_t topk) {
     return device_layer({.dtype = OPENMSA_BFLOAT16,
-                       .block_size = GetParam(),
-                       .topk = topk,
-                       .seqlens_q = {16, 1, 5},
-                       .seqlens_k = {9000, 20001, 3 * GetParam() + 1}});
+                         .block_size = GetParam(),
+                         .topk = topk,
+                         .seqlens_q = {16, 1, 5},
+                         .seqlens_k = {9000, 20001, 3 * GetParam() + 1}});
   }
 
   /// The same with scores of five levels, exact in every order of summation.
@@ -105,11 +105,11 @@ class DecodeNeighbours : public OnHopperWith<std::int32_t> {
   /// Query t has kv_blocks t and t + 1 of the first kQueries + 1 of KV head 0, none when t is a multiple of 5.
   static Layer layer() {
     Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16,
-                              .num_heads_q = 8,
-                              .block_size = GetParam(),
-                              .topk = 3,
-                              .seqlens_q = {kQueries},
-                              .seqlens_k = {kQueries * GetParam() + kKeys}});
+                                .num_heads_q = 8,
+                                .block_size = GetParam(),
+                                .topk = 3,
+                                .seqlens_q = {kQueries},
+                                .seqlens_k = {kQueries * GetParam() + kKeys}});
     Buffer indices = random_selection(layer, 2);
     for (std::int64_t row = 0; row < kQueries; ++row) {
       for (std::int64_t slot = 0; slot < 3; ++slot) {

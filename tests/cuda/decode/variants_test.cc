@@ -1,7 +1,7 @@
 // Every kernel that decode may pick: by dtype, head_dim, index_dim, block_size, group size, topk and page size.
+#include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/decode/cases.h"
 #include "support/compare.h"
 #include "support/selections.h"
 
@@ -18,12 +18,12 @@ TEST_P(DecodeVariants, AttentionOfEveryGroupAndBlockSize) {
       for (const std::int32_t block_size : {64, 128}) {
         SCOPED_TRACE(testing::Message() << "group " << group_size << ", d " << head_dim << ", block " << block_size);
         Layer layer = device_layer({.dtype = GetParam(),
-                                  .num_heads_q = 2 * group_size,
-                                  .head_dim = head_dim,
-                                  .block_size = block_size,
-                                  .topk = 5,
-                                  .seqlens_q = {1, 16, 3},
-                                  .seqlens_k = {129, 700, 1281}});
+                                    .num_heads_q = 2 * group_size,
+                                    .head_dim = head_dim,
+                                    .block_size = block_size,
+                                    .topk = 5,
+                                    .seqlens_q = {1, 16, 3},
+                                    .seqlens_k = {129, 700, 1281}});
         layer.add({{"topk_indices", random_selection(layer, 4)}});
         expect_attention(layer);
       }
@@ -34,10 +34,10 @@ TEST_P(DecodeVariants, AttentionOfEveryGroupAndBlockSize) {
 TEST_P(DecodeVariants, SelectionOfEveryTopkAndBlockSize) {
   for (const std::int32_t index_dim : {64, 128}) {
     Layer layer = device_layer({.dtype = GetParam(),
-                              .num_heads_kv = 1,
-                              .index_dim = index_dim,
-                              .seqlens_q = {16, 1, 5},
-                              .seqlens_k = {2000, 9000, 4300}});
+                                .num_heads_kv = 1,
+                                .index_dim = index_dim,
+                                .seqlens_q = {16, 1, 5},
+                                .seqlens_k = {2000, 9000, 4300}});
     for (const std::int32_t block_size : {64, 128}) {
       for (const std::int32_t topk : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64}) {
         SCOPED_TRACE(testing::Message() << "index_dim " << index_dim << ", block " << block_size << ", topk " << topk);

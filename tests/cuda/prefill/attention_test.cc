@@ -1,8 +1,9 @@
 // The main branch of a prompt on the GPU where its schedule has much to do: many kv_blocks, hot ones, many query rows.
+#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/support/cases.h"
 #include "support/compare.h"
+#include "support/selections.h"
 
 namespace openmsa::test {
 namespace {

@@ -1,9 +1,9 @@
 // fp8 index keys on the GPU under many queries per sequence: whole layers, scales that lie apart, signs.
+#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/support/cases.h"
-#include "support/compare.h"
 #include "pitfalls/fixture.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {

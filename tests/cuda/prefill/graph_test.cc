@@ -1,8 +1,9 @@
 // A captured call, replayed after lengths, tables, selections and values changed in place.
+#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/support/cases.h"
 #include "support/compare.h"
+#include "support/selections.h"
 
 namespace openmsa::test {
 namespace {

@@ -1,9 +1,9 @@
 // Offsets that do not fit into 32 bits.
+#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/support/cases.h"
-#include "support/append_kv.h"
 #include "pitfalls/fixture.h"
+#include "support/append_kv.h"
 
 namespace openmsa::test {
 namespace {
@@ -119,8 +119,8 @@ openmsa_tensor spread(const Buffer& buffer, std::int64_t stride, std::int64_t fi
 TEST_F(HugeStrides, PagesPast32BitsAreFound) {
   // One buffer holds a page of each cache per 2^30 elements; later pages lie past 2^31.
   constexpr std::int64_t kStride = std::int64_t{1} << 30, kPart = 1 << 20;
-  const Layer layer =
-      device_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
+  const Layer layer = device_layer(
+      {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
   const TensorMap expected = run(layer, OPENMSA_OP_MSA_ATTENTION);
   const std::int64_t num_pages = layer.tensors.at("k_cache").shape()[0];
   const std::size_t bytes = static_cast<std::size_t>(kStride * num_pages) * sizeof(std::uint16_t);

@@ -1,9 +1,9 @@
 // Few queries over many keys: the keys of one row are shared out between blocks of the grid, whose lists are merged.
 #include <utility>
 
+#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
-#include "cuda/support/cases.h"
 #include "support/compare.h"
 
 namespace openmsa::test {

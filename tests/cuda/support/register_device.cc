@@ -29,9 +29,7 @@ class Hopper : public Device {
   }
 
   std::vector<NamedShape> attention_shapes() const override { return joined(hopper_shapes(), decode_shapes()); }
-  std::vector<NamedShape> selection_shapes() const override {
-    return joined(attention_shapes(), fp8_index_shapes());
-  }
+  std::vector<NamedShape> selection_shapes() const override { return joined(attention_shapes(), fp8_index_shapes()); }
 
   void run(const Layer& layer, openmsa_op op, TensorMap& outputs, const Rebind& rebind) const override {
     DeviceCall call(layer, op, outputs);

@@ -72,8 +72,8 @@ DecodeProblem::DecodeProblem(Device& device, const Config& config, const DecodeS
   data_.index_k_cache = memory_.random(config_.index_dtype, {pages, page_size, config_.index_dim});
   data_.q = queries(config_.num_heads_q, config_.head_dim);
   data_.index_q = queries(config_.num_heads_kv, config_.index_dim);
-  data_.topk_indices =
-      memory_.allocate(OPENMSA_INT32, {std::int64_t{num_calls_} * config_.num_heads_kv, config_.max_total_q, config_.topk});
+  data_.topk_indices = memory_.allocate(
+      OPENMSA_INT32, {std::int64_t{num_calls_} * config_.num_heads_kv, config_.max_total_q, config_.topk});
   data_.o = memory_.allocate(config_.dtype, {config_.max_total_q, config_.num_heads_q, config_.head_dim});
 }
 
