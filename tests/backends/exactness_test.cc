@@ -80,7 +80,8 @@ class ExactnessOfPages : public OnBackend {
 INSTANTIATE_TEST_SUITE_P(Backends, ExactnessOfPages, testing::ValuesIn(judged_backends()), backend_test_name);
 
 TEST_P(ExactnessOfPages, OrderAndSizeDoNotMatter) {
-  std::vector<std::int32_t> page_sizes = {block(), block() / 2, 16};
+  std::vector<std::int32_t> page_sizes;
+  for (std::int32_t page_size = block(); page_size >= 16; page_size /= 2) page_sizes.push_back(page_size);
   std::vector<openmsa_dtype> dtypes = {OPENMSA_BFLOAT16, OPENMSA_FLOAT16};
   if (GetParam().id == OPENMSA_BACKEND_CPU) {
     page_sizes.insert(page_sizes.end(), {8, 1});
