@@ -115,9 +115,9 @@ TensorMap run_on_host(const Layer& layer, openmsa_op op, const std::vector<std::
   return outputs;
 }
 
-TensorMap judged(const Layer& layer, openmsa_op op, openmsa_backend judge) {
+TensorMap judged(const Layer& layer, openmsa_op op, openmsa_backend judge, const std::vector<std::string>& names) {
   const Layer other = layer.on(judge);
-  TensorMap outputs = poisoned_outputs(other, op);
+  TensorMap outputs = poisoned_outputs(other, op, names);
   const auto o = outputs.find("o");
   if (o != outputs.end()) o->second = Buffer(OPENMSA_FLOAT32, o->second.shape());
   run_on_host(other, op, gather(other, op, outputs));

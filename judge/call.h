@@ -21,6 +21,7 @@ void run_on_host(const Layer& layer, openmsa_op op, const Tensors& tensors);
 TensorMap run_on_host(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
 
 /// run_on_host on the backend `judge`, with o in fp32.
-TensorMap judged(const Layer& layer, openmsa_op op, openmsa_backend judge = OPENMSA_BACKEND_REFERENCE);
+TensorMap judged(const Layer& layer, openmsa_op op, openmsa_backend judge = OPENMSA_BACKEND_REFERENCE,
+                 const std::vector<std::string>& names = {});
 
 }  // namespace openmsa::judge

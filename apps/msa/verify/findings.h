@@ -18,6 +18,9 @@ struct Finding {
   double share() const;
 };
 
+/// All that `op` may write, poisoned.
+judge::TensorMap outputs_of(const judge::Layer& layer, openmsa_op op);
+
 /// What `op` gives of `layer` on the reference. For openmsa_msa_attention o and lse are those of attention over the
 /// selection in `got`: close contenders may have changed places, and the selection is judged by the scores.
 judge::TensorMap expected_results(const judge::Layer& layer, openmsa_op op, const judge::TensorMap& got);
