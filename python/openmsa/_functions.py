@@ -35,6 +35,20 @@ from ._call import Array, Batch, Options, call
 if TYPE_CHECKING:
     from typing import Unpack
 
+__all__ = [
+    "append_kv",
+    "block_recall",
+    "block_scores",
+    "dense_attention",
+    "dense_attention_backward",
+    "kl_loss",
+    "msa_attention",
+    "select_blocks",
+    "sparse_attention",
+    "sparse_attention_backward",
+    "topk",
+]
+
 
 def _pick(written: dict[str, Array], *names: str | bool):
     chosen = [written[name] for name in names if isinstance(name, str)]

@@ -1,5 +1,4 @@
-"""Dense decode to compare with: every key of a sequence by one query per head, the keys split over the whole card; and
-the rate of plain reading, which bounds it."""
+"""Dense decode: every key of a sequence by one query per head, the keys split over the whole card."""
 
 import torch
 import triton
@@ -8,8 +7,8 @@ import triton.language as tl
 MAX_SPLITS = 512
 # (keys per step, warps, stages): measured, the best one counts
 CONFIGS = ((64, 4, 3), (128, 8, 3))
-# Thread blocks per SM that the splits aim at; of several, the best one counts.
-BLOCKS_PER_SM = (2, 8)
+# CTAs per SM that the splits make; of several, the best one counts.
+CTAS_PER_SM = (2, 8)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -81,19 +80,18 @@ def _combine_kernel(o_partial, lse_partial, o, splits, DIM: tl.constexpr, MAX_SP
 class SplitKvDecode:
     """One way of splitting, for q [batch, heads_q, dim] and k, v [batch, context, heads_kv, dim], contiguous."""
 
-    def __init__(self, q, k, config, blocks_per_sm):
+    def __init__(self, q, k, config, ctas):
         self._tile, self._warps, self._stages = config
         batch, heads_q, dim = q.shape
         self._context, self._heads_kv = k.shape[1:3]
-        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-        wanted = min(max(sms * blocks_per_sm // (batch * self._heads_kv), 1), MAX_SPLITS)
+        wanted = min(max(ctas // (batch * self._heads_kv), 1), MAX_SPLITS)
         self._keys_per_split = triton.cdiv(triton.cdiv(self._context, wanted), self._tile) * self._tile
         self._splits = triton.cdiv(self._context, self._keys_per_split)  # none is empty
         self._o_partial = torch.empty(batch, heads_q, self._splits, dim, dtype=torch.float32, device=q.device)
         self._lse_partial = torch.empty(batch, heads_q, self._splits, dtype=torch.float32, device=q.device)
 
     def describe(self):
-        return f"split-KV, {self._splits} splits, {self._tile} keys per step"
+        return f"{self._splits} splits, {self._tile} keys per step"
 
     def run(self, q, k, v, o):
         batch, heads_q, dim = q.shape
@@ -124,38 +122,3 @@ class SplitKvDecode:
             STEP=16,
             num_warps=4,
         )
-
-
-@triton.jit(do_not_specialize=["steps"])
-def _read_kernel(data, out, steps, TILE: tl.constexpr):
-    """Program p reads tiles p, p + programs, ... and leaves something that depends on them all."""
-    acc = tl.zeros([TILE], tl.int32)
-    place = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    for _ in range(steps):
-        acc ^= tl.load(data + place)
-        place += tl.num_programs(0) * TILE
-    tl.store(out + tl.program_id(0), tl.max(acc, 0))
-
-
-def read_gb_per_s(num_bytes=2 << 30, passes=4, repeats=5):
-    """Of a kernel that does nothing but read; most of `num_bytes` has left the cache when a pass begins."""
-    tile = 8192
-    programs = 8 * torch.cuda.get_device_properties(0).multi_processor_count
-    steps = num_bytes // 4 // tile // programs
-    data = torch.empty(steps * programs * tile, dtype=torch.int32, device="cuda").zero_()
-    out = torch.empty(programs, dtype=torch.int32, device="cuda")
-
-    def one_pass():
-        _read_kernel[(programs,)](data, out, steps, TILE=tile, num_warps=8, num_stages=4)
-
-    times = []
-    for _ in range(repeats):
-        one_pass()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(passes):
-            one_pass()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / passes)
-    return data.numel() * 4 / sorted(times)[repeats // 2] * 1e-6
