@@ -58,9 +58,10 @@ needle: deps
 
 SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc' '*.cu' '*.cuh')
 
-# docs/api.md, from the public headers.
+# docs/api.md, from the public headers; pictures and the tables with the same figures, from docs/data.
 docs:
 	scripts/api_doc.py
+	scripts/figures.py
 
 format:
 	clang-format -i $(SOURCES)
