@@ -6,8 +6,8 @@
 
 #include "api/operations.h"
 #include "support/allocations.h"
-#include "support/layer.h"
 #include "support/many_threads.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 namespace {

@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 
+#include "judge/copy.h"
+
 namespace openmsa::cli {
 
 /// Calls that follow one another, made again and again.
@@ -24,6 +26,10 @@ class Device {
   virtual void release(void* memory) noexcept = 0;
   /// Between any of host and device memory; waits until it is done.
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  /// copy() for those who know nothing of devices.
+  judge::Copy copier() {
+    return [this](void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); };
+  }
   /// Milliseconds that `work`, which may only enqueue, takes; the GPU's L2 cache is overwritten first.
   virtual double time(const std::function<void()>& work) = 0;
   /// Calls 0 to count - 1, which `call` makes on a stream. On the GPU they become one CUDA graph, and every run replays

@@ -10,7 +10,7 @@
 #include <set>
 
 #include "core/plan.h"
-#include "cuda/support/selections.h"
+#include "support/selections.h"
 #include "support/shapes.h"
 
 namespace openmsa::test {
