@@ -3,8 +3,10 @@
 
 #include <openmsa/openmsa.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <random>
+#include <vector>
 
 #include "judge/copy.h"
 
@@ -20,6 +22,9 @@ class RandomNumbers {
   static constexpr float kLimit = 1.7320508f;
   std::mt19937_64 generator_;
 };
+
+/// The bytes of `values`, each rounded to a float dtype.
+std::vector<std::byte> rounded(openmsa_dtype dtype, const std::vector<float>& values);
 
 /// Fills a contiguous tensor through `copy`. What is longer than some million elements repeats them; their number is
 /// odd, so that the same numbers meet other channels each time and no two of the first million keys are alike.

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <random>
 
-#include "core/dtype.h"
 #include "judge/layer.h"
 #include "judge/random_fill.h"
 
@@ -28,18 +27,17 @@ openmsa_tensor part(openmsa_tensor tensor, int call, std::int64_t rows) {
 }
 
 /// [sequences, tokens, channels] vectors of variance 1; those of a sequence have the correlation `agreement`.
-template <class Element>
-std::vector<Element> correlated(std::int64_t sequences, std::int64_t tokens, std::int64_t channels, double agreement,
-                                std::uint64_t seed) {
+std::vector<float> correlated(std::int64_t sequences, std::int64_t tokens, std::int64_t channels, double agreement,
+                              std::uint64_t seed) {
   const auto shared = static_cast<float>(std::sqrt(agreement)), own = static_cast<float>(std::sqrt(1 - agreement));
   judge::RandomNumbers numbers(seed);
   std::vector<float> common(static_cast<std::size_t>(channels));
-  std::vector<Element> result;
+  std::vector<float> result;
   result.reserve(static_cast<std::size_t>(sequences * tokens * channels));
   for (std::int64_t sequence = 0; sequence < sequences; ++sequence) {
     for (float& x : common) x = numbers.next();
     for (std::int64_t token = 0; token < tokens; ++token) {
-      for (float x : common) result.push_back(core::round_to<Element>(shared * x + own * numbers.next()));
+      for (float x : common) result.push_back(shared * x + own * numbers.next());
     }
   }
   return result;
@@ -132,11 +130,10 @@ void DecodeProblem::deal_pages() {
 
 openmsa_tensor DecodeProblem::queries(std::int32_t heads, std::int32_t dim) {
   const openmsa_tensor tensor = memory_.allocate(config_.dtype, {num_calls_ * config_.max_total_q, heads, dim});
-  core::visit_dtype(config_.dtype, [&]<class Element>(Element) {
-    const auto values = correlated<Element>(num_calls_ * config_.max_batch, shape_.queries, std::int64_t{heads} * dim,
-                                            shape_.agreement, memory_.next_seed());
-    device().copy(tensor.data, values.data(), values.size() * sizeof(Element));
-  });
+  const std::vector<std::byte> values =
+      judge::rounded(config_.dtype, correlated(num_calls_ * config_.max_batch, shape_.queries,
+                                               std::int64_t{heads} * dim, shape_.agreement, memory_.next_seed()));
+  device().copy(tensor.data, values.data(), values.size());
   return tensor;
 }
 
