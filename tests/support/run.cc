@@ -36,6 +36,8 @@ std::string backend_name(const Backend& backend) {
   return "cuda_block" + std::to_string(backend.block_size);
 }
 
+void PrintTo(const Backend& backend, std::ostream* out) { *out << backend_name(backend); }
+
 void run_into(const Layer& layer, openmsa_op op, TensorMap& outputs, const Rebind& rebind) {
   if (layer.config.backend == OPENMSA_BACKEND_CUDA) return registered_device()->run(layer, op, outputs, rebind);
   Tensors tensors = gather(layer, op, outputs);

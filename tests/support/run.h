@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,7 @@ std::vector<Backend> backends();
 std::vector<Backend> judged_backends();
 
 std::string backend_name(const Backend& backend);
+void PrintTo(const Backend& backend, std::ostream* out);
 
 /// Outputs of `op` as poisoned_outputs makes them; workspace and outputs start poisoned.
 TensorMap run(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
