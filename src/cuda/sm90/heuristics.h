@@ -100,8 +100,8 @@ inline constexpr std::int32_t kDecodeFewRows = kDecodeTileRows[0];
 inline constexpr std::int32_t kDecodeFewTopk = 32;
 /// CTAs of the index branch, at most: one per SM, of which Hopper has up to 144.
 inline constexpr std::int32_t kMaxIndexCtas = 144;
-/// Shared memory of which an SM has not got twice as much: all CTAs of the index branch have the same work, and every
-/// SM is to have one, also where it is busy with the attention of the layer before when they are placed.
+/// Shared memory that fits into an SM once, not twice: all CTAs of the index branch have the same work, and every SM
+/// must get exactly one of them, even where it still runs the attention of the layer before.
 inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
 
 /// Mean query tokens per sequence of a call.

@@ -2,7 +2,7 @@
 // left.
 //
 // A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
-// gathered, and ranked by one warp. For a single sequence this is a chain of latencies: few instructions count.
+// gathered, and ranked by one warp. For a single sequence the time is a chain of latencies, so few instructions matter.
 #pragma once
 
 #include "cuda/common/math.h"

@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  // Where this CTA begins follows from the lengths. Mostly they have been written long before.
+  // Where this CTA begins follows from the lengths, which have usually been written long before.
   TileScheduler scheduler(p, lane);
   Segment segment = scheduler.first();
   wait_for_earlier_kernels();

@@ -62,8 +62,8 @@ struct Segment {
   __device__ __forceinline__ bool exists() const { return begin < end; }
 };
 
-/// The segments of this CTA, one after the other. It may be begun with lengths that are about to change, or are none
-/// yet; then they are good for nothing, but do no harm.
+/// The segments of this CTA, one after the other. It may start from lengths that an earlier kernel is still about to
+/// write: its segments are then useless, but harmless, and is_current() tells.
 class TileScheduler {
  public:
   __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane)
@@ -79,7 +79,7 @@ class TileScheduler {
     window_.scan(0, 0);
   }
 
-  /// Whether the lengths still are what they were when it was begun.
+  /// Whether the lengths are still those that the scheduler started from.
   __device__ __forceinline__ bool is_current() const {
     if (p_->batch.batch > 32) return false;
     bool is_same = true;

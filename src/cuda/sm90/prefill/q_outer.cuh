@@ -211,8 +211,8 @@ __device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid,
 ///
 ///   scores 0 | softmax 0 | scores 1, values 0 | softmax 1 beside values 0 | scores 2, values 1 | ...
 ///
-/// The two warpgroups take turns in starting products: left alone they fall in step, and while both are in their
-/// softmax the tensor cores wait.
+/// The two warpgroups take turns in starting products. Without turns they fall in step, and the tensor cores idle while
+/// both compute their softmax.
 template <class Config>
 __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOuterTile& tile, int consumer,
                                               const typename Config::Tile::Element* q,
