@@ -3,9 +3,9 @@
 #include <memory>
 #include <openmsa/openmsa.hpp>
 
-#include "command.h"
 #include "io/json_file.h"
-#include "machine.h"
+#include "msa/command.h"
+#include "msa/machine.h"
 
 namespace openmsa::cli {
 namespace {

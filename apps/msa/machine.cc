@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "msa/machine.h"
 
 #include <openmsa/openmsa.h>
 #include <sched.h>

@@ -6,8 +6,8 @@
 #include <openmsa/openmsa.hpp>
 #include <string>
 
-#include "command.h"
 #include "io/error.h"
+#include "msa/command.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "progress.h"
+#include "msa/progress.h"
 
 #include <unistd.h>
 

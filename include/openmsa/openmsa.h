@@ -297,12 +297,14 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
 /* KL loss that trains the index branch, and its gradients.
  *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
  *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
- *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]      d_index_k[j] = 1/sqrt(index_dim) sum_{i,r} g
- * index_q[i,r] N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when
- * topk_indices is absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and
- * d_k are asked for (an ablation: with w = log(P / P_idx) / (N H_kv group_size), ds[i,h,j] = p[i,h,j] * (w[j] - sum_j
- * p[i,h,j] w[j]), and d_q = softmax_scale * sum_j ds k, d_k = softmax_scale * sum_{i,h} ds q). Contiguous keys of the
- * plan's dtype only.
+ *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]
+ *   d_index_k[j]   = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
+ * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
+ * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
+ * (an ablation):
+ *   w[j]      = log(P / P_idx) / (N H_kv group_size)     ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j])
+ *   d_q[i,h]  = softmax_scale * sum_j ds k               d_k[j,r]  = softmax_scale * sum_{i,h} ds q
+ * Contiguous keys of the plan's dtype only.
  * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
  * d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
@@ -334,6 +336,49 @@ OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const ope
 /* The operation by number; what bindings and tools use. */
 OPENMSA_API openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors,
                                        openmsa_workspace workspace);
+
+/* What openmsa_run refuses of these tensors, and nothing else: nothing is run or written, and no workspace is needed. */
+OPENMSA_API openmsa_status openmsa_check(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors);
+
+/* ----------------------------------------------------------------------------------------------------- names ---
+ * The names of operations and tensors and what is known of them, so that bindings, tools and tests need no list of
+ * their own. A tensor's name is that of its member in openmsa_tensors, an operation's that of its function without
+ * "openmsa_". All texts are constant. */
+
+/* "msa_attention" for OPENMSA_OP_MSA_ATTENTION; NULL for a value that is no operation. */
+OPENMSA_API const char* openmsa_op_name(openmsa_op op);
+
+/* The operation of that name. Returns INVALID_ARGUMENT when there is none. */
+OPENMSA_API openmsa_status openmsa_op_from_name(const char* name, openmsa_op* op);
+
+/* Number of members of openmsa_tensors that are tensors. */
+OPENMSA_API int32_t openmsa_tensor_count(void);
+
+/* Name of tensor 0 to openmsa_tensor_count() - 1, in the order of openmsa_tensors; NULL outside of these. */
+OPENMSA_API const char* openmsa_tensor_name(int32_t tensor);
+
+/* The member of `tensors` of that name; NULL when there is none, or none within tensors->struct_size. */
+OPENMSA_API openmsa_tensor* openmsa_tensors_at(openmsa_tensors* tensors, const char* name);
+
+/* Name of what a dimension of a tensor counts, as in the comments of openmsa_tensors: "total_q", "num_heads_kv",
+ * "batch + 1", "1"; "key_tokens" in the scales of fp8 keys. NULL past the last dimension, and for no tensor's name. */
+OPENMSA_API const char* openmsa_tensor_extent(const char* name, int32_t dimension);
+
+/* Element type of a tensor under `config`. Of the two that a result may have, the plan's dtype; fp32 for lse,
+ * block_scores and figures, fp64 with dtype fp64. 0 for no tensor's name. */
+OPENMSA_API openmsa_dtype openmsa_tensor_dtype(const openmsa_config* config, const char* name);
+
+/* Bits of openmsa_tensor_use. A tensor with none of them must be absent. */
+typedef enum openmsa_use OPENMSA_ENUM_BASE {
+  OPENMSA_READS = 1,     /* read, required */
+  OPENMSA_MAY_READ = 2,  /* read where present */
+  OPENMSA_WRITES = 4,    /* written, required */
+  OPENMSA_MAY_WRITE = 8, /* written where present */
+} openmsa_use;
+
+/* What operation `op` does with a tensor under `config`, which says where keys lie: bits of openmsa_use; 0 for what is
+ * no operation or no tensor's name. */
+OPENMSA_API int32_t openmsa_tensor_use(const openmsa_config* config, openmsa_op op, const char* name);
 
 /* -------------------------------------------------------------------------------------------------- machine --- */
 

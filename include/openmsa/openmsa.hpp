@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace openmsa {
 
@@ -64,6 +65,42 @@ Tensor view(T* data, const std::int64_t (&shape)[rank]) {
   return view(static_cast<const void*>(data), dtype, shape);
 }
 
+/// "msa_attention"; nullptr for a value that is no operation.
+inline const char* name_of(openmsa_op op) { return openmsa_op_name(op); }
+
+/// The operation of that name.
+inline openmsa_op op_from_name(const char* name) {
+  openmsa_op op{};
+  check(openmsa_op_from_name(name, &op));
+  return op;
+}
+
+/// Names of all tensors, in the order of openmsa_tensors.
+inline std::vector<const char*> tensor_names() {
+  std::vector<const char*> names;
+  for (std::int32_t i = 0; i < openmsa_tensor_count(); ++i) names.push_back(openmsa_tensor_name(i));
+  return names;
+}
+
+/// The tensor of that name; std::out_of_range when there is none.
+inline Tensor& at(Tensors& tensors, const char* name) {
+  Tensor* const tensor = openmsa_tensors_at(&tensors, name);
+  if (tensor == nullptr) throw std::out_of_range(name);
+  return *tensor;
+}
+inline const Tensor& at(const Tensors& tensors, const char* name) { return at(const_cast<Tensors&>(tensors), name); }
+
+/// Bits of openmsa_use.
+inline std::int32_t use_of(const Config& config, openmsa_op op, const char* name) {
+  return openmsa_tensor_use(&config, op, name);
+}
+inline bool reads(const Config& config, openmsa_op op, const char* name) {
+  return (use_of(config, op, name) & (OPENMSA_READS | OPENMSA_MAY_READ)) != 0;
+}
+inline bool writes(const Config& config, openmsa_op op, const char* name) {
+  return (use_of(config, op, name) & (OPENMSA_WRITES | OPENMSA_MAY_WRITE)) != 0;
+}
+
 /// Memory for the operations of one thread; grows, never shrinks, 64-byte aligned.
 class Workspace {
  public:
@@ -110,6 +147,9 @@ class Plan {
   void run(openmsa_op op, const Tensors& tensors, Workspace& workspace) const {
     run(op, tensors, workspace.reserve(workspace_bytes(op)));
   }
+
+  /// Throws the Error that run() would throw of these tensors.
+  void check_tensors(openmsa_op op, const Tensors& tensors) const { check(openmsa_check(plan_.get(), op, &tensors)); }
 
   const openmsa_plan* get() const noexcept { return plan_.get(); }
 

@@ -21,13 +21,6 @@ using core::Problem;
 using core::require;
 using core::Sequence;
 
-const char* dim_name(Dim dim) {
-  constexpr const char* kNames[] = {
-      "total_q", "total_k",     "batch",        "batch + 1", "num_pages", "max_pages", "blocks", "key tokens",
-      "",        "num_heads_q", "num_heads_kv", "head_dim",  "index_dim", "page_size", "topk",   "1"};
-  return kNames[static_cast<int>(dim)];
-}
-
 std::int64_t planned_extent(const core::Plan& plan, Dim dim) {
   switch (dim) {
     case Dim::kHeadsQ:

@@ -2,12 +2,11 @@
 #include <openmsa/openmsa.h>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
-#include <new>
 #include <string>
 
 #include "api/check.h"
+#include "api/guarded.h"
 #include "core/arena.h"
 #include "core/error.h"
 #include "core/plan.h"
@@ -28,59 +27,12 @@ struct openmsa_plan {
 
 namespace {
 
-using openmsa::core::Failure;
+using openmsa::api::adopt;
+using openmsa::api::guarded;
 using openmsa::core::Plan;
 using openmsa::core::require;
 
 thread_local std::string last_error;
-
-/// Keeps the message; if even that has no memory, the status must do.
-openmsa_status failed(openmsa_status status, const char* message) noexcept {
-  try {
-    last_error = message;
-  } catch (...) {
-    last_error.clear();
-  }
-  return status;
-}
-
-/// Runs `body`, turning what it throws into a status.
-template <class Body>
-openmsa_status guarded(Body&& body) noexcept {
-  try {
-    body();
-    return OPENMSA_SUCCESS;
-  } catch (const Failure& failure) {
-    return failed(failure.status(), failure.what());
-  } catch (const std::bad_alloc&) {
-    return failed(OPENMSA_OUT_OF_MEMORY, "out of memory");
-  } catch (const std::exception& error) {
-    return failed(OPENMSA_INTERNAL, error.what());
-  } catch (...) {
-    return failed(OPENMSA_INTERNAL, "unknown exception");
-  }
-}
-
-/// A copy of a caller's struct, which may come from an older header (shorter: the rest is zero) or a newer one (longer:
-/// what this version does not know must be zero).
-template <class Struct>
-Struct adopt(const Struct* given, const char* name) {
-  require(given != nullptr, name, ": expected a pointer, got NULL");
-  const std::size_t size = given->struct_size;
-  require(size >= sizeof(size), name, ".struct_size: expected sizeof(openmsa_", name, ") = ", sizeof(Struct), ", got ",
-          size);
-  Struct result{};
-  std::memcpy(static_cast<void*>(&result), given, std::min(size, sizeof(Struct)));
-  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  for (std::size_t i = sizeof(Struct); i < size; ++i) {
-    if (bytes[i] != 0) {
-      openmsa::core::fail(OPENMSA_UNSUPPORTED, name, ": expected nothing past the ", sizeof(Struct),
-                          " bytes that version ", openmsa_version(), " knows, got a value at byte ", i);
-    }
-  }
-  result.struct_size = sizeof(Struct);
-  return result;
-}
 
 std::size_t workspace_bytes(const Plan& plan, openmsa_op op) {
   require(op >= 0 && op < OPENMSA_OP_COUNT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
@@ -107,6 +59,16 @@ void check_workspace(const Plan& plan, openmsa_op op, openmsa_workspace workspac
 }
 
 }  // namespace
+
+// If even the message has no memory, the status must do.
+openmsa_status openmsa::api::failed(openmsa_status status, const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {
+    last_error.clear();
+  }
+  return status;
+}
 
 const char* openmsa_status_string(openmsa_status status) {
   switch (status) {
@@ -225,6 +187,13 @@ openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openms
       default:
         return openmsa::ref::run(op, problem);
     }
+  });
+}
+
+openmsa_status openmsa_check(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors) {
+  return guarded([&] {
+    require(plan != nullptr, "plan: expected a plan, got NULL");
+    openmsa::api::check(plan->plan, op, adopt(tensors, "tensors"));
   });
 }
 

@@ -1,6 +1,7 @@
 #include "api/operations.h"
 
 #include <array>
+#include <string>
 
 #include "core/error.h"
 #include "core/operation_name.h"
@@ -85,6 +86,17 @@ Operation unplaced(openmsa_op op) {
 }  // namespace
 
 std::span<const Field, kFieldCount> fields() { return kFields; }
+
+const char* dim_name(Dim dim) {
+  constexpr const char* kNames[] = {
+      "total_q", "total_k",     "batch",        "batch + 1", "num_pages", "max_pages", "num_blocks", "key_tokens",
+      "",        "num_heads_q", "num_heads_kv", "head_dim",  "index_dim", "page_size", "topk",       "1"};
+  return kNames[static_cast<int>(dim)];
+}
+
+const char* operation_name(openmsa_op op) {
+  return core::operation_name(op) + std::char_traits<char>::length("openmsa_");
+}
 
 Operation operation(openmsa_op op, const openmsa_config& config) {
   Operation result = unplaced(op);

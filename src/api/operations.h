@@ -31,6 +31,9 @@ enum class Dim {
   kOne,
 };
 
+/// "total_q" and so on, as in openmsa.h.
+const char* dim_name(Dim dim);
+
 enum class Kind {
   kInt32,
   kData,         // the plan's dtype, channels last
@@ -95,8 +98,11 @@ constexpr FieldSet set_of(Ids... ids) {
 static_assert(kFieldCount <= 32);
 constexpr bool contains(FieldSet set, std::uint32_t id) { return (set >> id & 1u) != 0; }
 
+/// "msa_attention": the function of openmsa.h without its prefix. `op` is an operation.
+const char* operation_name(openmsa_op op);
+
 struct Operation {
-  const char* name;
+  const char* name;  // "openmsa_msa_attention", as messages call it
   FieldSet reads;
   FieldSet reads_optional;
   FieldSet writes;

@@ -3,7 +3,7 @@
 
 #include "io/error.h"
 #include "io/json_file.h"
-#include "lm/config.h"
+#include "lm/model/config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace openmsa;

@@ -28,9 +28,12 @@ std::vector<std::int64_t> golden_selection(const io::SafetensorsFile& file, std:
 
 }  // namespace
 
+io::SafetensorsFile golden_layer(const std::string& name) {
+  return io::SafetensorsFile(golden_file(name + ".safetensors"));
+}
+
 Layer read_layer(const io::SafetensorsFile& file) {
   const auto number = [&](const char* key) { return std::stoi(file.metadata().at(key)); };
-  const std::int64_t seqlen = number("seq_len");
   Layer layer = make_layer({.dtype = OPENMSA_BFLOAT16,
                             .num_heads_q = number("num_heads_q"),
                             .num_heads_kv = number("num_heads_kv"),
@@ -38,8 +41,8 @@ Layer read_layer(const io::SafetensorsFile& file) {
                             .index_dim = number("index_dim"),
                             .block_size = number("block_size"),
                             .topk = number("topk"),
-                            .seqlens_q = {seqlen},
-                            .seqlens_k = {seqlen}});
+                            .seqlens_q = {number("seqlen_q")},
+                            .seqlens_k = {number("seqlen_k")}});
   layer.config.softmax_scale = std::stod(file.metadata().at("softmax_scale"));
   for (const char* name : {"q", "k", "v", "index_q", "index_k"}) {
     layer.tensors[name] = read(file, name, OPENMSA_BFLOAT16);

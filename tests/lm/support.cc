@@ -1,4 +1,4 @@
-#include "support.h"
+#include "lm/support.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "lm/random.h"
+#include "lm/ops/random.h"
 
 namespace openmsa::test {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "lm/decoder.h"
+#include "lm/model/decoder.h"
 
 namespace openmsa::test {
 

@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 
 #include "io/json_file.h"
-#include "lm/config.h"
+#include "lm/model/config.h"
 #include "msa/msa.h"
 
 namespace openmsa::test {

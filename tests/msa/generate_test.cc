@@ -5,7 +5,7 @@
 #include <fstream>
 
 #include "io/json_file.h"
-#include "lm/checkpoint.h"
+#include "lm/checkpoint/checkpoint.h"
 #include "msa/msa.h"
 #include "tokenizer/tokenizer.h"
 

@@ -1,4 +1,4 @@
-// Files with results of an independent implementation. They lie beside the repository; without them tests skip.
+// Files with results of an independent implementation: golden/data/README.md.
 #pragma once
 
 #include <cstdlib>
@@ -7,9 +7,10 @@
 
 namespace openmsa::test {
 
+/// OPENMSA_GOLDEN_DIR names another folder, for a test program that has left the place where it was built.
 inline std::filesystem::path golden_file(const std::string& name) {
   const char* folder = std::getenv("OPENMSA_GOLDEN_DIR");
-  return std::filesystem::path(folder != nullptr ? folder : OPENMSA_GOLDEN_DIR) / (name + ".safetensors");
+  return std::filesystem::path(folder != nullptr ? folder : OPENMSA_GOLDEN_DIR) / name;
 }
 
 }  // namespace openmsa::test

@@ -1,8 +1,4 @@
 // The last tokens of the golden layers behind a cache of the earlier ones.
-#include "support/golden.h"
-
-#include <filesystem>
-
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
 #include "golden/golden_layer.h"
@@ -13,9 +9,7 @@ namespace {
 class DecodeGolden : public OnHopper {};
 
 TEST_F(DecodeGolden, LastTokensMatchTransformers) {
-  const auto path = golden_file("m3_layer_d128");
-  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";
-  const io::SafetensorsFile file(path);
+  const io::SafetensorsFile file = golden_layer("m3_layer_d128");
   const Layer layer = read_layer(file);
   const std::int64_t end = layer.total_q();
   for (std::int64_t count = 1; count <= 16; ++count) {

@@ -1,8 +1,4 @@
 // The layers of the golden files on the GPU.
-#include "support/golden.h"
-
-#include <filesystem>
-
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
 #include "golden/golden_layer.h"
@@ -13,17 +9,13 @@ namespace {
 class DeviceGolden : public OnHopper {};
 
 TEST_F(DeviceGolden, LayerMatchesTransformers) {
-  const auto path = golden_file("m3_layer_d128");
-  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";
-  const io::SafetensorsFile file(path);
+  const io::SafetensorsFile file = golden_layer("m3_layer_d128");
   const Layer layer = read_layer(file);
   expect_golden(file, layer, run_on_device(layer, OPENMSA_OP_MSA_ATTENTION), tolerance(OPENMSA_BFLOAT16));
 }
 
 TEST_F(DeviceGolden, LayerWithShortBlocksIsRefused) {
-  const auto path = golden_file("m3_layer_small");
-  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";
-  const io::SafetensorsFile file(path);
+  const io::SafetensorsFile file = golden_layer("m3_layer_small");
   EXPECT_THROW(run_on_device(read_layer(file), OPENMSA_OP_MSA_ATTENTION), Error);
 }
 

@@ -1,0 +1,246 @@
+// msa bench decode: attention time per new token as the context grows, sparse beside dense on the same paged caches.
+#include "msa/bench/command.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <openmsa/openmsa.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/error.h"
+#include "io/json_file.h"
+#include "lm/model/config.h"
+#include "msa/bench/decode/check.h"
+#include "msa/bench/decode/figures.h"
+#include "msa/bench/decode/problem.h"
+#include "msa/bench/decode/table.h"
+#include "msa/bench/host_rates.h"
+#include "msa/dtype_of_name.h"
+#include "msa/machine.h"
+#include "msa/progress.h"
+
+namespace openmsa::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Geometry {
+  std::int32_t num_heads_q, num_heads_kv, head_dim, index_dim, block_size, topk;
+};
+
+/// Of a small model on the CPU, of MiniMax-M3 on a GPU.
+constexpr Geometry kSmall = {8, 2, 64, 64, 128, 16}, kM3 = {64, 4, 128, 128, 128, 16};
+
+/// Those that are absent depend on the backend.
+struct BenchOptions {
+  std::string backend = "cpu";
+  std::optional<std::int32_t> num_heads_q, num_heads_kv, head_dim, index_dim, block_size, topk;
+  std::string model;
+  std::int64_t batch = 1;
+  std::int32_t queries = 1;
+  std::optional<double> agreement;
+  std::string lengths = "same";
+  std::optional<std::int32_t> page_size;
+  std::optional<std::string> dtype, kv_dtype, index_dtype;
+  std::vector<std::int64_t> contexts;
+  int repeats = 20;
+  int threads = 0;
+  std::uint64_t seed = 1;
+  std::string json;
+
+  bool is_cuda() const { return backend == "cuda"; }
+  int num_threads() const { return threads == 0 ? usable_cores() : threads; }
+};
+
+Geometry geometry_of_model(const std::string& directory) {
+  const lm::ModelConfig model = lm::config_from_json(io::read_json(directory + "/config.json"));
+  if (!model.has_sparse_layers()) throw io::InputError(directory + ": expected a model with sparse layers, got none");
+  return {model.num_heads_q, model.num_heads_kv, model.head_dim, model.index_dim, model.block_size, model.topk};
+}
+
+/// Of the longest context; fit_to gives that of each.
+Config decode_config(const BenchOptions& options) {
+  const Geometry geometry =
+      options.model.empty() ? (options.is_cuda() ? kM3 : kSmall) : geometry_of_model(options.model);
+  Config config = openmsa::config();
+  config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
+  config.dtype = dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
+  config.kv_dtype = options.kv_dtype ? dtype_of_name(*options.kv_dtype) : config.dtype;
+  config.index_dtype = options.index_dtype ? dtype_of_name(*options.index_dtype) : config.dtype;
+  config.num_heads_q = options.num_heads_q.value_or(geometry.num_heads_q);
+  config.num_heads_kv = options.num_heads_kv.value_or(geometry.num_heads_kv);
+  config.head_dim = options.head_dim.value_or(geometry.head_dim);
+  config.index_dim = options.index_dim.value_or(geometry.index_dim);
+  config.block_size = options.block_size.value_or(geometry.block_size);
+  config.page_size = options.page_size.value_or(config.block_size);
+  config.topk = options.topk.value_or(geometry.topk);
+  config.max_batch = options.batch;
+  config.num_threads = options.threads;
+  return config;
+}
+
+/// One per context.
+std::vector<DecodeShape> shapes_of(const BenchOptions& options) {
+  constexpr double kUsualAgreement = 0.99;
+  if (options.agreement && options.queries == 1) {
+    throw io::InputError("--agreement: expected --queries of at least 2, got 1");
+  }
+  std::vector<std::int64_t> contexts = {2048, 4096, 8192, 16384, 32768, 65536, 131072};
+  if (options.is_cuda()) contexts = {32768, 131072, 1048576};
+  if (!options.contexts.empty()) contexts = options.contexts;
+  const bool has_mixed_lengths = options.lengths == "mixed";
+  const std::int64_t least = has_mixed_lengths ? kShortestMixed : options.queries;
+  std::vector<DecodeShape> result;
+  for (std::int64_t context : contexts) {
+    if (context < least) {
+      throw io::InputError("--contexts: expected at least " + std::to_string(least) +
+                           (has_mixed_lengths ? " keys with --lengths mixed" : " keys, one per query token") +
+                           ", got " + std::to_string(context));
+    }
+    result.push_back({context, options.queries, has_mixed_lengths, options.agreement.value_or(kUsualAgreement)});
+  }
+  return result;
+}
+
+ordered_json to_json(const Config& config, const BenchOptions& options, const std::vector<DecodeFigures>& figures,
+                     const MemoryRates& rates) {
+  ordered_json results = ordered_json::array();
+  for (const DecodeFigures& row : figures) results.push_back(to_json(row, rates));
+  ordered_json facts = {{"geometry",
+                         {{"num_heads_q", config.num_heads_q},
+                          {"num_heads_kv", config.num_heads_kv},
+                          {"head_dim", config.head_dim},
+                          {"index_dim", config.index_dim},
+                          {"block_size", config.block_size},
+                          {"topk", config.topk},
+                          {"page_size", config.page_size},
+                          {"batch", config.max_batch},
+                          {"queries", options.queries},
+                          {"lengths", options.lengths},
+                          {"dtype", core::dtype_name(config.dtype)},
+                          {"kv_dtype", core::dtype_name(config.kv_dtype)},
+                          {"index_dtype", core::dtype_name(config.index_dtype)}}},
+                        {"backend", options.backend},
+                        {"threads", options.num_threads()},
+                        {"repeats", options.repeats},
+                        {"results", results},
+                        {"machine", machine_facts()}};
+  if (options.agreement) facts["geometry"]["agreement"] = *options.agreement;
+  if (rates.read) facts["read_gb_per_s"] = *rates.read;
+  if (rates.copy) facts["copy_gb_per_s"] = *rates.copy;
+  return facts;
+}
+
+void run(const BenchOptions& options) {
+  const Config config = decode_config(options);
+  const std::vector<DecodeShape> shapes = shapes_of(options);
+  const auto add = [](std::int64_t sum, const DecodeShape& shape) { return sum + shape.context; };
+  const auto shorter = [](const DecodeShape& a, const DecodeShape& b) { return a.context < b.context; };
+  const DecodeShape& shortest = *std::min_element(shapes.begin(), shapes.end(), shorter);
+  // Time grows with the contexts.
+  Progress progress("bench decode",
+                    options.repeats * std::accumulate(shapes.begin(), shapes.end(), std::int64_t{0}, add));
+  std::unique_ptr<Device> device;
+  MemoryRates rates;
+  if (!options.is_cuda()) rates.copy = copy_gb_per_s(options.num_threads());
+  std::vector<DecodeFigures> figures;
+  std::int64_t measured = 0;
+  for (const DecodeShape& shape : shapes) {
+    const Plan plan(fit_to(config, shape));
+    if (!device) {
+      device = make_device(config.backend);
+      rates.read = device->read_gb_per_s();
+    }
+    const DecodeProblem problem(*device, config, shape, options.seed);
+    check_decode(plan, problem, !options.is_cuda() && &shape == &shortest);  // the reference is slow
+    figures.push_back(measure_decode(plan, problem, options.repeats, [&](int repeat) {
+      progress.update(measured + shape.context * repeat, std::to_string(shape.context) + " keys");
+    }));
+    measured += shape.context * options.repeats;
+  }
+  progress.finish();
+  print_table(config, shapes.front(), figures, rates);
+  if (!options.json.empty()) io::write_json(options.json, to_json(config, options, figures, rates));
+}
+
+void add_geometry(CLI::App& command, BenchOptions& options) {
+  auto* model =
+      command.add_option("--model", options.model, "Take the geometry from DIR/config.json")->type_name("DIR");
+  const auto add = [&](const char* name, std::optional<std::int32_t>& value, const char* text) {
+    command.add_option(name, value, text)->excludes(model);
+  };
+  add("--num-heads-q", options.num_heads_q, "Query heads [8; cuda: 64]");
+  add("--num-heads-kv", options.num_heads_kv, "KV heads [2; cuda: 4]");
+  add("--head-dim", options.head_dim, "Channels per head [64; cuda: 128]");
+  add("--index-dim", options.index_dim, "Channels of the index branch [64; cuda: 128]");
+  add("--block-size", options.block_size, "Keys per kv_block [128]");
+  add("--topk", options.topk, "kv_blocks kept per query and KV head [16]");
+}
+
+void add_problem(CLI::App& command, BenchOptions& options) {
+  command
+      .add_option("--contexts", options.contexts,
+                  "Keys per sequence, for example 2048,8192 or 2K,8K [2K..128K; cuda: 32K,128K,1M]")
+      ->delimiter(',')
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::int64_t{1}, (std::int64_t{1} << 31) - 1));
+  command.add_option("--batch", options.batch, "Sequences per step")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command.add_option("--lengths", options.lengths, "same, or mixed: log-uniform from 1K to the context")
+      ->check(CLI::IsMember({"same", "mixed"}))
+      ->capture_default_str();
+  command.add_option("--queries", options.queries, "Query tokens per sequence, as in speculative verification")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  command
+      .add_option("--agreement", options.agreement,
+                  "Correlation of a sequence's query vectors: each mixes one common vector, by the square root of "
+                  "this, with noise of its own; 0: independent, 1: all choose the same kv_blocks [0.99]")
+      ->check(CLI::Range(0.0, 1.0));
+  command.add_option("--page-size", options.page_size, "Keys per cache page [--block-size]");
+  command.add_option("--dtype", options.dtype, "fp32, bf16 or fp16 [fp32; cuda: bf16]")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  command.add_option("--kv-dtype", options.kv_dtype, "e4m3: keys and values in fp8 [--dtype]")
+      ->check(CLI::IsMember({"e4m3"}));
+  command.add_option("--index-dtype", options.index_dtype, "e4m3: index keys in fp8 [--dtype]")
+      ->check(CLI::IsMember({"e4m3"}));
+  command.add_option("--seed", options.seed, "Of the random inputs")->capture_default_str();
+}
+
+}  // namespace
+
+void add_bench_decode(CLI::App& bench) {
+  auto options = std::make_shared<BenchOptions>();
+  CLI::App* command = bench.add_subcommand("decode", "Attention time per new token as the context grows");
+  command->footer(
+      "Caches hold random numbers in pages of random order. A few queries of every context are checked against the\n"
+      "reference backend before it is measured. Every step finds its keys in memory, not in the processor's caches.\n"
+      "Times are those of one layer: sparse is the whole, index its selection alone, attend its attention alone.\n"
+      "On the GPU a CUDA graph holds several layers, each with pages and queries of its own, and the time is the "
+      "graph's\n"
+      "divided by their number; dense attention is not run there, only bounded by what it has to read.\n"
+      "Examples:\n"
+      "  msa bench decode --num-heads-q 64 --num-heads-kv 4 --head-dim 128 --index-dim 128 --dtype bf16\n"
+      "  msa bench decode --backend cuda --contexts 32K,128K --batch 32\n"
+      "  msa bench decode --backend cuda --contexts 1M --index-dtype e4m3\n"
+      "  msa bench decode --backend cuda --contexts 128K --batch 8 --queries 8 --agreement 0.9\n"
+      "  msa bench decode --backend cuda --contexts 1M --batch 64 --lengths mixed");
+  command->add_option("--backend", options->backend, "cpu (with dense attention beside it) or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  add_geometry(*command, *options);
+  add_problem(*command, *options);
+  command->add_option("--repeats", options->repeats, "Measurements of each figure")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace openmsa::cli

@@ -1,0 +1,19 @@
+// A library call on the CUDA backend with tensors in host memory.
+#pragma once
+
+#include <openmsa/openmsa.hpp>
+
+#include "msa/attend/layer_input.h"
+#include "msa/device/device.h"
+
+namespace openmsa::cli {
+
+/// Lengths, page numbers and block indices, which the CUDA backend cannot check. io::InputError: what is wrong with
+/// them.
+void check_values(const Config& config, openmsa_op op, const Tensors& tensors);
+
+/// Copies all contiguous `tensors` to `device`, runs `op`, and copies back what it writes. `plan` is that of `config`.
+/// Returns the milliseconds of the call without the copies.
+double run_on_device(Device& device, const Config& config, const Plan& plan, openmsa_op op, const Tensors& tensors);
+
+}  // namespace openmsa::cli

@@ -1,0 +1,153 @@
+// msa verify: the backends of this machine against the reference, over a grid of shapes and dtypes.
+#include "msa/command.h"
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "io/error.h"
+#include "io/json_file.h"
+#include "msa/device/call.h"
+#include "msa/options.h"
+#include "msa/progress.h"
+#include "msa/verify/report.h"
+
+namespace openmsa::cli {
+namespace {
+
+/// MiniMax-M3's heads first, then heads, kv_blocks, pages and forced blocks of every kind; the last ones are for CPUs
+/// alone.
+constexpr VerifyShape kShapes[] = {
+    {1, 16, 128, 128, 128, 2, 0, 1, 0, false},  {1, 16, 128, 128, 128, 2, 0, 1, 128, true},
+    {2, 16, 128, 128, 128, 16, 0, 1, 64, true}, {1, 8, 64, 64, 64, 4, 0, 1, 0, false},
+    {2, 4, 64, 64, 64, 3, 1, 1, 0, false},      {2, 4, 64, 64, 64, 3, 1, 1, 0, true},
+    {2, 4, 128, 64, 64, 17, 1, 2, 32, true},    {2, 4, 128, 64, 64, 2, 2, 2, 0, false},
+    {2, 2, 128, 64, 64, 2, 0, 0, 16, false},    {5, 2, 64, 128, 128, 33, 2, 3, 32, true},
+    {4, 1, 64, 128, 64, 4, 0, 2, 32, true},     {3, 1, 64, 64, 64, 1, 0, 1, 0, false},
+    {1, 8, 64, 64, 64, 16, 2, 3, 64, true},     {1, 2, 64, 128, 64, 64, 0, 1, 16, true},
+    {2, 3, 40, 24, 16, 4, 1, 1, 8, true},       {2, 3, 40, 24, 16, 4, 1, 1, 0, false},
+    {1, 64, 8, 8, 8, 3, 0, 1, 0, true},         {1, 3, 256, 256, 256, 2, 0, 1, 0, false},
+    {2, 2, 128, 128, 32, 6, 0, 1, 1, true},     {2, 2, 64, 64, 32, 6, 1, 0, 0, false},
+};
+
+struct VerifyCommand {
+  std::string backend = "all";
+  int threads = 0;
+  double tolerance = 1;
+  std::string json;
+
+  void run() const;
+
+ private:
+  VerifyReport verify(const BackendOptions& options) const;
+  void verify_case(const VerifyShape& shape, const Format& format, const BackendOptions& options, Device& device,
+                   VerifyReport& report) const;
+};
+
+/// Whether the backend serves the call; if not, it has written nothing.
+bool run_if_served(Device& device, const Config& config, openmsa_op op, const Tensors& tensors) try {
+  run_on_device(device, config, Plan(config), op, tensors);
+  return true;
+} catch (const Error& error) {
+  if (error.status() != OPENMSA_UNSUPPORTED) throw;
+  return false;
+}
+
+void VerifyCommand::verify_case(const VerifyShape& shape, const Format& format, const BackendOptions& options,
+                                Device& device, VerifyReport& report) const {
+  const VerifyProblem problem(shape, format.dtype, format.has_fp8_keys, 1);
+  const Plan reference(problem.config());
+  Config config = problem.config();
+  config.backend = options.id();
+  config.num_threads = options.threads;
+  for (const openmsa_op op : problem.operations()) {
+    const bool is_served = run_if_served(device, config, op, problem.got(op));
+    const std::vector<Finding> findings = judge(problem, config, reference, op);  // later operations read its results
+    if (is_served) report.add(format, op, shape, findings);
+  }
+}
+
+VerifyReport VerifyCommand::verify(const BackendOptions& options) const {
+  VerifyReport report(options.backend, tolerance);
+  const auto device = make_device(options.id());
+  Progress progress("verify " + options.backend, std::ssize(kShapes));
+  std::int64_t done = 0;
+  for (const VerifyShape& shape : kShapes) {
+    for (const Format& format : kFormats) {
+      if (!format.has_fp8_keys || shape.page_size > 0) verify_case(shape, format, options, *device, report);
+    }
+    progress.update(++done);
+  }
+  return report;
+}
+
+/// What keeps the CUDA backend from running here; "" when nothing does.
+std::string cuda_obstacle() try {
+  Config config = VerifyProblem(kShapes[0], OPENMSA_BFLOAT16, false, 1).config();
+  config.backend = OPENMSA_BACKEND_CUDA;
+  const Plan plan(config);
+  return "";
+} catch (const Error& error) {
+  return error.what();
+}
+
+void VerifyCommand::run() const {
+  const std::string obstacle = cuda_obstacle();
+  if (!obstacle.empty() && backend == "cuda") throw io::InputError(obstacle);
+  const auto start = std::chrono::steady_clock::now();
+  std::printf("openmsa %s, %s, CPU features %s\n", openmsa_version(), machine_facts()["cpu"].get<std::string>().c_str(),
+              openmsa_cpu_features());
+  std::printf("Largest error against float64, in parts of what the dtype allows: up to %g is right.\n", tolerance);
+  nlohmann::ordered_json figures = {{"tolerance", tolerance}, {"backends", nlohmann::ordered_json::array()}};
+  int comparisons = 0, wrong = 0;
+  for (const char* name : {"cpu", "cuda"}) {
+    if (backend != "all" && backend != name) continue;
+    const BackendOptions options{name, threads};
+    if (options.is_cuda() && !obstacle.empty()) {
+      std::printf("\n%s: not verified; %s\n", name, obstacle.c_str());
+      figures["backends"].push_back({{"backend", name}, {"not_verified", obstacle}});
+      continue;
+    }
+    const VerifyReport report = verify(options);
+    report.print();
+    figures["backends"].push_back(report.json());
+    comparisons += report.num_comparisons();
+    wrong += report.num_wrong();
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("\n%d comparisons, %d wrong, in %.1f s\n", comparisons, wrong, seconds);
+  figures["seconds"] = seconds;
+  figures["machine"] = machine_facts();
+  if (!json.empty()) io::write_json(json, figures);
+  if (wrong > 0) {
+    throw std::runtime_error(std::to_string(wrong) + " of " + std::to_string(comparisons) +
+                             " results differ from the reference");
+  }
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app) {
+  auto options = std::make_shared<VerifyCommand>();
+  CLI::App* command = app.add_subcommand("verify", "Compare the backends of this machine with the reference");
+  command->footer(
+      "Runs every operation on small layers of many shapes and dtypes, in under a minute. Exit status 1 when a result\n"
+      "differs from the float64 reference by more than its dtype allows. What a backend does not serve shows as -.\n"
+      "Example:\n"
+      "  msa verify --json verify.json");
+  command->add_option("--backend", options->backend, "all that run here, or cpu or cuda")
+      ->check(CLI::IsMember({"all", "cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_option("--tolerance", options->tolerance, "How many times the allowed error is still right")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--json", options->json, "Write every result as JSON")->type_name("FILE");
+  command->callback([options] { options->run(); });
+}
+
+}  // namespace openmsa::cli

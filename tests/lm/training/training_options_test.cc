@@ -1,0 +1,38 @@
+#include "lm/training/training_options.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace openmsa::test {
+namespace {
+
+TEST(LearningRate, WarmsUpThenFollowsHalfACosine) {
+  lm::TrainingOptions options;
+  options.steps = 110;
+  options.lr_warmup = 10;
+  options.lr = 1.0;
+  options.min_lr = 0.1;
+  EXPECT_DOUBLE_EQ(lm::learning_rate(options, 1), 0.1);
+  EXPECT_DOUBLE_EQ(lm::learning_rate(options, 10), 1.0);
+  EXPECT_NEAR(lm::learning_rate(options, 60), 0.55, 1e-12);
+  EXPECT_NEAR(lm::learning_rate(options, 110), 0.1, 1e-12);
+  options.lr_warmup = 0;
+  EXPECT_NEAR(lm::learning_rate(options, 110), 0.1, 1e-12);
+}
+
+TEST(TrainingOptions, SurviveARoundTrip) {
+  lm::TrainingOptions options;
+  options.text = {"/a", "b c"};
+  options.kl = {0.5, true, false};
+  options.seed = 12345678901234567890u;
+  options.lr = 0.1 + 0.2;
+  const nlohmann::json written = lm::options_to_json(options);
+  const lm::TrainingOptions read = lm::options_from_json(nlohmann::json::parse(written.dump()));
+  EXPECT_EQ(lm::options_to_json(read), written);
+  EXPECT_EQ(read.seed, options.seed);
+  EXPECT_EQ(read.lr, options.lr);
+}
+
+}  // namespace
+}  // namespace openmsa::test
