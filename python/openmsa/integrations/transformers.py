@@ -24,7 +24,6 @@ import functools
 import torch
 
 try:
-    import transformers
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
@@ -48,6 +47,8 @@ _rows_of = LastRows()
 def register() -> None:
     """Makes attn_implementation="openmsa" known to transformers. May be called again; other implementations stay as they
     are. Raises openmsa.Error for versions of transformers other than 5.17 to 5.24."""
+    import transformers  # here, since the package puts another module in its own place while it is imported
+
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if not OLDEST <= version <= NEWEST:
         expected = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))

@@ -60,7 +60,9 @@ def dense_attention(q, k=None, v=None, *, return_lse=False, **batch):
 
 def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, **batch):
     """`openmsa.kl_loss`, a scalar with gradients of index_q and index_k alone: q, k and lse are the teacher."""
-    if index_q.dtype == torch.float16 and not index_q.is_cuda:  # gradients of a mean over all queries are below its range
+    if (
+        index_q.dtype == torch.float16 and not index_q.is_cuda
+    ):  # gradients of a mean over all queries are below its range
         q, k, index_q, index_k = q.float(), k.float(), index_q.float(), index_k.float()
     return _ops.kl_loss(q.detach(), k.detach(), lse.detach(), index_q, index_k, topk_indices, **batch)[0][0]
 

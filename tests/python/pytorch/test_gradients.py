@@ -163,7 +163,7 @@ def test_kl_loss_under_a_loss_scale():
     layer = torch_layer([300], [300], dtype=torch.float16)
     gradients = []
     for dtype, scale in ((torch.float16, 65536.0), (torch.float32, 1.0)):
-        inputs = [layer[name].to(dtype).requires_grad_() for name in NAMES]
+        inputs = [layer[name].detach().to(dtype).requires_grad_() for name in NAMES]
         kl = openmsa.torch.msa_attention(*inputs, **OPTIONS, return_kl=True)[1]
         (kl * scale).backward()
         gradients.append([x.grad.float() / scale for x in inputs[3:]])
