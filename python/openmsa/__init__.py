@@ -21,6 +21,7 @@ from ._functions import (
 from ._openmsa import Error, cpu_features, cuda_device
 from ._openmsa import version as _version
 from ._plan import Plan
+from ._workspace import free_workspace, workspace_bytes
 
 __version__ = _version()
 __all__ = [
@@ -33,10 +34,12 @@ __all__ = [
     "cuda_device",
     "dense_attention",
     "dense_attention_backward",
+    "free_workspace",
     "kl_loss",
     "msa_attention",
     "select_blocks",
     "sparse_attention",
     "sparse_attention_backward",
     "topk",
+    "workspace_bytes",
 ]

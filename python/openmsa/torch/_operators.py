@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from .._call import call, fake_results
+from .._workspace import per_call
 from ._autocast import register_autocast
 from ._lse_gradient import with_lse_channels, without_lse_channels
 
@@ -28,7 +29,8 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
     keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
 
     def run(*args, **keywords):
-        written = call(operation, {}, {}, results, keyed(args, keywords))
+        with per_call():
+            written = call(operation, {}, {}, results, keyed(args, keywords))
         return _unpacked([written[name] for name in results])
 
     def fake(*args, **keywords):
@@ -141,7 +143,8 @@ def _append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_
 
     names = ("cu_seqlens_q", "k_scale", "v_scale", "index_k_scale", "block_size", "num_threads", "backend")
     caches = {"k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
-    append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
+    with per_call():
+        append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
 
 
 _APPEND_KV = """(Tensor k, Tensor v, Tensor? index_k, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? index_k_cache,
