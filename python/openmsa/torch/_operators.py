@@ -18,8 +18,9 @@ _OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, i
     float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
-#: The arguments of each operator by name, as its schema has them.
+#: The arguments of each operator by name, as its schema has them, and which of them are tensors.
 ARGUMENTS: dict[str, tuple[str, ...]] = {}
+TENSORS: dict[str, frozenset[str]] = {}
 
 
 def _define(operation: str, parameters: str, results: tuple[str, ...]):
@@ -45,6 +46,7 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
 def _arguments_of(operation: str, schema: str) -> tuple[str, ...]:
     parsed = torch._C.parse_schema(f"{operation}{schema}")
     ARGUMENTS[operation] = tuple(argument.name for argument in parsed.arguments)
+    TENSORS[operation] = frozenset(argument.name for argument in parsed.arguments if "Tensor" in str(argument.type))
     return ARGUMENTS[operation]
 
 
