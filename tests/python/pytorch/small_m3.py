@@ -40,19 +40,19 @@ VISION = {
 IMAGE_TOKEN = 510
 
 
-def decoder(implementation="openmsa", *, experts=False, seed=0):
+def decoder(implementation="openmsa", *, experts=False, seed=0, **changes):
     """Dense MLPs by default: the experts' backward in transformers does not compile."""
     integration.register()
     torch.manual_seed(seed)
-    config = m3.MiniMaxM3VLTextConfig(**TEXT, mlp_layer_types=["dense", "sparse" if experts else "dense"])
+    config = m3.MiniMaxM3VLTextConfig(**TEXT | changes, mlp_layer_types=["dense", "sparse" if experts else "dense"])
     return m3.MiniMaxM3VLForCausalLM._from_config(config, attn_implementation=implementation).eval()
 
 
-def whole_models():
+def whole_models(**changes):
     """The same weights with eager attention and with openmsa's."""
     integration.register()
     torch.manual_seed(0)
-    text = {**TEXT, "mlp_layer_types": ["dense", "sparse"]}
+    text = {**TEXT, **changes, "mlp_layer_types": ["dense", "sparse"]}
     config = m3.MiniMaxM3VLConfig(
         text_config=text, vision_config=VISION, image_token_index=IMAGE_TOKEN, video_token_index=511,
         projector_hidden_size=64,
