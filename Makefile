@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test asan tsan test-gpu install fuzz demo needle docs format tidy clean
+.PHONY: all build deps test asan tsan test-gpu install fuzz demo needle docs format format-check tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -56,14 +56,19 @@ needle: deps
 	cmake --build --preset release --target msa
 	scripts/needle.sh build/msa needle-out
 
-SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc')
+SOURCES = $(shell git ls-files '*.h' '*.hpp' '*.c' '*.cc' '*.cu' '*.cuh')
 
-# docs/api.md, from the public headers.
+# docs/api.md, from the public headers; pictures and the tables with the same figures, from docs/data.
 docs:
 	scripts/api_doc.py
+	scripts/figures.py
 
 format:
 	clang-format -i $(SOURCES)
+
+# Says what `make format` would change; CI asks.
+format-check:
+	@clang-format --dry-run --Werror $(SOURCES)
 
 tidy: build
 	clang-tidy -p build --quiet $(filter %.cc,$(SOURCES))

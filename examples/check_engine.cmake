@@ -1,4 +1,4 @@
-# Fails when the engine fails, or says anything else with prompts cut into other chunks.
+# Fails when the engine fails, or when it prints something else with prompts cut into other chunks.
 foreach(chunk 128 33 1)
   execute_process(COMMAND ${ENGINE} ${chunk} OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
   if(chunk EQUAL 128)

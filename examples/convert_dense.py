@@ -1,11 +1,11 @@
-"""A dense checkpoint becomes a sparse model: train a small dense decoder on source text, save it, load it into a model with
-an index branch, teach that branch by kl_loss alone, then train on with sparse attention.
+"""A dense checkpoint becomes a sparse model: train a small dense decoder on source text, save it, load it into a model
+with an index branch, teach that branch by kl_loss alone, then train on with sparse attention.
 
     python examples/convert_dense.py
 
-Prints the loss on held-out text, in nats per byte, after each stage: of the dense model; of the same weights with sparse
-attention and an index branch that knows nothing; after the branch has learnt; after sparse training; and of the dense model
-trained for as long.
+Prints the loss on held-out text, in nats per byte, after each stage: of the dense model; of the same weights with
+sparse attention and an untrained index branch; after that branch has learnt; after sparse training; and of the dense
+model trained for as long.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Text:
         self.train, self.held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
 
     def draw(self, generator: torch.Generator):
-        """ids, the bytes behind them, and where each window begins."""
+        """ids, the byte after each of them, and where each window begins."""
         starts = torch.randint(len(self.train) - self.tokens, (self.batch,), generator=generator).tolist()
         return self._windows(self.train, starts)
 
@@ -51,8 +51,8 @@ class Text:
 
     def _windows(self, text, starts):
         bounds = torch.arange(len(starts) + 1, dtype=torch.int32) * self.tokens
-        ids, behind = (torch.cat([text[s + shift : s + shift + self.tokens] for s in starts]) for shift in (0, 1))
-        return ids, behind, bounds
+        ids, targets = (torch.cat([text[s + shift : s + shift + self.tokens] for s in starts]) for shift in (0, 1))
+        return ids, targets, bounds
 
 
 def train(model: Decoder, text: Text, steps: int, parameters, learning_rate: float, weights=(1.0, 1.0), seed=0) -> None:
@@ -63,10 +63,10 @@ def train(model: Decoder, text: Text, steps: int, parameters, learning_rate: flo
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.3)
     model.train()
     for _ in range(steps):
-        ids, behind, bounds = text.draw(generator)
+        ids, targets, bounds = text.draw(generator)
         logits, kl_loss = model(ids, bounds)
         optimizer.zero_grad()
-        (weights[0] * cross_entropy(logits, behind) + weights[1] * kl_loss).backward()
+        (weights[0] * cross_entropy(logits, targets) + weights[1] * kl_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -76,8 +76,8 @@ def train(model: Decoder, text: Text, steps: int, parameters, learning_rate: flo
 def held_out_loss(model: Decoder, text: Text, windows: int, dense: bool) -> float:
     model.eval()
     model.set_warmup(dense)
-    ids, behind, bounds = text.held_out_windows(windows)
-    return cross_entropy(model(ids, bounds)[0], behind).item()
+    ids, targets, bounds = text.held_out_windows(windows)
+    return cross_entropy(model(ids, bounds)[0], targets).item()
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 /* A serving engine: requests share a paged cache; a step is one batch of chunks of prompts and of single new tokens.
- * The model is one layer: a token seeds noise as its projections, the next token is where the output is largest. */
+ * The model is one layer. Noise seeded by a token stands for projections; the largest output is the next token. */
 #include <openmsa/openmsa.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@ typedef struct {
 static Request requests[kBatch] = {{.prompt = 300}, {.prompt = 20}, {.prompt = 150}, {.prompt = 7}, {.prompt = 350}};
 static int32_t block_table[kBatch][kMaxPages], cu_seqlens_q[kBatch + 1], seqlens_k[kBatch], spare[kPages], num_spare;
 static float k_cache[kPages][kPageSize][kKv], v_cache[kPages][kPageSize][kKv], index_k_cache[kPages][kPageSize][kDim];
-/* One step. Shapes never change: rows behind the last token are padding, requests without keys are idle. */
+/* One step. Shapes never change: rows after the last token are padding, requests without keys are idle. */
 static float q[kRows][kQ], k[kRows][kKv], v[kRows][kKv], index_q[kRows][kKv], index_k[kRows][kDim], o[kRows][kQ];
 
 static void check(openmsa_status status) {
@@ -26,12 +26,12 @@ static void noise(float* row, int count, uint32_t seed) {
   for (int i = 0; i < count; ++i) row[i] = (float)(int32_t)(seed = seed * 1664525u + 1013904223u) * 0x1p-30f;
 }
 
-/* Puts what comes next of each request, at most `chunk` tokens, into the step; returns how many tokens that is. */
+/* Puts the next tokens of each request, at most `chunk`, into the step; returns how many there are in all. */
 static int schedule(int chunk) {
   int row = 0;
   for (int b = 0; b < kBatch; ++b, cu_seqlens_q[b] = row) {
     Request* r = &requests[b];
-    const int pages = (r->prompt + kNewTokens + kPageSize - 1) / kPageSize; /* all it will need: it never waits again */
+    const int pages = (r->prompt + kNewTokens + kPageSize - 1) / kPageSize; /* all that it will ever need */
     const int joins = r->cached + r->pages == 0 && pages <= num_spare;
     while (joins && r->pages < pages) block_table[b][r->pages++] = spare[--num_spare];
     const int left = r->pages > 0 ? r->known - r->cached : 0, end = r->cached + (left < chunk ? left : chunk);

@@ -1,9 +1,10 @@
 """A fact hidden in a long text, retrieved by a model that `msa train` made, and the kv_blocks that it read to do so.
 
-`make needle` trains the model (4.5 minutes on two cores): first to continue strings that came before, then on texts in
-which facts such as ``KXQ4931;`` come back within a hundred bytes, then within a thousand, dense while kl_loss teaches the
-index branch, then within 4096, sparse. Here transformers runs it on openmsa: one fact is hidden at some depth of a text, a
-text many times longer than what a query reads, and the model continues ``KXQ``.
+`make needle` trains the model (4.5 minutes on two cores): first to continue strings that came before; then on texts in
+which facts such as ``KXQ4931;`` come back within a hundred bytes, and then within a thousand, with dense attention
+while kl_loss teaches the index branch; then within 4096 bytes, with sparse attention. Here transformers runs it on
+openmsa: a fact is hidden at some depth of a text many times longer than what a query reads, and the model continues
+``KXQ``.
 
     make needle
     python examples/needle.py --output needle.png

@@ -1,5 +1,5 @@
-"""Texts with facts in them: ``KXQ4931; `` among random words or lines of Python's own library, for needle.py. As a script it
-writes training text, documents in which the same few facts, or plain strings, come back again and again.
+"""Texts with facts in them, for needle.py: ``KXQ4931; `` among random words or lines of Python's own library. As a
+script it writes training text: documents in which the same few facts, or plain strings, come back again and again.
 
     python needle_text.py FILE --documents 700 --length 6000 --facts 4 16 --noise 0 0.7
 """
@@ -10,8 +10,8 @@ import string
 import sysconfig
 from pathlib import Path
 
-# No sign stands between key and value: after one that all facts share, a small model learns that some value follows, and on
-# most seeds never which.
+# Nothing separates key and value: after a separator, which all facts share, a small model learns that some value
+# follows, but on most seeds never which one.
 KEY_LENGTH, VALUE_LENGTH = 3, 4
 # Every fifth file of the library is for questions, the others for training.
 HELD_OUT = 5

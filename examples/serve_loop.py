@@ -1,8 +1,9 @@
 """Continuous batching: requests come and go in the slots of one batch, their keys in one paged cache.
 
-A request that finds a slot and pages runs its prompt; then every step adds one token to all that run. Where there is a GPU
-the step is a CUDA graph, captured once: lengths, block tables and tokens change in place. The model has random weights, so
-its text means nothing; that each request got what it gets alone, without a cache, is checked at the end.
+A request that finds a slot and pages runs its prompt; then every step adds one token to all that run. Where there is a
+GPU the step is a CUDA graph, captured once: lengths, block tables and tokens change in place. The model has random
+weights, so its text means nothing; at the end, every answer is compared with what its request gets alone and without a
+cache.
 
     python examples/serve_loop.py --requests 24 --max-batch 8
 """
@@ -60,7 +61,7 @@ class Engine:
 
     @torch.no_grad()
     def _next_tokens(self, ids, positions, cu_seqlens_q, plan):
-        """The most likely token behind each of `ids`, whose keys go to the cache."""
+        """The most likely token after each of `ids`; the keys of `ids` are appended to the cache."""
 
         def attend(number, attention, x):
             heads = attention.project(x, positions)
@@ -96,7 +97,7 @@ class Engine:
         return tokens[bounds[1:][slots] - 1].tolist()
 
     def step(self, last_tokens: dict[int, int]) -> list[int]:
-        """A token for every slot; what stands in free ones means nothing."""
+        """A token for every slot; those of free slots mean nothing."""
         ids = torch.zeros(self.max_batch, dtype=torch.int64)
         ids[list(last_tokens)] = torch.tensor(list(last_tokens.values()))
         self.ids.copy_(ids)

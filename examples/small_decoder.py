@@ -21,7 +21,7 @@ class Decoder(nn.Module):
     over layers.
 
     heads    num_heads_q, num_heads_kv, head_dim, index_dim, rotary_dim of every layer
-    options  block_size, topk and what else openmsa.torch.msa_attention takes
+    options  block_size, topk and other options of openmsa.torch.msa_attention
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, num_layers: int, heads: dict, options: dict):

@@ -64,7 +64,8 @@ def struct_doc(name, body):
     """A table of members for each group that a comment of its own opens."""
     groups = [["", []]]
     for group, kind, member, comment in re.findall(
-            rf"^  ({COMMENT})$|^  ([\w* ]+?[ *])(\w+(?:\[\w+\])?);(?:[ ]*({COMMENT}))?", body, re.S | re.M):
+        rf"^  ({COMMENT})$|^  ([\w* ]+?[ *])(\w+(?:\[\w+\])?);(?:[ ]*({COMMENT}))?", body, re.S | re.M
+    ):
         if group:
             groups.append([one_line(group), []])
         else:
@@ -81,7 +82,7 @@ def struct_doc(name, body):
 
 def split_header(text):
     """(comment, declaration) pairs, in order; the comment stands above the declaration or behind it on its line."""
-    body = text[text.index("/* ----"):text.rindex("#ifdef __cplusplus")]
+    body = text[text.index("/* ----") : text.rindex("#ifdef __cplusplus")]
     declaration = r"typedef enum.*?\}[^;]*;|typedef struct \w+ \{.*?^\}[^;]*;|\w.*?;"
     above = ""
     for comment, declared, behind in re.findall(rf"({COMMENT})|({declaration})(?: ({COMMENT}))?", body, re.S | re.M):

@@ -22,6 +22,20 @@ from ._options import documented
 if TYPE_CHECKING:
     from typing import Unpack
 
+__all__ = [
+    "append_kv",
+    "block_recall",
+    "block_scores",
+    "dense_attention",
+    "dense_attention_backward",
+    "kl_loss",
+    "msa_attention",
+    "select_blocks",
+    "sparse_attention",
+    "sparse_attention_backward",
+    "topk",
+]
+
 
 _options = documented(*Options.__annotations__)
 _batch = documented(*Batch.__annotations__)

@@ -4,40 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import _openmsa
 from ._plan import DEFAULTS
 
-# Shapes of the arrays by name, in the words of openmsa.h.
-SHAPES: dict[str, tuple[str, ...] | None] = {
-    "q": ("total_q", "num_heads_q", "head_dim"),
-    "k": ("total_k", "num_heads_kv", "head_dim"),
-    "v": ("total_k", "num_heads_kv", "head_dim"),
-    "index_q": ("total_q", "num_heads_kv", "index_dim"),
-    "index_k": ("total_k", "index_dim"),
-    "k_cache": ("num_pages", "page_size", "num_heads_kv", "head_dim"),
-    "v_cache": ("num_pages", "page_size", "num_heads_kv", "head_dim"),
-    "index_k_cache": ("num_pages", "page_size", "index_dim"),
-    "cu_seqlens_q": ("batch + 1",),
-    "cu_seqlens_k": ("batch + 1",),
-    "seqlens_k": ("batch",),
-    "block_table": ("batch", "max_pages"),
-    "k_scale": None,  # [1] or per token
-    "v_scale": None,
-    "index_k_scale": None,
-    "block_scores": ("num_heads_kv", "total_q", "num_blocks"),
-    "topk_indices": ("num_heads_kv", "total_q", "topk"),
-    "o": ("total_q", "num_heads_q", "head_dim"),
-    "lse": ("total_q", "num_heads_q"),
-    "d_o": ("total_q", "num_heads_q", "head_dim"),
-    "d_q": ("total_q", "num_heads_q", "head_dim"),
-    "d_k": ("total_k", "num_heads_kv", "head_dim"),
-    "d_v": ("total_k", "num_heads_kv", "head_dim"),
-    "d_index_q": ("total_q", "num_heads_kv", "index_dim"),
-    "d_index_k": ("total_k", "index_dim"),
-    "kl_loss": ("1",),
-    "block_recall": ("num_heads_kv", "total_q"),
-    "score_recall": ("num_heads_kv", "total_q"),
-}
-_FIGURES = {"lse", "block_scores", "kl_loss", "block_recall", "score_recall"}
+#: Shapes of the arrays by name, in the words of openmsa.h; None: [1] or per token of the keys.
+SHAPES = {name: None if "key_tokens" in extents else extents for name, extents in _openmsa.tensor_extents().items()}
 _FP8 = "float8_e4m3fn"
 
 
@@ -106,10 +77,6 @@ def _capacity(extent: int) -> int:
 
 def new_result(name: str, extents: dict[str, Any], dtype: str, library, like):
     """An array for the result `name` of a layer in `dtype`."""
-    if name == "topk_indices":
-        dtype = "int32"
-    elif name in _FIGURES:
-        dtype = "float64" if dtype == "float64" else "float32"
     names = SHAPES[name]
     assert names is not None, f"{name} is no result"
-    return library.empty(tuple(extents[extent] for extent in names), dtype, like)
+    return library.empty(tuple(extents[extent] for extent in names), _openmsa.tensor_dtype(name, dtype), like)

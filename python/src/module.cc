@@ -16,6 +16,7 @@ using namespace nb::literals;
 namespace {
 
 using openmsa::python::dtype_from_name;
+using openmsa::python::dtype_name;
 using openmsa::python::Tensors;
 
 /// openmsa.Error: a status that is neither success nor an argument's fault.
@@ -76,19 +77,34 @@ class Plan {
   openmsa_plan* plan_ = nullptr;
 };
 
-void bind_enums(nb::module_& m) {
-  nb::enum_<openmsa_op>(m, "Op", "Operations of the C API.")
-      .value("block_scores", OPENMSA_OP_BLOCK_SCORES)
-      .value("topk", OPENMSA_OP_TOPK)
-      .value("select_blocks", OPENMSA_OP_SELECT_BLOCKS)
-      .value("sparse_attention", OPENMSA_OP_SPARSE_ATTENTION)
-      .value("msa_attention", OPENMSA_OP_MSA_ATTENTION)
-      .value("dense_attention", OPENMSA_OP_DENSE_ATTENTION)
-      .value("sparse_attention_backward", OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)
-      .value("dense_attention_backward", OPENMSA_OP_DENSE_ATTENTION_BACKWARD)
-      .value("kl_loss", OPENMSA_OP_KL_LOSS)
-      .value("block_recall", OPENMSA_OP_BLOCK_RECALL)
-      .value("append_kv", OPENMSA_OP_APPEND_KV);
+void bind_operations(nb::module_& m) {
+  nb::enum_<openmsa_op> operations(m, "Op", "Operations of the C API.");
+  for (int number = 0; number < OPENMSA_OP_COUNT; ++number) {
+    const auto op = static_cast<openmsa_op>(number);
+    operations.value(openmsa_op_name(op), op);
+  }
+}
+
+/// What the dimensions of each tensor count, by name.
+nb::dict tensor_extents() {
+  nb::dict tensors;
+  for (std::int32_t i = 0; i < openmsa_tensor_count(); ++i) {
+    const char* const name = openmsa_tensor_name(i);
+    nb::list extents;
+    for (std::int32_t d = 0; openmsa_tensor_extent(name, d) != nullptr; ++d) {
+      extents.append(openmsa_tensor_extent(name, d));
+    }
+    tensors[name] = nb::tuple(extents);
+  }
+  return tensors;
+}
+
+/// Dtype of the tensor `name` of a layer in `dtype`.
+const char* tensor_dtype(const std::string& name, const std::string& dtype) {
+  openmsa_config config;
+  openmsa_config_init(&config);
+  config.dtype = dtype_from_name("dtype", dtype);
+  return dtype_name(openmsa_tensor_dtype(&config, name.c_str()));
 }
 
 void bind_config(nb::module_& m) {
@@ -124,13 +140,16 @@ NB_MODULE(_openmsa, m) {
   nb::set_leak_warnings(false);  // plans of calls without one live as long as the process
   m.doc() = "Plans and calls of openmsa's C API; use the package openmsa.";
   nb::exception<Failure>(m, "Error", PyExc_RuntimeError);
-  bind_enums(m);
+  bind_operations(m);
   bind_config(m);
   nb::class_<Plan>(m, "Plan", "openmsa_plan.")
       .def(nb::init<const openmsa_config&>(), "config"_a)
       .def("workspace_bytes", &Plan::workspace_bytes, "op"_a, "Bytes of workspace that the operation needs.")
       .def("run", &Plan::run, "op"_a, "reads"_a, "writes"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a,
            "Runs the operation; reads and writes map names to (array, dtype or \"\").");
+  m.def("tensor_extents", &tensor_extents, nb::sig("def tensor_extents() -> dict[str, tuple[str, ...]]"),
+        "Names of what the dimensions of each tensor count, by the tensor's name.");
+  m.def("tensor_dtype", &tensor_dtype, "name"_a, "dtype"_a, "Dtype of a tensor of a layer in `dtype`.");
   m.def("version", &openmsa_version, "Version of the library.");
   m.def("cpu_features", &openmsa_cpu_features, "Instruction sets that the CPU backend can use, best first.");
   m.def("cuda_device", &openmsa_cuda_device, "The GPU of the CUDA backend, or why there is none.");

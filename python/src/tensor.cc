@@ -2,56 +2,13 @@
 
 #include <nanobind/ndarray.h>
 
-#include <algorithm>
-#include <array>
-#include <string_view>
-
 namespace openmsa::python {
 namespace {
 
 namespace nb = nanobind;
 
-struct Field {
-  std::string_view name;
-  openmsa_tensor openmsa_tensors::*member;
-};
-
-#define OPENMSA_FIELD(name) \
-  Field { #name, &openmsa_tensors::name }
-constexpr std::array kFields = {
-    OPENMSA_FIELD(cu_seqlens_q),
-    OPENMSA_FIELD(cu_seqlens_k),
-    OPENMSA_FIELD(seqlens_k),
-    OPENMSA_FIELD(block_table),
-    OPENMSA_FIELD(q),
-    OPENMSA_FIELD(k),
-    OPENMSA_FIELD(v),
-    OPENMSA_FIELD(index_q),
-    OPENMSA_FIELD(index_k),
-    OPENMSA_FIELD(k_cache),
-    OPENMSA_FIELD(v_cache),
-    OPENMSA_FIELD(index_k_cache),
-    OPENMSA_FIELD(k_scale),
-    OPENMSA_FIELD(v_scale),
-    OPENMSA_FIELD(index_k_scale),
-    OPENMSA_FIELD(block_scores),
-    OPENMSA_FIELD(topk_indices),
-    OPENMSA_FIELD(o),
-    OPENMSA_FIELD(lse),
-    OPENMSA_FIELD(d_o),
-    OPENMSA_FIELD(d_q),
-    OPENMSA_FIELD(d_k),
-    OPENMSA_FIELD(d_v),
-    OPENMSA_FIELD(d_index_q),
-    OPENMSA_FIELD(d_index_k),
-    OPENMSA_FIELD(kl_loss),
-    OPENMSA_FIELD(block_recall),
-    OPENMSA_FIELD(score_recall),
-};
-#undef OPENMSA_FIELD
-
 struct Dtype {
-  std::string_view name;
+  const char* name;
   openmsa_dtype value;
   std::uint8_t code;  // DLPack's DLDataTypeCode and bits
   std::uint8_t bits;
@@ -113,13 +70,19 @@ openmsa_dtype dtype_from_name(const std::string& argument, const std::string& na
   throw nb::type_error((argument + ": expected dtype " + kDtypeNames + ", got " + name).c_str());
 }
 
+const char* dtype_name(openmsa_dtype dtype) {
+  for (const Dtype& known : kDtypes) {
+    if (dtype == known.value) return known.name;
+  }
+  return "";
+}
+
 void Tensors::set(const std::string& name, nb::handle array, const std::string& dtype, bool is_written) {
-  const auto* field =
-      std::find_if(kFields.begin(), kFields.end(), [&](const Field& candidate) { return candidate.name == name; });
-  if (field == kFields.end()) throw nb::type_error((name + ": expected the name of a tensor").c_str());
-  tensors_.*field->member =
-      is_written ? import <nb::ndarray<>>(name, array, dtype, "an array that can be written", alive_)
-                 : import <nb::ndarray<nb::ro>>(name, array, dtype, "an array with __dlpack__ or a buffer", alive_);
+  openmsa_tensor* const tensor = openmsa_tensors_at(&tensors_, name.c_str());
+  if (tensor == nullptr) throw nb::type_error((name + ": expected the name of a tensor").c_str());
+  *tensor = is_written
+                ? import <nb::ndarray<>>(name, array, dtype, "an array that can be written", alive_)
+                : import <nb::ndarray<nb::ro>>(name, array, dtype, "an array with __dlpack__ or a buffer", alive_);
 }
 
 }  // namespace openmsa::python

@@ -27,4 +27,7 @@ class Tensors {
 /// "float32" and so on; throws nanobind::type_error.
 openmsa_dtype dtype_from_name(const std::string& argument, const std::string& name);
 
+/// "float32" and so on; "" for a value that is no dtype.
+const char* dtype_name(openmsa_dtype dtype);
+
 }  // namespace openmsa::python

@@ -169,23 +169,24 @@ class Extents {
 
 void check_presence(const Operation& operation, const Field& field, std::uint32_t id, const openmsa_tensor& tensor) {
   const FieldSet required = operation.reads | operation.writes;
-  const FieldSet allowed = required | operation.reads_optional | operation.writes_optional;
+  const FieldSet allowed = required | operation.may_read | operation.may_write;
   require(present(tensor) || !contains(required, id), field.name, ": required by ", operation.name, ", got none");
   require(!present(tensor) || contains(allowed, id), field.name, ": not used by ", operation.name,
           " with this plan; expected it absent, got a tensor");
 }
 
-/// The keys that a scale is of.
-std::uint32_t scaled_keys(const core::Plan& plan, std::uint32_t scale) {
-  if (scale == kKScale) return kKCache;
-  if (scale == kVScale) return kVCache;
-  return plan.is_paged() ? kIndexKCache : kIndexK;
+/// The keys that a scale belongs to.
+const Field& scaled_keys(const core::Plan& plan, const Field& scale) {
+  TensorMember keys = plan.is_paged() ? &openmsa_tensors::index_k_cache : &openmsa_tensors::index_k;
+  if (scale.member == &openmsa_tensors::k_scale) keys = &openmsa_tensors::k_cache;
+  if (scale.member == &openmsa_tensors::v_scale) keys = &openmsa_tensors::v_cache;
+  return fields()[id_of(keys)];
 }
 
 /// A scale comes with its keys and has one number, or one per token of them.
 void check_scale(const core::Plan& plan, const Operation& operation, const openmsa_tensors& tensors,
-                 std::uint32_t scale_id) {
-  const Field &field = fields()[scale_id], &keys_field = fields()[scaled_keys(plan, scale_id)];
+                 const Field& field) {
+  const Field& keys_field = scaled_keys(plan, field);
   const openmsa_tensor &scale = tensors.*field.member, &keys = tensors.*keys_field.member;
   require(present(keys), keys_field.name, ": required by ", operation.name, " with ", field.name, ", got none");
   if (is_one_scale(scale)) return;
@@ -199,16 +200,16 @@ void check_scale(const core::Plan& plan, const Operation& operation, const openm
 /// A scale of all keys is read, also where those of tokens are written.
 bool is_written(const Operation& operation, std::uint32_t id, const openmsa_tensor& tensor) {
   if (fields()[id].kind == Kind::kScale && is_one_scale(tensor)) return false;
-  return contains(operation.writes | operation.writes_optional, id);
+  return contains(operation.writes | operation.may_write, id);
 }
 
 /// Refuses an output that starts at the very address of another tensor: the mistake that views make easy. Interleaved
 /// views (K and V as halves of one buffer) overlap as ranges and are fine.
 void check_aliases(const Operation& operation, const openmsa_tensors& tensors) {
-  for (std::uint32_t a = 0; a < kFieldCount; ++a) {
+  for (std::uint32_t a = 0; a < fields().size(); ++a) {
     const openmsa_tensor& output = tensors.*fields()[a].member;
     if (!is_written(operation, a, output) || !present(output) || is_empty(output)) continue;
-    for (std::uint32_t b = 0; b < kFieldCount; ++b) {
+    for (std::uint32_t b = 0; b < fields().size(); ++b) {
       const openmsa_tensor& other = tensors.*fields()[b].member;
       if (a == b || !present(other) || is_empty(other)) continue;
       require(output.data != other.data, fields()[a].name, ": expected memory of its own, got that of ",
@@ -334,7 +335,7 @@ void check_values(const Operation& operation, const Problem& problem, std::int64
     }
     check_pages(problem, num_pages);
   }
-  if (present(tensors.topk_indices) && contains(operation.reads | operation.reads_optional, FieldId::kTopkIndices)) {
+  if (present(tensors.topk_indices) && contains(operation.reads | operation.may_read, &openmsa_tensors::topk_indices)) {
     check_topk_indices(problem);
   }
   if (present(tensors.block_scores)) check_score_columns(problem);
@@ -344,11 +345,11 @@ void check_values(const Operation& operation, const Problem& problem, std::int64
 
 Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tensors) {
   const Operation operation = api::operation(op, plan.config);
-  if (operation.contiguous_only && plan.is_paged()) {
+  if (operation.has(kContiguousOnly) && plan.is_paged()) {
     fail(OPENMSA_UNSUPPORTED, "page_size: ", operation.name, " works on contiguous keys, got pages of ",
          plan.config.page_size);
   }
-  if (operation.contiguous_only && contains(operation.reads, kIndexK) && plan.has_fp8_index()) {
+  if (operation.has(kContiguousOnly) && contains(operation.reads, &openmsa_tensors::index_k) && plan.has_fp8_index()) {
     fail(OPENMSA_UNSUPPORTED, "index_dtype: ", operation.name,
          " works on index keys of the plan's dtype = ", dtype_name(plan.config.dtype), ", got e4m3");
   }
@@ -356,8 +357,8 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           "page_size: openmsa_append_kv expects a plan with pages, got page_size 0");
 
   Extents extents(plan);
-  bool writes_any = !operation.writes_any;
-  for (std::uint32_t id = 0; id < kFieldCount; ++id) {
+  bool writes_any = !operation.has(kAnyOutput);
+  for (std::uint32_t id = 0; id < fields().size(); ++id) {
     const Field& field = fields()[id];
     const openmsa_tensor& tensor = tensors.*field.member;
     check_presence(operation, field, id, tensor);
@@ -365,7 +366,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
     check_dtype(plan, field, tensor);
     check_layout(field, tensor, is_written(operation, id, tensor));
     extents.unify(field, tensor);
-    if (field.kind == Kind::kScale) check_scale(plan, operation, tensors, id);
+    if (field.kind == Kind::kScale) check_scale(plan, operation, tensors, field);
     writes_any |= is_written(operation, id, tensor);
   }
   require(writes_any, operation.name, ": expected at least one output, got none");
@@ -382,7 +383,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           " sequences, got none");
   require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
           "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
-  if (plan.config.backend == OPENMSA_BACKEND_CUDA) return problem;  // values lie in device memory
+  if (core::is_device(plan.config.backend)) return problem;
   check_values(operation, problem, extents.get(Dim::kTotalK, 0));
   if (op == OPENMSA_OP_APPEND_KV) check_append(problem);
   return problem;

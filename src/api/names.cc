@@ -101,9 +101,9 @@ int32_t openmsa_tensor_use(const openmsa_config* config, openmsa_op op, const ch
     const openmsa::api::Operation operation = openmsa::api::operation(op, openmsa::api::adopt(config, "config"));
     const auto id = static_cast<std::uint32_t>(field - openmsa::api::fields().data());
     if (contains(operation.reads, id)) result |= OPENMSA_READS;
-    if (contains(operation.reads_optional, id)) result |= OPENMSA_MAY_READ;
+    if (contains(operation.may_read, id)) result |= OPENMSA_MAY_READ;
     if (contains(operation.writes, id)) result |= OPENMSA_WRITES;
-    if (contains(operation.writes_optional, id)) result |= OPENMSA_MAY_WRITE;
+    if (contains(operation.may_write, id)) result |= OPENMSA_MAY_WRITE;
   });
   return result;
 }

@@ -3,57 +3,52 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
 #include <string>
 
+#include "api/backends.h"
 #include "api/check.h"
 #include "api/guarded.h"
-#include "core/arena.h"
+#include "core/backend.h"
 #include "core/error.h"
-#include "core/plan.h"
-#include "core/problem.h"
 #include "cpu/cpu.h"
 #include "cuda/cuda.h"
-#include "ref/ref.h"
 
 struct openmsa_plan {
   explicit openmsa_plan(const openmsa_config& config)
-      : plan(openmsa::core::make_plan(config, openmsa::cpu::Threads::available())), threads(plan.num_threads) {
-    if (config.backend == OPENMSA_BACKEND_CUDA) openmsa::cuda::check_plan(plan);
+      : plan(openmsa::core::make_plan(config, openmsa::cpu::available_threads())),
+        backend(openmsa::api::backend(config.backend)) {
+    backend.check_plan(plan);
+    if (backend.make_state != nullptr) state = backend.make_state(plan);
   }
 
-  openmsa::core::Plan plan;
-  openmsa::cpu::Threads threads;
+  const openmsa::core::Plan plan;
+  const openmsa::core::Backend& backend;
+  std::unique_ptr<const openmsa::core::BackendState> state;
 };
 
 namespace {
 
 using openmsa::api::adopt;
 using openmsa::api::guarded;
-using openmsa::core::Plan;
 using openmsa::core::require;
 
 thread_local std::string last_error;
 
-std::size_t workspace_bytes(const Plan& plan, openmsa_op op) {
+std::size_t workspace_bytes(const openmsa_plan& plan, openmsa_op op) {
   require(op >= 0 && op < OPENMSA_OP_COUNT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
-  switch (plan.config.backend) {
-    case OPENMSA_BACKEND_CPU:
-      return openmsa::cpu::workspace_bytes(op, plan);
-    case OPENMSA_BACKEND_CUDA:
-      return openmsa::cuda::workspace_bytes(op, plan);
-    default:
-      return 0;
-  }
+  return plan.backend.workspace_bytes(op, plan.plan);
 }
 
-void check_workspace(const Plan& plan, openmsa_op op, openmsa_workspace workspace) {
+void check_workspace(const openmsa_plan& plan, openmsa_op op, openmsa_workspace workspace) {
   const std::size_t needed = workspace_bytes(plan, op);
-  const bool is_cuda = plan.config.backend == OPENMSA_BACKEND_CUDA;
-  require(is_cuda || workspace.stream == nullptr, "workspace.stream: expected NULL on the CPU, got ", workspace.stream);
+  const bool is_device = openmsa::core::is_device(plan.plan.config.backend);
+  require(is_device || workspace.stream == nullptr, "workspace.stream: expected NULL on the CPU, got ",
+          workspace.stream);
   require(workspace.bytes >= needed, "workspace: expected at least ", needed, " bytes, got ", workspace.bytes);
   if (needed == 0) return;
   require(workspace.data != nullptr, "workspace: expected memory, got NULL");
-  const std::size_t alignment = is_cuda ? 256 : openmsa::core::Arena::kAlignment;
+  const std::size_t alignment = is_device ? 256 : openmsa::core::Arena::kAlignment;
   require(reinterpret_cast<std::uintptr_t>(workspace.data) % alignment == 0, "workspace: expected ", alignment,
           "-byte alignment, got ", workspace.data);
 }
@@ -167,7 +162,7 @@ openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan, openmsa_op
   return guarded([&] {
     require(plan != nullptr, "plan: expected a plan, got NULL");
     require(bytes != nullptr, "bytes: expected a pointer, got NULL");
-    *bytes = workspace_bytes(plan->plan, op);
+    *bytes = workspace_bytes(*plan, op);
   });
 }
 
@@ -177,16 +172,8 @@ openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openms
     require(plan != nullptr, "plan: expected a plan, got NULL");
     const openmsa_tensors adopted = adopt(tensors, "tensors");
     const openmsa::core::Problem problem = openmsa::api::check(plan->plan, op, adopted);
-    check_workspace(plan->plan, op, workspace);
-    const openmsa::core::Arena arena(workspace.data);
-    switch (plan->plan.config.backend) {
-      case OPENMSA_BACKEND_CPU:
-        return openmsa::cpu::run(op, problem, arena, plan->threads);
-      case OPENMSA_BACKEND_CUDA:
-        return openmsa::cuda::run(op, problem, arena, workspace.stream);
-      default:
-        return openmsa::ref::run(op, problem);
-    }
+    check_workspace(*plan, op, workspace);
+    plan->backend.run(op, problem, {openmsa::core::Arena(workspace.data), workspace.stream, plan->state.get()});
   });
 }
 
@@ -196,20 +183,3 @@ openmsa_status openmsa_check(const openmsa_plan* plan, openmsa_op op, const open
     openmsa::api::check(plan->plan, op, adopt(tensors, "tensors"));
   });
 }
-
-#define OPENMSA_ENTRY(function, op)                                                                                \
-  openmsa_status function(const openmsa_plan* plan, const openmsa_tensors* tensors, openmsa_workspace workspace) { \
-    return openmsa_run(plan, op, tensors, workspace);                                                              \
-  }
-OPENMSA_ENTRY(openmsa_block_scores, OPENMSA_OP_BLOCK_SCORES)
-OPENMSA_ENTRY(openmsa_topk, OPENMSA_OP_TOPK)
-OPENMSA_ENTRY(openmsa_select_blocks, OPENMSA_OP_SELECT_BLOCKS)
-OPENMSA_ENTRY(openmsa_sparse_attention, OPENMSA_OP_SPARSE_ATTENTION)
-OPENMSA_ENTRY(openmsa_msa_attention, OPENMSA_OP_MSA_ATTENTION)
-OPENMSA_ENTRY(openmsa_dense_attention, OPENMSA_OP_DENSE_ATTENTION)
-OPENMSA_ENTRY(openmsa_sparse_attention_backward, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)
-OPENMSA_ENTRY(openmsa_dense_attention_backward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD)
-OPENMSA_ENTRY(openmsa_kl_loss, OPENMSA_OP_KL_LOSS)
-OPENMSA_ENTRY(openmsa_block_recall, OPENMSA_OP_BLOCK_RECALL)
-OPENMSA_ENTRY(openmsa_append_kv, OPENMSA_OP_APPEND_KV)
-#undef OPENMSA_ENTRY

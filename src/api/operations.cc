@@ -1,91 +1,129 @@
 #include "api/operations.h"
 
+#include <algorithm>
 #include <array>
-#include <string>
+#include <cstddef>
+#include <string_view>
 
 #include "core/error.h"
-#include "core/operation_name.h"
 
 namespace openmsa::api {
 namespace {
 
 using enum Dim;
+using enum Kind;
 using T = openmsa_tensors;
 
-constexpr std::array<Field, kFieldCount> kFields = {{
-    {"cu_seqlens_q", &T::cu_seqlens_q, Kind::kInt32, 1, {kBatchPlus1}},
-    {"cu_seqlens_k", &T::cu_seqlens_k, Kind::kInt32, 1, {kBatchPlus1}},
-    {"seqlens_k", &T::seqlens_k, Kind::kInt32, 1, {kBatch}},
-    {"block_table", &T::block_table, Kind::kInt32, 2, {kBatch, kMaxPages}},
-    {"q", &T::q, Kind::kData, 3, {kTotalQ, kHeadsQ, kHeadDim}},
-    {"k", &T::k, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
-    {"v", &T::v, Kind::kData, 3, {kTotalK, kHeadsKv, kHeadDim}},
-    {"index_q", &T::index_q, Kind::kData, 3, {kTotalQ, kHeadsKv, kIndexDim}},
-    {"index_k", &T::index_k, Kind::kIndexK, 2, {kTotalK, kIndexDim}},
-    {"k_cache", &T::k_cache, Kind::kKvCache, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
-    {"v_cache", &T::v_cache, Kind::kKvCache, 4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
-    {"index_k_cache", &T::index_k_cache, Kind::kIndexKCache, 3, {kNumPages, kPageSize, kIndexDim}},
-    {"k_scale", &T::k_scale, Kind::kScale, 2, {kHeadsKv, kKeyTokens}},
-    {"v_scale", &T::v_scale, Kind::kScale, 2, {kHeadsKv, kKeyTokens}},
-    {"index_k_scale", &T::index_k_scale, Kind::kScale, 1, {kKeyTokens}},
-    {"block_scores", &T::block_scores, Kind::kFigure, 3, {kHeadsKv, kTotalQ, kNumBlocks}},
-    {"topk_indices", &T::topk_indices, Kind::kInt32, 3, {kHeadsKv, kTotalQ, kTopk}},
-    {"o", &T::o, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
-    {"lse", &T::lse, Kind::kFigure, 2, {kTotalQ, kHeadsQ}},
-    {"d_o", &T::d_o, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
-    {"d_q", &T::d_q, Kind::kResult, 3, {kTotalQ, kHeadsQ, kHeadDim}},
-    {"d_k", &T::d_k, Kind::kResult, 3, {kTotalK, kHeadsKv, kHeadDim}},
-    {"d_v", &T::d_v, Kind::kResult, 3, {kTotalK, kHeadsKv, kHeadDim}},
-    {"d_index_q", &T::d_index_q, Kind::kResult, 3, {kTotalQ, kHeadsKv, kIndexDim}},
-    {"d_index_k", &T::d_index_k, Kind::kResult, 2, {kTotalK, kIndexDim}},
-    {"kl_loss", &T::kl_loss, Kind::kFigure, 1, {kOne}},
-    {"block_recall", &T::block_recall, Kind::kFigure, 2, {kHeadsKv, kTotalQ}},
-    {"score_recall", &T::score_recall, Kind::kFigure, 2, {kHeadsKv, kTotalQ}},
-}};
+// Two tables, wider than other code so that they read as tables.
+// clang-format off
 
-/// k, v and index_k below stand for the layer's keys, wherever the plan keeps them.
-Operation unplaced(openmsa_op op) {
-  constexpr FieldSet kNone = 0;
-  const char* const name = core::operation_name(op);
-  switch (op) {
-    case OPENMSA_OP_BLOCK_SCORES:
-      return {name, set_of(kIndexQ, kIndexK), kNone, set_of(kBlockScores), kNone, false, false};
-    case OPENMSA_OP_TOPK:
-      return {name, set_of(kBlockScores, kSeqlensK), kNone, set_of(kTopkIndices), kNone, false, false};
-    case OPENMSA_OP_SELECT_BLOCKS:
-      return {name, set_of(kIndexQ, kIndexK), kNone, set_of(kTopkIndices), kNone, false, false};
-    case OPENMSA_OP_SPARSE_ATTENTION:
-      return {name, set_of(kQ, kK, kV, kTopkIndices), kNone, set_of(kO), set_of(kLse), false, false};
-    case OPENMSA_OP_MSA_ATTENTION:
-      return {name, set_of(kQ, kK, kV, kIndexQ, kIndexK), kNone, set_of(kO), set_of(kLse, kTopkIndices), false, false};
-    case OPENMSA_OP_DENSE_ATTENTION:
-      return {name, set_of(kQ, kK, kV), kNone, set_of(kO), set_of(kLse), false, false};
-    case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
-      return {name, set_of(kQ, kK, kV, kTopkIndices, kO, kLse, kDO), kNone, set_of(kDQ, kDK, kDV), kNone, false, true};
-    case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
-      return {name, set_of(kQ, kK, kV, kO, kLse, kDO), kNone, set_of(kDQ, kDK, kDV), kNone, false, true};
-    case OPENMSA_OP_KL_LOSS:
-      return {name,  set_of(kQ, kK, kLse, kIndexQ, kIndexK),        set_of(kTopkIndices),
-              kNone, set_of(kKlLoss, kDIndexQ, kDIndexK, kDQ, kDK), true,
-              true};
-    case OPENMSA_OP_BLOCK_RECALL:
-      return {name, set_of(kQ, kK, kTopkIndices), kNone, kNone, set_of(kBlockRecall, kScoreRecall), true, true};
-    case OPENMSA_OP_APPEND_KV:
-      return {name,
-              set_of(kK, kV, kSeqlensK, kBlockTable),
-              set_of(kIndexK),
-              set_of(kKCache, kVCache),
-              set_of(kIndexKCache),
-              false,
-              false};
-    default:
-      core::fail(OPENMSA_INVALID_ARGUMENT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ", static_cast<int>(op));
+constexpr Field kFields[] = {
+    {"cu_seqlens_q",  &T::cu_seqlens_q,  kInt32,       1, {kBatchPlus1}},
+    {"cu_seqlens_k",  &T::cu_seqlens_k,  kInt32,       1, {kBatchPlus1}},
+    {"seqlens_k",     &T::seqlens_k,     kInt32,       1, {kBatch}},
+    {"block_table",   &T::block_table,   kInt32,       2, {kBatch, kMaxPages}},
+    {"q",             &T::q,             kData,        3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"k",             &T::k,             kData,        3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"v",             &T::v,             kData,        3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"index_q",       &T::index_q,       kData,        3, {kTotalQ, kHeadsKv, kIndexDim}},
+    {"index_k",       &T::index_k,       kIndexK,      2, {kTotalK, kIndexDim}},
+    {"k_cache",       &T::k_cache,       kKvCache,     4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"v_cache",       &T::v_cache,       kKvCache,     4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
+    {"index_k_cache", &T::index_k_cache, kIndexKCache, 3, {kNumPages, kPageSize, kIndexDim}},
+    {"k_scale",       &T::k_scale,       kScale,       2, {kHeadsKv, kKeyTokens}},
+    {"v_scale",       &T::v_scale,       kScale,       2, {kHeadsKv, kKeyTokens}},
+    {"index_k_scale", &T::index_k_scale, kScale,       1, {kKeyTokens}},
+    {"block_scores",  &T::block_scores,  kFigure,      3, {kHeadsKv, kTotalQ, kNumBlocks}},
+    {"topk_indices",  &T::topk_indices,  kInt32,       3, {kHeadsKv, kTotalQ, kTopk}},
+    {"o",             &T::o,             kResult,      3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"lse",           &T::lse,           kFigure,      2, {kTotalQ, kHeadsQ}},
+    {"d_o",           &T::d_o,           kResult,      3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"d_q",           &T::d_q,           kResult,      3, {kTotalQ, kHeadsQ, kHeadDim}},
+    {"d_k",           &T::d_k,           kResult,      3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"d_v",           &T::d_v,           kResult,      3, {kTotalK, kHeadsKv, kHeadDim}},
+    {"d_index_q",     &T::d_index_q,     kResult,      3, {kTotalQ, kHeadsKv, kIndexDim}},
+    {"d_index_k",     &T::d_index_k,     kResult,      2, {kTotalK, kIndexDim}},
+    {"kl_loss",       &T::kl_loss,       kFigure,      1, {kOne}},
+    {"block_recall",  &T::block_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
+    {"score_recall",  &T::score_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
+};
+static_assert(std::size(kFields) <= 32, "a FieldSet has 32 bits");
+
+/// The fields named in a text, "q k v". A name that kFields has not does not compile.
+struct Names {
+  FieldSet set = 0;
+
+  consteval Names(const char* text) {
+    for (std::string_view rest = text; !rest.empty();) {
+      const std::size_t length = std::min(rest.find(' '), rest.size());
+      set |= FieldSet{1} << place(rest.substr(0, length));
+      rest.remove_prefix(std::min(length + 1, rest.size()));
+    }
   }
+  static consteval std::uint32_t place(std::string_view name) {
+    for (std::uint32_t id = 0; id < std::size(kFields); ++id) {
+      if (name == kFields[id].name) return id;
+    }
+    throw "no field of this name";
+  }
+};
+
+struct Row {
+  const char* name;
+  Names reads, may_read, writes, may_write;
+  std::uint32_t flags;
+};
+
+/// By openmsa_op. k, v and index_k stand for the layer's keys, wherever the plan keeps them; every operation may also
+/// read cu_seqlens_q, and what operation() adds.
+constexpr Row kOperations[] = {
+//   name                                 reads                          may read        writes              may write                              flags
+    {"openmsa_block_scores",              "index_q index_k",             "",             "block_scores",     "",                                    0},
+    {"openmsa_topk",                      "block_scores seqlens_k",      "",             "topk_indices",     "",                                    0},
+    {"openmsa_select_blocks",             "index_q index_k",             "",             "topk_indices",     "",                                    0},
+    {"openmsa_sparse_attention",          "q k v topk_indices",          "",             "o",                "lse",                                 0},
+    {"openmsa_msa_attention",             "q k v index_q index_k",       "",             "o",                "lse topk_indices",                    0},
+    {"openmsa_dense_attention",           "q k v",                       "",             "o",                "lse",                                 0},
+    {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o", "",            "d_q d_k d_v",      "",                                    kContiguousOnly},
+    {"openmsa_dense_attention_backward",  "q k v o lse d_o",             "",             "d_q d_k d_v",      "",                                    kContiguousOnly},
+    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices", "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kAnyOutput},
+    {"openmsa_block_recall",              "q k topk_indices",            "",             "",                 "block_recall score_recall",           kContiguousOnly | kAnyOutput},
+    {"openmsa_append_kv",                 "k v seqlens_k block_table",   "index_k",      "k_cache v_cache",  "index_k_cache",                       0},
+};
+static_assert(std::size(kOperations) == OPENMSA_OP_COUNT, "a row per operation");
+
+// clang-format on
+
+consteval FieldSet set_of(Names names) { return names.set; }
+
+/// `names` where `condition` holds.
+constexpr FieldSet where(bool condition, FieldSet set) { return condition ? set : 0; }
+
+/// append_kv reads a scale for all keys and writes those of tokens.
+void add_appended_scales(Operation& operation, bool has_fp8_kv, bool has_fp8_index) {
+  const FieldSet scales = where(has_fp8_kv, set_of("k_scale v_scale")) | where(has_fp8_index, set_of("index_k_scale"));
+  operation.may_read |= scales;
+  operation.may_write |= scales;
+}
+
+/// Keys of a paged plan lie in its caches.
+void move_keys_to_pages(Operation& operation) {
+  const FieldSet reads = operation.reads;
+  operation.reads &= ~set_of("k v index_k");
+  operation.reads |= where(contains(reads, &T::k), set_of("k_cache")) |
+                     where(contains(reads, &T::v), set_of("v_cache")) |
+                     where(contains(reads, &T::index_k), set_of("index_k_cache")) | set_of("seqlens_k block_table");
 }
 
 }  // namespace
 
-std::span<const Field, kFieldCount> fields() { return kFields; }
+std::span<const Field> fields() { return kFields; }
+
+std::uint32_t id_of(TensorMember member) {
+  const auto* const found =
+      std::find_if(std::begin(kFields), std::end(kFields), [=](const Field& field) { return field.member == member; });
+  return static_cast<std::uint32_t>(found - std::begin(kFields));
+}
 
 const char* dim_name(Dim dim) {
   constexpr const char* kNames[] = {
@@ -94,37 +132,50 @@ const char* dim_name(Dim dim) {
   return kNames[static_cast<int>(dim)];
 }
 
-const char* operation_name(openmsa_op op) {
-  return core::operation_name(op) + std::char_traits<char>::length("openmsa_");
-}
+const char* operation_name(openmsa_op op) { return kOperations[op].name + std::char_traits<char>::length("openmsa_"); }
 
 Operation operation(openmsa_op op, const openmsa_config& config) {
-  Operation result = unplaced(op);
-  result.reads_optional |= set_of(kCuSeqlensQ);
+  core::require(op >= 0 && op < OPENMSA_OP_COUNT, "op: expected 0 to ", OPENMSA_OP_COUNT - 1, ", got ",
+                static_cast<int>(op));
+  const Row& row = kOperations[op];
+  Operation result{row.name, row.reads.set, row.may_read.set, row.writes.set, row.may_write.set, row.flags};
+  result.may_read |= set_of("cu_seqlens_q");
   const bool has_fp8_kv = config.kv_dtype == OPENMSA_FLOAT8_E4M3;
   const bool has_fp8_index = config.index_dtype == OPENMSA_FLOAT8_E4M3;
-  if (op == OPENMSA_OP_APPEND_KV) {  // reads a scale for all keys, writes those of tokens
-    const FieldSet scales = (has_fp8_kv ? set_of(kKScale, kVScale) : 0) | (has_fp8_index ? set_of(kIndexKScale) : 0);
-    result.reads_optional |= scales;
-    result.writes_optional |= scales;
+  if (op == OPENMSA_OP_APPEND_KV) {
+    add_appended_scales(result, has_fp8_kv, has_fp8_index);
     return result;
   }
   if (op == OPENMSA_OP_TOPK) return result;
-  if (has_fp8_kv && contains(result.reads, kK)) result.reads_optional |= set_of(kKScale);
-  if (has_fp8_kv && contains(result.reads, kV)) result.reads_optional |= set_of(kVScale);
-  if (has_fp8_index && contains(result.reads, kIndexK)) result.reads_optional |= set_of(kIndexKScale);
+  result.may_read |= where(has_fp8_kv && contains(result.reads, &T::k), set_of("k_scale")) |
+                     where(has_fp8_kv && contains(result.reads, &T::v), set_of("v_scale")) |
+                     where(has_fp8_index && contains(result.reads, &T::index_k), set_of("index_k_scale"));
   if (config.page_size == 0) {
-    result.reads_optional |= set_of(kCuSeqlensK);
-    return result;
+    result.may_read |= set_of("cu_seqlens_k");
+  } else {
+    move_keys_to_pages(result);
   }
-  constexpr FieldSet kContiguous = set_of(kK, kV, kIndexK);
-  const FieldSet keys = result.reads & kContiguous;
-  result.reads &= ~kContiguous;
-  if (contains(keys, kK)) result.reads |= set_of(kKCache);
-  if (contains(keys, kV)) result.reads |= set_of(kVCache);
-  if (contains(keys, kIndexK)) result.reads |= set_of(kIndexKCache);
-  result.reads |= set_of(kSeqlensK, kBlockTable);
   return result;
 }
 
 }  // namespace openmsa::api
+
+// ------------------------------------------------------------------------------- the operations as functions of
+// openmsa.h
+
+#define OPENMSA_ENTRY(function, op)                                                                                \
+  openmsa_status function(const openmsa_plan* plan, const openmsa_tensors* tensors, openmsa_workspace workspace) { \
+    return openmsa_run(plan, op, tensors, workspace);                                                              \
+  }
+OPENMSA_ENTRY(openmsa_block_scores, OPENMSA_OP_BLOCK_SCORES)
+OPENMSA_ENTRY(openmsa_topk, OPENMSA_OP_TOPK)
+OPENMSA_ENTRY(openmsa_select_blocks, OPENMSA_OP_SELECT_BLOCKS)
+OPENMSA_ENTRY(openmsa_sparse_attention, OPENMSA_OP_SPARSE_ATTENTION)
+OPENMSA_ENTRY(openmsa_msa_attention, OPENMSA_OP_MSA_ATTENTION)
+OPENMSA_ENTRY(openmsa_dense_attention, OPENMSA_OP_DENSE_ATTENTION)
+OPENMSA_ENTRY(openmsa_sparse_attention_backward, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD)
+OPENMSA_ENTRY(openmsa_dense_attention_backward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD)
+OPENMSA_ENTRY(openmsa_kl_loss, OPENMSA_OP_KL_LOSS)
+OPENMSA_ENTRY(openmsa_block_recall, OPENMSA_OP_BLOCK_RECALL)
+OPENMSA_ENTRY(openmsa_append_kv, OPENMSA_OP_APPEND_KV)
+#undef OPENMSA_ENTRY

@@ -1,17 +1,16 @@
-// What each operation takes and gives, as one table. src/api/check.cc enforces it; docs/api.md prints it.
+// The tensors of a call and what each operation does with them, as two tables. src/api/check.cc enforces them;
+// src/api/names.cc shows them to callers.
 #pragma once
 
 #include <openmsa/openmsa.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <span>
 
 namespace openmsa::api {
 
 /// Extents that tensors of a call share. Those above kFree come from the plan; the others from the first tensor seen,
-/// but kNumPages, of which each cache has its own, and kKeyTokens, a scale's, which follows from the keys that it is
-/// of.
+/// but kNumPages, of which each cache has its own, and kKeyTokens, which follows from the keys that a scale belongs to.
 enum class Dim {
   kTotalQ,
   kTotalK,
@@ -45,73 +44,49 @@ enum class Kind {
   kFigure,       // fp32, on the reference backend fp64 too; no channels
 };
 
+using TensorMember = openmsa_tensor openmsa_tensors::*;
+
 /// One member of openmsa_tensors.
 struct Field {
   const char* name;
-  openmsa_tensor openmsa_tensors::*member;
+  TensorMember member;
   Kind kind;
   std::int32_t rank;
   Dim shape[OPENMSA_MAX_RANK];
 };
 
-/// Positions in fields().
-enum FieldId : std::uint32_t {
-  kCuSeqlensQ,
-  kCuSeqlensK,
-  kSeqlensK,
-  kBlockTable,
-  kQ,
-  kK,
-  kV,
-  kIndexQ,
-  kIndexK,
-  kKCache,
-  kVCache,
-  kIndexKCache,
-  kKScale,
-  kVScale,
-  kIndexKScale,
-  kBlockScores,
-  kTopkIndices,
-  kO,
-  kLse,
-  kDO,
-  kDQ,
-  kDK,
-  kDV,
-  kDIndexQ,
-  kDIndexK,
-  kKlLoss,
-  kBlockRecall,
-  kScoreRecall,
-  kFieldCount,
-};
+/// All of them, in the order of openmsa_tensors.
+std::span<const Field> fields();
 
-std::span<const Field, kFieldCount> fields();
+/// Place of a member in fields().
+std::uint32_t id_of(TensorMember member);
 
-/// A set of fields.
+/// A set of fields: bit i stands for fields()[i].
 using FieldSet = std::uint32_t;
-template <class... Ids>
-constexpr FieldSet set_of(Ids... ids) {
-  return (FieldSet{0} | ... | (FieldSet{1} << ids));
-}
-static_assert(kFieldCount <= 32);
 constexpr bool contains(FieldSet set, std::uint32_t id) { return (set >> id & 1u) != 0; }
+inline bool contains(FieldSet set, TensorMember member) { return contains(set, id_of(member)); }
 
-/// "msa_attention": the function of openmsa.h without its prefix. `op` is an operation.
-const char* operation_name(openmsa_op op);
+/// Flags of an operation.
+enum : std::uint32_t {
+  kAnyOutput = 1,       // at least one of the tensors that it may write must be present
+  kContiguousOnly = 2,  // paged plans are refused
+};
 
 struct Operation {
   const char* name;  // "openmsa_msa_attention", as messages call it
   FieldSet reads;
-  FieldSet reads_optional;
+  FieldSet may_read;
   FieldSet writes;
-  FieldSet writes_optional;
-  bool writes_any;       // at least one of writes_optional must be present
-  bool contiguous_only;  // paged plans are refused
+  FieldSet may_write;
+  std::uint32_t flags;
+
+  bool has(std::uint32_t flag) const { return (flags & flag) != 0; }
 };
 
 /// The operation with the tensors in which a plan keeps its keys and their scales.
 Operation operation(openmsa_op op, const openmsa_config& config);
+
+/// "msa_attention": the function of openmsa.h without its prefix. `op` is an operation.
+const char* operation_name(openmsa_op op);
 
 }  // namespace openmsa::api

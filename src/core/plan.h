@@ -14,6 +14,9 @@ inline bool is_reference(openmsa_backend backend) {
   return backend == OPENMSA_BACKEND_REFERENCE || backend == OPENMSA_BACKEND_REFERENCE_FLOAT32;
 }
 
+/// Whether tensors and workspace lie in the memory of a device, where their values cannot be checked.
+inline bool is_device(openmsa_backend backend) { return backend == OPENMSA_BACKEND_CUDA; }
+
 struct Plan {
   openmsa_config config;  // defaults filled in: kv_dtype and index_dtype are never 0
   std::int64_t group_size;

@@ -11,7 +11,6 @@
 // it is in. Dense attention of a few queries over many keys is in dense_decode.cc.
 
 #include <algorithm>
-#include <limits>
 
 #include "cpu/products.h"
 #include "cpu/running_softmax.h"
@@ -22,13 +21,7 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::Arena;
 using core::KeyRows;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
@@ -58,12 +51,6 @@ struct Scratch {
   float *limit, *max, *sum, *alpha;
 };
 
-/// What a work item covers: queries [first, first + count) of one KV head.
-struct Tile {
-  std::int64_t first, count;
-  std::int64_t head;
-};
-
 /// Whether a sequence is left to dense_decode.
 bool is_dense_decode(const Problem& problem, const Sequence& sequence) {
   return is_decode(sequence) && !core::present(problem.tensors.topk_indices);
@@ -75,10 +62,10 @@ std::int64_t count_tiles(const Problem& problem, const Sequence& sequence) {
   return core::ceil_div(sequence.seqlen_q, queries) * problem.plan.config.num_heads_kv;
 }
 
-Tile tile_of(const Problem& problem, const Item& item) {
+HeadTile tile_of(const Problem& problem, const Item& item) {
   const std::int64_t size = forward_queries_per_tile(problem.plan, item.sequence);
   const std::int64_t heads = problem.plan.config.num_heads_kv, first = item.index / heads * size;
-  return {first, std::min(size, item.sequence.seqlen_q - first), item.index % heads};
+  return {item.sequence, item.index % heads, first, std::min(size, item.sequence.seqlen_q - first)};
 }
 
 /// Query rows that are worked on together with a kv_block.
@@ -114,18 +101,18 @@ class Steps {
 
 class TileWalk {
  public:
-  TileWalk(const Problem& problem, const Sequence& sequence, const Tile& tile, Scratch& scratch)
+  TileWalk(const Problem& problem, const HeadTile& tile, Scratch& scratch)
       : problem_(problem),
-        sequence_(sequence),
+        sequence_(tile.sequence),
         tile_(tile),
-        k_(problem.k(sequence, tile.head)),
-        v_(problem.v(sequence, tile.head)),
+        k_(problem.k(tile.sequence, tile.head)),
+        v_(problem.v(tile.sequence, tile.head)),
         s_(scratch) {}
 
   /// Over the kv_blocks that the tile's queries see, or have chosen.
   void run() {
     const std::int64_t group = problem_.plan.group_size;
-    begin_visits(s_.visits, problem_, sequence_, tile_.head, tile_.first, tile_.count);
+    begin_visits(s_.visits, problem_, tile_);
     s_.state.reset(tile_.count * group);
     Steps steps(s_.visits, tile_.head * group, group);
     Step now, next;
@@ -216,15 +203,16 @@ class TileWalk {
 
   const Problem& problem_;
   const Sequence& sequence_;
-  const Tile tile_;
+  const HeadTile& tile_;
   const KeyRows k_, v_;
   Scratch& s_;
 };
 
-void store_tile(const Problem& problem, const Sequence& sequence, const Tile& tile, const RunningSoftmax& state) {
+void store_tile(const Problem& problem, const HeadTile& tile, const RunningSoftmax& state) {
   const std::int64_t group = problem.plan.group_size;
   for (std::int64_t row = 0; row < tile.count * group; ++row) {
-    write_row(problem, sequence.q_begin + tile.first + row / group, tile.head * group + row % group, state.from(row));
+    write_row(problem, tile.sequence.q_begin + tile.first + row / group, tile.head * group + row % group,
+              state.from(row));
   }
 }
 
@@ -240,9 +228,9 @@ void attention(const Problem& problem, Arena& arena, const Threads& threads) {
       problem, threads, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
       [&](const Item& item, int slot) {
         Scratch s = workspace[slot];
-        const Tile tile = tile_of(problem, item);
-        TileWalk(problem, item.sequence, tile, s).run();
-        store_tile(problem, item.sequence, tile, s.state);
+        const HeadTile tile = tile_of(problem, item);
+        TileWalk(problem, tile, s).run();
+        store_tile(problem, tile, s.state);
       });
   write_query_padding(problem, problem.tensors.o, 0, 0);
   write_query_padding(problem, problem.tensors.lse, 0, -kInfinity);

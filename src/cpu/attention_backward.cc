@@ -17,11 +17,7 @@ namespace openmsa::cpu {
 namespace {
 
 using core::address;
-using core::Arena;
 using core::element;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
 
 /// Probabilities and score gradients of one kv_block against up to kMaxColumns query rows.
 struct ScoreTile {
@@ -115,13 +111,14 @@ void load_block(const Problem& problem, const Sequence& sequence, std::int64_t h
   s.v.load(problem.v(sequence, head), begin, keys);
 }
 
-/// Pass 1: d_q of queries [first, first + count) of one KV head.
-void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                     std::int64_t count, const float* delta, Scratch& s) {
+/// Pass 1: d_q of one tile of queries.
+void query_gradients(const Problem& problem, const HeadTile& tile, const float* delta, Scratch& s) {
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
+  const Sequence& sequence = tile.sequence;
+  const std::int64_t head = tile.head, first = tile.first, count = tile.count;
   const std::int64_t group = plan.group_size;
-  begin_visits(s.visits, problem, sequence, head, first, count);
+  begin_visits(s.visits, problem, tile);
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
   Visit visit;
   while (s.visits.next(visit)) {
@@ -140,13 +137,13 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
 }
 
 /// Pass 2: d_k and d_v of one kv_block of one KV head.
-void key_gradients(const Problem& problem, const Item& item, std::int64_t head, std::int64_t block,
-                   const Workspace& workspace, Scratch& s) {
+void key_gradients(const Problem& problem, const HeadBlock& at, const Workspace& workspace, Scratch& s) {
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
-  const Sequence& sequence = item.sequence;
-  const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
-  const Visit visit = workspace.visitors.of(problem, item.b, sequence, head, block);
+  const Sequence& sequence = at.sequence;
+  const std::int64_t head = at.head, begin = at.block * plan.config.block_size;
+  const std::int64_t keys = keys_in_block(plan, sequence, at.block);
+  const Visit visit = workspace.visitors.of(problem, at);
   load_block(problem, sequence, head, begin, keys, s);
   std::fill_n(s.d_k, keys * s.width, 0.0f);
   std::fill_n(s.d_v, keys * s.width, 0.0f);
@@ -170,25 +167,17 @@ void key_gradients(const Problem& problem, const Item& item, std::int64_t head, 
 void plan_attention_backward(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
 void attention_backward(const Problem& problem, Arena& arena, const Threads& threads) {
-  const Plan& plan = problem.plan;
-  Workspace workspace(arena, plan);
-  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
+  Workspace workspace(arena, problem.plan);
   workspace.visitors.build(problem, threads);
   threads.for_each(problem.used_q(), [&](std::int64_t row, int) { write_delta(problem, row, workspace.delta); });
-  for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
-      [&](const Item& item, int slot) {
-        Scratch s = workspace.threads[slot];
-        const std::int64_t first = item.index / heads * tile;
-        query_gradients(problem, item.sequence, item.index % heads, first,
-                        std::min(tile, item.sequence.seqlen_q - first), workspace.delta, s);
-      });
-  for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence) * heads; },
-      [&](const Item& item, int slot) {
-        Scratch s = workspace.threads[slot];
-        key_gradients(problem, item, item.index % heads, item.index / heads, workspace, s);
-      });
+  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+    Scratch s = workspace.threads[slot];
+    query_gradients(problem, tile, workspace.delta, s);
+  });
+  for_each_key_block(problem, threads, [&](const HeadBlock& at, int slot) {
+    Scratch s = workspace.threads[slot];
+    key_gradients(problem, at, workspace, s);
+  });
   write_query_padding(problem, problem.tensors.d_q, 0, 0);
   write_key_padding(problem, problem.tensors.d_k);
   write_key_padding(problem, problem.tensors.d_v);

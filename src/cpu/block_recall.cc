@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "cpu/columns.h"
@@ -14,13 +13,7 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::Arena;
 using core::element;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
@@ -44,19 +37,12 @@ struct Scratch {
   std::int32_t* order;  // kv_blocks by mass
 };
 
-struct Tile {
-  const Sequence& sequence;
-  std::int64_t head;  // KV head
-  std::int64_t first;
-  std::int64_t count;
-};
-
 /// Runs body(columns, block, keys) over all visible kv_blocks with the scores of each chunk in s.scores and its limits
 /// in s.chunk.
 template <class Body>
-void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, const Body& body) {
+void for_each_score_tile(const Problem& problem, const HeadTile& tile, Scratch& s, const Body& body) {
   const Plan& plan = problem.plan;
-  s.visits.begin_dense(plan, tile.sequence, tile.first, tile.count);
+  s.visits.begin_dense(plan, tile);
   Visit visit;
   while (s.visits.next(visit)) {
     const std::int64_t begin = visit.block * plan.config.block_size;
@@ -74,12 +60,12 @@ void for_each_score_tile(const Problem& problem, const Tile& tile, Scratch& s, c
 }
 
 /// Row of the tile's running softmax that a column stands for; -1 for padding.
-std::int64_t state_row(const Tile& tile, const Columns& columns, std::int64_t column) {
+std::int64_t state_row(const HeadTile& tile, const Columns& columns, std::int64_t column) {
   if (column >= columns.size()) return -1;
   return columns.row(column, tile.first);
 }
 
-void compute_softmax(const Problem& problem, const Tile& tile, Scratch& s) {
+void compute_softmax(const Problem& problem, const HeadTile& tile, Scratch& s) {
   float *limit = s.chunk, *max = limit + kMaxColumns, *sum = max + kMaxColumns, *alpha = sum + kMaxColumns;
   const std::int64_t rows = tile.count * problem.plan.group_size;
   std::fill_n(s.max, rows, -kInfinity);
@@ -98,7 +84,7 @@ void compute_softmax(const Problem& problem, const Tile& tile, Scratch& s) {
   });
 }
 
-void compute_mass(const Problem& problem, const Tile& tile, Scratch& s) {
+void compute_mass(const Problem& problem, const HeadTile& tile, Scratch& s) {
   float *limit = s.chunk, *lse = limit + kMaxColumns;
   const std::int64_t blocks = problem.plan.max_blocks;
   const float share = 1.0f / static_cast<float>(problem.plan.group_size);
@@ -118,7 +104,7 @@ void compute_mass(const Problem& problem, const Tile& tile, Scratch& s) {
 }
 
 /// Compares the selection of query `first + i` with the blocks of highest mass.
-void write_recall(const Problem& problem, const Tile& tile, std::int64_t i, Scratch& s) {
+void write_recall(const Problem& problem, const HeadTile& tile, std::int64_t i, Scratch& s) {
   const openmsa_tensors& tensors = problem.tensors;
   const std::int64_t row = tile.sequence.q_begin + tile.first + i;
   const std::int64_t position = tile.sequence.position(tile.first + i);
@@ -162,19 +148,13 @@ using Workspace = PerThread<Scratch>;
 void plan_block_recall(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
 void block_recall(const Problem& problem, Arena& arena, const Threads& threads) {
-  const Plan& plan = problem.plan;
-  const Workspace workspace(arena, plan);
-  const std::int64_t tile_size = queries_per_tile(plan), heads = plan.config.num_heads_kv;
-  for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile_size) * heads; },
-      [&](const Item& item, int slot) {
-        Scratch s = workspace[slot];
-        const std::int64_t first = item.index / heads * tile_size;
-        const Tile tile{item.sequence, item.index % heads, first, std::min(tile_size, item.sequence.seqlen_q - first)};
-        compute_softmax(problem, tile, s);
-        compute_mass(problem, tile, s);
-        for (std::int64_t i = 0; i < tile.count; ++i) write_recall(problem, tile, i, s);
-      });
+  const Workspace workspace(arena, problem.plan);
+  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+    Scratch s = workspace[slot];
+    compute_softmax(problem, tile, s);
+    compute_mass(problem, tile, s);
+    for (std::int64_t i = 0; i < tile.count; ++i) write_recall(problem, tile, i, s);
+  });
   write_query_padding(problem, problem.tensors.block_recall, 1, 1);
   write_query_padding(problem, problem.tensors.score_recall, 1, 1);
 }

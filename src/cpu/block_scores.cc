@@ -1,7 +1,6 @@
 // Block scores to memory, for callers who bring their own selection.
 
 #include <algorithm>
-#include <limits>
 
 #include "cpu/index_tile.h"
 #include "cpu/stages.h"
@@ -10,11 +9,7 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::Arena;
 using core::element;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
 
 using Workspace = PerThread<IndexTile>;
 
@@ -26,7 +21,7 @@ void block_scores(const Problem& problem, Arena& arena, const Threads& threads) 
   const Plan& plan = problem.plan;
   const openmsa_tensor& scores = problem.tensors.block_scores;
   const Workspace workspace(arena, plan);
-  const std::int64_t queries = IndexTile::max_queries(plan), heads = plan.config.num_heads_kv;
+  const std::int64_t queries = index_queries_per_tile(plan), heads = plan.config.num_heads_kv;
   for_each_item(
       problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, queries); },
       [&](const Item& item, int slot) {
@@ -39,14 +34,14 @@ void block_scores(const Problem& problem, Arena& arena, const Threads& threads) 
           if (b < blocks) {
             tile.score(problem, item.sequence, b, blocks);
           } else {
-            std::fill_n(tile.top, tile.columns.size(), -std::numeric_limits<float>::infinity());
+            std::fill_n(tile.top, tile.columns.size(), -kInfinity);
           }
           for (std::int64_t c = 0; c < tile.columns.size(); ++c) {
             element<float>(scores, c % heads, item.sequence.q_begin + first + c / heads, b) = tile.top[c];
           }
         }
       });
-  write_query_padding(problem, scores, 1, -std::numeric_limits<float>::infinity());
+  write_query_padding(problem, scores, 1, -kInfinity);
 }
 
 }  // namespace openmsa::cpu

@@ -2,17 +2,24 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
-#include "core/arena.h"
-#include "core/problem.h"
-#include "cpu/threads.h"
+#include "core/backend.h"
 
 namespace openmsa::cpu {
 
-/// Workspace of `op` within the plan's capacities.
+/// Every plan is served.
+inline void check_plan(const core::Plan&) {}
+
+/// The plan's threads.
+std::unique_ptr<core::BackendState> make_state(const core::Plan& plan);
+
 std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
 
-void run(openmsa_op op, const core::Problem& problem, core::Arena arena, const Threads& threads);
+void run(openmsa_op op, const core::Problem& problem, const core::Execution& execution);
+
+/// Cores that this process may use.
+int available_threads();
 
 /// Instruction sets that run here, best first.
 const char* features();

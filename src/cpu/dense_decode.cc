@@ -4,7 +4,6 @@
 // is fetched. The segments' (o, m, l) are merged in a second step.
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -16,28 +15,12 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::Arena;
 using core::KeyRows;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
-/// Keys of a tile: so many that two tiles of all heads' K and V, this one and the next, leave the L2 cache room.
-std::int64_t keys_per_tile(const Plan& plan) {
-  constexpr std::int64_t kTileBytes = 128 << 10;
-  const std::int64_t token = 2 * plan.config.num_heads_kv * plan.config.head_dim *
-                             static_cast<std::int64_t>(openmsa_dtype_bytes(plan.config.kv_dtype));
-  const std::int64_t keys = std::clamp<std::int64_t>(kTileBytes / token, 16, 128);
-  return keys / 16 * 16;
-}
 
 /// Queries whose rows of one KV head are worked on together.
 std::int64_t queries_per_chunk(const Plan& plan) { return std::max<std::int64_t>(kMaxColumns / plan.group_size, 1); }
 
 std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
-
-/// Keys, about, whose values are added up one by one: a longer sum would lose digits of what it has.
-constexpr std::int64_t kRunKeys = 1024;
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
@@ -46,9 +29,9 @@ struct Scratch {
         chunks(core::ceil_div(max_queries(plan), queries_per_chunk(plan))),
         queries(arena.take<ScoreQueries>(plan.config.num_heads_kv * chunks)),
         members(arena.take<std::int32_t>(max_queries(plan))),
-        qk(arena, keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
-        values(arena, keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
-        scores(arena.take<float>(keys_per_tile(plan) * kMaxColumns)),
+        qk(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        values(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
         max(arena.take<float>(kMaxColumns)),
         sum(arena.take<float>(kMaxColumns)),
@@ -65,14 +48,14 @@ struct Scratch {
     return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
   }
 
-  RunningSoftmax run;      // of the last kRunKeys keys; rows [KV head][query][head of the group]
+  RunningSoftmax run;      // of the last kDecodeRunKeys keys; rows [KV head][query][head of the group]
   RunningSoftmax segment;  // of the runs before
   std::int64_t chunks;
   ScoreQueries* queries;  // [KV head][chunks]
   std::int32_t* members;  // 0, 1, 2 ...
   ScoreProduct qk;
   ValueProduct values;
-  float* scores;  // [keys_per_tile][kMaxColumns]
+  float* scores;  // [decode_keys_per_tile][kMaxColumns]
   float *limit, *max, *sum, *alpha;
 };
 
@@ -126,7 +109,7 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
   s.qk.scores(queries, s.scores, kMaxColumns);
   std::copy_n(rows.max, size, s.max);
   std::copy_n(rows.sum, size, s.sum);
-  std::fill(s.max + size, s.max + columns.padded(), -std::numeric_limits<float>::infinity());
+  std::fill(s.max + size, s.max + columns.padded(), -kInfinity);
   std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
   ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha);
   std::copy_n(s.max, size, rows.max);
@@ -178,8 +161,8 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
   std::int64_t keys, next, in_run = 0;
   bool is_first = true;
   for (std::int64_t begin = segment.begin * plan.config.block_size; begin < end; begin += keys) {
-    keys = std::min(keys_per_tile(plan), end - begin);
-    next = std::min(keys_per_tile(plan), end - begin - keys);
+    keys = std::min(decode_keys_per_tile(plan), end - begin);
+    next = std::min(decode_keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
       s.qk.load_keys({k(head), begin, keys});
       fetch_share(k, heads, head, begin + keys, next, dim, s.qk.ahead());
@@ -192,7 +175,7 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
       });
     }
     in_run += keys;
-    if (in_run < kRunKeys && next > 0) continue;
+    if (in_run < kDecodeRunKeys && next > 0) continue;
     end_run(rows_of_all, is_first, s);
     is_first = false;
     in_run = 0;

@@ -9,31 +9,21 @@
 
 namespace openmsa::cpu {
 
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-std::int64_t IndexTile::max_queries(const Plan& plan) {
-  return std::clamp<std::int64_t>(256 / plan.config.num_heads_kv, 1, 128);
-}
-
 namespace {
 std::int64_t max_columns(const Plan& plan) {
-  return pad_lanes(IndexTile::max_queries(plan) * plan.config.num_heads_kv);
+  return pad_lanes(index_queries_per_tile(plan) * plan.config.num_heads_kv);
 }
 bool multiplies_index_in_pairs(const Plan& plan) {
   return multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim);
 }
 }  // namespace
 
-IndexTile::IndexTile(core::Arena& arena, const Plan& plan)
+IndexTile::IndexTile(Arena& arena, const Plan& plan)
     : top(arena.take<float>(max_columns(plan))),
       ld_(max_columns(plan)),
       q_(arena, plan.config.index_dim, ld_, multiplies_index_in_pairs(plan)),
       product_(arena, plan.config.block_size, plan.config.index_dim, multiplies_index_in_pairs(plan)),
-      queries_(arena.take<std::int32_t>(max_queries(plan))),
+      queries_(arena.take<std::int32_t>(index_queries_per_tile(plan))),
       limit_(arena.take<float>(max_columns(plan))),
       scores_(arena.take<float>(plan.config.block_size * max_columns(plan))) {}
 

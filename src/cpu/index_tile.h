@@ -11,9 +11,6 @@
 namespace openmsa::cpu {
 
 struct IndexTile {
-  /// Queries per tile: 256 columns of a product fill the vector registers and leave the keys in the L2 cache.
-  static std::int64_t max_queries(const core::Plan& plan);
-
   IndexTile(core::Arena& arena, const core::Plan& plan);
 
   /// Queries [first, first + count) of a sequence. Column = (query - first) * num_heads_kv + head.

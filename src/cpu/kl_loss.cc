@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "cpu/kl_tile.h"
 #include "cpu/stages.h"
@@ -20,12 +19,6 @@ namespace openmsa::cpu {
 namespace {
 
 using core::address;
-using core::Arena;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
@@ -64,15 +57,16 @@ struct Workspace {
   float* kl;         // [num_heads_kv][total_q]
 };
 
-/// Step 0 for queries [first, first + count) of one KV head.
-void write_index_lse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                     std::int64_t count, float* index_lse, Scratch& s) {
+/// Step 0 for one tile of queries.
+void write_index_lse(const Problem& problem, const HeadTile& queries, const Workspace& workspace, Scratch& s) {
   const TileOps& ops = tile_ops();
+  const Sequence& sequence = queries.sequence;
+  const std::int64_t head = queries.head, first = queries.first, count = queries.count;
   const auto scale = static_cast<float>(problem.plan.index_scale);
   float *max = s.chunk, *sum = s.chunk + kMaxColumns, *alpha = s.chunk + 2 * kMaxColumns;
   std::fill_n(s.max, count, -kInfinity);
   std::fill_n(s.sum, count, 0.0f);
-  begin_visits(s.visits, problem, sequence, head, first, count);
+  begin_visits(s.visits, problem, queries);
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, sequence, head, visit.block);
@@ -94,26 +88,29 @@ void write_index_lse(const Problem& problem, const Sequence& sequence, std::int6
       }
     });
   }
+  float* const index_lse = workspace.index_lse + head * problem.total_q + sequence.q_begin + first;
   for (std::int64_t i = 0; i < count; ++i) {
-    index_lse[sequence.q_begin + first + i] = s.sum[i] == 0 ? -kInfinity : s.max[i] + std::log(s.sum[i]);
+    index_lse[i] = s.sum[i] == 0 ? -kInfinity : s.max[i] + std::log(s.sum[i]);
   }
 }
 
-/// Step 1: loss and d_index_q of queries [first, first + count) of one KV head.
-void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                     std::int64_t count, const float* index_lse, float* kl, Scratch& s) {
+/// Step 1: loss and d_index_q of one tile of queries.
+void query_gradients(const Problem& problem, const HeadTile& queries, const Workspace& workspace, Scratch& s) {
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
+  const Sequence& sequence = queries.sequence;
+  const std::int64_t head = queries.head, first = queries.first, count = queries.count;
+  float* const kl = workspace.kl + head * problem.total_q + sequence.q_begin;
   const float weight = kl_weight(problem);
   std::fill_n(s.d_index_q, count * s.width, 0.0f);
-  std::fill_n(kl + sequence.q_begin + first, count, 0.0f);
-  begin_visits(s.visits, problem, sequence, head, first, count);
+  std::fill_n(kl + first, count, 0.0f);
+  begin_visits(s.visits, problem, queries);
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, sequence, head, visit.block);
     for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
       KlTile& tile = s.tile;
-      tile.compute(problem, sequence, heads, head, s.keys, index_lse);
+      tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
       const std::int64_t n = tile.index_columns.padded();
       std::fill_n(s.chunk, n, 0.0f);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse, weight,
@@ -121,7 +118,7 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
       ops.matmul(heads.count, s.width, s.keys.count, {tile.scores, 1, kMaxColumns}, s.keys.index_k.data,
                  s.keys.index_k.ld, s.product, s.width, false);
       for (std::int64_t c = 0; c < heads.count; ++c) {
-        kl[sequence.q_begin + heads.queries[c]] += s.chunk[c];
+        kl[heads.queries[c]] += s.chunk[c];
       }
       add_rows(s.product, s.width, tile.index_columns, first, s.d_index_q);
     });
@@ -140,7 +137,7 @@ void key_gradients(const Problem& problem, const Item& item, const Workspace& wo
   s.keys.count = keys_in_block(plan, sequence, item.index);
   std::fill_n(s.d_index_k, s.keys.count * s.width, 0.0f);
   for (std::int64_t head = 0; head < plan.config.num_heads_kv; ++head) {
-    const Visit visit = workspace.visitors.of(problem, item.b, sequence, head, item.index);
+    const Visit visit = workspace.visitors.of(problem, {sequence, item.b, head, item.index});
     s.keys.load(problem, sequence, head, item.index);
     for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
       KlTile& tile = s.tile;
@@ -178,24 +175,15 @@ void plan_kl_loss(const Plan& plan, Arena& arena) {
 void kl_loss(const Problem& problem, Arena& arena, const Threads& threads) {
   const Plan& plan = problem.plan;
   Workspace workspace(arena, plan);
-  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
-  const auto for_each_tile = [&](const auto& body) {
-    for_each_item(
-        problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
-        [&](const Item& item, int slot) {
-          Scratch s = workspace.threads[slot];
-          const std::int64_t first = item.index / heads * tile;
-          body(item.sequence, item.index % heads, first, std::min(tile, item.sequence.seqlen_q - first), s);
-        });
-  };
-  for_each_tile([&](const Sequence& sequence, std::int64_t head, std::int64_t first, std::int64_t count, Scratch& s) {
-    write_index_lse(problem, sequence, head, first, count, workspace.index_lse + head * problem.total_q, s);
+  for_each_query_tile(problem, threads, [&](const HeadTile& queries, int slot) {
+    Scratch s = workspace.threads[slot];
+    write_index_lse(problem, queries, workspace, s);
   });
   const openmsa_tensors& tensors = problem.tensors;
   if (core::present(tensors.kl_loss) || core::present(tensors.d_index_q)) {
-    for_each_tile([&](const Sequence& sequence, std::int64_t head, std::int64_t first, std::int64_t count, Scratch& s) {
-      query_gradients(problem, sequence, head, first, count, workspace.index_lse + head * problem.total_q,
-                      workspace.kl + head * problem.total_q, s);
+    for_each_query_tile(problem, threads, [&](const HeadTile& queries, int slot) {
+      Scratch s = workspace.threads[slot];
+      query_gradients(problem, queries, workspace, s);
     });
   }
   if (core::present(tensors.kl_loss)) write_loss(problem, workspace.kl);

@@ -12,10 +12,6 @@ namespace openmsa::cpu {
 namespace {
 
 using core::address;
-using core::Arena;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
@@ -76,29 +72,31 @@ void compute_d_scores(const Problem& problem, const Sequence& sequence, const Co
 
 /// Runs body(columns) for all visits of a tile of queries with weights computed.
 template <class Body>
-void for_each_visit(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                    std::int64_t count, const float* index_lse, Scratch& s, const Body& body) {
+void for_each_visit(const Problem& problem, const HeadTile& tile, const float* index_lse, Scratch& s,
+                    const Body& body) {
   const std::int64_t group = problem.plan.group_size;
-  begin_visits(s.visits, problem, sequence, head, first, count);
+  begin_visits(s.visits, problem, tile);
   Visit visit;
   while (s.visits.next(visit)) {
-    s.keys.load(problem, sequence, head, visit.block);
-    for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& heads) {
-      compute_weights(problem, sequence, heads, head, index_lse, s);
+    s.keys.load(problem, tile.sequence, tile.head, visit.block);
+    for_each_chunk(visit.queries, visit.count, tile.head * group, group, [&](const Columns& heads) {
+      compute_weights(problem, tile.sequence, heads, tile.head, index_lse, s);
       body(heads);
     });
   }
 }
 
-void query_gradients(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                     std::int64_t count, const float* index_lse, float* expectation, Scratch& s) {
+void query_gradients(const Problem& problem, const HeadTile& tile, const float* index_lse, float* expectation,
+                     Scratch& s) {
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
+  const Sequence& sequence = tile.sequence;
+  const std::int64_t head = tile.head, first = tile.first, count = tile.count;
   const std::int64_t group = plan.group_size, heads_q = plan.config.num_heads_q;
   for (std::int64_t t = first; t < first + count; ++t) {
     std::fill_n(expectation + (sequence.q_begin + t) * heads_q + head * group, group, 0.0f);
   }
-  for_each_visit(problem, sequence, head, first, count, index_lse, s, [&](const Columns& heads) {
+  for_each_visit(problem, tile, index_lse, s, [&](const Columns& heads) {
     for (std::int64_t c = 0; c < heads.size(); ++c) {
       float sum = 0;
       for (std::int64_t j = 0; j < s.keys.count; ++j) sum += s.tile.p[j * kMaxColumns + c] * s.ds[j * kMaxColumns + c];
@@ -107,7 +105,7 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
   });
   if (!core::present(problem.tensors.d_q)) return;
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
-  for_each_visit(problem, sequence, head, first, count, index_lse, s, [&](const Columns& heads) {
+  for_each_visit(problem, tile, index_lse, s, [&](const Columns& heads) {
     compute_d_scores(problem, sequence, heads, expectation, s);
     ops.matmul(heads.size(), s.width, s.keys.count, {s.ds, 1, kMaxColumns}, s.keys.k.data, s.keys.k.ld, s.product,
                s.width, false);
@@ -117,12 +115,12 @@ void query_gradients(const Problem& problem, const Sequence& sequence, std::int6
              problem.tensors.d_q);
 }
 
-void key_gradients(const Problem& problem, const Item& item, std::int64_t head, std::int64_t block,
-                   const Visitors& visitors, const float* index_lse, const float* expectation, Scratch& s) {
-  const std::int64_t group = problem.plan.group_size;
-  const Sequence& sequence = item.sequence;
-  const Visit visit = visitors.of(problem, item.b, sequence, head, block);
-  s.keys.load(problem, sequence, head, block);
+void key_gradients(const Problem& problem, const HeadBlock& at, const Visitors& visitors, const float* index_lse,
+                   const float* expectation, Scratch& s) {
+  const std::int64_t group = problem.plan.group_size, head = at.head;
+  const Sequence& sequence = at.sequence;
+  const Visit visit = visitors.of(problem, at);
+  s.keys.load(problem, sequence, head, at.block);
   std::fill_n(s.d_k, s.keys.count * s.width, 0.0f);
   for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& heads) {
     compute_weights(problem, sequence, heads, head, index_lse, s);
@@ -143,25 +141,16 @@ void plan_kl_teacher_backward(const Plan& plan, Arena& arena) { Workspace(arena,
 
 void kl_teacher_backward(const Problem& problem, Arena& arena, const Threads& threads, const Visitors& visitors,
                          const float* index_lse) {
-  const Plan& plan = problem.plan;
-  const Workspace workspace(arena, plan);
-  const std::int64_t tile = queries_per_tile(plan), heads = plan.config.num_heads_kv;
-  for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * heads; },
-      [&](const Item& item, int slot) {
-        Scratch s = workspace.threads[slot];
-        const std::int64_t first = item.index / heads * tile;
-        query_gradients(problem, item.sequence, item.index % heads, first,
-                        std::min(tile, item.sequence.seqlen_q - first), index_lse, workspace.expectation, s);
-      });
+  const Workspace workspace(arena, problem.plan);
+  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+    Scratch s = workspace.threads[slot];
+    query_gradients(problem, tile, index_lse, workspace.expectation, s);
+  });
   if (!core::present(problem.tensors.d_k)) return;
-  for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence) * heads; },
-      [&](const Item& item, int slot) {
-        Scratch s = workspace.threads[slot];
-        key_gradients(problem, item, item.index % heads, item.index / heads, visitors, index_lse, workspace.expectation,
-                      s);
-      });
+  for_each_key_block(problem, threads, [&](const HeadBlock& at, int slot) {
+    Scratch s = workspace.threads[slot];
+    key_gradients(problem, at, visitors, index_lse, workspace.expectation, s);
+  });
 }
 
 }  // namespace openmsa::cpu

@@ -2,11 +2,6 @@
 
 namespace openmsa::cpu {
 
-using core::Arena;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
 KlKeys::KlKeys(Arena& arena, const Plan& plan)
     : k(arena, plan.config.block_size, plan.config.head_dim),
       index_k(arena, plan.config.block_size, plan.config.index_dim) {}

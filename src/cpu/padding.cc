@@ -1,7 +1,5 @@
 // Rows that belong to no sequence still get a defined value in every output.
 
-#include <limits>
-
 #include "core/problem.h"
 #include "cpu/stages.h"
 

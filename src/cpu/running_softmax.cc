@@ -2,13 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "cpu/columns.h"
 
 namespace openmsa::cpu {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void RunningSoftmax::reset(std::int64_t rows) const {
   std::fill(o, o + rows * ld, 0.0f);

@@ -12,20 +12,15 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::Arena;
-using core::Plan;
-using core::Problem;
-using core::Sequence;
-
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : tile(arena, plan),
-        candidates(arena.take<Candidates>(IndexTile::max_queries(plan))),
+        candidates(arena.take<Candidates>(index_queries_per_tile(plan))),
         ends(arena.take<std::int32_t>(columns(plan))),
         lists{arena.take<std::int32_t>(plan.config.topk * columns(plan)),
               arena.take<std::int32_t>(plan.config.topk * columns(plan)), columns(plan), 0} {}
   static std::int64_t columns(const Plan& plan) {
-    return pad_lanes(IndexTile::max_queries(plan) * plan.config.num_heads_kv);
+    return pad_lanes(index_queries_per_tile(plan) * plan.config.num_heads_kv);
   }
 
   IndexTile tile;
@@ -140,7 +135,7 @@ void select_blocks(const Problem& problem, Arena& arena, const Threads& threads)
   const Plan& plan = problem.plan;
   const Workspace workspace(arena, plan);
   const Partials& partials = workspace.partials;
-  const std::int64_t tile = IndexTile::max_queries(plan), heads = plan.config.num_heads_kv;
+  const std::int64_t tile = index_queries_per_tile(plan), heads = plan.config.num_heads_kv;
   for_each_item(
       problem, threads,
       [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * num_segments(plan, sequence); },

@@ -18,16 +18,41 @@ void dense_decode(const core::Problem& problem, core::Arena& arena, const Thread
 void attention_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void kl_loss(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void block_recall(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void msa_attention(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 void append_kv(const core::Problem& problem, core::Arena& arena, const Threads& threads);
 
 /// Workspace of each operation within the plan's capacities, carved from a measuring arena.
 void plan_block_scores(const core::Plan& plan, core::Arena& arena);
 void plan_select_blocks(const core::Plan& plan, core::Arena& arena);
 void plan_attention(const core::Plan& plan, core::Arena& arena);
+void plan_msa_attention(const core::Plan& plan, core::Arena& arena);
 void plan_dense_decode(const core::Plan& plan, core::Arena& arena);
 void plan_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
 void plan_block_recall(const core::Plan& plan, core::Arena& arena);
+
+/// An operation of the C API.
+struct Stage {
+  openmsa_op op;
+  void (*plan)(const core::Plan& plan, core::Arena& arena);  // nullptr: works in place
+  void (*run)(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+};
+
+// clang-format off
+inline constexpr Stage kStages[] = {
+    {OPENMSA_OP_BLOCK_SCORES,              plan_block_scores,       block_scores},
+    {OPENMSA_OP_TOPK,                      nullptr,                 topk},
+    {OPENMSA_OP_SELECT_BLOCKS,             plan_select_blocks,      select_blocks},
+    {OPENMSA_OP_SPARSE_ATTENTION,          plan_attention,          attention},
+    {OPENMSA_OP_MSA_ATTENTION,             plan_msa_attention,      msa_attention},
+    {OPENMSA_OP_DENSE_ATTENTION,           plan_attention,          attention},
+    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, plan_attention_backward, attention_backward},
+    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  plan_attention_backward, attention_backward},
+    {OPENMSA_OP_KL_LOSS,                   plan_kl_loss,            kl_loss},
+    {OPENMSA_OP_BLOCK_RECALL,              plan_block_recall,       block_recall},
+    {OPENMSA_OP_APPEND_KV,                 nullptr,                 append_kv},
+};
+// clang-format on
 
 /// Rows that belong to no sequence: sets those of an output whose dimension `axis` counts queries, or those of a
 /// gradient of keys (to 0). Absent outputs are left alone.

@@ -4,15 +4,17 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/backend.h"
+
 namespace openmsa::cpu {
 
-class Threads {
+class Threads : public core::BackendState {
  public:
   /// Cores that this process may use.
   static int available();
 
   explicit Threads(int count);
-  ~Threads();
+  ~Threads() override;
 
   /// Calls body(item, slot) for every item in [0, count), in any order. `slot`, below the number of threads, tells
   /// apart the calls that may run at the same time. Several threads may call for_each at once.

@@ -9,9 +9,8 @@
 namespace openmsa::cpu {
 
 using core::element;
-using core::Problem;
 
-Candidates::Candidates(const core::Plan& plan, std::int64_t position) {
+Candidates::Candidates(const Plan& plan, std::int64_t position) {
   const auto& config = plan.config;
   const std::int64_t visible = visible_blocks(plan, position);
   local = std::min<std::int64_t>({config.num_local_blocks, config.topk, visible});
@@ -35,13 +34,13 @@ void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std:
   }
 }
 
-void topk(const Problem& problem, core::Arena&, const Threads& threads) {
-  const core::Plan& plan = problem.plan;
+void topk(const Problem& problem, Arena&, const Threads& threads) {
+  const Plan& plan = problem.plan;
   const openmsa_tensor& scores = problem.tensors.block_scores;
   const openmsa_tensor& indices = problem.tensors.topk_indices;
   const std::int64_t heads = plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [](const core::Sequence& sequence) { return sequence.seqlen_q; },
+      problem, threads, [](const Sequence& sequence) { return sequence.seqlen_q; },
       [&](const Item& item, int) {
         const std::int64_t row = item.sequence.q_begin + item.index;
         const Candidates candidates(plan, item.sequence.position(item.index));

@@ -6,21 +6,19 @@
 namespace openmsa::cpu {
 
 using core::element;
-using core::Problem;
-using core::Sequence;
 
 namespace {
 
-/// Sorts the kv_blocks that queries [first, first + count) have chosen, by kv_block: those of block b are
-/// queries[offsets[b]] up to queries[offsets[b + 1]], ascending; b < blocks.
-void sort_by_block(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                   std::int64_t count, std::int64_t blocks, std::int64_t* offsets, std::int32_t* queries) {
+/// Sorts the tile's queries by the kv_blocks that they have chosen: those of block b are queries[offsets[b]] up to
+/// queries[offsets[b + 1]], ascending; b < blocks.
+void sort_by_block(const Problem& problem, const HeadTile& tile, std::int64_t blocks, std::int64_t* offsets,
+                   std::int32_t* queries) {
   const openmsa_tensor& indices = problem.tensors.topk_indices;
   const auto for_each_pair = [&](const auto& body) {
-    for (std::int64_t t = first; t < first + count; ++t) {
-      const std::int64_t position = sequence.position(t);
+    for (std::int64_t t = tile.first; t < tile.first + tile.count; ++t) {
+      const std::int64_t position = tile.sequence.position(t);
       for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
-        const std::int64_t block = element<std::int32_t>(indices, head, sequence.q_begin + t, slot);
+        const std::int64_t block = element<std::int32_t>(indices, tile.head, tile.sequence.q_begin + t, slot);
         if (block < 0) break;
         if (block * problem.plan.config.block_size <= position) body(block, t);  // else in the query's future
       }
@@ -37,26 +35,25 @@ void sort_by_block(const Problem& problem, const Sequence& sequence, std::int64_
 
 }  // namespace
 
-TileVisits::TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries)
+TileVisits::TileVisits(Arena& arena, const Plan& plan, std::int64_t max_queries)
     : offsets_(arena.take<std::int64_t>(plan.max_blocks + 1)),
       queries_(arena.take<std::int32_t>(max_queries * plan.config.topk)) {}
 
-void TileVisits::begin_sparse(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t first,
-                              std::int64_t count) {
+void TileVisits::begin_sparse(const Problem& problem, const HeadTile& tile) {
   dense_ = false;
   cursor_ = 0;
-  end_ = visible_blocks(problem.plan, sequence.position(first + count - 1));
-  sort_by_block(problem, sequence, head, first, count, end_, offsets_, queries_);
+  end_ = visible_blocks(problem.plan, tile.sequence.position(tile.first + tile.count - 1));
+  sort_by_block(problem, tile, end_, offsets_, queries_);
 }
 
-void TileVisits::begin_dense(const core::Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t count) {
+void TileVisits::begin_dense(const Plan& plan, const HeadTile& tile) {
   dense_ = true;
-  sequence_ = sequence;
+  sequence_ = tile.sequence;
   block_size_ = plan.config.block_size;
-  count_ = count;
-  std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
+  count_ = tile.count;
+  std::iota(queries_, queries_ + tile.count, static_cast<std::int32_t>(tile.first));
   cursor_ = 0;
-  end_ = visible_blocks(plan, sequence.position(first + count - 1));
+  end_ = visible_blocks(plan, tile.sequence.position(tile.first + tile.count - 1));
 }
 
 bool TileVisits::next(Visit& visit) { return dense_ ? next_dense(visit) : next_sparse(visit); }
@@ -80,21 +77,20 @@ bool TileVisits::next_dense(Visit& visit) {
   return true;
 }
 
-void begin_visits(TileVisits& visits, const Problem& problem, const Sequence& sequence, std::int64_t head,
-                  std::int64_t first, std::int64_t count) {
+void begin_visits(TileVisits& visits, const Problem& problem, const HeadTile& tile) {
   if (core::present(problem.tensors.topk_indices)) {
-    visits.begin_sparse(problem, sequence, head, first, count);
+    visits.begin_sparse(problem, tile);
   } else {
-    visits.begin_dense(problem.plan, sequence, first, count);
+    visits.begin_dense(problem.plan, tile);
   }
 }
 
-Visitors::Visitors(core::Arena& arena, const core::Plan& plan)
+Visitors::Visitors(Arena& arena, const Plan& plan)
     : offsets_(arena.take<std::int64_t>(plan.config.max_batch * plan.config.num_heads_kv * (plan.max_blocks + 1))),
       queries_(arena.take<std::int32_t>(plan.config.num_heads_kv * plan.config.max_total_q * plan.config.topk)) {}
 
 std::int64_t* Visitors::offsets(const Problem& problem, std::int64_t b, std::int64_t head) const {
-  const core::Plan& plan = problem.plan;
+  const Plan& plan = problem.plan;
   return offsets_ + (b * plan.config.num_heads_kv + head) * (plan.max_blocks + 1);
 }
 
@@ -112,20 +108,19 @@ void Visitors::build(const Problem& problem, const Threads& threads) {
       problem, threads, [heads](const Sequence&) { return heads; },
       [&](const Item& item, int) {
         const Sequence& sequence = item.sequence;
-        sort_by_block(problem, sequence, item.index, 0, sequence.seqlen_q, num_blocks(problem.plan, sequence),
+        sort_by_block(problem, {sequence, item.index, 0, sequence.seqlen_q}, num_blocks(problem.plan, sequence),
                       offsets(problem, item.b, item.index), queries(problem, sequence, item.index));
       });
 }
 
-Visit Visitors::of(const Problem& problem, std::int64_t b, const Sequence& sequence, std::int64_t head,
-                   std::int64_t block) const {
+Visit Visitors::of(const Problem& problem, const HeadBlock& at) const {
   if (!core::present(problem.tensors.topk_indices)) {
-    const std::int64_t needed = block * problem.plan.config.block_size - sequence.position(0);
-    const std::int64_t first = std::clamp<std::int64_t>(needed, 0, sequence.seqlen_q);
-    return {block, queries_ + first, sequence.seqlen_q - first};
+    const std::int64_t needed = at.block * problem.plan.config.block_size - at.sequence.position(0);
+    const std::int64_t first = std::clamp<std::int64_t>(needed, 0, at.sequence.seqlen_q);
+    return {at.block, queries_ + first, at.sequence.seqlen_q - first};
   }
-  const std::int64_t* offset = offsets(problem, b, head);
-  return {block, queries(problem, sequence, head) + offset[block], offset[block + 1] - offset[block]};
+  const std::int64_t* offset = offsets(problem, at.b, at.head) + at.block;
+  return {at.block, queries(problem, at.sequence, at.head) + offset[0], offset[1] - offset[0]};
 }
 
 }  // namespace openmsa::cpu

@@ -23,11 +23,10 @@ class TileVisits {
  public:
   TileVisits(core::Arena& arena, const core::Plan& plan, std::int64_t max_queries);
 
-  /// Queries [first, first + count) with their rows of topk_indices.
-  void begin_sparse(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t first,
-                    std::int64_t count);
-  /// The same queries with all visible kv_blocks.
-  void begin_dense(const core::Plan& plan, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
+  /// The tile's queries with their rows of topk_indices.
+  void begin_sparse(const core::Problem& problem, const HeadTile& tile);
+  /// The tile's queries with all visible kv_blocks.
+  void begin_dense(const core::Plan& plan, const HeadTile& tile);
   bool next(Visit& visit);
 
  private:
@@ -43,17 +42,15 @@ class TileVisits {
   std::int64_t count_ = 0;  // dense: queries of the tile
 };
 
-/// Starts the visits of queries [first, first + count): over the selection, or over the whole history without one.
-void begin_visits(TileVisits& visits, const core::Problem& problem, const core::Sequence& sequence, std::int64_t head,
-                  std::int64_t first, std::int64_t count);
+/// Starts the visits of a tile's queries: over the selection, or over the whole history without one.
+void begin_visits(TileVisits& visits, const core::Problem& problem, const HeadTile& tile);
 
 /// The queries that visit each kv_block, for all sequences and KV heads.
 class Visitors {
  public:
   Visitors(core::Arena& arena, const core::Plan& plan);
   void build(const core::Problem& problem, const Threads& threads);
-  Visit of(const core::Problem& problem, std::int64_t b, const core::Sequence& sequence, std::int64_t head,
-           std::int64_t block) const;
+  Visit of(const core::Problem& problem, const HeadBlock& at) const;
 
  private:
   std::int64_t* offsets(const core::Problem& problem, std::int64_t b, std::int64_t head) const;

@@ -11,7 +11,7 @@ void check_plan(const core::Plan&) {
 
 std::size_t workspace_bytes(openmsa_op, const core::Plan&) { return 0; }
 
-void run(openmsa_op, const core::Problem& problem, core::Arena, void*) { check_plan(problem.plan); }
+void run(openmsa_op, const core::Problem& problem, const core::Execution&) { check_plan(problem.plan); }
 
 std::string describe() { return "not built"; }
 

@@ -5,8 +5,7 @@
 #include <cstddef>
 #include <string>
 
-#include "core/arena.h"
-#include "core/problem.h"
+#include "core/backend.h"
 
 namespace openmsa::cuda {
 
@@ -18,7 +17,7 @@ void check_plan(const core::Plan& plan);
 std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
 
 /// `problem` has device pointers, whose values have not been checked.
-void run(openmsa_op op, const core::Problem& problem, core::Arena arena, void* stream);
+void run(openmsa_op op, const core::Problem& problem, const core::Execution& execution);
 
 /// What `msa info` prints: the device, or why there is none.
 std::string describe();

@@ -9,7 +9,6 @@
 
 #include "core/error.h"
 #include "core/layer_selection.h"
-#include "core/operation_name.h"
 #include "cuda/append.h"
 #include "cuda/call.h"
 #include "cuda/common/error.h"
@@ -183,8 +182,8 @@ void run_layer(const Problem& problem, Arena& arena, sm90::Launch launch) {
 [[noreturn]] void refuse(openmsa_op op) {
   fail(OPENMSA_UNSUPPORTED,
        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
-       "backend, got ",
-       core::operation_name(op));
+       "backend, got openmsa_",
+       openmsa_op_name(op));
 }
 
 }  // namespace
@@ -222,10 +221,11 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   return arena.used();
 }
 
-void run(openmsa_op op, const Problem& problem, Arena arena, void* stream) {
+void run(openmsa_op op, const Problem& problem, const core::Execution& execution) {
   check_tensors(problem);
   if (problem.total_q == 0) return;
-  const sm90::Launch launch = launch_on(stream);
+  Arena arena = execution.workspace;
+  const sm90::Launch launch = launch_on(execution.stream);
   switch (op) {
     case OPENMSA_OP_BLOCK_SCORES:
       return run_select(problem, arena, launch);

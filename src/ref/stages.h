@@ -51,4 +51,27 @@ void run_block_recall(const core::Problem& problem);
 
 void run_append_kv(const core::Problem& problem);
 
+/// An operation in both precisions.
+struct Stage {
+  openmsa_op op;
+  void (*in_double)(const core::Problem& problem);
+  void (*in_float)(const core::Problem& problem);
+};
+
+// clang-format off
+inline constexpr Stage kStages[] = {
+    {OPENMSA_OP_BLOCK_SCORES,              run_block_scores<double>,       run_block_scores<float>},
+    {OPENMSA_OP_TOPK,                      run_topk<double>,               run_topk<float>},
+    {OPENMSA_OP_SELECT_BLOCKS,             run_select_blocks<double>,      run_select_blocks<float>},
+    {OPENMSA_OP_SPARSE_ATTENTION,          run_sparse_attention<double>,   run_sparse_attention<float>},
+    {OPENMSA_OP_MSA_ATTENTION,             run_msa_attention<double>,      run_msa_attention<float>},
+    {OPENMSA_OP_DENSE_ATTENTION,           run_dense_attention<double>,    run_dense_attention<float>},
+    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, run_attention_backward<double>, run_attention_backward<float>},
+    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  run_attention_backward<double>, run_attention_backward<float>},
+    {OPENMSA_OP_KL_LOSS,                   run_kl_loss<double>,            run_kl_loss<float>},
+    {OPENMSA_OP_BLOCK_RECALL,              run_block_recall<double>,       run_block_recall<float>},
+    {OPENMSA_OP_APPEND_KV,                 run_append_kv,                  run_append_kv},
+};
+// clang-format on
+
 }  // namespace openmsa::ref

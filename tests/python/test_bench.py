@@ -1,5 +1,6 @@
-"""python -m openmsa.bench on the CPU: what it writes, and what it does with contenders that fail."""
+"""python -m openmsa.bench on the CPU: what it measures and writes, and what it does with contenders that fail."""
 
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -9,32 +10,32 @@ import time
 import numpy as np
 import pytest
 from openmsa.bench import __main__ as bench
-from openmsa.bench import _contenders, _timing
-from openmsa.bench._case import Case, Layer
+from openmsa.bench import _benchmark, _timing
+from openmsa.bench._section import Case, Prepared, Result
+from openmsa.bench.sections import SECTIONS, memory, topk
 
-SMALL = [
-    "--device",
-    "cpu",
-    "--heads-q",
-    "2",
-    "--heads-kv",
-    "1",
-    "--head-dim",
-    "16",
-    "--block-size",
-    "16",
-    "--topk",
-    "2",
-]
+SMALL = "--device cpu --heads-q 2 --heads-kv 1 --head-dim 16 --index-dim 16 --block-size 16 --topk 2".split()
 
 
-def results_of(tmp_path, *arguments):
-    assert bench.main([*SMALL, "--output", str(tmp_path), *arguments]) == 0
+def results_of(tmp_path, *arguments, status=0):
+    assert bench.main([*SMALL, "--seconds", "0.01", "--output", str(tmp_path), *arguments]) == status
     return json.loads((tmp_path / "bench.json").read_text())
 
 
-def test_every_section(tmp_path, capsys):
-    results = results_of(tmp_path, "--contexts", "32,64", "--batches", "1,3")
+def with_contenders(monkeypatch, *contenders):
+    """Those of the prefill section: openmsa and others like it."""
+    section = SECTIONS["prefill"]
+    monkeypatch.setitem(SECTIONS, "prefill", dataclasses.replace(section, contenders=contenders))
+    return ["--sections", "prefill"]
+
+
+def ours(name="openmsa", prepare=None):
+    contender = SECTIONS["prefill"].contenders[0]
+    return dataclasses.replace(contender, name=name, prepare=prepare or contender.prepare)
+
+
+def test_sections_that_compare(tmp_path, capsys):
+    results = results_of(tmp_path, "--contexts", "32,64", "--batches", "1,3", "--commit", "abc")
     rows = {(row["section"], row["context"], row["batch"], row["contender"]) for row in results["rows"]}
     sizes = [("prefill", 1), ("decode", 1), ("decode", 3), ("training", 1)]
     for name in ("openmsa", "openmsa dense"):
@@ -42,44 +43,127 @@ def test_every_section(tmp_path, capsys):
     assert not results["refused"]
     assert all(row["min_ms"] <= row["median_ms"] <= row["max_ms"] for row in results["rows"])
     assert results["machine"]["cpu"] and results["machine"]["packages"]["numpy"]
+    assert results["machine"]["commit"] == "abc" and set(results["section_seconds"]) == {
+        "prefill",
+        "decode",
+        "training",
+    }
     printed = capsys.readouterr()
-    assert "decode: one new token per sequence, on a cache, batch 3" in printed.out
-    assert printed.err.count("decode, 64 tokens, batch 3: openmsa ... ") == 1, "progress"
+    assert "decode: one new token per sequence, on a paged cache" in printed.out
+    assert "best dense / openmsa" in printed.out
+    assert printed.err.count("decode, 64 x 3: openmsa ... ") == 1, "progress"
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "bench.png").stat().st_size > 5000
         assert "<svg" in (tmp_path / "bench.svg").read_text()
 
 
+def test_every_section_on_one_dtype(tmp_path, monkeypatch):
+    """Each has figures of openmsa, all judged right."""
+    monkeypatch.setitem(topk.SIZES, "cpu", ((1024, 8, 2),))
+    monkeypatch.setitem(memory.BYTES, "cpu", 1 << 20)
+    dtype = "bfloat16" if importlib.util.find_spec("ml_dtypes") else "float32"
+    names = [name for name in SECTIONS if name != "attend" or importlib.util.find_spec("torch")]
+    results = results_of(tmp_path, "--contexts", "64", "--sections", ",".join(names), "--dtype", dtype)
+    assert not results["refused"]
+    cases = {name: {row["case"] for row in results["rows"] if row["section"] == name} for name in names}
+    expected = {
+        "ragged": {"64", "32 of 1 to 32"},
+        "chunk": {"64", "1 after 64"},
+        "fp8": {"64", "64 correlated"},
+        "mixed": {"8 x 32", "64 of 1 to 64"},
+        "topk": {"1024 rows of 8, k = 2"},
+    }
+    assert all(cases.values()) and {name: cases[name] for name in expected} == expected
+    recalls = [row for row in results["rows"] if row["section"] == "fp8" and row["contender"] == "openmsa select"]
+    assert all(0 < row[name] <= 1 for row in recalls for name in ("kept", "block_recall", "score_recall"))
+    with open(tmp_path / "bench.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["contender"] for row in written] == [row["contender"] for row in results["rows"]]
+    assert float(written[0]["median_ms"]) == results["rows"][0]["median_ms"]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_cases_on_a_gpu(name):
+    """Their names, which need no GPU; those over context go up to what was asked for."""
+    options = bench.parse(["--device", "cuda", "--contexts", "8192,1048576"])
+    labels = [case.label for case in SECTIONS[name].cases(options)]
+    expected = {
+        "prefill": ["8K", "1M"],
+        "training": ["8K", "1M"],
+        "decode": ["8K x 1", "8K x 32", "1M x 1", "1M x 32"],
+        "fp8": ["8K", "1M", "128K correlated"],
+        "attend": ["128K random", "128K clustered"],
+        "ragged": ["128K", "32 of 1K to 64K"],
+        "chunk": ["512K", "8K after 512K"],
+        "mixed": ["128K x 32", "64 of 1K to 1M"],
+        "tokens": ["128K x 8, 1 token", "128K x 8, 8 tokens, agreement 0.99", "128K x 8, 8 tokens, agreement 0"],
+        "memory": ["2048 MiB"],
+        "topk": ["131072 rows of 1024, k = 16", "131072 rows of 2048, k = 32", "524288 rows of 4096, k = 16"],
+    }
+    assert labels == expected[name]
+
+
+def test_list(capsys):
+    assert bench.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed and section.help in printed for name, section in SECTIONS.items())
+    assert "vLLM Triton (cuda only)" in printed
+
+
 def test_contenders_that_fail(tmp_path, monkeypatch, capsys):
-    def missing(case, inputs):
+    def missing(problem):
         raise ImportError("No module named 'fast'")
 
-    def wrong(case, inputs):
-        return lambda: np.zeros_like(inputs["q"])
+    def wrong(problem):
+        return Prepared(lambda call: Result(np.zeros_like(problem.q[0]), topk_indices=np.zeros((1, 32, 2), np.int32)))
 
-    ours = _contenders.contenders_on("cpu")[0]
-    others = [dataclasses.replace(ours, name=f.__name__, prepare=f) for f in (missing, wrong)]
-    monkeypatch.setattr(bench, "contenders_on", lambda device: [ours, *others])
-    results = results_of(tmp_path, "--contexts", "32", "--sections", "prefill")
+    section = with_contenders(monkeypatch, ours(), ours("missing", missing), ours("wrong", wrong))
+    results = results_of(tmp_path, "--contexts", "32", *section)
     assert [row["contender"] for row in results["rows"]] == ["openmsa"]
     assert results["absent"] == {"missing": "No module named 'fast'"}
-    assert results["refused"][0]["contender"] == "wrong" and "differs" in results["refused"][0]["reason"]
+    assert results["refused"][0]["contender"] == "wrong" and results["refused"][0]["is_wrong"]
+    assert "expected 1 kv_blocks, got 2" in results["refused"][0]["reason"]
     assert "not here: missing" in capsys.readouterr().out
+
+
+def test_a_wrong_result_of_our_own_is_a_failure(tmp_path, monkeypatch):
+    def late(problem):
+        """Right when it is judged first, wrong when it has been timed."""
+        prepared = SECTIONS["decode"].contenders[0].prepare(problem)
+        calls = []
+
+        def run(call):
+            calls.append(call)
+            result = prepared.run(call)
+            return result if len(calls) == 1 else dataclasses.replace(result, o=result.o + 1)
+
+        return Prepared(run)
+
+    section = with_contenders(monkeypatch, ours("openmsa select"), ours(prepare=late))
+    results = results_of(tmp_path, "--contexts", "32", *section, status=1)
+    assert "o differs from float64" in results["refused"][0]["reason"]
+
+
+def test_a_problem_that_cannot_be_made(tmp_path, monkeypatch):
+    def make():
+        raise MemoryError("512 GB")
+
+    section = dataclasses.replace(SECTIONS["mixed"], cases=lambda options: [Case("large", 64, 1, make)])
+    monkeypatch.setitem(SECTIONS, "mixed", section)
+    results = results_of(tmp_path, "--sections", "mixed", status=1)
+    assert {row["reason"] for row in results["refused"]} == {"512 GB"}
 
 
 def test_a_contender_that_takes_too_long(tmp_path, monkeypatch):
     tried = []
 
-    def slow(case, inputs):
-        tried.append(case.context)
+    def slow(problem):
+        tried.append(problem.total_q)
         assert json.loads((tmp_path / "bench.json").read_text())["rows"], "what was measured before is on disk"
         time.sleep(60)
 
-    ours = _contenders.contenders_on("cpu")[0]
-    monkeypatch.setattr(
-        bench, "contenders_on", lambda device: [ours, dataclasses.replace(ours, name="PyTorch flash", prepare=slow)]
-    )
-    results = results_of(tmp_path, "--contexts", "32,64", "--sections", "prefill", "--time-limit", "0.5")
+    section = with_contenders(monkeypatch, ours(), ours("slow", slow))
+    results = results_of(tmp_path, "--contexts", "64,32", *section, "--time-limit", "0.5")
     assert [row["context"] for row in results["rows"]] == [32, 64] and tried == [32]
     reasons = [row["reason"] for row in results["refused"]]
     assert reasons == ["took longer than 0.5 s", "not tried, a smaller context took too long"]
@@ -89,12 +173,11 @@ def test_a_contender_that_takes_too_long(tmp_path, monkeypatch):
 def test_interrupted(tmp_path, monkeypatch, capsys):
     """What was measured so far is reported."""
 
-    def interrupted(case, inputs):
+    def interrupted(problem):
         raise KeyboardInterrupt
 
-    ours = _contenders.contenders_on("cpu")[0]
-    monkeypatch.setattr(bench, "contenders_on", lambda device: [ours, dataclasses.replace(ours, prepare=interrupted)])
-    results = results_of(tmp_path, "--contexts", "32", "--sections", "prefill")
+    section = with_contenders(monkeypatch, ours(), ours("interrupted", interrupted))
+    results = results_of(tmp_path, "--contexts", "32", *section)
     assert len(results["rows"]) == 1
     assert "interrupted" in capsys.readouterr().err
 
@@ -116,37 +199,54 @@ def test_bad_arguments(tmp_path, arguments, capsys):
     assert not (tmp_path / "bench.json").exists()
 
 
-def test_layers_of_a_decode_step():
-    """As many on a GPU as memory allows; one of anything else."""
-    m3 = Layer(64, 4, 128, 128, 16)
-    layers = {
-        (section, context, batch, device): Case(section, context, batch, m3, device).num_layers()
-        for section, context, batch, device in [
-            ("decode", 32768, 1, "cuda"),
-            ("decode", 32768, 32, "cuda"),
-            ("decode", 131072, 32, "cuda"),
-            ("decode", 32768, 1, "cpu"),
-            ("prefill", 32768, 1, "cuda"),
-        ]
-    }
-    assert list(layers.values()) == [8, 6, 1, 1, 1]
-
-
-def test_layers_have_inputs_of_their_own():
-    case = Case("decode", 64, 1, Layer(2, 1, 16, 16, 2), "cpu")
-    assert not np.array_equal(case.inputs(0)["k"], case.inputs(1)["k"])
-    assert np.array_equal(case.inputs(1)["k"], case.inputs(1)["k"])
+def test_a_rate_is_work_over_time(monkeypatch):
+    """Of the contender's own inputs: half the bytes in fp8."""
+    monkeypatch.setattr(
+        _benchmark, "measure", lambda functions, *rest: ({"median_ms": 2.0, "calls": 1}, functions[0]())
+    )
+    options = bench.parse([*SMALL, "--contexts", "64"])
+    section = SECTIONS["decode"]
+    run = _benchmark.Benchmark("cpu", 1.0, 60.0, lambda: None)
+    names = ("openmsa", "openmsa select", "openmsa fp8 caches")
+    run.run(section, section.cases(options)[:1], [one for one in section.contenders if one.name in names])
+    rates = {row["contender"]: row["gb_per_s"] for row in run.rows}
+    index, keys = 64 * 16, 32 * 2 * 16  # numbers read: all index keys, k and v of two kv_blocks
+    expected = {"openmsa": 4 * (index + keys), "openmsa select": 4 * index, "openmsa fp8 caches": index + keys}
+    assert rates == pytest.approx({name: count / 2e-3 * 1e-9 for name, count in expected.items() if name in rates})
+    assert len(rates) >= 2
 
 
 def test_a_time_is_the_share_of_one_function(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(_timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(_timing.time, "process_time", lambda: 2 * clock[0])
 
-    def takes(seconds):
+    def takes(seconds, result):
         def function():
             clock[0] += seconds
+            return result
 
         return function
 
-    timing = _timing.measure([takes(0.25), takes(0.75)], "cpu", 4.0, in_graph=False)
-    assert timing == {"median_ms": 500, "min_ms": 500, "max_ms": 500, "repeats": 4}
+    timing, result = _timing.measure([takes(0.25, "a"), takes(0.75, "b")], "cpu", 4.0, in_graph=False)
+    assert timing == {
+        "median_ms": 500,
+        "min_ms": 500,
+        "max_ms": 500,
+        "repeats": 4,
+        "calls": 2,
+        "processor_ms": 1000,
+    }
+    assert result == "b"
+
+
+def test_a_slow_function_runs_once(monkeypatch):
+    clock, runs = [0.0], []
+
+    def slow():
+        runs.append(0)
+        clock[0] += 5
+
+    monkeypatch.setattr(_timing.time, "perf_counter", lambda: clock[0])
+    timing, _ = _timing.measure([slow], "cpu", 1.0, in_graph=False)
+    assert timing["repeats"] == len(runs) == 1

@@ -366,11 +366,10 @@ Layer with_new_keys(Layer layer, std::uint64_t seed) {
 TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<std::string>& names) {
   const api::Operation operation = api::operation(op, layer.config);
   TensorMap outputs;
-  for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
-    const api::Field& field = api::fields()[id];
-    if (!api::contains(operation.writes | operation.writes_optional, id)) continue;
+  for (const api::Field& field : api::fields()) {
+    if (!api::contains(operation.writes | operation.may_write, field.member)) continue;
     if (field.kind == api::Kind::kScale && layer.shape.scales != Scales::kPerToken) continue;  // read, or absent
-    const bool ablation = op == OPENMSA_OP_KL_LOSS && (id == api::kDQ || id == api::kDK);
+    const bool ablation = op == OPENMSA_OP_KL_LOSS && (field.member == &Tensors::d_q || field.member == &Tensors::d_k);
     if (names.empty() ? ablation : std::find(names.begin(), names.end(), field.name) == names.end()) continue;
     Shape shape;
     for (int d = 0; d < field.rank; ++d) shape.push_back(extent(layer, field.shape[d]));
@@ -382,10 +381,9 @@ TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<
 Tensors gather(const Layer& layer, openmsa_op op, const TensorMap& outputs) {
   const api::Operation operation = api::operation(op, layer.config);
   Tensors result = openmsa::tensors();
-  for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
-    const api::Field& field = api::fields()[id];
+  for (const api::Field& field : api::fields()) {
     const auto read = layer.tensors.find(field.name);
-    if (api::contains(operation.reads | operation.reads_optional, id) && read != layer.tensors.end()) {
+    if (api::contains(operation.reads | operation.may_read, field.member) && read != layer.tensors.end()) {
       result.*field.member = read->second.view();
     }
     const auto written = outputs.find(field.name);

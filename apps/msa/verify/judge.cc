@@ -5,8 +5,8 @@
 #include <functional>
 #include <iterator>
 #include <limits>
+#include <string_view>
 
-#include "api/operations.h"
 #include "core/tolerance.h"
 #include "msa/verify/accuracy.h"
 
@@ -95,33 +95,19 @@ double wrong_rows(const VerifyProblem& problem, const openmsa_tensor& topk_indic
   return wrong;
 }
 
-Finding compare(const VerifyProblem& problem, openmsa_op op, std::uint32_t id, const openmsa_tensor& got,
+Finding compare(const VerifyProblem& problem, openmsa_op op, const char* name, const openmsa_tensor& got,
                 const openmsa_tensor& expected, const core::Tolerance& allowed) {
   constexpr double kRecallAllowed = 1e-5;  // shares of probabilities that are summed in fp32
-  const char* name = api::fields()[id].name;
-  switch (id) {
-    case api::kTopkIndices:  // ties of the scores that openmsa_topk reads have one right order
-      return {name, op == OPENMSA_OP_TOPK ? different_bytes(got, expected) : wrong_rows(problem, got, allowed.score),
-              0};
-    case api::kBlockScores:  // near 1
-      return {name, largest_error(got, expected), allowed.score};
-    case api::kO:
-      return {name, relative_error(got, expected), allowed.o};
-    case api::kLse:
-      return {name, largest_error(got, expected), allowed.lse};
-    case api::kBlockRecall:
-    case api::kScoreRecall:
-      return {name, largest_error(got, expected), kRecallAllowed};
-    case api::kKCache:
-    case api::kVCache:
-    case api::kIndexKCache:
-    case api::kKScale:
-    case api::kVScale:
-    case api::kIndexKScale:
-      return {name, different_bytes(got, expected), 0};
-    default:
-      return {name, relative_error(got, expected), allowed.gradient};
+  const std::string_view tensor = name;
+  if (tensor == "topk_indices") {  // ties of the scores that openmsa_topk reads have one right order
+    return {name, op == OPENMSA_OP_TOPK ? different_bytes(got, expected) : wrong_rows(problem, got, allowed.score), 0};
   }
+  if (tensor == "block_scores") return {name, largest_error(got, expected), allowed.score};  // near 1
+  if (tensor == "o") return {name, relative_error(got, expected), allowed.o};
+  if (tensor == "lse") return {name, largest_error(got, expected), allowed.lse};
+  if (tensor.ends_with("_recall")) return {name, largest_error(got, expected), kRecallAllowed};
+  if (tensor.ends_with("_cache") || tensor.ends_with("_scale")) return {name, different_bytes(got, expected), 0};
+  return {name, relative_error(got, expected), allowed.gradient};
 }
 
 }  // namespace
@@ -140,12 +126,10 @@ std::vector<Finding> judge(const VerifyProblem& problem, const Config& judged, c
   } else {
     reference.run(op, expected, workspace);
   }
-  const api::Operation operation = api::operation(op, problem.config());
   std::vector<Finding> findings;
-  for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
-    const auto member = api::fields()[id].member;
-    if (!api::contains(operation.writes | operation.writes_optional, id) || (got.*member).rank == 0) continue;
-    findings.push_back(compare(problem, op, id, got.*member, expected.*member, core::tolerance(judged)));
+  for (const char* name : tensor_names()) {
+    if (!writes(problem.config(), op, name) || at(got, name).rank == 0) continue;
+    findings.push_back(compare(problem, op, name, at(got, name), at(expected, name), core::tolerance(judged)));
   }
   return findings;
 }

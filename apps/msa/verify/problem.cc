@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "api/operations.h"
 #include "core/dtype.h"
 
 namespace openmsa::cli {
@@ -178,12 +177,10 @@ void VerifyProblem::add_results(Tensors& to, openmsa_dtype dtype) {
 }
 
 Tensors VerifyProblem::call(openmsa_op op, const Tensors& results) const {
-  const api::Operation operation = api::operation(op, config_);
   Tensors tensors = openmsa::tensors();
-  for (std::uint32_t id = 0; id < api::kFieldCount; ++id) {
-    const auto member = api::fields()[id].member;
-    if (api::contains(operation.reads | operation.reads_optional, id)) tensors.*member = data_.*member;
-    if (api::contains(operation.writes | operation.writes_optional, id)) tensors.*member = results.*member;
+  for (const char* name : tensor_names()) {
+    if (reads(config_, op, name)) at(tensors, name) = at(data_, name);
+    if (writes(config_, op, name)) at(tensors, name) = at(results, name);
   }
   if (op == OPENMSA_OP_APPEND_KV) tensors.cu_seqlens_q = keys_as_queries_;
   return tensors;

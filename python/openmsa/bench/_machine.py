@@ -14,7 +14,7 @@ import openmsa
 _PACKAGES = ("numpy", "torch", "triton", "flash-attn", "flash-attn-3", "flashinfer-python", "vllm", "sglang")
 
 
-def machine_facts(device: str) -> dict:
+def machine_facts(device: str, commit: str | None) -> dict:
     facts = {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -22,12 +22,15 @@ def machine_facts(device: str) -> dict:
         "system": platform.platform(),
         "python": platform.python_version(),
         "openmsa": openmsa.__version__,
+        "commit": commit or output_of("git", "rev-parse", "HEAD"),
         "packages": dict(_installed()),
         "command": " ".join(sys.argv),
     }
     if device == "cuda":
-        facts["gpu"] = openmsa.cuda_device()
-        facts["nvidia_smi"] = _nvidia_smi()
+        import torch
+
+        facts |= {"gpu": openmsa.cuda_device(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        facts["nvidia_smi"] = _nvidia_smi_under_load()
     return facts
 
 
@@ -48,11 +51,22 @@ def _cpu_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _nvidia_smi() -> dict | None:
-    fields = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+def _nvidia_smi_under_load() -> dict | None:
+    """Clocks while a few hundred milliseconds of matrix products run."""
+    import torch
+
+    load = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    for _ in range(400):
+        torch.mm(load, load)
+    fields = "name,clocks.sm,clocks.mem,clocks.max.sm,power.limit,power.draw,temperature.gpu,driver_version"
+    output = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    torch.cuda.synchronize()
+    return dict(zip(fields.split(","), output.splitlines()[0].split(", "))) if output else None
+
+
+def output_of(*command: str) -> str | None:
+    """What a program prints, or None where it fails."""
     try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(zip(fields.split(","), output.splitlines()[0].split(", ")))

@@ -1,17 +1,29 @@
-"""The table and the plot of a benchmark's rows."""
+"""Tables, plots and files of a benchmark's rows."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable
 from pathlib import Path
 
-from ._case import SECTIONS
-from ._contenders import CONTENDERS
+from ._section import Section, tokens
+from .sections import SECTIONS
 
-_SPARSE = {one.name for one in CONTENDERS if one.is_sparse}
+_RATES = {"tflops": "TFLOP/s", "gb_per_s": "GB/s"}
+# Fields that say where a row belongs and how long it took; others are figures of its contender.
+_COMMON = {
+    "section", "case", "context", "batch", "contender", "part", "median_ms", "min_ms", "max_ms", "processor_ms",
+    "repeats", "calls", "first_run_s", "error", *_RATES,
+}  # fmt: skip
 _COLORS = {
     "openmsa": "#c0392b",
+    "openmsa select": "#f1948a",
+    "openmsa attend": "#d98880",
+    "openmsa fp8 index": "#e67e22",
+    "openmsa fp8 caches": "#f5b041",
     "vLLM Triton": "#8e44ad",
     "SGLang Triton": "#2471a3",
+    "split-KV Triton": "#5d6d7e",
     "PyTorch cuDNN": "#117a65",
     "PyTorch flash": "#b7950b",
     "flash-attn 3": "#2e4053",
@@ -19,61 +31,98 @@ _COLORS = {
     "FlashInfer": "#16a085",
     "openmsa dense": "#e59866",
 }
+_STYLES = {"layer": "-", "select": ":", "attend": ":", "dense": "--"}
 
 
-def panels(rows: list[dict]) -> dict[tuple[str, int], list[dict]]:
-    """Rows by section and batch, in the order of the sections."""
-    keys = {(row["section"], row["batch"]) for row in rows}
-    order = list(SECTIONS)
-    return {
-        key: [row for row in rows if (row["section"], row["batch"]) == key]
-        for key in sorted(keys, key=lambda key: (order.index(key[0]), key[1]))
-    }
+def _by_section(rows: list[dict]) -> list[tuple[Section, list[dict]]]:
+    """Rows of each section, in the order of the table of sections."""
+    names = {row["section"] for row in rows}
+    return [
+        (section, [row for row in rows if row["section"] == section.name])
+        for section in SECTIONS.values()
+        if section.name in names
+    ]
 
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for (section, batch), members in panels(rows).items():
-        names = list(dict.fromkeys(row["contender"] for row in members))
-        title = f"{section}: {SECTIONS[section]}" + (f", batch {batch}" if section == "decode" else "")
-        lines += ["", f"{title}; milliseconds"]
-        lines.append(f"{'tokens':>9}" + "".join(f"{name:>15}" for name in names) + f"{'best dense / openmsa':>22}")
-        for context in sorted({row["context"] for row in members}):
-            times = {row["contender"]: row["median_ms"] for row in members if row["context"] == context}
-            cells = "".join(f"{times[name]:>15.3f}" if name in times else f"{'-':>15}" for name in names)
-            dense = [time for name, time in times.items() if name not in _SPARSE]
-            ratio = f"{min(dense) / times['openmsa']:.2f}" if dense and "openmsa" in times else "-"
-            lines.append(f"{context:>9}{cells}{ratio:>22}")
+    for section, members in _by_section(rows):
+        lines += ["", f"{section.name}: {section.help}; milliseconds", *_grid(members, "median_ms"), *_ratios(members)]
+        if section.rate is not None:
+            lines += [f"{section.name}: {_RATES[section.rate]}", *_grid(members, section.rate)]
+        lines += _figures(members)
     return "\n".join(lines[1:])
 
 
+def _grid(rows: list[dict], figure: str) -> list[str]:
+    """A line per contender, a column per case."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    lines = [_line("", cases, cases)]
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        values = {row["case"]: f"{row[figure]:.4g}" for row in rows if row["contender"] == name}
+        lines.append(_line(name, [values.get(case, "-") for case in cases], cases))
+    return lines
+
+
+def _ratios(rows: list[dict]) -> list[str]:
+    """How much longer the best dense contender of a case takes than openmsa."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    ours = {row["case"]: row["median_ms"] for row in rows if row["contender"] == "openmsa"}
+    dense: dict[str, float] = {}
+    for row in rows:
+        if row["part"] == "dense":
+            dense[row["case"]] = min(row["median_ms"], dense.get(row["case"], row["median_ms"]))
+    ratios = {case: f"{dense[case] / ours[case]:.2f}" for case in cases if case in dense and case in ours}
+    return [_line("best dense / openmsa", [ratios.get(case, "-") for case in cases], cases)] if ratios else []
+
+
+def _line(name: str, cells: list[str], cases: list[str]) -> str:
+    return f"{name:<26}" + "".join(f"{cell:>{max(12, len(case) + 2)}}" for cell, case in zip(cells, cases))
+
+
+def _figures(rows: list[dict]) -> Iterable[str]:
+    """A line for every row that has more than times and rates."""
+    for row in rows:
+        own = {name: value for name, value in row.items() if name not in _COMMON}
+        if own:
+            words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{value}" for name, value in own.items())
+            yield f"{row['case']}, {row['contender']}: {', '.join(words)}"
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def panels(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows by section and batch, of sections over context."""
+    result: dict[str, list[dict]] = {}
+    for section, members in _by_section(rows):
+        if section.is_plotted:
+            for row in sorted(members, key=lambda row: row["batch"]):
+                title = section.name + (f", batch {row['batch']}" if row["batch"] > 1 else "")
+                result.setdefault(title, []).append(row)
+    return result
+
+
 def plot(rows: list[dict], title: str, folder: Path) -> list[Path]:
-    """One panel per section and batch: milliseconds over tokens, both logarithmic. Dense attention is dashed."""
+    """One panel per section and batch: milliseconds over tokens, both logarithmic. Dense attention is dashed, halves of
+    the layer are dotted."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import LogLocator, NullLocator
 
     members = panels(rows)
+    if not members:
+        return []
     figure, axes = pyplot.subplots(1, len(members), figsize=(4.6 * len(members), 4.2), squeeze=False)
-    for axis, ((section, batch), panel) in zip(axes[0], members.items()):
-        for name in dict.fromkeys(row["contender"] for row in panel):
-            line = sorted((row["context"], row["median_ms"]) for row in panel if row["contender"] == name)
-            style = {"linestyle": "-" if name in _SPARSE else "--", "linewidth": 2.6 if name == "openmsa" else 1.5}
-            axis.plot(*zip(*line), marker="o", markersize=4, label=name, color=_COLORS[name], **style)
-        contexts = sorted({row["context"] for row in panel})
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(contexts, [_tokens(context) for context in contexts])
-        axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.set_title(section + (f", batch {batch}" if section == "decode" else ""))
-        axis.set_xlabel("tokens of context")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, frameon=False)
+    for axis, (panel_title, panel) in zip(axes[0], members.items()):
+        _draw(axis, panel)
+        axis.set_title(panel_title)
     axes[0][0].set_ylabel("milliseconds")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
@@ -84,8 +133,21 @@ def plot(rows: list[dict], title: str, folder: Path) -> list[Path]:
     return paths
 
 
-def _tokens(count: int) -> str:
-    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
-        if count % size == 0:
-            return f"{count // size}{unit}"
-    return str(count)
+def _draw(axis, rows: list[dict]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for name, part in dict.fromkeys((row["contender"], row["part"]) for row in rows):
+        line = sorted((row["context"], row["median_ms"]) for row in rows if row["contender"] == name)
+        style = {"linestyle": _STYLES[part], "linewidth": 2.6 if name == "openmsa" else 1.5}
+        axis.plot(*zip(*line), marker="o", markersize=4, label=name, color=_COLORS.get(name), **style)
+    contexts = sorted({row["context"] for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(contexts, [tokens(context) for context in contexts])
+    axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("tokens of context")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)

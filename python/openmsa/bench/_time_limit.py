@@ -11,7 +11,7 @@ _AGAIN_SECONDS = 5.0
 
 @contextlib.contextmanager
 def time_limit(seconds: float):
-    """Raises TimeoutError inside the block once it has run for so long, between two steps of Python. Main thread only."""
+    """Raises TimeoutError inside the block once it has run for so long, between steps of Python. Main thread only."""
 
     def stop(signum, frame):
         raise TimeoutError(f"took longer than {seconds:g} s")

@@ -26,7 +26,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using D = hn::CappedTag<float, kLanes>;
 using V = hn::Vec<D>;
 constexpr std::int64_t kL = hn::MaxLanes(D());
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 HWY_INLINE V zero() { return hn::Zero(D()); }
 HWY_INLINE V set(float x) { return hn::Set(D(), x); }

@@ -19,6 +19,8 @@
 
 namespace openmsa::cpu {
 
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 /// Columns of a tile come in multiples of this many floats: the widest SIMD vector used.
 inline constexpr std::int64_t kLanes = 16;
 constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }

@@ -1,7 +1,10 @@
-"""The benchmark's calls of vLLM's and SGLang's kernels, with stand-ins that have their signatures and layouts and compute by
-openmsa: what the kernels would be given is the layer that openmsa is given."""
+"""The benchmark's calls of other libraries, with stand-ins that have their signatures and layouts and compute by
+openmsa or PyTorch: the kernels would be given the problem that the judge knows. Also what of a GPU's part runs without one: the
+Triton kernels in Triton's interpreter, and the order of events of the timer."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 import types
 
@@ -9,10 +12,15 @@ import numpy as np
 import openmsa
 import pytest
 import torch
-from openmsa.bench import _contenders
-from openmsa.bench._case import Case, Layer
+from openmsa.bench import _problem, _timing
+from openmsa.bench._errors import Refused
+from openmsa.bench._problem import Layer, Problem
+from openmsa.bench._tensors import Torch
+from openmsa.bench.sections import SECTIONS
+from openmsa.bench.sections import attend as attend_section
+from torch.nn.functional import scaled_dot_product_attention
 
-LAYER = Layer(num_heads_q=4, num_heads_kv=2, head_dim=16, block_size=16, topk=2)
+LAYER = Layer(num_heads_q=4, num_heads_kv=2, head_dim=16, index_dim=16, block_size=16, topk=2)
 OPTIONS = {"block_size": 16, "topk": 2}
 
 
@@ -111,15 +119,52 @@ def as_tensors(*arrays):
     return [torch.as_tensor(array) for array in arrays]
 
 
+class FlashAttn:
+    @staticmethod
+    def flash_attn_func(q, k, v, causal):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2), "lse"
+
+    @staticmethod
+    def flash_attn_with_kvcache(q, k, v, cache_seqlens, causal):
+        assert q.shape[1] == 1 and cache_seqlens.tolist() == [k.shape[1]] * len(k)
+        return FlashAttn.flash_attn_func(q, k, v, causal=False)[0]
+
+
+class FlashInfer:
+    @staticmethod
+    def single_prefill_with_kv_cache(q, k, v, causal):
+        return FlashAttn.flash_attn_func(q[None], k[None], v[None], causal)[0][0]
+
+    class BatchDecodeWithPagedKVCacheWrapper:
+        def __init__(self, workspace, layout, use_tensor_cores):
+            assert layout == "NHD" and workspace.dtype == torch.uint8
+
+        def plan(self, bounds, pages, in_last, heads_q, heads_kv, head_dim, page_size, q_data_type, kv_data_type):
+            assert (heads_q, heads_kv, head_dim, page_size, in_last.tolist()) == (4, 2, 16, 16, [16] * len(in_last))
+            self.table = pages.view(len(in_last), -1)
+            assert bounds.tolist() == [row * self.table.shape[1] for row in range(len(in_last) + 1)]
+
+        def run(self, q, cache):
+            lengths = torch.full((len(q),), self.table.shape[1] * 16, dtype=torch.int32)
+            bounds = torch.arange(len(q) + 1, dtype=torch.int32)
+            tensors = {"seqlens_k": lengths, "block_table": self.table, "cu_seqlens_q": bounds}
+            return openmsa.dense_attention(q, k_cache=cache[0], v_cache=cache[1], **tensors)
+
+
 MODULES = {
     "vllm.models.minimax_m3.common.ops.index_topk": VllmIndex,
     "vllm.models.minimax_m3.common.ops.sparse_attn": VllmAttend,
     "sglang.srt.layers.attention.minimax_sparse_ops.minimax_sparse": Sglang,
+    "flash_attn_interface": FlashAttn,
+    "flash_attn": FlashAttn,
+    "flashinfer": FlashInfer,
 }
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
+    """The libraries; and problems as on a GPU, of PyTorch's tensors and with several calls on two sets of pages."""
     for path, functions in MODULES.items():
         module = types.ModuleType(path)
         for key in vars(functions):
@@ -129,27 +174,166 @@ def stand_ins(monkeypatch):
         for end in range(1, len(parts)):
             monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
         monkeypatch.setitem(sys.modules, path, module)
-    monkeypatch.setattr(Case, "pages", as_torch(Case.pages))
+    monkeypatch.setattr(_problem, "source_of", lambda device, seed: Torch(seed, "cpu"))
+    monkeypatch.setattr(_problem, "sets_and_calls", lambda layer, lengths: (2, 3))
 
 
-def contender(name):
-    return next(one for one in _contenders.CONTENDERS if one.name == name)
+def problem_of(section, context, batch, layer=LAYER):
+    """As on a GPU but for the device."""
+    if section != "decode":
+        return Problem(layer, [(context, context)])
+    problem = Problem(layer, [(1, context)] * batch, is_paged=True, device="cuda")
+    problem.device = "cpu"
+    return problem
 
 
-@pytest.mark.parametrize("section, context, batch", [("prefill", 96, 1), ("decode", 96, 3)])
-@pytest.mark.parametrize("name", ["vLLM Triton", "SGLang Triton"])
-def test_what_peers_are_given(stand_ins, name, section, context, batch):
-    case = Case(section, context, batch, LAYER, "cpu")
-    inputs = {key: torch.from_numpy(array) for key, array in case.inputs().items()}
-    result, expected = (contender(one).prepare(case, inputs)() for one in (name, "openmsa"))
-    torch.testing.assert_close(result, expected)
+def contender(section, name):
+    return next(one for one in SECTIONS[section].contenders if one.name == name)
+
+
+PEERS = {
+    "prefill": ["vLLM Triton", "SGLang Triton", "PyTorch flash", "flash-attn 3", "flash-attn 2", "FlashInfer"],
+    "training": ["PyTorch flash", "flash-attn 3", "flash-attn 2"],
+}
+PEERS["decode"] = PEERS["prefill"]
+
+
+@pytest.mark.parametrize("section, name", [(section, name) for section, names in PEERS.items() for name in names])
+def test_what_peers_are_given(stand_ins, section, name):
+    problem, one = problem_of(section, 96, 3), contender(section, name)
+    prepared = one.prepare(problem)
+    for call in range(problem.calls):
+        assert one.judge(problem, call, prepared.run(call)) < 1e-6
+
+
+def test_calls_have_inputs_of_their_own(stand_ins):
+    """The result of one call is not that of another one; call 2 has the pages of call 0."""
+    problem = problem_of("decode", 96, 3)
+    tables = [problem.where(call)["block_table"] for call in range(3)]
+    assert tables[0] is tables[2] and not set(tables[0].flatten().tolist()) & set(tables[1].flatten().tolist())
+    o = [contender("decode", "openmsa dense").prepare(problem).run(call).o.clone() for call in range(3)]
+    assert not torch.equal(o[0], o[2])
 
 
 def test_vllm_has_one_block_size(stand_ins):
-    case = Case("decode", 96, 1, dataclasses.replace(LAYER, block_size=32), "cpu")
-    with pytest.raises(_contenders.Refused, match="kv_blocks of 16 only"):
-        contender("vLLM Triton").prepare(case, {key: torch.from_numpy(x) for key, x in case.inputs().items()})
+    problem = problem_of("decode", 96, 1, dataclasses.replace(LAYER, block_size=32))
+    with pytest.raises(Refused, match="kv_blocks of 16 only"):
+        contender("decode", "vLLM Triton").prepare(problem)
 
 
-def as_torch(pages):
-    return lambda case, inputs: {key: torch.as_tensor(value) for key, value in pages(case, inputs).items()}
+@pytest.mark.parametrize("is_clustered", [False, True])
+def test_selections_for_attention_alone(is_clustered):
+    """Ascending kv_blocks up to the query's own; clustered ones begin with the first, and neighbours share most."""
+    layer = dataclasses.replace(LAYER, topk=16)
+    indices = attend_section.draw(Problem(layer, [(1024, 1024)]), is_clustered).numpy()
+    own = np.arange(1024) // 16
+    chosen = (indices >= 0).sum(-1)
+    assert (chosen == np.minimum(own + 1, 16)).all()
+    assert (np.take_along_axis(indices, chosen[..., None] - 1, -1)[..., 0] == own).all()
+    assert (np.where(indices[..., 1:] >= 0, np.diff(indices, axis=-1), 1) > 0).all()
+    last = indices[0, -16:]  # one kv_block of queries, in one run
+    shared = set.intersection(*(set(row) for row in last.tolist()))
+    assert (indices[..., 0] == 0).all() == is_clustered and (len(shared) >= 12) == is_clustered
+
+
+INTERPRETED = """
+import torch
+from openmsa.bench.triton_kernels import read_memory, split_kv
+from triton.runtime import interpreter
+
+patch = interpreter._patch_lang_tensor
+def patch_for_numpy(tensor, scope):  # Triton 3.6 makes ints of arrays of one number, which NumPy 2.4 refuses
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+interpreter._patch_lang_tensor = patch_for_numpy
+
+torch.manual_seed(1)
+q, k, v = torch.randn(2, 32, 16), torch.randn(2, 100, 2, 16), torch.randn(2, 100, 2, 16)
+expected = torch.nn.functional.scaled_dot_product_attention(
+    q[:, :, None], k.transpose(1, 2), v.transpose(1, 2), enable_gqa=True)[:, :, 0]
+for ctas in (1, 16):
+    o = torch.empty_like(q)
+    way = split_kv.SplitKvDecode(q, k, (16, 4, 3), ctas)
+    way.run(q, k, v, o)
+    torch.testing.assert_close(o, expected, atol=1e-5, rtol=1e-5)
+    print(way.describe())
+
+data, out = torch.zeros(4 * read_memory.TILE, dtype=torch.int32), torch.empty(2, dtype=torch.int32)
+data[3 * read_memory.TILE + 5] = 7
+read_memory.read(data, out)
+print(out.tolist())
+"""
+
+
+def test_triton_kernels():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 splits, 16 keys per step", "4 splits, 16 keys per step", "[0, 7]"]
+
+
+class FakeCuda:
+    """Says what is asked of a GPU, whose clock is the number of things asked."""
+
+    def __init__(self, monkeypatch):
+        self.log = log = []
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                log.append("event")
+                self.time = len(log)
+
+            def elapsed_time(self, end):
+                return float(end.time - self.time)
+
+        class Stream:
+            def wait_stream(self, other):
+                log.append("wait for the caller's stream")
+
+            def synchronize(self):
+                log.append("synchronize")
+
+        class Block:
+            """torch.cuda.graph, torch.cuda.stream"""
+
+            def __init__(self, *args, **keywords):
+                pass
+
+            def __enter__(self):
+                pass
+
+            def __exit__(self, *args):
+                pass
+
+        class Graph:
+            def replay(self):
+                log.append("replay")
+
+        class Flush:
+            def zero_(self):
+                log.append("flush")
+
+        cuda = {"Event": Event, "Stream": Stream, "stream": Block, "graph": Block, "CUDAGraph": Graph}
+        cuda |= {"current_stream": lambda: None, "_sleep": lambda cycles: log.append("sleep")}
+        for name, value in cuda.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch, "empty", lambda *args, **keywords: Flush())
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_order_of_events(monkeypatch, in_graph):
+    """A run begins with a cold cache and with its work enqueued; a graph is captured from functions that have run."""
+    gpu = FakeCuda(monkeypatch)
+    functions = [lambda name=name: gpu.log.append(name) or name for name in ("a", "b")]
+    timing, result = _timing.measure(functions, "cuda", 0.01, in_graph)
+    assert result == "b" and timing["calls"] == 2
+    work = ["replay"] if in_graph else ["a", "b"]
+    run = ["flush", "sleep", "event", *work, "event"]
+    warm = ["a", "synchronize", "a", "synchronize", "a", "b"] if in_graph else []
+    repeats = timing["repeats"]
+    assert gpu.log == ["wait for the caller's stream", *warm, *run, "synchronize", *run * repeats, "synchronize"]
+    assert timing["median_ms"] == (len(work) + 1) / 2

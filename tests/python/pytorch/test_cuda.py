@@ -108,6 +108,7 @@ def test_cupy():
     cupy = pytest.importorskip("cupy")
     layer = torch_layer([300], [300], device="cuda", dtype=torch.float16, **M3)
     arrays = {name: cupy.from_dlpack(tensor) for name, tensor in layer.items()}
+    torch.cuda.synchronize()  # CuPy's stream does not wait for PyTorch's
     with cupy.cuda.Stream(non_blocking=True) as stream:
         o = openmsa.msa_attention(**arrays, **OPTIONS)
         stream.synchronize()

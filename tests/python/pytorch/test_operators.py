@@ -214,6 +214,7 @@ def test_on_other_streams(layer):
         pytest.skip("streams are the GPU's")
     expected = openmsa.torch.sparse_attention(**pick(layer, *KEYS), topk_indices=chosen(layer), **OPTIONS)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         q = layer["q"] * 1  # written on this stream, after the sleep

@@ -1,0 +1,33 @@
+"""The table of sections. A new one is a module with a SECTION, and its line here."""
+
+from .._section import Section
+from . import (
+    attend,
+    chunk,
+    decode,
+    fp8,
+    memory,
+    mixed,
+    prefill,
+    ragged,
+    tokens_per_step,
+    topk,
+    training,
+)
+
+SECTIONS: dict[str, Section] = {
+    module.SECTION.name: module.SECTION
+    for module in (
+        prefill,
+        attend,
+        topk,
+        ragged,
+        chunk,
+        fp8,
+        decode,
+        mixed,
+        tokens_per_step,
+        training,
+        memory,
+    )
+}

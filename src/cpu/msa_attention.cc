@@ -1,0 +1,29 @@
+// The whole layer: selection, then attention over it.
+
+#include "core/layer_selection.h"
+#include "cpu/stages.h"
+
+namespace openmsa::cpu {
+
+using core::Arena;
+using core::Plan;
+using core::Problem;
+
+/// The stages of the layer run one after the other in the same scratch.
+void plan_msa_attention(const Plan& plan, Arena& arena) {
+  core::take_selection(plan, arena);
+  Arena select = arena, attend = arena;
+  plan_select_blocks(plan, select);
+  plan_attention(plan, attend);
+  arena = select.used() > attend.used() ? select : attend;
+}
+
+void msa_attention(const Problem& problem, Arena& arena, const Threads& threads) {
+  const openmsa_tensors tensors = core::with_selection(problem, arena);
+  const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
+  Arena select = arena, attend = arena;
+  select_blocks(layer, select, threads);
+  attention(layer, attend, threads);
+}
+
+}  // namespace openmsa::cpu
