@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from . import _openmsa
 from ._arrays import library_of
 from ._layout import SHAPES, extents_of, longest_sequence, new_result, plan_options
 from ._plan import DEFAULTS, Plan, cached_plan, check_scale
@@ -119,7 +120,6 @@ def _checked_option(name: str, value):
     raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 
-_INT32 = {"cu_seqlens_q", "cu_seqlens_k", "seqlens_k", "block_table", "topk_indices"}
 _NO_LAYER = re.compile(r"u?int\d+|bool|complex\d+|longdouble|object|float8_(?!e4m3fn$).*")
 
 
@@ -127,7 +127,7 @@ def _check_dtypes(dtypes: dict[str, str]) -> None:
     """Those that no call takes, by name: what PyTorch and NumPy make of lengths and sums where nobody says int32, above all.
     Which of the others fits which argument is the library's to say."""
     for name, dtype in dtypes.items():
-        if name in _INT32:
+        if _openmsa.tensor_dtype(name, "float32") == "int32":
             if dtype != "int32":
                 raise TypeError(f"{name}: expected dtype int32, got {dtype}")
         elif _NO_LAYER.fullmatch(dtype):

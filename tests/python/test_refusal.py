@@ -105,6 +105,18 @@ def test_nothing_is_written_where_something_is_refused(layer):
     assert (o == 7).all()
 
 
+def test_results_of_another_dtype(layer):
+    """Each dtype that would do is named once."""
+    o = np.empty((42, 4, 64), np.float16)
+    with pytest.raises(ValueError, match="o: expected dtype fp32, got fp16"):
+        openmsa.msa_attention(**layer | {"o": o, "d_q": None})
+    halves = {
+        name: a.astype(ml_dtypes.bfloat16) if a.dtype == np.float32 else a for name, a in random_layer([9], [9]).items()
+    }
+    with pytest.raises(ValueError, match="o: expected dtype bf16 or fp32, got fp16"):
+        openmsa.msa_attention(**halves, o=np.empty((9, 4, 64), np.float16))
+
+
 def test_float64_is_for_the_reference():
     layer = random_layer([10], [10], dtype="float64")
     with pytest.raises(openmsa.Error, match="dtype: expected fp32, bf16 or fp16"):
