@@ -18,8 +18,11 @@ PADDING, KEY, QUERY, PADDED_QUERY = range(4)
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether numbers of `tensor` cannot be looked at: while torch.compile or torch.export traces, or a CUDA graph captures."""
-    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether numbers of `tensor` cannot be looked at: while torch.compile or torch.export traces, without any (meta and fake
+    tensors), or while a CUDA graph captures."""
+    if torch.compiler.is_compiling() or tensor.is_meta or hasattr(tensor, "fake_mode"):
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def bounds(start, end, device) -> torch.Tensor:

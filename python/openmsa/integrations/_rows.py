@@ -33,6 +33,9 @@ def rows_of(mask, position_ids, cu_seq_lens, batch: int, q_length: int) -> list[
     if position_ids is None:
         position_ids = _places_of_queries(mask, q_length)
     position_ids = position_ids if position_ids.ndim == 2 else position_ids.reshape(1, -1)
+    if not _masks.is_traced(mask) and _are_single_sequences(mask, position_ids):
+        end = mask[0, 0, 1, 0]
+        return [Row(torch.stack((torch.zeros_like(end), end)))] * batch
     alike = len(mask) == len(position_ids) == 1
     row = _bounded_row if _masks.are_bounds(mask) else _marked_row
     rows = [
@@ -40,6 +43,15 @@ def rows_of(mask, position_ids, cu_seq_lens, batch: int, q_length: int) -> list[
         for b in range(1 if alike else batch)
     ]
     return rows * batch if alike else rows
+
+
+def _are_single_sequences(mask, position_ids) -> bool:
+    """Whether no row has padding or documents: what is usual, found by one look for the whole batch."""
+    if not _masks.are_bounds(mask):
+        return False
+    starts, offset = mask[:, 0, 0], mask[0, 0, 1] - position_ids.shape[1]
+    is_followed = (position_ids[:, 1:] - position_ids[:, :-1]).eq(1).all()
+    return bool(starts.eq(0).all() & is_followed & position_ids[:, 0].ge(offset).all())
 
 
 def _places_of_queries(mask, q_length: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ try:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
     from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
-except ModuleNotFoundError as error:
+except ImportError as error:
     raise ImportError(f"openmsa.integrations.transformers: expected transformers 5.17 to 5.24 ({error})") from error
 
 from .. import torch as openmsa_torch

@@ -152,6 +152,20 @@ def test_exported(strict, options):
 
 
 @torch.no_grad()
+def test_without_numbers():
+    """Shapes alone: on the meta device, and for tools that estimate memory by fake tensors."""
+    from torch._subclasses import FakeTensorMode
+
+    model = decoder()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ids = torch.zeros(2, 100, dtype=torch.int64)
+        assert model(ids, use_cache=False).logits.shape == (2, 100, 512)
+    model, ids = model.to("meta"), tokens(2, 100).to("meta")
+    assert model(ids).logits.shape == (2, 100, 512)
+    assert model(ids, use_cache=False, attention_mask=torch.ones_like(ids)).logits.shape == (2, 100, 512)
+
+
+@torch.no_grad()
 def test_rollback_and_assistants(model):
     """A cache that is cropped, as assisted generation does, answers as one that never had the rest."""
     ids = tokens(1, 100)
