@@ -19,10 +19,10 @@ struct ElementTypeInfo {
 /// nullptr: a type this program does not know; its size cannot be checked.
 const ElementTypeInfo* find_type(const std::string& name);
 
-/// Of any type but kOther.
+/// The row of any type but kOther.
 const ElementTypeInfo& info(ElementType type);
 
-/// Of a dtype that the library knows.
+/// The row of a dtype that the library knows.
 const ElementTypeInfo& info(openmsa_dtype dtype);
 
 /// Elements of `shape`, or false when its extents other than zero multiply to more than 63 bits (strides could not be

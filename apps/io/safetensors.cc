@@ -12,7 +12,7 @@
 #include <system_error>
 #include <utility>
 
-#include "core/dtype.h"
+#include "io/dtype.h"
 #include "io/element_types.h"
 #include "io/error.h"
 #include "io/safetensors_header.h"
@@ -67,7 +67,7 @@ std::vector<float> convert(const StoredTensor& tensor) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     Stored element;
     std::memcpy(&element, tensor.data + i * sizeof(Stored), sizeof(Stored));
-    values[i] = static_cast<float>(core::to_float(element));
+    values[i] = io::to_float(element);
   }
   return values;
 }
@@ -87,9 +87,9 @@ std::vector<float> StoredTensor::to_float() const {
     case ElementType::kF32:
       return convert<float>(*this);
     case ElementType::kF16:
-      return convert<core::Float16>(*this);
+      return convert<Float16>(*this);
     case ElementType::kBF16:
-      return convert<core::BFloat16>(*this);
+      return convert<BFloat16>(*this);
     default:
       throw InputError("expected a floating-point tensor, got " + type_name);
   }

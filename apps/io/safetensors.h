@@ -1,4 +1,4 @@
-// Safetensors files: named tensors behind a JSON header (https://github.com/huggingface/safetensors, format section).
+// Safetensors files: named tensors after a JSON header (https://github.com/huggingface/safetensors, format section).
 #pragma once
 
 #include <openmsa/openmsa.h>

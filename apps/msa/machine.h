@@ -1,4 +1,4 @@
-// What ran and where: the facts that stand beside every measurement.
+// The machine and the build: the facts that stand beside every measurement.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -25,7 +25,7 @@ std::array<int, kLetters> make_table() {
   return table;
 }
 
-/// Of a character of one or two bytes; the alphabet has no longer ones.
+/// The code point of a character of one or two bytes; the alphabet has no longer ones.
 unsigned code_point(std::string_view character) {
   const auto first = static_cast<std::uint8_t>(character[0]);
   if (character.size() == 1) return first;

@@ -1,4 +1,4 @@
-// What of a text is UTF-8.
+// The parts of a text that are UTF-8.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@ std::string_view utf8_prefix(std::string_view text);
 /// Holds back the beginning of a character until the rest of it has come; bytes that are no UTF-8 pass as they are.
 class Utf8Stream {
  public:
-  /// What can be shown after `bytes` have come.
+  /// The text that can be shown after `bytes` have come.
   std::string push(std::string_view bytes);
-  /// What is left at the end.
+  /// The bytes that are left at the end.
   std::string finish();
 
  private:

@@ -177,7 +177,7 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  * topk_indices = -1. The same is written for rows past cu_seqlens_q[batch].
  * Keys are either contiguous (k, v, index_k, with cu_seqlens_k) or, when the plan has a page_size, paged (the *_cache
  * tensors with block_table and seqlens_k): token j of a sequence is entry j % page_size of page block_table[b, j /
- * page_size]. Whatever lies past seqlens_k, in a page or behind one, is never used.
+ * page_size]. Whatever lies past seqlens_k, in a page or after it, is never used.
  *
  * fp8 keys. A number in e4m3 stands for its value times a scale: k_scale and v_scale with kv_dtype e4m3, index_k_scale
  * with index_dtype e4m3. An absent scale is 1; [1] is one scale for all; else there is one per token, in caches by its
@@ -290,7 +290,7 @@ OPENMSA_API openmsa_status openmsa_dense_attention(const openmsa_plan* plan, con
 OPENMSA_API openmsa_status openmsa_sparse_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                                              openmsa_workspace workspace);
 
-/* The same for openmsa_dense_attention: no topk_indices. */
+/* Gradient of openmsa_dense_attention, as openmsa_sparse_attention_backward without topk_indices. */
 OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                                             openmsa_workspace workspace);
 

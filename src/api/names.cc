@@ -23,7 +23,7 @@ const Field* find_field(const char* name) {
   return found == fields.end() ? nullptr : &*found;
 }
 
-/// See openmsa_tensor_dtype; config has its defaults filled in.
+/// See openmsa_tensor_dtype. A kv_dtype or index_dtype of 0 stands for the plan's dtype.
 openmsa_dtype dtype_of(Kind kind, const openmsa_config& config) {
   switch (kind) {
     case Kind::kInt32:

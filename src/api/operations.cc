@@ -160,8 +160,7 @@ Operation operation(openmsa_op op, const openmsa_config& config) {
 
 }  // namespace openmsa::api
 
-// ------------------------------------------------------------------------------- the operations as functions of
-// openmsa.h
+// -------------------------------------------------------------------------------------------- entry points
 
 #define OPENMSA_ENTRY(function, op)                                                                                \
   openmsa_status function(const openmsa_plan* plan, const openmsa_tensors* tensors, openmsa_workspace workspace) { \

@@ -55,7 +55,7 @@ struct Field {
   Dim shape[OPENMSA_MAX_RANK];
 };
 
-/// All of them, in the order of openmsa_tensors.
+/// All fields, in the order of openmsa_tensors.
 std::span<const Field> fields();
 
 /// Place of a member in fields().

@@ -1,5 +1,5 @@
-// Caller-owned workspace, carved front to back. With no memory behind it, an arena measures: the same code that carves
-// a kernel's scratch also tells the plan how large it is.
+// Caller-owned workspace, carved front to back. An arena without memory measures: the code that carves a kernel's
+// scratch also tells the plan how large it is.
 #pragma once
 
 #include <cstddef>

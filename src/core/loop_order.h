@@ -1,5 +1,5 @@
-// What ThreadSanitizer must be told about loops of oneTBB, into which it does not see. The files that call oneTBB are
-// built without it (OPENMSA_WITH_TSAN), and tell it themselves what comes before what.
+// The order of oneTBB's loops, for ThreadSanitizer, which does not see into them. Files that call oneTBB are built
+// without instrumentation (OPENMSA_WITH_TSAN) and tell ThreadSanitizer themselves what comes before what.
 #pragma once
 
 #ifdef OPENMSA_WITH_TSAN
@@ -8,8 +8,8 @@
 
 namespace openmsa::core {
 
-/// A loop's order: all that its caller did comes before every item, and every item before all that the caller does
-/// next. Nothing is said of the order of items, so races between them are found. In other builds it is nothing.
+/// The order of one loop: all that its caller did comes before every item, and every item before all that the caller
+/// does next. The order among items is left open, so that races between them are found. Does nothing in other builds.
 class LoopOrder {
  public:
   LoopOrder() { release(&begin_); }

@@ -1,4 +1,4 @@
-// What is fixed before the first call: a checked configuration and what follows from it. Shapes and capacities only.
+// A checked configuration and what follows from it, fixed before the first call: shapes and capacities only.
 #pragma once
 
 #include <openmsa/openmsa.h>

@@ -24,7 +24,7 @@ inline std::byte* address(const openmsa_tensor& tensor, std::int64_t i, std::int
   return static_cast<std::byte*>(tensor.data) + offset * static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
 }
 
-/// The same with the element's type.
+/// Element (i, j, k, l) as a T.
 template <class T>
 T& element(const openmsa_tensor& tensor, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) {
   return *reinterpret_cast<T*>(address(tensor, i, j, k, l));
@@ -56,8 +56,7 @@ struct Sequence {
   std::int64_t page(std::int64_t logical) const { return pages[logical * pages_stride]; }
 };
 
-/// Rows of one sequence and head in k, v or index_k, contiguous or paged, and what their numbers are to be multiplied
-/// with.
+/// Rows of one sequence and head in k, v or index_k, contiguous or paged, with their scales.
 struct KeyRows {
   openmsa_dtype dtype;
   std::byte* data;  // contiguous: token 0; paged: token 0 of page 0
@@ -65,8 +64,8 @@ struct KeyRows {
   std::int64_t page_bytes;
   std::int64_t page_size;  // 0: contiguous
   Sequence sequence;
-  float* scales;               // of the tokens as `data`; nullptr: 1
-  std::int64_t scales_stride;  // of neighbouring tokens, across pages too; 0: one scale for all
+  float* scales;               // of the token at `data`; nullptr: every scale is 1
+  std::int64_t scales_stride;  // from a token to the next, across pages too; 0: one scale for all
 
   std::byte* token(std::int64_t j) const {
     if (page_size == 0) return data + j * token_bytes;
@@ -74,7 +73,7 @@ struct KeyRows {
   }
   /// The scale of token j; only where there are scales.
   float& scale(std::int64_t j) const {
-    if (scales_stride == 0) return *scales;  // and no look into the table of pages
+    if (scales_stride == 0) return *scales;  // needs no page number
     const std::int64_t place = page_size == 0 ? j : sequence.page(j / page_size) * page_size + j % page_size;
     return scales[place * scales_stride];
   }
@@ -129,7 +128,7 @@ inline Sequence Problem::sequence(std::int64_t b) const {
     result.seqlen_k = (present(tensors.k) ? tensors.k : tensors.index_k).shape[0];
   }
   if (present(tensors.block_table)) {
-    static constexpr std::int32_t kNoPage = -1;  // of a table without entries: no sequence has keys
+    static constexpr std::int32_t kNoPage = -1;  // stands for a table without entries: no sequence has keys
     const bool is_empty = tensors.block_table.data == nullptr;
     result.pages = is_empty ? &kNoPage : &element<std::int32_t>(tensors.block_table, b);
     result.pages_stride = tensors.block_table.strides[1];

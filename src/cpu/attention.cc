@@ -51,7 +51,7 @@ struct Scratch {
   float *limit, *max, *sum, *alpha;
 };
 
-/// Whether a sequence is left to dense_decode.
+/// Sequences that dense_decode takes.
 bool is_dense_decode(const Problem& problem, const Sequence& sequence) {
   return is_decode(sequence) && !core::present(problem.tensors.topk_indices);
 }
@@ -138,7 +138,7 @@ class TileWalk {
     s_.values.load(span(v_, block));
   }
 
-  /// What a step will read is fetched during the products of the step before: half of it in either.
+  /// Lists the memory that `step` will read, to be fetched during the two products of the step before it: half in each.
   void fetch(const Step& step) {
     const std::int64_t heads = step.columns.heads, dim = problem_.plan.config.head_dim;
     const openmsa_tensor& q = problem_.tensors.q;

@@ -113,7 +113,7 @@ float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
 
 bool causal_limits(const core::Sequence& sequence, const Columns& columns, std::int64_t begin, std::int64_t count,
                    float* limit) {
-  if (columns.count > 0 && sequence.position(columns.queries[0]) >= begin + count - 1) {  // so do the queries behind it
+  if (columns.count > 0 && sequence.position(columns.queries[0]) >= begin + count - 1) {  // so do later queries
     std::fill(limit, limit + columns.padded(), static_cast<float>(count));
     return false;
   }

@@ -33,7 +33,7 @@ struct Columns {
 void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, std::int64_t dim,
                float scale, float* rows);
 
-/// The same rows and their transpose, columns[channel][column], the right operand of a product with keys.
+/// Query rows and their transpose, columns[channel][column], the right operand of a product with keys.
 struct QueryTile {
   QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns = kMaxColumns);
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);

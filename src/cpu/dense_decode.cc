@@ -122,8 +122,8 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
   s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true);
 }
 
-/// What is fetched while `head` is worked on: its share of the tile's rows of all heads where those lie side by side,
-/// so that memory is read from front to back; else its own rows.
+/// Lists the memory to fetch while `head` is worked on: its share of the next tile's rows of all heads where those lie
+/// side by side, so that memory is read from front to back; else the rows of `head` alone.
 template <class RowsOf>
 void fetch_share(const RowsOf& rows_of, std::int64_t heads, std::int64_t head, std::int64_t begin, std::int64_t count,
                  std::int64_t dim, FetchList& list) {

@@ -20,7 +20,7 @@ struct KeySpan {
   std::int64_t count = 0;
 };
 
-/// What the next product is to fetch: rows of one size.
+/// Rows of one size, for the next product to fetch.
 class FetchList {
  public:
   FetchList(core::Arena& arena, std::int64_t keys) : rows_(arena.take<const std::byte*>(keys + kMoreRows)) {}

@@ -1,4 +1,4 @@
-// The CUDA backend (sm_90a): work is enqueued on the caller's stream; nothing is allocated, read back or waited for.
+// The CUDA backend: work is enqueued on the caller's stream; nothing is allocated, read back or waited for.
 // In a build without CUDA, absent.cc takes its place and refuses every plan.
 #pragma once
 
@@ -19,7 +19,7 @@ std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
 /// `problem` has device pointers, whose values have not been checked.
 void run(openmsa_op op, const core::Problem& problem, const core::Execution& execution);
 
-/// What `msa info` prints: the device, or why there is none.
+/// The device in words, or why there is none, as `msa info` prints it.
 std::string describe();
 
 }  // namespace openmsa::cuda

@@ -49,7 +49,7 @@ struct Recall {
   C score;
 };
 
-/// Of one query and KV head, whose `chosen` kv_blocks are visible. A query that sees nothing misses nothing.
+/// Both recalls of one query and KV head, whose `chosen` kv_blocks are visible; 1 for a query that sees nothing.
 template <class C>
 Recall<C> recall(const std::vector<C>& mass, const std::vector<std::int64_t>& chosen) {
   if (mass.empty()) return {1, 1};

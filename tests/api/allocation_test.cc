@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "api/operations.h"
 #include "support/allocations.h"
-#include "support/layer.h"
 #include "support/many_threads.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 namespace {
@@ -28,8 +27,7 @@ std::vector<Case> all_cases() {
 }
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
-  return std::string(api::operation(info.param.op, openmsa::config()).name) + "_on_" +
-         std::to_string(info.param.num_threads);
+  return std::string(openmsa_op_name(info.param.op)) + "_on_" + std::to_string(info.param.num_threads);
 }
 
 /// Inputs of `op`: prompts, decode, and what earlier operations give.

@@ -10,8 +10,8 @@ namespace openmsa::test {
 namespace {
 
 TEST(Backends, EachHasARowAndOnlyTheCpuKeepsSomethingInAPlan) {
-  for (const openmsa_backend name : {OPENMSA_BACKEND_CPU, OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_REFERENCE_FLOAT32,
-                                     OPENMSA_BACKEND_CUDA}) {
+  for (const openmsa_backend name :
+       {OPENMSA_BACKEND_CPU, OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_REFERENCE_FLOAT32, OPENMSA_BACKEND_CUDA}) {
     SCOPED_TRACE(static_cast<int>(name));
     const core::Backend& backend = api::backend(name);
     EXPECT_NE(backend.check_plan, nullptr);

@@ -16,7 +16,7 @@ LayerShape shape(openmsa_dtype dtype) {
   return {.dtype = dtype, .head_dim = 16, .index_dim = 16, .block_size = 16, .topk = 3};
 }
 
-/// Appends the step's tokens on both backends.
+/// Appends the step's tokens on the CPU and on the reference.
 void append(ServingMemory& memory) {
   TensorMap expected = memory.caches();
   run_into(memory.layer(), OPENMSA_OP_APPEND_KV, memory.caches());

@@ -4,8 +4,8 @@
 #include <functional>
 #include <utility>
 
-#include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
 #include "support/compare.h"
 
 namespace openmsa::test {
@@ -43,7 +43,7 @@ INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
                          [](const testing::TestParamInfo<Feature>& info) { return info.param.name; });
 
 TEST_P(RefusedPlan, NamesTheFeature) {
-  Config config = make_layer(served_shape()).on(OPENMSA_BACKEND_CUDA).config;
+  Config config = device_layer(served_shape()).config;
   Plan{config};
   GetParam().ask(config);
   expect_refusal(OPENMSA_UNSUPPORTED, GetParam().name, [&] { Plan{config}; });
@@ -60,7 +60,7 @@ class RefusedCall : public OnHopper {
     for (const auto& [name, buffer] : call.results()) EXPECT_TRUE(buffer.same_bits(before.at(name))) << name;
   }
 
-  const Layer layer_ = make_layer(served_shape());
+  const Layer layer_ = device_layer(served_shape());
 };
 
 TEST_F(RefusedCall, RowsThatTheCopyEngineCannotRead) {
@@ -81,7 +81,7 @@ TEST_F(RefusedCall, ShapesThatContradictThePlan) {
 }
 
 TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
-  const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
+  const Plan plan(layer_.config);
   DeviceCall call(layer_, OPENMSA_OP_MSA_ATTENTION);
   const std::size_t bytes = plan.workspace_bytes(OPENMSA_OP_MSA_ATTENTION);
   const DeviceMemory memory(bytes + 64);
@@ -94,13 +94,16 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
 }
 
 TEST_F(RefusedCall, OperationsWithoutKernels) {
-  const Plan plan(layer_.on(OPENMSA_BACKEND_CUDA).config);
+  const Plan plan(layer_.config);
   for (const auto& [op, name] :
        {std::pair{OPENMSA_OP_DENSE_ATTENTION, "openmsa_dense_attention"},
         std::pair{OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, "openmsa_sparse_attention_backward"},
         std::pair{OPENMSA_OP_DENSE_ATTENTION_BACKWARD, "openmsa_dense_attention_backward"},
         std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}, std::pair{OPENMSA_OP_BLOCK_RECALL, "openmsa_block_recall"}}) {
-    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got ") + name, [&] { plan.workspace_bytes(op); });
+    const std::string message =
+        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
+        "backend, got ";
+    expect_refusal(OPENMSA_UNSUPPORTED, message + name, [&] { plan.workspace_bytes(op); });
   }
 }
 

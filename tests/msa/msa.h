@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "io/safetensors.h"
-#include "support/layer.h"
+#include "support/run.h"
 #include "support/temporary_directory.h"
 
 namespace openmsa::test {

@@ -1,4 +1,4 @@
-// Mistakes that other implementations of sparse attention made, one test each, on both backends.
+// Mistakes that other implementations of sparse attention made (docs/pitfalls.md), one test each, on every backend.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,17 +7,12 @@
 #include <cmath>
 #include <limits>
 
-#include "support/shapes.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 
 inline constexpr double kInf = std::numeric_limits<double>::infinity();
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-class Pitfalls : public testing::TestWithParam<openmsa_backend> {
- protected:
-  Layer layer(const LayerShape& shape, std::uint64_t seed = 1) const { return make_layer(shape, seed).on(GetParam()); }
-};
 
 /// Entries [begin, end) of the first dimension.
 inline void fill_rows(Buffer& buffer, std::int64_t begin, std::int64_t end, double value) {

@@ -10,9 +10,12 @@ namespace {
 
 using testing::ElementsAre;
 
-class TrainingPitfalls : public Pitfalls {};
-INSTANTIATE_TEST_SUITE_P(Backends, TrainingPitfalls, testing::Values(OPENMSA_BACKEND_REFERENCE, OPENMSA_BACKEND_CPU),
-                         backend_name);
+class TrainingPitfalls : public OnBackend {
+ protected:
+  /// In the shape's own dtype and block_size.
+  Layer layer(const LayerShape& shape) const { return make_layer(shape).on(GetParam().id); }
+};
+INSTANTIATE_TEST_SUITE_P(Backends, TrainingPitfalls, testing::ValuesIn(backends()), backend_test_name);
 
 /// A layer with the tensors of its forward pass, ready for every backward.
 Layer with_forward(Layer layer) { return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION)); }
@@ -32,7 +35,7 @@ TEST_P(TrainingPitfalls, WhereADocumentLiesDoesNotMatter) {
   std::int64_t first = 0;
   for (std::size_t b = 0; b < 3; ++b) {
     const std::int64_t length = packed.shape.seqlens_q[b];
-    Layer alone = excerpt(packed, b, 0, length).on(GetParam());
+    Layer alone = excerpt(packed, b, 0, length).on(GetParam().id);
     alone.tensors["d_o"] = rows(packed.tensors.at("d_o"), first, length);
     alone = with_forward(alone);
     for (const char* name : {"o", "lse"}) {
@@ -145,6 +148,33 @@ TEST_P(TrainingPitfalls, KlSumsOverTheSelectedTokensAlone) {
     fill_rows(sparse.tensors.at(name), 64, 100, 1e30);
   }
   expect_same_bits(run(sparse, OPENMSA_OP_KL_LOSS), expected);
+}
+
+/// Pitfall 12: strides.
+TEST_P(TrainingPitfalls, StridedBackward) {
+  Layer packed = layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}});
+  packed.add(run(packed, OPENMSA_OP_MSA_ATTENTION));
+  Layer strided = packed;
+  TensorMap& in = strided.tensors;
+  for (const char* name : {"q", "o", "d_o"}) in[name] = restrided(in[name], {700, 75, 1});
+  for (const char* name : {"k", "v"}) in[name] = restrided(in[name], {67, 160 * 67, 1});
+  in["index_q"] = restrided(in["index_q"], {200, 100, 1});
+  in["index_k"] = restrided(in["index_k"], {77, 1});
+  in["lse"] = restrided(in["lse"], {1, 60});
+  in["topk_indices"] = restrided(in["topk_indices"], {1, 11, 2});
+  for (const openmsa_op op : {OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
+                              OPENMSA_OP_DENSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL}) {
+    SCOPED_TRACE(op);
+    const TensorMap expected = run(packed, op);
+    TensorMap out = expected;
+    for (auto& [name, result] : out) {
+      Shape strides(result.shape().size(), 1);
+      for (std::size_t d = strides.size(); d-- > 1;) strides[d - 1] = strides[d] * result.shape()[d] + 3;
+      result = Buffer::strided(result.dtype(), result.shape(), strides);
+    }
+    run_into(strided, op, out);
+    for (const auto& [name, result] : out) EXPECT_EQ(result.values(), expected.at(name).values()) << name;
+  }
 }
 
 }  // namespace

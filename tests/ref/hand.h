@@ -2,7 +2,7 @@
 // used.
 #pragma once
 
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 

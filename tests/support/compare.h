@@ -1,29 +1,35 @@
-// How far two results lie apart, and what the specification allows.
+// Expectations on results, judged as judge/ does.
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include "core/tolerance.h"
-#include "support/layer.h"
+#include "judge/errors.h"
+#include "judge/selection.h"
+#include "judge/tolerance.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 
-/// ||x - reference|| / ||reference||; infinite when one of them has a NaN or Inf. 0 / 0 is 0.
-double relative_error(const Buffer& x, const Buffer& reference);
+/// Who judges where the reference would take long: the CPU backend, which the reference judges; for the CPU itself
+/// the reference.
+openmsa_backend quick_judge(const Layer& layer);
 
-/// Largest |x - reference|; infinities must stand in the same places, else the result is infinite. NaN is infinite too.
-double absolute_error(const Buffer& x, const Buffer& reference);
-
-using core::Tolerance;
-using core::tolerance;
-
-/// The selection of one query and KV head as it was written, -1 included.
-std::vector<std::int64_t> selection_row(const Buffer& topk_indices, std::int64_t r, std::int64_t row);
-
-/// Rows of `topk_indices` are well formed (ascending, -1 padded, min(topk, visible) entries) and differ from
-/// `reference` only where the float64 `scores` of the contenders are close.
+/// selection_faults finds none.
 void expect_same_selection(const Layer& layer, const Buffer& topk_indices, const Buffer& reference,
-                           const Buffer& scores);
+                           const Buffer& block_scores);
+
+/// `topk_indices` is what the backend `judge` selects, but for contenders that lie close together.
+void expect_selection(const Layer& layer, const Buffer& topk_indices,
+                      openmsa_backend judge = OPENMSA_BACKEND_REFERENCE);
+
+/// Where both have them, o and lse lie within the tolerance of the layer's plan.
+void expect_close(const Layer& layer, const TensorMap& got, const TensorMap& expected);
+
+/// sparse_attention over the layer's topk_indices matches the judge's.
+void expect_attention(const Layer& layer, openmsa_backend judge = OPENMSA_BACKEND_REFERENCE);
+
+/// msa_attention: its selection is the judge's, its o and lse those of attention over its own selection.
+void expect_layer(const Layer& layer, openmsa_backend judge = OPENMSA_BACKEND_REFERENCE);
 
 /// Every tensor of both maps is the same, bit by bit.
 void expect_same_bits(const TensorMap& x, const TensorMap& y);

@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 

@@ -1,7 +1,7 @@
 // K and V side by side in one cache, as serving systems keep them.
 #pragma once
 
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 

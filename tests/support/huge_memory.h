@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <memory>
 
-#include "support/buffer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 

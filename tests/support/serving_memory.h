@@ -1,7 +1,7 @@
 // The memory in which a serving trace plays: caches, and the rows of each step's new tokens.
 #pragma once
 
-#include "support/layer.h"
+#include "support/run.h"
 #include "support/serving_trace.h"
 
 namespace openmsa::test {

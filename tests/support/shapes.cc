@@ -6,16 +6,32 @@
 namespace openmsa::test {
 namespace {
 
+// clang-format off
 constexpr ShapeRow kRows[] = {
-    {2, 1, 64, 64, 32, 4, 0, 1, 0},     {3, 2, 64, 128, 64, 1, 0, 1, 0},   {2, 4, 128, 64, 32, 3, 1, 1, 0},
-    {1, 16, 128, 128, 128, 2, 0, 1, 0}, {1, 8, 64, 64, 32, 64, 0, 1, 0},   {2, 3, 40, 24, 8, 16, 2, 3, 0},
-    {2, 2, 64, 64, 32, 2, 2, 2, 0},     {2, 4, 128, 64, 32, 3, 0, 1, 16},  {1, 16, 64, 64, 64, 4, 1, 1, 64},
-    {2, 2, 128, 128, 128, 3, 0, 1, 32}, {2, 1, 64, 128, 64, 2, 0, 0, 16},  {1, 8, 128, 64, 128, 16, 0, 2, 128},
-    {1, 64, 8, 8, 8, 3, 0, 1, 0},       {1, 3, 256, 256, 256, 2, 0, 1, 0},
+    // kv heads  group  head_dim  index_dim  block  topk  init  local  page
+      {       2,     1,       64,        64,    32,    4,    0,     1,    0},
+      {       3,     2,       64,       128,    64,    1,    0,     1,    0},
+      {       2,     4,      128,        64,    32,    3,    1,     1,    0},
+      {       1,    16,      128,       128,   128,    2,    0,     1,    0},
+      {       1,     8,       64,        64,    32,   64,    0,     1,    0},
+      {       2,     3,       40,        24,     8,   16,    2,     3,    0},
+      {       2,     2,       64,        64,    32,    2,    2,     2,    0},
+      {       2,     4,      128,        64,    32,    3,    0,     1,   16},
+      {       1,    16,       64,        64,    64,    4,    1,     1,   64},
+      {       2,     2,      128,       128,   128,    3,    0,     1,   32},
+      {       2,     1,       64,       128,    64,    2,    0,     0,   16},
+      {       1,     8,      128,        64,   128,   16,    0,     2,  128},
+      {       1,    64,        8,         8,     8,    3,    0,     1,    0},
+      {       1,     3,      256,       256,   256,    2,    0,     1,    0},
 };
 
 /// Few queries over many kv_blocks, which backends may split and merge.
-constexpr ShapeRow kDecodeRows[] = {{2, 4, 64, 64, 16, 6, 1, 2, 0}, {2, 4, 64, 64, 16, 6, 1, 2, 8}};
+constexpr ShapeRow kDecodeRows[] = {
+    // kv heads  group  head_dim  index_dim  block  topk  init  local  page
+      {       2,     4,       64,        64,    16,    6,    1,     2,    0},
+      {       2,     4,       64,        64,    16,    6,    1,     2,    8},
+};
+// clang-format on
 
 const char* dtype_name(openmsa_dtype dtype) {
   return dtype == OPENMSA_FLOAT32 ? "fp32" : dtype == OPENMSA_BFLOAT16 ? "bf16" : "fp16";
@@ -35,6 +51,18 @@ LayerShape with_lengths(LayerShape shape, const Lengths& seqlens) {
   shape.seqlens_k = seqlens.k;
   shape.padding_q = 3;
   return shape;
+}
+
+std::vector<BackendShape> on(openmsa_backend backend, const std::vector<NamedShape>& shapes) {
+  std::vector<BackendShape> result;
+  for (const NamedShape& named : shapes) result.push_back({backend, named});
+  return result;
+}
+
+std::vector<BackendShape> cpu_shapes() {
+  std::vector<BackendShape> result = on(OPENMSA_BACKEND_CPU, all_shapes());
+  for (BackendShape& fp8 : on(OPENMSA_BACKEND_CPU, fp8_shapes())) result.push_back(std::move(fp8));
+  return result;
 }
 
 const Lengths kRagged{{70, 1, 0, 4, 2, 33}, {70, 259, 20, 133, 0, 97}};
@@ -73,6 +101,16 @@ std::vector<NamedShape> all_shapes() {
     for (const ShapeRow& row : kDecodeRows) result.push_back(named("decode_", with_lengths(row.of(dtype), kDecode)));
   }
   return result;
+}
+
+std::vector<BackendShape> attention_shapes() {
+  if (const Device* device = registered_device()) return on(OPENMSA_BACKEND_CUDA, device->attention_shapes());
+  return cpu_shapes();
+}
+
+std::vector<BackendShape> selection_shapes() {
+  if (const Device* device = registered_device()) return on(OPENMSA_BACKEND_CUDA, device->selection_shapes());
+  return cpu_shapes();
 }
 
 std::vector<NamedShape> contiguous_shapes() {

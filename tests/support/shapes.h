@@ -6,13 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 
-struct NamedShape {
-  std::string name;
-  LayerShape shape;
+/// A shape that a backend serves.
+struct BackendShape {
+  openmsa_backend backend;
+  NamedShape named;
 };
 
 /// A layer but for its dtype and lengths, for tables of layers.
@@ -39,15 +40,18 @@ std::vector<NamedShape> contiguous_shapes();
 
 inline std::string shape_name(const testing::TestParamInfo<NamedShape>& info) { return info.param.name; }
 
-inline std::string backend_name(const testing::TestParamInfo<openmsa_backend>& info) {
-  switch (info.param) {
-    case OPENMSA_BACKEND_CPU:
-      return "cpu";
-    case OPENMSA_BACKEND_REFERENCE:
-      return "reference";
-    default:
-      return "reference_float32";
-  }
+/// The shapes on which the two branches of this program's backends are judged.
+std::vector<BackendShape> attention_shapes();
+std::vector<BackendShape> selection_shapes();
+
+/// A test on one of them.
+class OnBackendShape : public OnAnyBackend, public testing::WithParamInterface<BackendShape> {
+ protected:
+  Layer layer_ = make_layer(GetParam().named.shape).on(GetParam().backend);
+};
+
+inline std::string backend_shape_name(const testing::TestParamInfo<BackendShape>& info) {
+  return info.param.named.name;
 }
 
 }  // namespace openmsa::test

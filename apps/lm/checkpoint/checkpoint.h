@@ -35,7 +35,7 @@ std::vector<const Parameter*> read_parameters(const io::SafetensorsFile& file, c
 /// Adds every parameter under prefix + name; `values` must live until the writer has written.
 void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer);
 
-/// The same, for a file that must hold all of them.
+/// read_parameters for a file that must hold all of them.
 void read_all_parameters(const io::SafetensorsFile& file, const std::string& prefix, Parameters& values);
 
 }  // namespace openmsa::lm

@@ -29,7 +29,7 @@ std::optional<std::uint64_t> number_in(const char* path) {
   return file >> number ? std::optional(number) : std::nullopt;  // no number: "max", or no such file
 }
 
-/// What the control group of this container, if there is one, leaves.
+/// Bytes that the control group of this container, if there is one, leaves.
 std::uint64_t group_memory() {
   const auto limit = number_in("/sys/fs/cgroup/memory.max");
   const auto used = number_in("/sys/fs/cgroup/memory.current");

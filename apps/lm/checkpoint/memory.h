@@ -1,4 +1,4 @@
-// What this machine can hold.
+// How much memory this machine has left.
 #pragma once
 
 #include <cstdint>

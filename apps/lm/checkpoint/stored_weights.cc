@@ -33,7 +33,7 @@ const StoredTensor& find_tensor(const io::TensorFolder& folder, const std::strin
   return *tensor;
 }
 
-/// In the first of the parameter's forms of which the folder has the first tensor.
+/// Looks for the parameter in the first of its forms of which the folder has the first tensor.
 Found find(const io::TensorFolder& folder, const Parameter& parameter) {
   const std::vector<StoredNames> forms = stored_names(parameter);
   const auto is_there = [&](const StoredNames& names) { return folder.find(names.front()) != nullptr; };
@@ -79,7 +79,7 @@ WeightMatrix matrix_of(const Found& found, Storage& storage) {
     } else if (tensor->type == ElementType::kF32) {
       matrix.blocks.push_back({rows, reinterpret_cast<const float*>(tensor->data), nullptr});
     } else {
-      matrix.blocks.push_back({rows, nullptr, reinterpret_cast<const core::BFloat16*>(tensor->data)});
+      matrix.blocks.push_back({rows, nullptr, reinterpret_cast<const io::BFloat16*>(tensor->data)});
     }
   }
   return matrix;

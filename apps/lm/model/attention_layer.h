@@ -7,6 +7,7 @@
 #include "lm/model/attention_ops.h"
 #include "lm/model/parameters.h"
 #include "lm/model/rotary.h"
+#include "lm/model/weights.h"
 #include "lm/ops/rms_norm.h"
 
 namespace openmsa::lm {

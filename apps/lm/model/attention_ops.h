@@ -44,7 +44,7 @@ struct Recall {
 /// How the index branch keeps its keys: as they are, or as an fp8 cache holds them, with one scale per token.
 enum class IndexKeys { kFp32, kFp8 };
 
-/// What attends; the decoder does not know where keys live.
+/// The attention of all layers; the decoder does not know where keys live.
 class Attention {
  public:
   virtual ~Attention() = default;
@@ -78,7 +78,7 @@ class PackedAttention : public Attention {
   /// L_KL over the phase's tokens.
   double kl_loss(Phase phase, const Sequences& sequences, const AttentionActivations& activations);
 
-  /// The same, and its gradients: d_index_q, d_index_k and, with `to_teacher`, d_q_teacher and d_k_teacher.
+  /// L_KL and its gradients: d_index_q, d_index_k and, with `to_teacher`, d_q_teacher and d_k_teacher.
   double kl_loss_backward(Phase phase, const Sequences& sequences, const AttentionActivations& activations,
                           bool to_teacher, AttentionGradients& gradients);
 

@@ -8,7 +8,7 @@
 namespace openmsa::lm {
 namespace {
 
-/// Every parameter's size, and the sum over all layers, then stays far from 2^63.
+/// Keeps every parameter's size, and the sum over all layers, far from 2^63.
 void check_sizes(const ModelConfig& config) {
   constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;
   constexpr double kMaxElements = 1LL << 48;

@@ -16,7 +16,7 @@ class Decoder {
   /// Whether activations of every layer are kept, for backward and for the figures of single layers.
   enum class Keep { kNothing, kActivations };
 
-  /// Of which rows the head computes logits.
+  /// The rows for which the head computes logits.
   enum class Rows { kAll, kLast };
 
   Decoder(const ModelConfig& config, const ParameterLayout& layout, Keep keep);
@@ -56,5 +56,14 @@ class Decoder {
   std::vector<float> d_output_;
   LayerGradients scratch_;
 };
+
+// Health of the index branches, as means over the sparse layers of the latest forward pass.
+
+/// Recall of the selection, over the first sequence of the batch.
+Recall mean_recall(const Decoder& decoder, PackedAttention& attention, const Sequences& sequences,
+                   IndexKeys index_keys = IndexKeys::kFp32);
+
+/// L_KL over the phase's tokens, without gradients.
+double mean_kl_loss(const Decoder& decoder, PackedAttention& attention, Phase phase, const Sequences& sequences);
 
 }  // namespace openmsa::lm

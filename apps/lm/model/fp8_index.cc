@@ -25,7 +25,7 @@ void select_with_fp8_index(const ModelConfig& model, std::int64_t rows, const At
   cached.index_k_cache = view(index_k_cache.data(), OPENMSA_FLOAT8_E4M3, {pages, page_size, model.index_dim});
   cached.index_k_scale = view(index_k_scale.data(), {pages * page_size});
 
-  // append_kv stores keys and values too; nobody reads those here.
+  // append_kv stores keys and values too; nothing reads those here.
   std::vector<float> k_cache(tokens * static_cast<std::size_t>(model.num_heads_kv * model.head_dim));
   std::vector<float> v_cache(k_cache.size());
   Tensors append = cached;

@@ -14,7 +14,7 @@ class KvCache : public Attention {
   KvCache(const ModelConfig& config, std::int64_t capacity, std::int64_t max_chunk, int num_threads,
           std::uint64_t seed);
 
-  /// What the pages of such a cache take.
+  /// Bytes of the pages of such a cache.
   static std::uint64_t bytes(const ModelConfig& config, std::int64_t capacity);
 
   /// Stores the chunk's keys, then attends to everything stored.
@@ -23,7 +23,7 @@ class KvCache : public Attention {
  private:
   struct Pages {
     std::vector<float> k;        // [num_pages, page_size, num_heads_kv, head_dim]
-    std::vector<float> v;        // the same
+    std::vector<float> v;        // as k
     std::vector<float> index_k;  // [num_pages, page_size, index_dim], empty in a full layer
   };
 

@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "lm/model/weights.h"
 #include "lm/ops/linear.h"
 #include "lm/ops/swiglu.h"
 
 namespace openmsa::lm {
 
-/// What backward needs of a forward pass.
+/// The activations that backward needs of a forward pass.
 struct MlpActivations {
   std::vector<float> gate_up;    // [tokens, 2 * intermediate]
   std::vector<float> activated;  // [tokens, intermediate]
@@ -24,7 +25,7 @@ class Mlp {
   void forward(const Weights& weights, std::int64_t tokens, const float* x, float* y, MlpActivations& activations,
                Write write = Write::kAdd) const;
 
-  /// Writes d_x and adds the weights' gradients; `scratch` is only worked in.
+  /// Writes d_x and adds the weights' gradients; `scratch` is working memory.
   void backward(const Parameters& weights, std::int64_t tokens, const float* x, const float* d_y,
                 const MlpActivations& activations, float* d_x, Parameters& gradients, MlpActivations& scratch) const;
 

@@ -6,48 +6,6 @@
 #include "lm/ops/simd.h"
 
 namespace openmsa::lm {
-namespace {
-
-[[gnu::always_inline]] inline void turn(float* x, std::int64_t half, const float* cosines, const float* sines,
-                                        float direction) {
-  float* second = x + half;
-#pragma omp simd
-  for (std::int64_t c = 0; c < half; ++c) {
-    const float sine = direction * sines[c];
-    const float a = x[c];
-    const float b = second[c];
-    x[c] = a * cosines[c] - b * sine;
-    second[c] = b * cosines[c] + a * sine;
-  }
-}
-
-OPENMSA_VECTOR_CLONES void rotate_heads(float* x, std::int64_t heads, std::int64_t head_dim, std::int64_t half,
-                                        const float* cosines, const float* sines) {
-  for (std::int64_t head = 0; head < heads; ++head) turn(x + head * head_dim, half, cosines, sines, 1.0f);
-}
-
-OPENMSA_VECTOR_CLONES void rotate_heads_back(float* x, std::int64_t heads, std::int64_t head_dim, std::int64_t half,
-                                             const float* cosines, const float* sines) {
-  for (std::int64_t head = 0; head < heads; ++head) turn(x + head * head_dim, half, cosines, sines, -1.0f);
-}
-
-OPENMSA_VECTOR_CLONES void rotate_heads_bf16(float* x, std::int64_t heads, std::int64_t head_dim, std::int64_t half,
-                                             const float* cosines, const float* sines) {
-  for (std::int64_t head = 0; head < heads; ++head, x += head_dim) {
-    float* second = x + half;
-#pragma omp simd
-    for (std::int64_t c = 0; c < half; ++c) {
-      const float cosine = bf16_rounded(cosines[c]);
-      const float sine = bf16_rounded(sines[c]);
-      const float a = x[c];
-      const float b = second[c];
-      x[c] = bf16_rounded(bf16_rounded(a * cosine) - bf16_rounded(b * sine));
-      second[c] = bf16_rounded(bf16_rounded(b * cosine) + bf16_rounded(a * sine));
-    }
-  }
-}
-
-}  // namespace
 
 RotaryTable::RotaryTable(const ModelConfig& config) : half_(config.rotary_dim / 2) {
   for (std::int64_t c = 0; c < half_; ++c) {
@@ -72,26 +30,38 @@ void RotaryTable::reserve(std::int64_t count) {
   count_ = count;
 }
 
-template <class RotateHeads>
+/// rotate_row(x, cosines, sines) of every head, with the angles of its token.
+template <class RotateRow>
 void RotaryTable::apply(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions,
-                        const RotateHeads& rotate_heads) const {
+                        const RotateRow& rotate_row) const {
   constexpr std::int64_t kChunk = 128;
-  parallel_chunks(static_cast<std::int64_t>(positions.size()), kChunk, [&](std::int64_t begin, std::int64_t end) {
+  parallel_chunks(std::ssize(positions), kChunk, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       const std::int64_t entry = positions[static_cast<std::size_t>(t)] * half_;
-      rotate_heads(x + t * heads * head_dim, heads, head_dim, half_, cos_.data() + entry, sin_.data() + entry);
+      for (std::int64_t head = t * heads; head < (t + 1) * heads; ++head) {
+        rotate_row(x + head * head_dim, cos_.data() + entry, sin_.data() + entry);
+      }
     }
   });
 }
 
 void RotaryTable::rotate(Precision precision, float* x, std::int64_t heads, std::int64_t head_dim,
                          std::span<const std::int32_t> positions) const {
-  apply(x, heads, head_dim, positions, precision == Precision::kBf16 ? rotate_heads_bf16 : rotate_heads);
+  const RowOps& ops = row_ops();
+  apply(x, heads, head_dim, positions, [&](float* row, const float* cosines, const float* sines) {
+    if (precision == Precision::kBf16) {
+      ops.rotate_bf16(half_, row, cosines, sines);
+    } else {
+      ops.rotate(half_, row, cosines, sines, 1);
+    }
+  });
 }
 
 void RotaryTable::rotate_back(float* x, std::int64_t heads, std::int64_t head_dim,
                               std::span<const std::int32_t> positions) const {
-  apply(x, heads, head_dim, positions, rotate_heads_back);
+  const RowOps& ops = row_ops();
+  apply(x, heads, head_dim, positions,
+        [&](float* row, const float* cosines, const float* sines) { ops.rotate(half_, row, cosines, sines, -1); });
 }
 
 }  // namespace openmsa::lm

@@ -21,7 +21,7 @@ class RotaryTable {
   /// x [positions.size(), heads, head_dim] in place, with half = rotary_dim / 2, angle = position *
   /// rope_theta^(-c/half):
   ///   (x[c], x[c + half]) -> (x[c] cos - x[c + half] sin, x[c + half] cos + x[c] sin),  c < half
-  /// In kBf16 cos, sin, products and sums are rounded.
+  /// With kBf16, cos, sin, products and sums are rounded.
   void rotate(Precision precision, float* x, std::int64_t heads, std::int64_t head_dim,
               std::span<const std::int32_t> positions) const;
 
@@ -29,9 +29,9 @@ class RotaryTable {
   void rotate_back(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions) const;
 
  private:
-  template <class RotateHeads>
+  template <class RotateRow>
   void apply(float* x, std::int64_t heads, std::int64_t head_dim, std::span<const std::int32_t> positions,
-             const RotateHeads& rotate_heads) const;
+             const RotateRow& rotate_row) const;
 
   std::int64_t half_;
   std::int64_t count_ = 0;

@@ -6,28 +6,11 @@
 #include <span>
 #include <vector>
 
-#include "core/dtype.h"
 #include "lm/model/parameters.h"
 #include "lm/ops/precision.h"
+#include "lm/ops/weight_matrix.h"
 
 namespace openmsa::lm {
-
-/// Rows of a matrix that lie together; one of the pointers is set.
-struct WeightBlock {
-  std::int64_t rows;
-  const float* fp32 = nullptr;
-  const core::BFloat16* bf16 = nullptr;
-};
-
-/// A matrix [out, in], its rows block after block.
-struct WeightMatrix {
-  std::int64_t in;
-  std::vector<WeightBlock> blocks;
-
-  /// Rows [begin, begin + count), which the caller knows to exist.
-  WeightMatrix rows(std::int64_t begin, std::int64_t count) const;
-  void copy_row(std::int64_t row, float* target) const;
-};
 
 class Weights {
  public:
@@ -46,9 +29,9 @@ class Weights {
   const WeightMatrix& matrix(ParameterIndex index) const { return matrices_[index]; }
   /// A norm's weight or a bias, always fp32.
   const float* vector(ParameterIndex index) const { return matrices_[index].blocks.front().fp32; }
-  /// Of all matrices together, as they are stored.
+  /// Bytes of all matrices together, as they are stored.
   std::uint64_t bytes() const;
-  /// Of the activations that these weights ask for.
+  /// The precision of activations that these weights ask for.
   Precision precision() const { return precision_; }
 
  private:

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "lm/model/weights.h"
+#include "lm/ops/weight_matrix.h"
 
 namespace openmsa::lm {
 
@@ -18,7 +18,7 @@ struct LinearShape {
 /// y[t,o] = sum_i x[t,i] w[o,i]. Products with bf16 rows are rounded to bf16, and so is their sum with y.
 void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, float* y, Write write = Write::kOverwrite);
 
-/// The same for a matrix in one fp32 array.
+/// y[t,o] = sum_i x[t,i] w[o,i] for a matrix in one fp32 array.
 void linear(const LinearShape& shape, const float* x, const float* w, float* y, Write write = Write::kOverwrite);
 
 /// d_x[t,i] = sum_o d_y[t,o] w[o,i]

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 namespace openmsa::lm {
 
@@ -18,5 +19,17 @@ void parallel_chunks(std::int64_t rows, std::int64_t chunk, const Body& body) {
   parallel_loop(num_chunks(rows, chunk), &one,
                 [](const void* erased, std::int64_t index) { (*static_cast<const decltype(one)*>(erased))(index); });
 }
+
+/// At most `count` threads work on loops and matrix products while a ThreadLimit lives; 0: one per core. Attention
+/// takes the number through its plan.
+class ThreadLimit {
+ public:
+  explicit ThreadLimit(int count);
+  ~ThreadLimit();
+
+ private:
+  struct Control;
+  std::unique_ptr<Control> control_;
+};
 
 }  // namespace openmsa::lm

@@ -10,7 +10,7 @@ namespace openmsa::lm {
 enum class Part { kProducts, kForward, kBackward, kKlLoss };
 inline constexpr int kNumParts = 4;
 
-/// Of matrix products and of the attention's operations; the rest of a step is what is left of its time.
+/// The times of matrix products and of the attention's operations; the rest of a step is what is left of its time.
 class Profile {
  public:
   /// Becomes this thread's profile for as long as it lives.
@@ -27,7 +27,7 @@ class Profile {
   Profile* outer_;
 };
 
-/// Its lifetime belongs to a part of this thread's profile, if there is one.
+/// Times a part: its lifetime is added to this thread's profile, if there is one.
 class TimedPart {
  public:
   explicit TimedPart(Part part);

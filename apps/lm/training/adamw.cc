@@ -12,34 +12,6 @@ namespace {
 
 constexpr std::int64_t kChunk = 1 << 16;
 
-struct Coefficients {
-  float beta1, beta2, eps, lr, decay;
-  float m_scale, v_scale;  // 1 / (1 - beta^step)
-};
-
-OPENMSA_VECTOR_CLONES void update(const Coefficients& c, std::int64_t size, const float* g, float* m, float* v,
-                                  float* w) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < size; ++i) {
-    m[i] = c.beta1 * m[i] + (1.0f - c.beta1) * g[i];
-    v[i] = c.beta2 * v[i] + (1.0f - c.beta2) * g[i] * g[i];
-    const float step = m[i] * c.m_scale / (std::sqrt(v[i] * c.v_scale) + c.eps);
-    w[i] -= c.lr * (step + c.decay * w[i]);
-  }
-}
-
-OPENMSA_VECTOR_CLONES float sum_of_squares(const float* x, std::int64_t size) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < size; ++i) sum += x[i] * x[i];
-  return sum;
-}
-
-OPENMSA_VECTOR_CLONES void scale(float factor, std::int64_t size, float* x) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < size; ++i) x[i] *= factor;
-}
-
 }  // namespace
 
 void adamw_step(const AdamwOptions& options, std::int64_t step, double lr, const Parameters& gradients,
@@ -48,19 +20,19 @@ void adamw_step(const AdamwOptions& options, std::int64_t step, double lr, const
     return static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(beta), static_cast<double>(step))));
   };
   for (const Parameter& parameter : weights.layout().parameters()) {
-    const Coefficients coefficients{options.beta1,
-                                    options.beta2,
-                                    options.eps,
-                                    static_cast<float>(lr),
-                                    parameter.is_matrix() ? options.weight_decay : 0.0f,
-                                    correction(options.beta1),
-                                    correction(options.beta2)};
+    const AdamwCoefficients coefficients{options.beta1,
+                                         options.beta2,
+                                         options.eps,
+                                         static_cast<float>(lr),
+                                         parameter.is_matrix() ? options.weight_decay : 0.0f,
+                                         correction(options.beta1),
+                                         correction(options.beta2)};
     const float* g = gradients.of(parameter).data();
     float* m = state.m.of(parameter).data();
     float* v = state.v.of(parameter).data();
     float* w = weights.of(parameter).data();
     parallel_chunks(static_cast<std::int64_t>(parameter.size), kChunk, [&](std::int64_t begin, std::int64_t end) {
-      update(coefficients, end - begin, g + begin, m + begin, v + begin, w + begin);
+      row_ops().adamw(end - begin, coefficients, g + begin, m + begin, v + begin, w + begin);
     });
   }
 }
@@ -70,13 +42,14 @@ double clip_gradients(double max_norm, Parameters& gradients) {
   float* values = gradients.values().data();
   std::vector<double> squares(static_cast<std::size_t>(num_chunks(size, kChunk)));
   parallel_chunks(size, kChunk, [&](std::int64_t begin, std::int64_t end) {
-    squares[static_cast<std::size_t>(begin / kChunk)] = sum_of_squares(values + begin, end - begin);
+    squares[static_cast<std::size_t>(begin / kChunk)] = row_ops().sum_of_squares(end - begin, values + begin);
   });
   const double norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
   if (norm > max_norm) {
     const auto factor = static_cast<float>(max_norm / norm);
-    parallel_chunks(size, kChunk,
-                    [&](std::int64_t begin, std::int64_t end) { scale(factor, end - begin, values + begin); });
+    parallel_chunks(size, kChunk, [&](std::int64_t begin, std::int64_t end) {
+      row_ops().scale(end - begin, factor, values + begin);
+    });
   }
   return norm;
 }

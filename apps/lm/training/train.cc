@@ -1,13 +1,15 @@
 #include "lm/training/train.h"
 
 #include <chrono>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
 
 #include "io/error.h"
 #include "lm/checkpoint/checkpoint.h"
-#include "lm/ops/threads.h"
+#include "lm/ops/parallel.h"
 #include "lm/training/corpus.h"
-#include "lm/training/training_log.h"
 
 namespace openmsa::lm {
 namespace {
@@ -16,6 +18,44 @@ using Clock = std::chrono::steady_clock;
 using nlohmann::ordered_json;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// The lines of an earlier run up to step `steps_done`.
+std::string kept_lines(const std::filesystem::path& path, std::int64_t steps_done) {
+  std::string kept;
+  std::ifstream stream(path);
+  for (std::string line; std::getline(stream, line);) {
+    const auto event = nlohmann::json::parse(line, nullptr, false);
+    if (event.is_discarded() || event.value("event", "") == "end" || event.value("step", 0) > steps_done) break;
+    kept += line + '\n';
+  }
+  return kept;
+}
+
+/// log.jsonl of a training run: one JSON object per line, the first "start", then "step"s, the last "end".
+class TrainingLog {
+ public:
+  /// Starts the file anew, or keeps what a run that is resumed after `steps_done` steps has logged up to there.
+  /// std::runtime_error when the file cannot be written.
+  TrainingLog(const std::filesystem::path& path, std::int64_t steps_done) : path_(path) {
+    const std::string kept = steps_done > 0 ? kept_lines(path, steps_done) : "";
+    stream_.open(path, std::ios::trunc);
+    stream_ << kept << std::flush;
+    check();
+  }
+
+  void write(const ordered_json& event) {
+    stream_ << event.dump() << std::endl;
+    check();
+  }
+
+ private:
+  void check() const {
+    if (!stream_) throw std::runtime_error(path_.string() + ": cannot write the log");
+  }
+
+  std::filesystem::path path_;
+  std::ofstream stream_;
+};
 
 Text training_text(const TrainingOptions& options) {
   return load_text({options.text.begin(), options.text.end()}, CorpusPart::kTraining);

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "io/error.h"
-#include "lm/model/health.h"
+#include "lm/model/decoder.h"
 #include "lm/ops/cross_entropy.h"
 
 namespace openmsa::lm {

@@ -1,4 +1,4 @@
-// What a training run is asked to do; stored with its state, so that a resumed run does the same.
+// The options of a training run; stored with its state, so that a resumed run does the same.
 #pragma once
 
 #include <cstdint>

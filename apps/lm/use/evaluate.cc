@@ -7,7 +7,7 @@
 #include "io/error.h"
 #include "lm/checkpoint/memory.h"
 #include "lm/ops/cross_entropy.h"
-#include "lm/ops/threads.h"
+#include "lm/ops/parallel.h"
 
 namespace openmsa::lm {
 namespace {

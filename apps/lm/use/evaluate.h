@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "lm/checkpoint/checkpoint.h"
-#include "lm/model/health.h"
+#include "lm/model/decoder.h"
 #include "lm/training/corpus.h"
 #include "tokenizer/tokenizer.h"
 

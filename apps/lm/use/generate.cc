@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <numeric>
 
 #include "io/error.h"
 #include "lm/checkpoint/memory.h"
 #include "lm/model/decoder.h"
 #include "lm/model/kv_cache.h"
-#include "lm/ops/threads.h"
+#include "lm/ops/parallel.h"
 
 namespace openmsa::lm {
 namespace {
@@ -41,6 +43,32 @@ class Session {
 };
 
 }  // namespace
+
+std::int32_t sample(std::span<const float> logits, const SamplingOptions& options, Random& random) {
+  const auto best = std::ranges::max_element(logits);
+  if (options.temperature <= 0.0) return static_cast<std::int32_t>(best - logits.begin());
+
+  std::vector<double> p(logits.size());
+  std::ranges::transform(logits, p.begin(), [&](float logit) {
+    return std::exp((static_cast<double>(logit) - *best) / options.temperature);
+  });
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto probability = [&](std::int32_t token) { return p[static_cast<std::size_t>(token)]; };
+  std::ranges::stable_sort(order, std::greater{}, probability);
+
+  const double wanted = options.top_p * std::accumulate(p.begin(), p.end(), 0.0);
+  double mass = 0.0;
+  std::size_t kept = 0;
+  while (kept < order.size() && (kept == 0 || mass < wanted)) mass += probability(order[kept++]);
+
+  double rest = random.uniform() * mass;
+  for (std::size_t i = 0; i + 1 < kept; ++i) {
+    rest -= probability(order[i]);
+    if (rest < 0.0) return order[i];
+  }
+  return order[kept - 1];
+}
 
 Generation generate(const Model& model, std::span<const std::int32_t> prompt, const GenerationOptions& options,
                     const std::function<void(std::int32_t)>& on_token) {

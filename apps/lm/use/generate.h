@@ -1,4 +1,5 @@
-// Continuing a prompt: prefill in chunks, then one token after the other through the paged cache.
+// Continuing a prompt: prefill in chunks, then one token after the other, chosen from its logits, through the paged
+// cache.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +8,18 @@
 #include <vector>
 
 #include "lm/checkpoint/checkpoint.h"
-#include "lm/use/sampler.h"
+#include "lm/ops/random.h"
 
 namespace openmsa::lm {
+
+struct SamplingOptions {
+  double temperature = 0.0;  // 0: greedy
+  double top_p = 1.0;        // in (0, 1]
+};
+
+/// Greedy: the token of highest logit, the lowest of equals. Otherwise one of the fewest tokens whose probabilities
+/// softmax(logits / temperature) reach top_p together, drawn in proportion to them.
+std::int32_t sample(std::span<const float> logits, const SamplingOptions& options, Random& random);
 
 struct GenerationOptions {
   std::int64_t max_new_tokens = 256;

@@ -2,34 +2,16 @@
 
 #include <algorithm>
 #include <limits>
-#include <utility>
 
 #include "io/error.h"
 
 namespace openmsa::cli {
 namespace {
 
-struct NamedMember {
-  const char* name;
-  TensorMember member;
-};
-
-constexpr NamedMember kMembers[] = {
-    {"cu_seqlens_q", &Tensors::cu_seqlens_q},
-    {"cu_seqlens_k", &Tensors::cu_seqlens_k},
-    {"seqlens_k", &Tensors::seqlens_k},
-    {"block_table", &Tensors::block_table},
-    {"q", &Tensors::q},
-    {"k", &Tensors::k},
-    {"v", &Tensors::v},
-    {"index_q", &Tensors::index_q},
-    {"index_k", &Tensors::index_k},
-    {"k_cache", &Tensors::k_cache},
-    {"v_cache", &Tensors::v_cache},
-    {"index_k_cache", &Tensors::index_k_cache},
-    {"topk_indices", &Tensors::topk_indices},
-    {"d_o", &Tensors::d_o},
-};
+/// The tensors of a file that a layer can use; results are not read.
+constexpr const char* kInputs[] = {
+    "cu_seqlens_q", "cu_seqlens_k", "seqlens_k",     "block_table",  "q",  "k", "v", "index_q", "index_k",
+    "k_cache",      "v_cache",      "index_k_cache", "topk_indices", "d_o"};
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();  // lengths are int32
 
@@ -42,21 +24,11 @@ std::int32_t to_int32(const char* what, std::int64_t value) {
 
 }  // namespace
 
-const char* member_name(TensorMember member) {
-  return std::find_if(std::begin(kMembers), std::end(kMembers), [&](auto& row) { return row.member == member; })->name;
-}
-
-Tensors pick(const Tensors& from, std::initializer_list<TensorMember> members) {
-  Tensors result = openmsa::tensors();
-  for (TensorMember member : members) result.*member = from.*member;
-  return result;
-}
-
 LayerInput::LayerInput(const std::string& path) : path_(path), file_(path), tensors_(openmsa::tensors()) {
-  for (const auto& [name, member] : kMembers) {
+  for (const char* name : kInputs) {
     if (!file_.contains(name)) continue;
     try {
-      tensors_.*member = file_.at(name).view();
+      at(tensors_, name) = file_.at(name).view();
     } catch (const io::InputError& error) {
       throw io::InputError(path + ": tensor '" + name + "': " + error.what());
     }
@@ -67,16 +39,16 @@ LayerInput::LayerInput(const std::string& path) : path_(path), file_(path), tens
   }
 }
 
-void LayerInput::require(TensorMember member) const {
-  if (!present(tensors_.*member)) throw io::InputError(path_ + ": no tensor '" + member_name(member) + "'");
+void LayerInput::require(const char* name) const {
+  if (!present(at(tensors_, name))) throw io::InputError(path_ + ": no tensor '" + name + "'");
 }
 
-std::int64_t LayerInput::extent(TensorMember member, int rank, int axis) const {
-  require(member);
-  const openmsa_tensor& tensor = tensors_.*member;
+std::int64_t LayerInput::extent(const char* name, int rank, int axis) const {
+  require(name);
+  const openmsa_tensor& tensor = at(tensors_, name);
   if (tensor.rank != rank) {
-    throw io::InputError(path_ + ": " + member_name(member) + ": expected " + std::to_string(rank) +
-                         " dimensions, got " + std::to_string(tensor.rank));
+    throw io::InputError(path_ + ": " + name + ": expected " + std::to_string(rank) + " dimensions, got " +
+                         std::to_string(tensor.rank));
   }
   return tensor.shape[axis];
 }
@@ -84,23 +56,23 @@ std::int64_t LayerInput::extent(TensorMember member, int rank, int axis) const {
 Config LayerInput::layer_config() const {
   Config config = openmsa::config();
   config.dtype = tensors_.q.dtype;
-  config.num_heads_q = to_int32("number of heads of q", extent(&Tensors::q, 3, 1));
-  config.head_dim = to_int32("head_dim of q", extent(&Tensors::q, 3, 2));
-  config.index_dim = present(tensors_.index_q) ? to_int32("index_dim of index_q", extent(&Tensors::index_q, 3, 2))
+  config.num_heads_q = to_int32("number of heads of q", extent("q", 3, 1));
+  config.head_dim = to_int32("head_dim of q", extent("q", 3, 2));
+  config.index_dim = present(tensors_.index_q) ? to_int32("index_dim of index_q", extent("index_q", 3, 2))
                                                : config.head_dim;  // not used without an index branch
-  config.max_total_q = std::max<std::int64_t>(1, extent(&Tensors::q, 3, 0));
+  config.max_total_q = std::max<std::int64_t>(1, extent("q", 3, 0));
   if (is_paged()) {
-    config.page_size = to_int32("page size of k_cache", extent(&Tensors::k_cache, 4, 1));
-    config.num_heads_kv = to_int32("number of heads of k_cache", extent(&Tensors::k_cache, 4, 2));
-    config.max_batch = std::max<std::int64_t>(1, extent(&Tensors::block_table, 2, 0));
-    const std::int64_t max_pages = to_int32("pages of block_table", extent(&Tensors::block_table, 2, 1));
+    config.page_size = to_int32("page size of k_cache", extent("k_cache", 4, 1));
+    config.num_heads_kv = to_int32("number of heads of k_cache", extent("k_cache", 4, 2));
+    config.max_batch = std::max<std::int64_t>(1, extent("block_table", 2, 0));
+    const std::int64_t max_pages = to_int32("pages of block_table", extent("block_table", 2, 1));
     config.max_seqlen_k = std::clamp<std::int64_t>(max_pages * config.page_size, 1, kMost);
     if (config.page_size == 0) throw io::InputError(path_ + ": k_cache: expected pages of at least one token, got 0");
   } else {
-    config.num_heads_kv = to_int32("number of heads of k", extent(&Tensors::k, 3, 1));
-    config.max_seqlen_k = std::max<std::int64_t>(1, extent(&Tensors::k, 3, 0));
-    const TensorMember sequences = present(tensors_.cu_seqlens_q) ? &Tensors::cu_seqlens_q : &Tensors::cu_seqlens_k;
-    if (present(tensors_.*sequences)) config.max_batch = std::max<std::int64_t>(1, extent(sequences, 1, 0) - 1);
+    config.num_heads_kv = to_int32("number of heads of k", extent("k", 3, 1));
+    config.max_seqlen_k = std::max<std::int64_t>(1, extent("k", 3, 0));
+    const char* sequences = present(tensors_.cu_seqlens_q) ? "cu_seqlens_q" : "cu_seqlens_k";
+    if (present(at(tensors_, sequences))) config.max_batch = std::max<std::int64_t>(1, extent(sequences, 1, 0) - 1);
   }
   return config;
 }

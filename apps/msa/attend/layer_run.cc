@@ -7,7 +7,7 @@
 #include <limits>
 #include <utility>
 
-#include "core/dtype.h"
+#include "io/dtype.h"
 #include "io/error.h"
 #include "msa/device/call.h"
 #include "msa/machine.h"
@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 double to_milliseconds(Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
 
 ordered_json describe(const openmsa_tensor& tensor) {
-  return {{"dtype", core::dtype_name(tensor.dtype)},
+  return {{"dtype", io::dtype_name(tensor.dtype)},
           {"shape", std::vector<std::int64_t>(tensor.shape, tensor.shape + tensor.rank)}};
 }
 
@@ -44,11 +44,11 @@ void LayerRun::check_conflicts() const {
   if (given && (options_.num_init_blocks || options_.num_local_blocks)) {
     throw io::InputError("--num-init-blocks, --num-local-blocks: the input has topk_indices, nothing is selected");
   }
-  if (given && options_.topk && *options_.topk != input_.extent(&T::topk_indices, 3, 2)) {
-    throw io::InputError("--topk: expected " + std::to_string(input_.extent(&T::topk_indices, 3, 2)) +
+  if (given && options_.topk && *options_.topk != input_.extent("topk_indices", 3, 2)) {
+    throw io::InputError("--topk: expected " + std::to_string(input_.extent("topk_indices", 3, 2)) +
                          " as in the input's topk_indices, got " + std::to_string(*options_.topk));
   }
-  if (options_.backward) input_.require(&T::d_o);
+  if (options_.backward) input_.require("d_o");
   if (options_.backward && input_.is_paged()) {
     throw io::InputError("--backward: expected contiguous keys (k, v), got a paged cache");
   }
@@ -66,7 +66,7 @@ Config LayerRun::config() const {
   config.num_local_blocks = options_.num_local_blocks.value_or(config.num_local_blocks);
   if (present(data_.topk_indices)) {
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-    config.topk = static_cast<std::int32_t>(std::min(kMost, input_.extent(&T::topk_indices, 3, 2)));
+    config.topk = static_cast<std::int32_t>(std::min(kMost, input_.extent("topk_indices", 3, 2)));
   }
   return config;
 }
@@ -99,7 +99,8 @@ double LayerRun::call(openmsa_op op, const Tensors& tensors) {
 }
 
 /// A stage cannot tell how far it is; the progress bar shows the stages done and, while one runs, its name and seconds.
-void LayerRun::run(const char* stage, openmsa_op op, std::initializer_list<TensorMember> members) {
+void LayerRun::run(openmsa_op op, std::initializer_list<TensorMember> members) {
+  const char* stage = name_of(op);
   const Tensors tensors = pick(data_, members);
   const auto start = Clock::now();
   auto done = std::async(std::launch::async, [&] { return call(op, tensors); });
@@ -114,17 +115,15 @@ void LayerRun::run(const char* stage, openmsa_op op, std::initializer_list<Tenso
 void LayerRun::forward() {
   const std::int64_t total_q = data_.q.shape[0];
   if (is_selecting()) {
-    input_.require(&T::index_q);
-    input_.require(input_.is_paged() ? &T::index_k_cache : &T::index_k);
+    input_.require("index_q");
+    input_.require(input_.is_paged() ? "index_k_cache" : "index_k");
     data_.topk_indices = make("topk_indices", OPENMSA_INT32, {config_.num_heads_kv, total_q, config_.topk});
-    run("select_blocks", OPENMSA_OP_SELECT_BLOCKS,
-        {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::seqlens_k, &T::block_table, &T::index_q, &T::index_k,
-         &T::index_k_cache, &T::topk_indices});
+    run(OPENMSA_OP_SELECT_BLOCKS, {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::seqlens_k, &T::block_table, &T::index_q,
+                                   &T::index_k, &T::index_k_cache, &T::topk_indices});
   }
   data_.o = make_like("o", data_.q);
   data_.lse = make("lse", OPENMSA_FLOAT32, {total_q, config_.num_heads_q});
-  run(options_.dense ? "dense_attention" : "sparse_attention",
-      options_.dense ? OPENMSA_OP_DENSE_ATTENTION : OPENMSA_OP_SPARSE_ATTENTION,
+  run(options_.dense ? OPENMSA_OP_DENSE_ATTENTION : OPENMSA_OP_SPARSE_ATTENTION,
       {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::seqlens_k, &T::block_table, &T::q, &T::k, &T::v, &T::k_cache,
        &T::v_cache, &T::topk_indices, &T::o, &T::lse});
 }
@@ -133,19 +132,17 @@ void LayerRun::backward() {
   data_.d_q = make_like("d_q", data_.q);
   data_.d_k = make_like("d_k", data_.k);
   data_.d_v = make_like("d_v", data_.v);
-  run(options_.dense ? "dense_attention_backward" : "sparse_attention_backward",
-      options_.dense ? OPENMSA_OP_DENSE_ATTENTION_BACKWARD : OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
+  run(options_.dense ? OPENMSA_OP_DENSE_ATTENTION_BACKWARD : OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
       {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::q, &T::k, &T::v, &T::topk_indices, &T::o, &T::lse, &T::d_o, &T::d_q,
        &T::d_k, &T::d_v});
   if (!has_index_branch()) return;
-  input_.require(&T::index_q);
-  input_.require(&T::index_k);
+  input_.require("index_q");
+  input_.require("index_k");
   data_.kl_loss = make("kl_loss", OPENMSA_FLOAT32, {1});
   data_.d_index_q = make_like("d_index_q", data_.index_q);
   data_.d_index_k = make_like("d_index_k", data_.index_k);
-  run("kl_loss", OPENMSA_OP_KL_LOSS,
-      {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::q, &T::k, &T::lse, &T::index_q, &T::index_k, &T::topk_indices,
-       &T::kl_loss, &T::d_index_q, &T::d_index_k});
+  run(OPENMSA_OP_KL_LOSS, {&T::cu_seqlens_q, &T::cu_seqlens_k, &T::q, &T::k, &T::lse, &T::index_q, &T::index_k,
+                           &T::topk_indices, &T::kl_loss, &T::d_index_q, &T::d_index_k});
 }
 
 void LayerRun::write(const std::string& path) const {
@@ -164,7 +161,7 @@ ordered_json LayerRun::figures() const {
                                      : "sparse"},
       {"backend", options_.backend.backend},
       {"threads", options_.backend.num_threads()},
-      {"dtype", core::dtype_name(config_.dtype)},
+      {"dtype", io::dtype_name(config_.dtype)},
       {"num_heads_q", config_.num_heads_q},
       {"num_heads_kv", config_.num_heads_kv},
       {"head_dim", config_.head_dim},

@@ -17,7 +17,7 @@
 
 namespace openmsa::cli {
 
-/// The optional ones are refused where nothing would use them.
+/// Optional values are refused where nothing would use them.
 struct LayerOptions {
   std::optional<std::int32_t> block_size;
   std::optional<std::int32_t> topk;
@@ -53,7 +53,7 @@ class LayerRun {
   int num_stages() const;
   openmsa_tensor make(std::string name, openmsa_dtype dtype, std::vector<std::int64_t> shape);
   openmsa_tensor make_like(std::string name, const openmsa_tensor& tensor);
-  void run(const char* stage, openmsa_op op, std::initializer_list<TensorMember> members);
+  void run(openmsa_op op, std::initializer_list<TensorMember> members);
   double call(openmsa_op op, const Tensors& tensors);
 
   LayerInput input_;

@@ -1,4 +1,4 @@
-// The measurements behind msa bench, each in a file of its own.
+// The measurements of msa bench, each in a folder of its own.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -1,4 +1,4 @@
-// What this machine's cores reach with the plainest code there is: the yardsticks of the CPU backend.
+// Rates of the plainest code there is on this machine's cores: the yardsticks of the CPU backend.
 #pragma once
 
 namespace openmsa::cli {

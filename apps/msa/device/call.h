@@ -3,12 +3,12 @@
 
 #include <openmsa/openmsa.hpp>
 
-#include "msa/attend/layer_input.h"
 #include "msa/device/device.h"
+#include "msa/tensors.h"
 
 namespace openmsa::cli {
 
-/// Lengths, page numbers and block indices, which the CUDA backend cannot check. io::InputError: what is wrong with
+/// Checks lengths, page numbers and block indices, which the CUDA backend cannot. io::InputError: what is wrong with
 /// them.
 void check_values(const Config& config, openmsa_op op, const Tensors& tensors);
 

@@ -1,4 +1,4 @@
-// Takes the place of cuda_device.cc in a build without CUDA.
+// Takes the place of device/cuda.cc in a build without CUDA.
 #include <stdexcept>
 
 #include "msa/device/device.h"

@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 
+#include "judge/copy.h"
+
 namespace openmsa::cli {
 
 /// Calls that follow one another, made again and again.
@@ -24,13 +26,17 @@ class Device {
   virtual void release(void* memory) noexcept = 0;
   /// Between any of host and device memory; waits until it is done.
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  /// copy() for those who know nothing of devices.
+  judge::Copy copier() {
+    return [this](void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); };
+  }
   /// Milliseconds that `work`, which may only enqueue, takes; the GPU's L2 cache is overwritten first.
   virtual double time(const std::function<void()>& work) = 0;
   /// Calls 0 to count - 1, which `call` makes on a stream. On the GPU they become one CUDA graph, and every run replays
   /// it with a cold L2 cache; on the host a run is one call, and the series of a device take turns in their numbers, so
-  /// that no run finds in the caches what the one before has read.
+  /// that no run finds in the caches what the run before it has read.
   virtual std::unique_ptr<Series> record(int count, std::function<void(int number, void* stream)> call) = 0;
-  /// What a kernel that does nothing but read device memory reaches; none on the host.
+  /// The rate of a kernel that does nothing but read device memory; none on the host.
   virtual std::optional<double> read_gb_per_s() = 0;
 };
 

@@ -1,4 +1,4 @@
-// What limits a kernel that is bound by memory: the rate of one that does nothing but read.
+// A kernel that does nothing but read: its rate is the limit of those that memory bounds.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,6 +1,7 @@
 // msa verify: the backends of this machine against the reference, over a grid of shapes and dtypes.
 #include "msa/command.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -19,18 +20,31 @@ namespace {
 
 /// MiniMax-M3's heads first, then heads, kv_blocks, pages and forced blocks of every kind; the last ones are for CPUs
 /// alone.
+// clang-format off
 constexpr VerifyShape kShapes[] = {
-    {1, 16, 128, 128, 128, 2, 0, 1, 0, false},  {1, 16, 128, 128, 128, 2, 0, 1, 128, true},
-    {2, 16, 128, 128, 128, 16, 0, 1, 64, true}, {1, 8, 64, 64, 64, 4, 0, 1, 0, false},
-    {2, 4, 64, 64, 64, 3, 1, 1, 0, false},      {2, 4, 64, 64, 64, 3, 1, 1, 0, true},
-    {2, 4, 128, 64, 64, 17, 1, 2, 32, true},    {2, 4, 128, 64, 64, 2, 2, 2, 0, false},
-    {2, 2, 128, 64, 64, 2, 0, 0, 16, false},    {5, 2, 64, 128, 128, 33, 2, 3, 32, true},
-    {4, 1, 64, 128, 64, 4, 0, 2, 32, true},     {3, 1, 64, 64, 64, 1, 0, 1, 0, false},
-    {1, 8, 64, 64, 64, 16, 2, 3, 64, true},     {1, 2, 64, 128, 64, 64, 0, 1, 16, true},
-    {2, 3, 40, 24, 16, 4, 1, 1, 8, true},       {2, 3, 40, 24, 16, 4, 1, 1, 0, false},
-    {1, 64, 8, 8, 8, 3, 0, 1, 0, true},         {1, 3, 256, 256, 256, 2, 0, 1, 0, false},
-    {2, 2, 128, 128, 32, 6, 0, 1, 1, true},     {2, 2, 64, 64, 32, 6, 1, 0, 0, false},
+    // kv heads  group  head_dim  index_dim  block  topk  init  local  page  decode
+      {       1,    16,      128,       128,   128,    2,    0,     1,    0,  false},
+      {       1,    16,      128,       128,   128,    2,    0,     1,  128,   true},
+      {       2,    16,      128,       128,   128,   16,    0,     1,   64,   true},
+      {       1,     8,       64,        64,    64,    4,    0,     1,    0,  false},
+      {       2,     4,       64,        64,    64,    3,    1,     1,    0,  false},
+      {       2,     4,       64,        64,    64,    3,    1,     1,    0,   true},
+      {       2,     4,      128,        64,    64,   17,    1,     2,   32,   true},
+      {       2,     4,      128,        64,    64,    2,    2,     2,    0,  false},
+      {       2,     2,      128,        64,    64,    2,    0,     0,   16,  false},
+      {       5,     2,       64,       128,   128,   33,    2,     3,   32,   true},
+      {       4,     1,       64,       128,    64,    4,    0,     2,   32,   true},
+      {       3,     1,       64,        64,    64,    1,    0,     1,    0,  false},
+      {       1,     8,       64,        64,    64,   16,    2,     3,   64,   true},
+      {       1,     2,       64,       128,    64,   64,    0,     1,   16,   true},
+      {       2,     3,       40,        24,    16,    4,    1,     1,    8,   true},
+      {       2,     3,       40,        24,    16,    4,    1,     1,    0,  false},
+      {       1,    64,        8,         8,     8,    3,    0,     1,    0,   true},
+      {       1,     3,      256,       256,   256,    2,    0,     1,    0,  false},
+      {       2,     2,      128,       128,    32,    6,    0,     1,    1,   true},
+      {       2,     2,       64,        64,    32,    6,    1,     0,    0,  false},
 };
+// clang-format on
 
 struct VerifyCommand {
   std::string backend = "all";
@@ -55,17 +69,34 @@ bool run_if_served(Device& device, const Config& config, openmsa_op op, const Te
   return false;
 }
 
+/// openmsa_append_kv stores the keys of all sequences, not only those of their queries.
+judge::Layer as_appended(judge::Layer layer) {
+  layer.tensors["cu_seqlens_q"] = layer.tensors.at("cu_seqlens_k");
+  return layer;
+}
+
+/// Later operations read them in the dtypes that all backends take.
+judge::TensorMap for_later_operations(judge::TensorMap results) {
+  for (auto& [name, buffer] : results) {
+    if (buffer.dtype() == OPENMSA_FLOAT64) buffer = buffer.as(OPENMSA_FLOAT32);
+  }
+  return results;
+}
+
 void VerifyCommand::verify_case(const VerifyShape& shape, const Format& format, const BackendOptions& options,
                                 Device& device, VerifyReport& report) const {
-  const VerifyProblem problem(shape, format.dtype, format.has_fp8_keys, 1);
-  const Plan reference(problem.config());
-  Config config = problem.config();
-  config.backend = options.id();
-  config.num_threads = options.threads;
-  for (const openmsa_op op : problem.operations()) {
-    const bool is_served = run_if_served(device, config, op, problem.got(op));
-    const std::vector<Finding> findings = judge(problem, config, reference, op);  // later operations read its results
-    if (is_served) report.add(format, op, shape, findings);
+  judge::Layer layer = judge::make_layer(shape.in(format)).on(options.id());
+  layer.config.num_threads = options.threads;
+  layer.config.max_total_q = std::max(layer.total_q(), layer.total_k());
+  for (const openmsa_op op : operations(shape)) {
+    const judge::Layer call = op == OPENMSA_OP_APPEND_KV ? as_appended(layer) : layer;
+    const judge::TensorMap got = outputs_of(call, op);
+    const bool is_served = run_if_served(device, call.config, op, judge::gather(call, op, got));
+    const bool is_whole_layer = op == OPENMSA_OP_MSA_ATTENTION;
+    if (is_whole_layer && !is_served) continue;  // nothing reads its results
+    const judge::TensorMap expected = expected_results(call, op, got);
+    if (is_served) report.add(format, op, shape, findings(call, op, got, expected));
+    if (op != OPENMSA_OP_APPEND_KV && !is_whole_layer) layer.add(for_later_operations(expected));
   }
 }
 
@@ -85,9 +116,7 @@ VerifyReport VerifyCommand::verify(const BackendOptions& options) const {
 
 /// What keeps the CUDA backend from running here; "" when nothing does.
 std::string cuda_obstacle() try {
-  Config config = VerifyProblem(kShapes[0], OPENMSA_BFLOAT16, false, 1).config();
-  config.backend = OPENMSA_BACKEND_CUDA;
-  const Plan plan(config);
+  const Plan plan(judge::make_layer(kShapes[0].in(kFormats[1])).on(OPENMSA_BACKEND_CUDA).config);
   return "";
 } catch (const Error& error) {
   return error.what();

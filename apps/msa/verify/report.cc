@@ -2,28 +2,11 @@
 
 #include <cmath>
 #include <cstdio>
-#include <iterator>
 
 namespace openmsa::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-const char* operation_name(openmsa_op op) {
-  constexpr const char* kNames[] = {"block_scores",
-                                    "topk",
-                                    "select_blocks",
-                                    "sparse_attention",
-                                    "msa_attention",
-                                    "dense_attention",
-                                    "sparse_attention_backward",
-                                    "dense_attention_backward",
-                                    "kl_loss",
-                                    "block_recall",
-                                    "append_kv"};
-  static_assert(std::size(kNames) == OPENMSA_OP_COUNT);
-  return kNames[op];
-}
 
 }  // namespace
 
@@ -59,8 +42,8 @@ void VerifyReport::print_wrong() const {
   for (const auto& [key, row] : rows_) {
     for (const auto& [format, worst] : row) {
       if (is_right(worst.finding)) continue;
-      std::printf("  WRONG: %s of %s in %s: error %.3g, allowed %.3g; %s\n", key.second.c_str(),
-                  operation_name(key.first), format.c_str(), worst.finding.error, worst.finding.allowed * tolerance_,
+      std::printf("  WRONG: %s of %s in %s: error %.3g, allowed %.3g; %s\n", key.second.c_str(), name_of(key.first),
+                  format.c_str(), worst.finding.error, worst.finding.allowed * tolerance_,
                   describe(worst.shape).c_str());
     }
   }
@@ -71,7 +54,7 @@ void VerifyReport::print() const {
   for (const Format& format : kFormats) std::printf("%10s", format.name);
   std::printf("\n");
   for (const auto& [key, row] : rows_) {
-    std::printf("  %-26s%-13s", operation_name(key.first), key.second.c_str());
+    std::printf("  %-26s%-13s", name_of(key.first), key.second.c_str());
     for (const Format& format : kFormats) print_cell(row, format);
     std::printf("\n");
   }
@@ -83,7 +66,7 @@ ordered_json VerifyReport::json() const {
   for (const auto& [key, row] : rows_) {
     for (const auto& [format, worst] : row) {
       const double error = worst.finding.error;
-      results.push_back({{"operation", operation_name(key.first)},
+      results.push_back({{"operation", name_of(key.first)},
                          {"result", key.second},
                          {"dtype", format},
                          {"cases", worst.cases},

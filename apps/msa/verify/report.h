@@ -7,20 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "msa/verify/judge.h"
+#include "msa/verify/findings.h"
+#include "msa/verify/shape.h"
 
 namespace openmsa::cli {
-
-/// Dtypes of a call's tensors, as the columns of the table are named.
-struct Format {
-  const char* name;
-  openmsa_dtype dtype;
-  bool has_fp8_keys;
-};
-inline constexpr Format kFormats[] = {{"fp32", OPENMSA_FLOAT32, false},
-                                      {"bf16", OPENMSA_BFLOAT16, false},
-                                      {"fp16", OPENMSA_FLOAT16, false},
-                                      {"fp8 keys", OPENMSA_BFLOAT16, true}};
 
 /// How far off one backend was.
 class VerifyReport {

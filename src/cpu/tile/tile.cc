@@ -222,7 +222,7 @@ HWY_INLINE VI key_of(V score) {
   return hn::IfThenElse(hn::RebindMask(d, hn::IsNaN(score)), hn::Set(d, kNoKey + 1), key);
 }
 
-/// Where one entry gives way, all behind it move on by one place.
+/// Where one entry gives way, all after it move on by one place.
 HWY_INLINE void insert(VI key, VI block, std::int32_t* keys, std::int32_t* blocks, std::int64_t ld,
                        std::int64_t depth) {
   const Int d;

@@ -122,8 +122,8 @@ struct PairOps {
   /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
   void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
 
-  /// The same with the rows 2i and 2i+1 of a tile of m rows, rounded to bf16 and stored over it: row i of the result
-  /// begins where row i of the tile does.
+  /// Interleaves, as pair_rows does, the rows 2i and 2i+1 of a tile of m rows, rounded to bf16 and stored over it: row i
+  /// of the result begins where row i of the tile does.
   void (*pair_tile)(float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
 };
 

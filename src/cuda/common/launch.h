@@ -1,5 +1,5 @@
 // Launching: dynamic shared memory, and overlap of a kernel's start with the end of the one before it
-// (programmatic dependent launch; every kernel begins with cudaGridDependencySynchronize()).
+// (programmatic dependent launch; every kernel begins with wait_for_earlier_kernels()).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,14 +10,20 @@
 
 namespace openmsa::cuda {
 
-struct LaunchShape {
-  dim3 blocks;
-  unsigned int threads;
-  std::size_t shared_bytes;
-  unsigned int cluster = 1;  // blocks, along x
+/// Where the kernels of a call run.
+struct Launch {
+  cudaStream_t stream;
+  int num_sms;
 };
 
-/// Clusters of shape.cluster blocks that can be on the device at once; also those larger than every device allows.
+struct LaunchShape {
+  dim3 ctas;
+  unsigned int threads;
+  std::size_t shared_bytes;
+  unsigned int cluster = 1;  // CTAs, along x
+};
+
+/// Clusters of shape.cluster CTAs that can be on the device at once; also those larger than every device allows.
 template <class... Params>
 int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
   const auto* const function = reinterpret_cast<const void*>(kernel);
@@ -29,7 +35,7 @@ int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {shape.cluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = shape.blocks;
+  config.gridDim = shape.ctas;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.attrs = &attribute;
@@ -42,7 +48,7 @@ int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cudaStream_t stream, Args... args) {
   constexpr std::size_t kDefaultShared = 48 << 10;
-  if (shape.blocks.x * shape.blocks.y == 0) return;
+  if (shape.ctas.x * shape.ctas.y == 0) return;
   if (shape.shared_bytes > kDefaultShared) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),
@@ -54,7 +60,7 @@ void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cuda
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {shape.cluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = shape.blocks;
+  config.gridDim = shape.ctas;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/common/batch_view.h"
+#include "cuda/common/math.h"
 
 namespace openmsa::cuda {
 

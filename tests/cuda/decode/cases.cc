@@ -8,21 +8,34 @@ struct Row {
   ShapeRow shape;
 };
 
+// clang-format off
 constexpr Row kRows[] = {
-    {OPENMSA_BFLOAT16, {2, 1, 64, 64, 64, 3, 0, 1, 0}},      {OPENMSA_FLOAT16, {1, 2, 64, 128, 64, 1, 0, 1, 16}},
-    {OPENMSA_BFLOAT16, {4, 4, 128, 64, 64, 17, 1, 2, 32}},   {OPENMSA_FLOAT16, {5, 8, 64, 64, 128, 3, 3, 0, 128}},
-    {OPENMSA_BFLOAT16, {1, 16, 128, 128, 128, 16, 0, 1, 0}}, {OPENMSA_BFLOAT16, {4, 16, 128, 128, 128, 16, 0, 1, 128}},
-    {OPENMSA_FLOAT16, {4, 16, 128, 128, 128, 16, 2, 3, 64}}, {OPENMSA_FLOAT16, {2, 2, 128, 128, 64, 33, 2, 3, 0}},
-    {OPENMSA_BFLOAT16, {1, 8, 128, 64, 64, 64, 0, 1, 64}},   {OPENMSA_FLOAT16, {1, 1, 64, 64, 128, 64, 3, 2, 16}},
-    {OPENMSA_BFLOAT16, {8, 4, 64, 128, 128, 1, 0, 0, 32}},   {OPENMSA_BFLOAT16, {64, 1, 64, 64, 64, 3, 1, 1, 16}},
-    {OPENMSA_FLOAT16, {64, 2, 128, 64, 64, 2, 0, 1, 0}},
+    //                     kv heads  group  head_dim  index_dim  block  topk  init  local  page
+    {OPENMSA_BFLOAT16, {       2,     1,       64,        64,    64,    3,    0,     1,    0}},
+    {OPENMSA_FLOAT16,  {       1,     2,       64,       128,    64,    1,    0,     1,   16}},
+    {OPENMSA_BFLOAT16, {       4,     4,      128,        64,    64,   17,    1,     2,   32}},
+    {OPENMSA_FLOAT16,  {       5,     8,       64,        64,   128,    3,    3,     0,  128}},
+    {OPENMSA_BFLOAT16, {       1,    16,      128,       128,   128,   16,    0,     1,    0}},
+    {OPENMSA_BFLOAT16, {       4,    16,      128,       128,   128,   16,    0,     1,  128}},
+    {OPENMSA_FLOAT16,  {       4,    16,      128,       128,   128,   16,    2,     3,   64}},
+    {OPENMSA_FLOAT16,  {       2,     2,      128,       128,    64,   33,    2,     3,    0}},
+    {OPENMSA_BFLOAT16, {       1,     8,      128,        64,    64,   64,    0,     1,   64}},
+    {OPENMSA_FLOAT16,  {       1,     1,       64,        64,   128,   64,    3,     2,   16}},
+    {OPENMSA_BFLOAT16, {       8,     4,       64,       128,   128,    1,    0,     0,   32}},
+    {OPENMSA_BFLOAT16, {      64,     1,       64,        64,    64,    3,    1,     1,   16}},
+    {OPENMSA_FLOAT16,  {      64,     2,      128,        64,    64,    2,    0,     1,    0}},
 };
 
 constexpr Row kFp8Rows[] = {
-    {OPENMSA_BFLOAT16, {2, 1, 64, 128, 64, 3, 0, 1, 16}}, {OPENMSA_FLOAT16, {2, 4, 128, 64, 64, 16, 0, 1, 32}},
-    {OPENMSA_FLOAT16, {2, 16, 64, 64, 128, 3, 0, 1, 64}}, {OPENMSA_BFLOAT16, {1, 16, 128, 128, 128, 16, 0, 1, 128}},
-    {OPENMSA_BFLOAT16, {3, 4, 128, 64, 64, 3, 1, 1, 64}}, {OPENMSA_FLOAT16, {2, 1, 64, 128, 128, 16, 0, 2, 16}},
+    //                     kv heads  group  head_dim  index_dim  block  topk  init  local  page
+    {OPENMSA_BFLOAT16, {       2,     1,       64,       128,    64,    3,    0,     1,   16}},
+    {OPENMSA_FLOAT16,  {       2,     4,      128,        64,    64,   16,    0,     1,   32}},
+    {OPENMSA_FLOAT16,  {       2,    16,       64,        64,   128,    3,    0,     1,   64}},
+    {OPENMSA_BFLOAT16, {       1,    16,      128,       128,   128,   16,    0,     1,  128}},
+    {OPENMSA_BFLOAT16, {       3,     4,      128,        64,    64,    3,    1,     1,   64}},
+    {OPENMSA_FLOAT16,  {       2,     1,       64,       128,   128,   16,    0,     2,   16}},
 };
+// clang-format on
 
 }  // namespace
 
@@ -37,7 +50,7 @@ LayerShape decode_batch(LayerShape shape) {
 
 std::vector<NamedShape> decode_shapes() {
   std::vector<NamedShape> result;
-  for (const Row& row : kRows) result.push_back(named("", decode_batch(row.shape.of(row.dtype))));
+  for (const Row& row : kRows) result.push_back(named("decode_", decode_batch(row.shape.of(row.dtype))));
   return result;
 }
 

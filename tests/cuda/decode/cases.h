@@ -1,7 +1,6 @@
 // The layers on which decode is compared: few query tokens per sequence behind many keys.
 #pragma once
 
-#include "cuda/support/hopper.h"
 #include "support/shapes.h"
 
 namespace openmsa::test {
@@ -17,7 +16,5 @@ std::vector<NamedShape> decode_shapes();
 /// Paged layers with fp8 caches of k and v, fp8 index keys, and both, each without a scale, with one, and with one per
 /// token. How many queries the sequences have is the test's choice.
 std::vector<NamedShape> fp8_decode_shapes();
-
-class DecodeShapes : public OnHopperWith<NamedShape> {};
 
 }  // namespace openmsa::test

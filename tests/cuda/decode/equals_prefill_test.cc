@@ -1,6 +1,8 @@
 // Tokens computed a few at a time behind a cache, and the same tokens within a prefill of the whole sequence.
 #include "cuda/decode/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
@@ -12,13 +14,13 @@ class DecodeEqualsPrefill : public OnHopperWith<std::int32_t> {
   void SetUp() override {
     OnHopper::SetUp();
     if (IsSkipped()) return;
-    prompt_ = make_layer({.dtype = OPENMSA_BFLOAT16,
-                          .num_heads_q = 8,
-                          .block_size = GetParam(),
-                          .topk = 4,
-                          .seqlens_q = {kLength},
-                          .seqlens_k = {kLength}});
-    prefill_ = run_on_device(prompt_, OPENMSA_OP_MSA_ATTENTION);
+    prompt_ = device_layer({.dtype = OPENMSA_BFLOAT16,
+                            .num_heads_q = 8,
+                            .block_size = GetParam(),
+                            .topk = 4,
+                            .seqlens_q = {kLength},
+                            .seqlens_k = {kLength}});
+    prefill_ = run(prompt_, OPENMSA_OP_MSA_ATTENTION);
     scores_ = judged(prompt_, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU).at("block_scores");
   }
 
@@ -38,10 +40,10 @@ class DecodeEqualsPrefill : public OnHopperWith<std::int32_t> {
   void expect_prefill(Layer decode, std::int64_t first) const {
     const std::int64_t count = decode.total_q();
     const Buffer chosen = queries(prefill_.at("topk_indices"), first, count);
-    const TensorMap got = run_on_device(decode, OPENMSA_OP_MSA_ATTENTION);
+    const TensorMap got = run(decode, OPENMSA_OP_MSA_ATTENTION);
     expect_same_selection(decode, got.at("topk_indices"), chosen, queries(scores_, first, count));
     decode.add({{"topk_indices", chosen}});
-    expect_close(decode, run_on_device(decode, OPENMSA_OP_SPARSE_ATTENTION),
+    expect_close(decode, run(decode, OPENMSA_OP_SPARSE_ATTENTION),
                  {{"o", rows(prefill_.at("o"), first, count)}, {"lse", rows(prefill_.at("lse"), first, count)}});
   }
 

@@ -1,11 +1,13 @@
-// A decode step captured once: replayed after everything in memory has changed, repeated, and beside another one. And
-// behind a kernel that writes lengths late.
+// A decode step captured once: replayed after everything in memory has changed, and repeated. And after a kernel that
+// writes lengths late.
 #include <climits>
 
 #include "cuda/decode/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
 #include "cuda/support/late_copy.h"
-#include "cuda/support/selections.h"
+#include "support/compare.h"
+#include "support/selections.h"
 
 namespace openmsa::test {
 namespace {
@@ -16,14 +18,14 @@ class DecodeGraph : public OnHopperWith<std::int32_t> {
  protected:
   /// Four sequences in memory for these lengths and no longer ones, in a plan for more.
   static Layer memory(std::uint64_t seed) {
-    Layer layer = make_layer({.dtype = OPENMSA_BFLOAT16,
-                              .num_heads_q = 8,
-                              .block_size = 64,
-                              .page_size = GetParam(),
-                              .seqlens_q = {16, 1, 2, 5},
-                              .seqlens_k = {2900, 9000, 900, 300},
-                              .padding_q = 2},
-                             seed, seed);
+    Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16,
+                                .num_heads_q = 8,
+                                .block_size = 64,
+                                .page_size = GetParam(),
+                                .seqlens_q = {16, 1, 2, 5},
+                                .seqlens_k = {2900, 9000, 900, 300},
+                                .padding_q = 2},
+                               seed, seed);
     layer.config.max_seqlen_k = 1 << 20;
     return layer;
   }
@@ -61,7 +63,7 @@ TEST_P(DecodeGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
       call.update(all[i]);
       call.poison();
       graph.replay(stream);
-      expect_same_bits(call.results(), run_on_device(all[i], op));
+      expect_same_bits(call.results(), run(all[i], op));
     }
   }
 }
@@ -84,7 +86,7 @@ TEST_P(DecodeGraph, LengthsMayBeWrittenByTheKernelBefore) {
   const Stream stream;
   for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION}) {
     SCOPED_TRACE(op);
-    const TensorMap expected = run_on_device(layer, op);
+    const TensorMap expected = run(layer, op);
     for (const std::vector<std::int32_t>& before : {std::vector<std::int32_t>{0, 0, 0, 0, 0},  // no request yet
                                                     {-5, 3, INT_MIN, INT_MAX, 7},              // nor lengths
                                                     {0, 1, 2, 3, 4},
@@ -105,23 +107,6 @@ TEST_P(DecodeGraph, LengthsMayBeWrittenByTheKernelBefore) {
         expect_same_bits(call.results(), expected);
       }
     }
-  }
-}
-
-TEST_P(DecodeGraph, TwoStreamsDoNotDisturbEachOther) {
-  DeviceCall calls[] = {{full_step(), OPENMSA_OP_MSA_ATTENTION},
-                        {step(memory(3), {1, 2, 16, 1}, {500, 8000, 450, 0}), OPENMSA_OP_MSA_ATTENTION}};
-  const Stream streams[2];
-  TensorMap alone[2];
-  for (int i = 0; i < 2; ++i) {
-    calls[i].enqueue(streams[i].get());
-    alone[i] = calls[i].results();
-  }
-  for (int repeat = 0; repeat < 10; ++repeat) {
-    for (DeviceCall& call : calls) call.poison();
-    for (int i : {0, 1, 0, 1, 0, 1}) calls[i].enqueue(streams[i].get());
-    for (int i = 0; i < 2; ++i) expect_same_bits(calls[i].results(), alone[i]);
-    if (HasFailure()) return;
   }
 }
 

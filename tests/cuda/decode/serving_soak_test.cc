@@ -5,9 +5,10 @@
 #include <span>
 #include <string>
 
-#include "api/operations.h"
 #include "cuda/decode/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
+#include "support/compare.h"
 #include "support/serving_memory.h"
 
 namespace openmsa::test {
@@ -79,12 +80,8 @@ class Server {
 
   /// Device memory of a tensor that one of the calls reads or writes.
   std::byte* on_device(const std::string& name) {
-    for (const api::Field& field : api::fields()) {
-      if (name != field.name) continue;
-      const openmsa_tensor& appended = append_.tensors().*field.member;
-      return static_cast<std::byte*>((appended.rank > 0 ? appended : attend_.tensors().*field.member).data);
-    }
-    throw std::logic_error("no tensor " + name);
+    const openmsa_tensor& appended = at(append_.tensors(), name.c_str());
+    return static_cast<std::byte*>((appended.rank > 0 ? appended : at(attend_.tensors(), name.c_str())).data);
   }
 
   void upload(const std::string& name, std::span<const std::byte> bytes, std::size_t offset = 0) {

@@ -1,6 +1,8 @@
 // The keys of all sequences in one row, cut into even parts for the SMs: every place where a cut may fall.
 #include "cuda/decode/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
@@ -20,12 +22,12 @@ class DecodeSplit : public OnHopperWith<std::int32_t> {
 
   /// Contiguous memory to be divided into sequences.
   static Layer memory(std::int64_t total_q, std::int64_t total_k) {
-    return make_layer({.dtype = OPENMSA_BFLOAT16,
-                       .num_heads_q = 2,
-                       .block_size = GetParam(),
-                       .topk = 16,
-                       .seqlens_q = {total_q},
-                       .seqlens_k = {total_k}});
+    return device_layer({.dtype = OPENMSA_BFLOAT16,
+                         .num_heads_q = 2,
+                         .block_size = GetParam(),
+                         .topk = 16,
+                         .seqlens_q = {total_q},
+                         .seqlens_k = {total_k}});
   }
 
   /// The same for the index branch alone.
@@ -42,7 +44,7 @@ class DecodeSplit : public OnHopperWith<std::int32_t> {
                                       << testing::PrintToString(seqlens_k) << " keys, topk " << topk);
       memory.shape.topk = memory.config.topk = topk;
       const Layer layer = with_lengths(memory, seqlens_q, seqlens_k);
-      expect_selection(layer, run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
+      expect_selection(layer, run(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
     }
   }
 };

@@ -1,42 +1,12 @@
-// fp8 index keys on the GPU under many queries per sequence: block scores, selection and layer, whatever the scales.
+// fp8 index keys on the GPU under many queries per sequence: whole layers, scales that lie apart, signs.
 #include "cuda/support/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
 #include "pitfalls/fixture.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
-
-constexpr Scales kKinds[] = {Scales::kNone, Scales::kOne, Scales::kPerToken};
-
-/// The fp8 tensor cores keep some 13 bits of the larger sums of products of size 1.
-constexpr double kScoreError = 2e-3;
-
-std::vector<NamedShape> fp8_index_shapes() {
-  std::vector<NamedShape> result;
-  for (const NamedShape& plain : hopper_shapes()) {
-    for (const Scales scales : kKinds) {
-      LayerShape shape = plain.shape;
-      shape.index_dtype = OPENMSA_FLOAT8_E4M3;
-      shape.scales = scales;
-      result.push_back(named("", shape));
-    }
-  }
-  return result;
-}
-
-class Fp8Index : public OnHopperWith<NamedShape> {};
-INSTANTIATE_TEST_SUITE_P(Shapes, Fp8Index, testing::ValuesIn(fp8_index_shapes()), shape_name);
-
-TEST_P(Fp8Index, ScoresMatchTheReference) {
-  const Layer layer = make_layer(GetParam().shape);
-  const Buffer scores = run_on_device(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores");
-  EXPECT_LT(absolute_error(scores, judged(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores")), kScoreError);
-}
-
-TEST_P(Fp8Index, ChosenBlocksMatchTheReference) {
-  const Layer layer = make_layer(GetParam().shape);
-  expect_selection(layer, run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"));
-}
 
 class Fp8IndexLayer : public OnHopperWith<openmsa_dtype> {
  protected:
@@ -63,7 +33,7 @@ TEST_P(Fp8IndexLayer, WholeLayersMatchTheReference) {
       SCOPED_TRACE(testing::Message() << "pages of " << page_size << (has_fp8_kv ? ", k and v in fp8" : ""));
       LayerShape layer = shape(page_size);
       if (has_fp8_kv) layer.kv_dtype = OPENMSA_FLOAT8_E4M3;
-      expect_layer(make_layer(layer));
+      expect_layer(device_layer(layer));
     }
   }
 }
@@ -71,10 +41,10 @@ TEST_P(Fp8IndexLayer, WholeLayersMatchTheReference) {
 /// Scales of sequences behind the first begin at any multiple of 4 bytes, and may lie apart.
 TEST_P(Fp8IndexLayer, ScalesMayLieApart) {
   for (const std::int32_t page_size : {0, 32}) {
-    Layer layer = make_layer(shape(page_size));
-    const TensorMap expected = run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS);
+    Layer layer = device_layer(shape(page_size));
+    const TensorMap expected = run(layer, OPENMSA_OP_SELECT_BLOCKS);
     layer.tensors["index_k_scale"] = restrided(layer.tensors["index_k_scale"], {3});
-    expect_same_bits(run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS), expected);
+    expect_same_bits(run(layer, OPENMSA_OP_SELECT_BLOCKS), expected);
   }
 }
 
@@ -85,7 +55,7 @@ TEST_P(Fp8IndexLayer, ScoresOfAnySign) {
     LayerShape signs = shape(0);
     signs.index_dtype = index_dtype;
     signs.scales = Scales::kNone;
-    Layer layer = make_layer(signs);
+    Layer layer = device_layer(signs);
     layer.tensors.at("index_q").fill(1);
     Buffer& keys = layer.tensors.at("index_k");
     keys.fill(0);
@@ -95,7 +65,7 @@ TEST_P(Fp8IndexLayer, ScoresOfAnySign) {
       const double of_kind[] = {level - 1, -1 - level, random() % 2 == 0 ? 0.0 : -0.0, nan};
       keys.set({token, 1}, random() % 40 == 0 ? nan : of_kind[token / 64 % 4]);
     }
-    expect_same_bits(run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS), judged(layer, OPENMSA_OP_SELECT_BLOCKS));
+    expect_same_bits(run(layer, OPENMSA_OP_SELECT_BLOCKS), judged(layer, OPENMSA_OP_SELECT_BLOCKS));
   }
 }
 

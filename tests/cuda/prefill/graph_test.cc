@@ -1,7 +1,9 @@
 // A captured call, replayed after lengths, tables, selections and values changed in place.
-#include "api/operations.h"
 #include "cuda/support/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
+#include "support/compare.h"
+#include "support/selections.h"
 
 namespace openmsa::test {
 namespace {
@@ -25,7 +27,7 @@ class DeviceGraph : public OnHopperWith<Case> {
                      .seqlens_k = std::move(seqlens_k)};
     shape.padding_q = captured.total_q;
     for (const std::int64_t length : shape.seqlens_q) shape.padding_q -= length;
-    Layer layer = make_layer(shape, seed, seed);
+    Layer layer = device_layer(shape, seed, seed);
     layer.config.max_seqlen_k = 6000;  // capacity beyond all that follows
     layer.config.max_batch = 6;
     layer.add(judged(layer, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU));
@@ -54,8 +56,8 @@ std::vector<Case> cases() {
 
 INSTANTIATE_TEST_SUITE_P(Operations, DeviceGraph, testing::ValuesIn(cases()),
                          [](const testing::TestParamInfo<Case>& info) {
-                           return api::operation(info.param.op, openmsa::config()).name +
-                                  std::string(info.param.page_size > 0 ? "_paged" : "_contiguous") +
+                           return std::string(name_of(info.param.op)) +
+                                  (info.param.page_size > 0 ? "_paged" : "_contiguous") +
                                   (info.param.total_q < 100 ? "_decode" : "_prefill");
                          });
 
@@ -72,7 +74,7 @@ TEST_P(DeviceGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
     call.update(steps[i]);
     call.poison();
     graph.replay(stream);
-    expect_same_bits(call.results(), run_on_device(steps[i], GetParam().op));
+    expect_same_bits(call.results(), run(steps[i], GetParam().op));
   }
 }
 

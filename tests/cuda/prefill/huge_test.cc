@@ -1,7 +1,9 @@
 // Offsets that do not fit into 32 bits.
 #include "cuda/support/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
 #include "pitfalls/fixture.h"
+#include "support/append_kv.h"
 
 namespace openmsa::test {
 namespace {
@@ -60,7 +62,7 @@ TEST_P(HugeContext, BehindFourMillionKeys) {
                    .topk = kTopk,
                    .seqlens_q = {GetParam()},
                    .seqlens_k = {kTopk * kBlock}};
-  Layer compact = make_layer(shape);
+  Layer compact = device_layer(shape);
   for (std::int64_t row = 0; row < GetParam(); ++row) compact.tensors.at("index_q").set({row, 0, 0}, 4);
   std::vector<std::int64_t> chosen;
   for (std::int64_t i = 0; i + 1 < kTopk; ++i) {
@@ -117,9 +119,9 @@ openmsa_tensor spread(const Buffer& buffer, std::int64_t stride, std::int64_t fi
 TEST_F(HugeStrides, PagesPast32BitsAreFound) {
   // One buffer holds a page of each cache per 2^30 elements; later pages lie past 2^31.
   constexpr std::int64_t kStride = std::int64_t{1} << 30, kPart = 1 << 20;
-  const Layer layer =
-      make_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
-  const TensorMap expected = run_on_device(layer, OPENMSA_OP_MSA_ATTENTION);
+  const Layer layer = device_layer(
+      {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
+  const TensorMap expected = run(layer, OPENMSA_OP_MSA_ATTENTION);
   const std::int64_t num_pages = layer.tensors.at("k_cache").shape()[0];
   const std::size_t bytes = static_cast<std::size_t>(kStride * num_pages) * sizeof(std::uint16_t);
   if (!has_room(bytes)) GTEST_SKIP() << "needs " << (bytes >> 30) << " GiB of device memory";
@@ -136,15 +138,14 @@ TEST_F(HugeStrides, PagesPast32BitsAreFound) {
 TEST_F(HugeStrides, TokensAreAppendedPast32Bits) {
   constexpr std::int64_t kStride = std::int64_t{1} << 30, kPart = 1 << 20;
   const Layer layer = with_new_keys(
-      make_layer(
+      device_layer(
           {.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 64, .seqlens_q = {129}, .seqlens_k = {129}}),
       1);
   const std::pair<const char*, openmsa_tensor Tensors::*> caches[] = {
       {"k_cache", &Tensors::k_cache}, {"v_cache", &Tensors::v_cache}, {"index_k_cache", &Tensors::index_k_cache}};
   TensorMap before;
   for (const auto& [name, member] : caches) before[name] = layer.tensors.at(name);
-  TensorMap expected = before;
-  run_into(layer, OPENMSA_OP_APPEND_KV, expected);
+  const TensorMap expected = judged_append(layer, before);
   const auto num_pages = static_cast<std::size_t>(before.at("k_cache").shape()[0]);
   const std::size_t stride_bytes = kStride * sizeof(std::uint16_t), bytes = stride_bytes * num_pages;
   if (!has_room(bytes)) GTEST_SKIP() << "needs " << (bytes >> 30) << " GiB of device memory";
@@ -167,8 +168,8 @@ TEST_F(HugeStrides, TokensAreAppendedPast32Bits) {
 
 TEST_F(HugeStrides, RowsPast32BitsAreFound) {
   constexpr std::int64_t kStride = (std::int64_t{1} << 30) + 64, kPart = 1 << 20;
-  const Layer layer = make_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
-  const TensorMap expected = run_on_device(layer, OPENMSA_OP_MSA_ATTENTION);
+  const Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
+  const TensorMap expected = run(layer, OPENMSA_OP_MSA_ATTENTION);
   const std::size_t bytes = static_cast<std::size_t>(kStride) * 3 * sizeof(float);
   if (!has_room(bytes)) GTEST_SKIP() << "needs " << (bytes >> 30) << " GiB of device memory";
   DeviceMemory memory(bytes);

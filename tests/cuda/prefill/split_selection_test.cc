@@ -2,7 +2,9 @@
 #include <utility>
 
 #include "cuda/support/cases.h"
-#include "cuda/support/judge.h"
+#include "cuda/support/device_call.h"
+#include "cuda/support/hopper.h"
+#include "support/compare.h"
 
 namespace openmsa::test {
 namespace {
@@ -44,18 +46,18 @@ class SplitSelection : public OnHopperWith<NamedShape> {};
 INSTANTIATE_TEST_SUITE_P(Cases, SplitSelection, testing::ValuesIn(cases()), shape_name);
 
 TEST_P(SplitSelection, MatchesTheCpu) {
-  const Layer layer = make_layer(GetParam().shape);
-  expect_selection(layer, run_on_device(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
+  const Layer layer = device_layer(GetParam().shape);
+  expect_selection(layer, run(layer, OPENMSA_OP_SELECT_BLOCKS).at("topk_indices"), OPENMSA_BACKEND_CPU);
 }
 
 TEST_P(SplitSelection, ScoresMatchTheCpu) {
-  const Layer layer = make_layer(GetParam().shape);
-  const Buffer scores = run_on_device(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores");
+  const Layer layer = device_layer(GetParam().shape);
+  const Buffer scores = run(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores");
   EXPECT_LT(absolute_error(scores, judged(layer, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU).at("block_scores")),
             1e-4);
 }
 
-TEST_P(SplitSelection, WholeLayerMatchesTheCpu) { expect_layer(make_layer(GetParam().shape), OPENMSA_BACKEND_CPU); }
+TEST_P(SplitSelection, WholeLayerMatchesTheCpu) { expect_layer(device_layer(GetParam().shape), OPENMSA_BACKEND_CPU); }
 
 }  // namespace
 }  // namespace openmsa::test

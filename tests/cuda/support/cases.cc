@@ -62,18 +62,17 @@ std::vector<NamedShape> hopper_shapes() {
   return result;
 }
 
-LayerShape boundary_shape(std::int32_t block_size, std::int32_t page_size) {
-  LayerShape shape{.dtype = OPENMSA_BFLOAT16, .block_size = block_size, .topk = 3, .page_size = page_size};
-  shape.seqlens_q.clear();
-  shape.seqlens_k.clear();
-  for (const std::int64_t length : {0, 1, 2, block_size - 1, block_size, block_size + 1, 2 * block_size - 1,
-                                    2 * block_size, 2 * block_size + 1, 5 * block_size + 1}) {
-    for (const std::int64_t queries : {1, 40}) {
-      shape.seqlens_q.push_back(std::min(length, queries));
-      shape.seqlens_k.push_back(length);
+std::vector<NamedShape> fp8_index_shapes() {
+  std::vector<NamedShape> result;
+  for (const NamedShape& plain : hopper_shapes()) {
+    for (const Scales scales : {Scales::kNone, Scales::kOne, Scales::kPerToken}) {
+      LayerShape shape = plain.shape;
+      shape.index_dtype = OPENMSA_FLOAT8_E4M3;
+      shape.scales = scales;
+      result.push_back(named("", shape));
     }
   }
-  return shape;
+  return result;
 }
 
 }  // namespace openmsa::test

@@ -1,8 +1,6 @@
-// The layers on which the CUDA backend is compared.
+// The layers of prompts on which the CUDA backend is compared.
 #pragma once
 
-#include "cuda/support/hopper.h"
-#include "cuda/support/selections.h"
 #include "support/shapes.h"
 
 namespace openmsa::test {
@@ -11,9 +9,7 @@ namespace openmsa::test {
 /// a ragged batch like that of all_shapes().
 std::vector<NamedShape> hopper_shapes();
 
-/// Sequences that hold few blocks, one after the other, around every boundary of a kv_block.
-LayerShape boundary_shape(std::int32_t block_size, std::int32_t page_size);
-
-class HopperShapes : public OnHopperWith<NamedShape> {};
+/// Those with fp8 index keys, without a scale, with one, and with one per token.
+std::vector<NamedShape> fp8_index_shapes();
 
 }  // namespace openmsa::test

@@ -4,8 +4,6 @@
 
 #include <utility>
 
-#include "api/operations.h"
-
 namespace openmsa::test {
 
 DeviceCall::DeviceCall(const Layer& layer, openmsa_op op, TensorMap outputs)
@@ -14,12 +12,12 @@ DeviceCall::DeviceCall(const Layer& layer, openmsa_op op, TensorMap outputs)
       outputs_(std::move(outputs)),
       tensors_(gather(layer, op, outputs_)),
       workspace_(plan_.workspace_bytes(op)) {
-  for (const api::Field& field : api::fields()) {
-    openmsa_tensor& tensor = tensors_.*field.member;
+  for (const char* name : tensor_names()) {
+    openmsa_tensor& tensor = at(tensors_, name);
     if (tensor.rank == 0) continue;
-    const auto output = outputs_.find(field.name);
-    const Buffer& buffer = output != outputs_.end() ? output->second : layer.tensors.at(field.name);
-    const auto [entry, is_new] = memory_.emplace(field.name, buffer.bytes().size());
+    const auto output = outputs_.find(name);
+    const Buffer& buffer = output != outputs_.end() ? output->second : layer.tensors.at(name);
+    const auto [entry, is_new] = memory_.emplace(name, buffer.bytes().size());
     entry->second.upload(buffer.bytes());
     tensor.data = entry->second.data();
   }
@@ -47,12 +45,6 @@ TensorMap DeviceCall::results() const {
   TensorMap results = outputs_;
   for (auto& [name, buffer] : results) buffer.assign_bytes(memory_.at(name).download());
   return results;
-}
-
-TensorMap run_on_device(const Layer& layer, openmsa_op op, const std::vector<std::string>& names) {
-  const DeviceCall call(layer, op, poisoned_outputs(layer.on(OPENMSA_BACKEND_CUDA), op, names));
-  call.enqueue();
-  return call.results();
 }
 
 }  // namespace openmsa::test

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cuda/support/device_memory.h"
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 
@@ -38,7 +38,9 @@ class DeviceCall {
   DeviceMemory workspace_;
 };
 
-/// run() of support/layer.h on the GPU.
-TensorMap run_on_device(const Layer& layer, openmsa_op op, const std::vector<std::string>& names = {});
+/// make_layer for the GPU.
+inline Layer device_layer(const LayerShape& shape, std::uint64_t seed = 1, std::uint64_t page_seed = 1) {
+  return make_layer(shape, seed, page_seed).on(OPENMSA_BACKEND_CUDA);
+}
 
 }  // namespace openmsa::test

@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "cuda/support/device_call.h"
-#include "support/compare.h"
 #include "support/fused_rows.h"
 
 namespace openmsa::test {
@@ -27,16 +25,6 @@ TensorMap FusedCache::separate() const {
     v_cache.set(i, rows[i / dim * 2 * dim + dim + i % dim]);
   }
   return {{"k_cache", k_cache}, {"v_cache", v_cache}};
-}
-
-void expect_same_from_fused_caches(const Layer& layer, const TensorMap& expected) {
-  for (const bool head_major : {false, true}) {
-    DeviceCall call(layer, OPENMSA_OP_MSA_ATTENTION);
-    const FusedCache fused(layer.tensors, head_major);
-    fused.bind(call.tensors());
-    call.enqueue();
-    expect_same_bits(call.results(), expected);
-  }
 }
 
 }  // namespace openmsa::test

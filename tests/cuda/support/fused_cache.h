@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/support/device_memory.h"
-#include "support/layer.h"
+#include "support/run.h"
 
 namespace openmsa::test {
 
@@ -22,8 +22,5 @@ class FusedCache {
   Buffer rows_;  // shape, strides and contents of the start
   DeviceMemory memory_;
 };
-
-/// msa_attention of a layer gives the same bits with its k_cache and v_cache in a FusedCache of either kind.
-void expect_same_from_fused_caches(const Layer& layer, const TensorMap& expected);
 
 }  // namespace openmsa::test

@@ -22,9 +22,9 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<core::BFloat16> to_bf16(std::span<const float> values) {
-  std::vector<core::BFloat16> result;
-  for (const float value : values) result.push_back(core::to_bfloat16(value));
+std::vector<io::BFloat16> to_bf16(std::span<const float> values) {
+  std::vector<io::BFloat16> result;
+  for (const float value : values) result.push_back(io::to_bfloat16(value));
   return result;
 }
 
@@ -83,7 +83,7 @@ class Published : public testing::Test {
 
   const lm::ModelConfig config_ = tiny_moe_config(3);
   const lm::Parameters weights_ = random_weights(config_, 1);
-  std::deque<std::vector<core::BFloat16>> bf16_;
+  std::deque<std::vector<io::BFloat16>> bf16_;
   TemporaryDirectory folder_;
 };
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "lm/model/health.h"
 #include "lm/ops/cross_entropy.h"
 #include "lm/support.h"
 

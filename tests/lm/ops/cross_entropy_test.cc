@@ -21,6 +21,14 @@ TEST(CrossEntropy, HoldsForLargeLogits) {
   EXPECT_NEAR(lm::cross_entropy(logits, std::vector<std::int32_t>{1}), 1e4, 1e-2);
 }
 
+TEST(CrossEntropy, NaNIsNotHidden) {
+  for (const std::size_t place : {0u, 5u, 19u}) {
+    std::vector<float> logits(20, 1.0f);
+    logits[place] = NAN;
+    EXPECT_TRUE(std::isnan(lm::cross_entropy(logits, std::vector<std::int32_t>{7}))) << place;
+  }
+}
+
 TEST(CrossEntropy, GradientMatchesFiniteDifferences) {
   std::vector<float> logits = random_floats(5 * 11, 1, 2.0f);
   const std::vector<std::int32_t> targets = random_tokens(5, 11, 2);

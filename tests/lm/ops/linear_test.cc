@@ -34,8 +34,8 @@ TEST(Linear, ForwardIsTheProduct) {
 /// product that is added and rounded again.
 TEST(Linear, MatricesOfSeveralBlocks) {
   const Problem problem;
-  std::vector<core::BFloat16> bf16;
-  for (const float value : problem.w) bf16.push_back(core::to_bfloat16(value));
+  std::vector<io::BFloat16> bf16;
+  for (const float value : problem.w) bf16.push_back(io::to_bfloat16(value));
   const lm::WeightMatrix whole{19, {{3, problem.w.data(), nullptr}, {67, nullptr, bf16.data() + 3 * 19}}};
   const lm::WeightMatrix w = whole.rows(1, 69);
   for (const std::int64_t tokens : {1, 4, 5, 515}) {
@@ -48,7 +48,7 @@ TEST(Linear, MatricesOfSeveralBlocks) {
         for (int i = 0; i < 19; ++i) {
           const auto at = static_cast<std::size_t>((o + 1) * 19 + i);
           product +=
-              problem.x[static_cast<std::size_t>(t * 19 + i)] * (is_bf16 ? core::to_float(bf16[at]) : problem.w[at]);
+              problem.x[static_cast<std::size_t>(t * 19 + i)] * (is_bf16 ? io::to_float(bf16[at]) : problem.w[at]);
         }
         const float sum = y[static_cast<std::size_t>(t * 69 + o)];
         ASSERT_NEAR(sum, 1.0 + product, is_bf16 ? (2 + std::abs(product)) / 128 : 1e-4) << tokens << " tokens";
@@ -60,12 +60,23 @@ TEST(Linear, MatricesOfSeveralBlocks) {
   w.copy_row(1, row.data());
   EXPECT_EQ(row[5], problem.w[2 * 19 + 5]);
   w.copy_row(68, row.data());
-  EXPECT_EQ(row[5], core::to_float(bf16[69 * 19 + 5]));
+  EXPECT_EQ(row[5], io::to_float(bf16[69 * 19 + 5]));
 }
 
+/// In vectors as one by one, also in a row that no vector divides.
 TEST(Precision, RoundsToTheNearestBf16) {
-  for (const float value : random_floats(1000, 1, 100.0f)) {
-    EXPECT_EQ(lm::bf16_rounded(value), core::to_float(core::to_bfloat16(value)));
+  std::vector<float> values = random_floats(1003, 1, 100.0f);
+  values.insert(values.end(), {1.0f + 0x1p-8f, 1.0f + 0x3p-8f, INFINITY, NAN, -0.0f, 0x1p-133f});
+  std::vector<float> rounded = values;
+  lm::round_to(lm::Precision::kFp32, rounded);
+  ASSERT_EQ(rounded[7], values[7]);
+  lm::round_to(lm::Precision::kBf16, rounded);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (std::isnan(values[i])) {
+      EXPECT_TRUE(std::isnan(rounded[i]));
+    } else {
+      EXPECT_EQ(rounded[i], lm::bf16_rounded(values[i])) << values[i];
+    }
   }
   EXPECT_EQ(lm::bf16_rounded(1.0f + 0x1p-8f), 1.0f);  // ties to even
   EXPECT_EQ(lm::bf16_rounded(1.0f + 0x3p-8f), 1.0f + 0x1p-6f);

@@ -2,6 +2,7 @@
 #include "msa/bench/command.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <openmsa/openmsa.hpp>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "io/dtype.h"
 #include "io/error.h"
 #include "io/json_file.h"
 #include "lm/model/config.h"
@@ -17,7 +19,7 @@
 #include "msa/bench/decode/problem.h"
 #include "msa/bench/decode/table.h"
 #include "msa/bench/host_rates.h"
-#include "msa/dtype_of_name.h"
+#include "msa/bench/options.h"
 #include "msa/machine.h"
 #include "msa/progress.h"
 
@@ -26,63 +28,62 @@ namespace {
 
 using nlohmann::ordered_json;
 
-struct Geometry {
-  std::int32_t num_heads_q, num_heads_kv, head_dim, index_dim, block_size, topk;
-};
-
-/// Of a small model on the CPU, of MiniMax-M3 on a GPU.
-constexpr Geometry kSmall = {8, 2, 64, 64, 128, 16}, kM3 = {64, 4, 128, 128, 128, 16};
-
-/// Those that are absent depend on the backend.
-struct BenchOptions {
-  std::string backend = "cpu";
-  std::optional<std::int32_t> num_heads_q, num_heads_kv, head_dim, index_dim, block_size, topk;
+/// Options that are absent depend on the backend.
+struct DecodeOptions : BenchOptions {
+  std::optional<std::int32_t> geometry[std::size(kGeometry)];
   std::string model;
   std::int64_t batch = 1;
   std::int32_t queries = 1;
   std::optional<double> agreement;
   std::string lengths = "same";
   std::optional<std::int32_t> page_size;
-  std::optional<std::string> dtype, kv_dtype, index_dtype;
+  std::optional<std::string> kv_dtype, index_dtype;
   std::vector<std::int64_t> contexts;
-  int repeats = 20;
-  int threads = 0;
-  std::uint64_t seed = 1;
-  std::string json;
-
-  bool is_cuda() const { return backend == "cuda"; }
-  int num_threads() const { return threads == 0 ? usable_cores() : threads; }
 };
 
-Geometry geometry_of_model(const std::string& directory) {
-  const lm::ModelConfig model = lm::config_from_json(io::read_json(directory + "/config.json"));
-  if (!model.has_sparse_layers()) throw io::InputError(directory + ": expected a model with sparse layers, got none");
-  return {model.num_heads_q, model.num_heads_kv, model.head_dim, model.index_dim, model.block_size, model.topk};
+/// The geometry of a small model, for the CPU.
+Config small_geometry() {
+  Config config = openmsa::config();
+  config.num_heads_q = 8;
+  config.num_heads_kv = 2;
+  config.head_dim = config.index_dim = 64;
+  return config;
 }
 
-/// Of the longest context; fit_to gives that of each.
-Config decode_config(const BenchOptions& options) {
-  const Geometry geometry =
-      options.model.empty() ? (options.is_cuda() ? kM3 : kSmall) : geometry_of_model(options.model);
+Config geometry_of_model(const std::string& directory) {
+  const lm::ModelConfig model = lm::config_from_json(io::read_json(directory + "/config.json"));
+  if (!model.has_sparse_layers()) throw io::InputError(directory + ": expected a model with sparse layers, got none");
   Config config = openmsa::config();
-  config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  config.dtype = dtype_of_name(options.dtype.value_or(options.is_cuda() ? "bf16" : "fp32"));
-  config.kv_dtype = options.kv_dtype ? dtype_of_name(*options.kv_dtype) : config.dtype;
-  config.index_dtype = options.index_dtype ? dtype_of_name(*options.index_dtype) : config.dtype;
-  config.num_heads_q = options.num_heads_q.value_or(geometry.num_heads_q);
-  config.num_heads_kv = options.num_heads_kv.value_or(geometry.num_heads_kv);
-  config.head_dim = options.head_dim.value_or(geometry.head_dim);
-  config.index_dim = options.index_dim.value_or(geometry.index_dim);
-  config.block_size = options.block_size.value_or(geometry.block_size);
+  config.num_heads_q = model.num_heads_q;
+  config.num_heads_kv = model.num_heads_kv;
+  config.head_dim = model.head_dim;
+  config.index_dim = model.index_dim;
+  config.block_size = model.block_size;
+  config.topk = model.topk;
+  return config;
+}
+
+Config usual_geometry(bool is_cuda) { return is_cuda ? m3_geometry() : small_geometry(); }
+
+/// The configuration of the longest context; fit_to gives that of each.
+Config decode_config(const DecodeOptions& options) {
+  Config config = options.model.empty() ? usual_geometry(options.is_cuda()) : geometry_of_model(options.model);
+  for (std::size_t i = 0; i < std::size(kGeometry); ++i) {
+    if (options.geometry[i]) config.*kGeometry[i].member = *options.geometry[i];
+  }
+  const std::string dtype = !options.dtype.empty() ? options.dtype : options.is_cuda() ? "bf16" : "fp32";
+  config.backend = options.backend_id();
+  config.dtype = io::dtype_of_name(dtype);
+  config.kv_dtype = io::dtype_of_name(options.kv_dtype.value_or(dtype));
+  config.index_dtype = io::dtype_of_name(options.index_dtype.value_or(dtype));
   config.page_size = options.page_size.value_or(config.block_size);
-  config.topk = options.topk.value_or(geometry.topk);
   config.max_batch = options.batch;
   config.num_threads = options.threads;
   return config;
 }
 
-/// One per context.
-std::vector<DecodeShape> shapes_of(const BenchOptions& options) {
+/// One shape per context.
+std::vector<DecodeShape> shapes_of(const DecodeOptions& options) {
   constexpr double kUsualAgreement = 0.99;
   if (options.agreement && options.queries == 1) {
     throw io::InputError("--agreement: expected --queries of at least 2, got 1");
@@ -104,36 +105,27 @@ std::vector<DecodeShape> shapes_of(const BenchOptions& options) {
   return result;
 }
 
-ordered_json to_json(const Config& config, const BenchOptions& options, const std::vector<DecodeFigures>& figures,
+ordered_json to_json(const Config& config, const DecodeOptions& options, const std::vector<DecodeFigures>& figures,
                      const MemoryRates& rates) {
   ordered_json results = ordered_json::array();
   for (const DecodeFigures& row : figures) results.push_back(to_json(row, rates));
-  ordered_json facts = {{"geometry",
-                         {{"num_heads_q", config.num_heads_q},
-                          {"num_heads_kv", config.num_heads_kv},
-                          {"head_dim", config.head_dim},
-                          {"index_dim", config.index_dim},
-                          {"block_size", config.block_size},
-                          {"topk", config.topk},
-                          {"page_size", config.page_size},
-                          {"batch", config.max_batch},
-                          {"queries", options.queries},
-                          {"lengths", options.lengths},
-                          {"dtype", core::dtype_name(config.dtype)},
-                          {"kv_dtype", core::dtype_name(config.kv_dtype)},
-                          {"index_dtype", core::dtype_name(config.index_dtype)}}},
-                        {"backend", options.backend},
-                        {"threads", options.num_threads()},
-                        {"repeats", options.repeats},
-                        {"results", results},
-                        {"machine", machine_facts()}};
+  ordered_json geometry = geometry_to_json(config);
+  geometry.update({{"page_size", config.page_size},
+                   {"batch", config.max_batch},
+                   {"queries", options.queries},
+                   {"lengths", options.lengths},
+                   {"dtype", io::dtype_name(config.dtype)},
+                   {"kv_dtype", io::dtype_name(config.kv_dtype)},
+                   {"index_dtype", io::dtype_name(config.index_dtype)}});
+  ordered_json facts = {{"geometry", geometry},       {"backend", options.backend}, {"threads", options.num_threads()},
+                        {"repeats", options.repeats}, {"results", results},         {"machine", machine_facts()}};
   if (options.agreement) facts["geometry"]["agreement"] = *options.agreement;
   if (rates.read) facts["read_gb_per_s"] = *rates.read;
   if (rates.copy) facts["copy_gb_per_s"] = *rates.copy;
   return facts;
 }
 
-void run(const BenchOptions& options) {
+void run(const DecodeOptions& options) {
   const Config config = decode_config(options);
   const std::vector<DecodeShape> shapes = shapes_of(options);
   const auto add = [](std::int64_t sum, const DecodeShape& shape) { return sum + shape.context; };
@@ -165,21 +157,23 @@ void run(const BenchOptions& options) {
   if (!options.json.empty()) io::write_json(options.json, to_json(config, options, figures, rates));
 }
 
-void add_geometry(CLI::App& command, BenchOptions& options) {
-  auto* model =
-      command.add_option("--model", options.model, "Take the geometry from DIR/config.json")->type_name("DIR");
-  const auto add = [&](const char* name, std::optional<std::int32_t>& value, const char* text) {
-    command.add_option(name, value, text)->excludes(model);
-  };
-  add("--num-heads-q", options.num_heads_q, "Query heads [8; cuda: 64]");
-  add("--num-heads-kv", options.num_heads_kv, "KV heads [2; cuda: 4]");
-  add("--head-dim", options.head_dim, "Channels per head [64; cuda: 128]");
-  add("--index-dim", options.index_dim, "Channels of the index branch [64; cuda: 128]");
-  add("--block-size", options.block_size, "Keys per kv_block [128]");
-  add("--topk", options.topk, "kv_blocks kept per query and KV head [16]");
+/// "[8; cuda: 64]", or "[128]" where both are the same.
+std::string usual_text(std::int32_t Config::*member) {
+  const std::string on_cpu = std::to_string(usual_geometry(false).*member);
+  const std::string on_cuda = std::to_string(usual_geometry(true).*member);
+  return "[" + on_cpu + (on_cuda == on_cpu ? "" : "; cuda: " + on_cuda) + "]";
 }
 
-void add_problem(CLI::App& command, BenchOptions& options) {
+void add_geometry(CLI::App& command, DecodeOptions& options) {
+  auto* model =
+      command.add_option("--model", options.model, "Take the geometry from DIR/config.json")->type_name("DIR");
+  for (std::size_t i = 0; i < std::size(kGeometry); ++i) {
+    const std::string text = kGeometry[i].text + (" " + usual_text(kGeometry[i].member));
+    command.add_option(kGeometry[i].option, options.geometry[i], text)->excludes(model);
+  }
+}
+
+void add_problem(CLI::App& command, DecodeOptions& options) {
   command
       .add_option("--contexts", options.contexts,
                   "Keys per sequence, for example 2048,8192 or 2K,8K [2K..128K; cuda: 32K,128K,1M]")
@@ -201,19 +195,19 @@ void add_problem(CLI::App& command, BenchOptions& options) {
                   "this, with noise of its own; 0: independent, 1: all choose the same kv_blocks [0.99]")
       ->check(CLI::Range(0.0, 1.0));
   command.add_option("--page-size", options.page_size, "Keys per cache page [--block-size]");
-  command.add_option("--dtype", options.dtype, "fp32, bf16 or fp16 [fp32; cuda: bf16]")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  options.add_dtype(command, "fp32, bf16 or fp16 [fp32; cuda: bf16]");
   command.add_option("--kv-dtype", options.kv_dtype, "e4m3: keys and values in fp8 [--dtype]")
       ->check(CLI::IsMember({"e4m3"}));
   command.add_option("--index-dtype", options.index_dtype, "e4m3: index keys in fp8 [--dtype]")
       ->check(CLI::IsMember({"e4m3"}));
-  command.add_option("--seed", options.seed, "Of the random inputs")->capture_default_str();
+  options.add_seed(command);
 }
 
 }  // namespace
 
 void add_bench_decode(CLI::App& bench) {
-  auto options = std::make_shared<BenchOptions>();
+  auto options = std::make_shared<DecodeOptions>();
+  options->repeats = 20;
   CLI::App* command = bench.add_subcommand("decode", "Attention time per new token as the context grows");
   command->footer(
       "Caches hold random numbers in pages of random order. A few queries of every context are checked against the\n"
@@ -228,18 +222,12 @@ void add_bench_decode(CLI::App& bench) {
       "  msa bench decode --backend cuda --contexts 1M --index-dtype e4m3\n"
       "  msa bench decode --backend cuda --contexts 128K --batch 8 --queries 8 --agreement 0.9\n"
       "  msa bench decode --backend cuda --contexts 1M --batch 64 --lengths mixed");
-  command->add_option("--backend", options->backend, "cpu (with dense attention beside it) or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  options->add_backend(*command);
   add_geometry(*command, *options);
   add_problem(*command, *options);
-  command->add_option("--repeats", options->repeats, "Measurements of each figure")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
-  command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");
+  options->add_repeats(*command);
+  options->add_threads(*command);
+  options->add_json(*command);
   command->callback([options] { run(*options); });
 }
 

@@ -1,4 +1,4 @@
-// What a decode step costs: time and bytes read.
+// The cost of a decode step: time and bytes read.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct DecodeFigures {
   std::optional<Timing> dense;  // the CUDA backend has none
 };
 
-/// What plain code reaches on the same machine, in GB/s: kernels that only read on a GPU, memcpy on the CPU, counting
+/// Rates of plain code on the same machine, in GB/s: kernels that only read on a GPU, memcpy on the CPU, counting
 /// what it reads and what it writes.
 struct MemoryRates {
   std::optional<double> read, copy;

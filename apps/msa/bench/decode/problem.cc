@@ -5,25 +5,18 @@
 #include <numeric>
 #include <random>
 
-#include "core/dtype.h"
-#include "msa/attend/layer_input.h"
-#include "msa/bench/random_fill.h"
+#include "judge/layer.h"
+#include "judge/random_fill.h"
 
 namespace openmsa::cli {
 namespace {
 
-using T = Tensors;
+using judge::ceil_div;
 
 /// More than the last-level cache of most processors, and than twice the L2 cache of a GPU.
 constexpr std::int64_t kMoreThanCache = std::int64_t{256} << 20;
 /// Calls of a graph: enough to outweigh its start, few enough to be captured at once.
 constexpr std::int64_t kLeastCalls = 8, kMostCalls = 64;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-std::int64_t count(std::initializer_list<std::int64_t> shape) {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-}
 
 /// The part of `tensor` that is call number `call`: `rows` of its first dimension.
 openmsa_tensor part(openmsa_tensor tensor, int call, std::int64_t rows) {
@@ -34,18 +27,17 @@ openmsa_tensor part(openmsa_tensor tensor, int call, std::int64_t rows) {
 }
 
 /// [sequences, tokens, channels] vectors of variance 1; those of a sequence have the correlation `agreement`.
-template <class Element>
-std::vector<Element> correlated(std::int64_t sequences, std::int64_t tokens, std::int64_t channels, double agreement,
-                                std::uint64_t seed) {
+std::vector<float> correlated(std::int64_t sequences, std::int64_t tokens, std::int64_t channels, double agreement,
+                              std::uint64_t seed) {
   const auto shared = static_cast<float>(std::sqrt(agreement)), own = static_cast<float>(std::sqrt(1 - agreement));
-  RandomNumbers numbers(seed);
+  judge::RandomNumbers numbers(seed);
   std::vector<float> common(static_cast<std::size_t>(channels));
-  std::vector<Element> result;
+  std::vector<float> result;
   result.reserve(static_cast<std::size_t>(sequences * tokens * channels));
   for (std::int64_t sequence = 0; sequence < sequences; ++sequence) {
     for (float& x : common) x = numbers.next();
     for (std::int64_t token = 0; token < tokens; ++token) {
-      for (float x : common) result.push_back(core::round_to<Element>(shared * x + own * numbers.next()));
+      for (float x : common) result.push_back(shared * x + own * numbers.next());
     }
   }
   return result;
@@ -60,34 +52,33 @@ Config fit_to(Config config, const DecodeShape& shape) {
 }
 
 DecodeProblem::DecodeProblem(Device& device, const Config& config, const DecodeShape& shape, std::uint64_t seed)
-    : device_(device),
+    : memory_(device, seed),
       config_(fit_to(config, shape)),
       shape_(shape),
-      seed_(seed),
       pages_per_row_(ceil_div(shape.context, config.page_size)) {
   choose_lengths();
   choose_counts();
   deal_pages();
   std::vector<std::int32_t> cu_seqlens_q;
   for (std::int32_t b = 0; b <= config.max_batch; ++b) cu_seqlens_q.push_back(b * shape.queries);
-  data_.cu_seqlens_q = upload(cu_seqlens_q, {config_.max_batch + 1});
-  data_.seqlens_k = upload(seqlens_k_, {config_.max_batch});
-  data_.block_table = upload(block_table_, {num_sets_ * config_.max_batch, pages_per_row_});
+  data_.cu_seqlens_q = memory_.upload(cu_seqlens_q, {config_.max_batch + 1});
+  data_.seqlens_k = memory_.upload(seqlens_k_, {config_.max_batch});
+  data_.block_table = memory_.upload(block_table_, {num_sets_ * config_.max_batch, pages_per_row_});
   const std::int64_t pages = num_sets_ * pages_per_set_, page_size = config_.page_size;
-  data_.k_cache = random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
-  data_.v_cache = random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
-  data_.index_k_cache = random(config_.index_dtype, {pages, page_size, config_.index_dim});
+  data_.k_cache = memory_.random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
+  data_.v_cache = memory_.random(config_.kv_dtype, {pages, page_size, config_.num_heads_kv, config_.head_dim});
+  data_.index_k_cache = memory_.random(config_.index_dtype, {pages, page_size, config_.index_dim});
   data_.q = queries(config_.num_heads_q, config_.head_dim);
   data_.index_q = queries(config_.num_heads_kv, config_.index_dim);
-  data_.topk_indices =
-      allocate(OPENMSA_INT32, {std::int64_t{num_calls_} * config_.num_heads_kv, config_.max_total_q, config_.topk});
-  data_.o = allocate(config_.dtype, {config_.max_total_q, config_.num_heads_q, config_.head_dim});
+  data_.topk_indices = memory_.allocate(
+      OPENMSA_INT32, {std::int64_t{num_calls_} * config_.num_heads_kv, config_.max_total_q, config_.topk});
+  data_.o = memory_.allocate(config_.dtype, {config_.max_total_q, config_.num_heads_q, config_.head_dim});
 }
 
 std::int64_t DecodeProblem::num_pages(std::int32_t seqlen_k) const { return ceil_div(seqlen_k, config_.page_size); }
 
 void DecodeProblem::choose_lengths() {
-  std::mt19937_64 generator(++seed_);
+  std::mt19937_64 generator(memory_.next_seed());
   for (std::int64_t b = 0; b < config_.max_batch; ++b) {
     double length = static_cast<double>(shape_.context);
     if (shape_.has_mixed_lengths) {  // log-uniform
@@ -124,7 +115,7 @@ void DecodeProblem::choose_counts() {
 void DecodeProblem::deal_pages() {
   std::vector<std::int32_t> pages(static_cast<std::size_t>(num_sets_ * pages_per_set_));
   std::iota(pages.begin(), pages.end(), 0);
-  std::shuffle(pages.begin(), pages.end(), std::mt19937_64(++seed_));
+  std::shuffle(pages.begin(), pages.end(), std::mt19937_64(memory_.next_seed()));
   block_table_.assign(static_cast<std::size_t>(num_sets_ * config_.max_batch * pages_per_row_), -1);
   auto next = pages.begin();
   auto row = block_table_.begin();
@@ -137,32 +128,12 @@ void DecodeProblem::deal_pages() {
   }
 }
 
-openmsa_tensor DecodeProblem::allocate(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape) {
-  const std::size_t bytes = static_cast<std::size_t>(count(shape)) * openmsa_dtype_bytes(dtype);
-  void* memory = buffers_.emplace_back(device_, bytes).data();
-  return openmsa_contiguous(memory, dtype, static_cast<std::int32_t>(shape.size()), shape.begin());
-}
-
-openmsa_tensor DecodeProblem::random(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape) {
-  const openmsa_tensor tensor = allocate(dtype, shape);
-  fill_randomly(device_, tensor, ++seed_);
-  return tensor;
-}
-
-openmsa_tensor DecodeProblem::upload(const std::vector<std::int32_t>& values,
-                                     std::initializer_list<std::int64_t> shape) {
-  const openmsa_tensor tensor = allocate(OPENMSA_INT32, shape);
-  device_.copy(tensor.data, values.data(), values.size() * sizeof(std::int32_t));
-  return tensor;
-}
-
 openmsa_tensor DecodeProblem::queries(std::int32_t heads, std::int32_t dim) {
-  const openmsa_tensor tensor = allocate(config_.dtype, {num_calls_ * config_.max_total_q, heads, dim});
-  core::visit_dtype(config_.dtype, [&]<class Element>(Element) {
-    const auto values = correlated<Element>(num_calls_ * config_.max_batch, shape_.queries, std::int64_t{heads} * dim,
-                                            shape_.agreement, ++seed_);
-    device_.copy(tensor.data, values.data(), values.size() * sizeof(Element));
-  });
+  const openmsa_tensor tensor = memory_.allocate(config_.dtype, {num_calls_ * config_.max_total_q, heads, dim});
+  const std::vector<std::byte> values =
+      judge::rounded(config_.dtype, correlated(num_calls_ * config_.max_batch, shape_.queries,
+                                               std::int64_t{heads} * dim, shape_.agreement, memory_.next_seed()));
+  device().copy(tensor.data, values.data(), values.size());
   return tensor;
 }
 
@@ -172,25 +143,7 @@ Tensors DecodeProblem::tensors(openmsa_op op, int call) const {
   all.q = part(data_.q, call, config_.max_total_q);
   all.index_q = part(data_.index_q, call, config_.max_total_q);
   all.topk_indices = part(data_.topk_indices, call, config_.num_heads_kv);
-  Tensors result = pick(all, {&T::cu_seqlens_q, &T::seqlens_k, &T::block_table});
-  const auto add = [&](std::initializer_list<TensorMember> members) {
-    for (TensorMember member : members) result.*member = all.*member;
-  };
-  switch (op) {
-    case OPENMSA_OP_SELECT_BLOCKS:
-      add({&T::index_q, &T::index_k_cache, &T::topk_indices});
-      break;
-    case OPENMSA_OP_SPARSE_ATTENTION:
-      add({&T::q, &T::k_cache, &T::v_cache, &T::topk_indices, &T::o});
-      break;
-    case OPENMSA_OP_MSA_ATTENTION:
-      add({&T::q, &T::index_q, &T::k_cache, &T::v_cache, &T::index_k_cache, &T::topk_indices, &T::o});
-      break;
-    default:
-      add({&T::q, &T::k_cache, &T::v_cache, &T::o});
-      break;
-  }
-  return result;
+  return tensors_of(config_, op, all);
 }
 
 std::span<const std::int32_t> DecodeProblem::pages(int call, std::int64_t sequence) const {
@@ -201,7 +154,7 @@ std::span<const std::int32_t> DecodeProblem::pages(int call, std::int64_t sequen
 std::vector<std::int32_t> DecodeProblem::selection(int call) const {
   const openmsa_tensor indices = part(data_.topk_indices, call, config_.num_heads_kv);
   std::vector<std::int32_t> result(static_cast<std::size_t>(config_.num_heads_kv * indices.strides[0]));
-  device_.copy(result.data(), indices.data, result.size() * sizeof(std::int32_t));
+  device().copy(result.data(), indices.data, result.size() * sizeof(std::int32_t));
   return result;
 }
 

@@ -3,13 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
-#include <list>
 #include <openmsa/openmsa.hpp>
 #include <span>
 #include <vector>
 
-#include "msa/device/device.h"
+#include "msa/bench/problem_memory.h"
 
 namespace openmsa::cli {
 
@@ -31,7 +29,7 @@ class DecodeProblem {
   /// `config` says how many sequences there are (max_batch), and the element types of the caches.
   DecodeProblem(Device& device, const Config& config, const DecodeShape& shape, std::uint64_t seed);
 
-  Device& device() const { return device_; }
+  Device& device() const { return memory_.device(); }
   const Config& config() const { return config_; }
   const DecodeShape& shape() const { return shape_; }
   const std::vector<std::int32_t>& seqlens_k() const { return seqlens_k_; }
@@ -48,22 +46,17 @@ class DecodeProblem {
   void choose_lengths();
   void choose_counts();
   void deal_pages();
-  openmsa_tensor allocate(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape);
-  openmsa_tensor random(openmsa_dtype dtype, std::initializer_list<std::int64_t> shape);
-  openmsa_tensor upload(const std::vector<std::int32_t>& values, std::initializer_list<std::int64_t> shape);
   openmsa_tensor queries(std::int32_t heads, std::int32_t dim);
 
-  Device& device_;
+  ProblemMemory memory_;
   Config config_;
   DecodeShape shape_;
-  std::uint64_t seed_;
   std::vector<std::int32_t> seqlens_k_;
   std::vector<std::int32_t> block_table_;  // [num_sets_ * max_batch, pages_per_row_]; -1 where nothing is read
   std::int64_t pages_per_row_;
   std::int64_t pages_per_set_ = 0;
   int num_sets_ = 1;  // of pages
   int num_calls_ = 1;
-  std::list<DeviceBuffer> buffers_;
   Tensors data_ = openmsa::tensors();  // of all calls
 };
 

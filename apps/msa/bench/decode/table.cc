@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "core/dtype.h"
+#include "io/dtype.h"
 
 namespace openmsa::cli {
 namespace {
@@ -12,7 +12,7 @@ void print_problem(const char* what, const Config& config, const DecodeShape& sh
       "Attention of one layer per decode step, %s; %d query and %d KV heads of %d, "
       "%d of %d-token kv_blocks, %s (k and v %s, index keys %s), batch %lld",
       what, config.num_heads_q, config.num_heads_kv, config.head_dim, config.topk, config.block_size,
-      core::dtype_name(config.dtype), core::dtype_name(config.kv_dtype), core::dtype_name(config.index_dtype),
+      io::dtype_name(config.dtype), io::dtype_name(config.kv_dtype), io::dtype_name(config.index_dtype),
       static_cast<long long>(config.max_batch));
   if (config.page_size != config.block_size) std::printf(", pages of %d", config.page_size);
   if (shape.queries > 1) std::printf(", %d query tokens per sequence", shape.queries);

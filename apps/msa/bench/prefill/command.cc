@@ -1,4 +1,4 @@
-// msa bench prefill: the stages of the layer over whole prompts, chunks behind a prefix, and ragged batches.
+// msa bench prefill: the stages of the layer over whole prompts, chunks after a prefix, and ragged batches.
 #include "msa/bench/command.h"
 
 #include <cstdio>
@@ -6,12 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "io/dtype.h"
 #include "io/json_file.h"
 #include "msa/bench/host_rates.h"
+#include "msa/bench/options.h"
 #include "msa/bench/prefill/check.h"
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
-#include "msa/dtype_of_name.h"
 #include "msa/machine.h"
 #include "msa/progress.h"
 
@@ -20,22 +21,15 @@ namespace {
 
 using nlohmann::ordered_json;
 
-struct PrefillOptions {
-  Config config = openmsa::config();
-  std::string backend = "cpu";
-  std::string dtype = "bf16";
+struct PrefillOptions : BenchOptions {
+  Config config = m3_geometry();
   std::vector<std::int64_t> tokens = {8192};
   std::vector<std::int64_t> lengths;
   std::int64_t queries = 0;
   std::int64_t prefix = 0;
   std::string selection = "index";
-  int repeats = 5;
   double peak_tflops = 0;
   double sgemm_tflops = 0;  // measured, for the cpu backend
-  std::uint64_t seed = 1;
-  std::string json;
-
-  bool is_cuda() const { return backend == "cuda"; }
 };
 
 struct Stage {
@@ -73,7 +67,7 @@ std::string describe(const std::vector<PrefillSequence>& sequences) {
   return queries == keys ? std::to_string(keys) : std::to_string(queries) + "+" + std::to_string(keys - queries);
 }
 
-/// In the order in which they are checked: the attend works on the selection just made.
+/// The stages in the order in which they are checked: attend works on the selection just made.
 std::vector<Stage> stages(const PrefillOptions& options, const Config& config,
                           const std::vector<PrefillSequence>& sequences) {
   const Work select = select_work(config, sequences), attend = attend_work(config, sequences);
@@ -108,10 +102,6 @@ Timing measure(const PrefillProblem& problem, const Plan& plan, openmsa_op op, i
   return timing;
 }
 
-int num_threads(const PrefillOptions& options) {
-  return options.config.num_threads == 0 ? usable_cores() : options.config.num_threads;
-}
-
 void print_header(const PrefillOptions& options) {
   const Config& c = options.config;
   std::printf(
@@ -120,7 +110,7 @@ void print_header(const PrefillOptions& options) {
       options.backend.c_str(), c.num_heads_q, c.num_heads_kv, c.head_dim, c.topk, c.block_size, c.index_dim,
       options.dtype.c_str(), options.selection.c_str());
   if (!options.is_cuda()) {
-    std::printf("OpenBLAS sgemm on the same %d threads: %.3f TFLOP/s\n", num_threads(options), options.sgemm_tflops);
+    std::printf("OpenBLAS sgemm on the same %d threads: %.3f TFLOP/s\n", options.num_threads(), options.sgemm_tflops);
   }
   std::printf("%16s %8s %30s %9s %8s%s%s\n", "tokens", "stage", "ms", "TFLOP/s", "GB/s",
               options.sgemm_tflops > 0 ? "  of sgemm" : "", options.peak_tflops > 0 ? "   of peak" : "");
@@ -135,7 +125,7 @@ void print(const PrefillOptions& options, const Figures& row) {
   std::printf("\n");
 }
 
-/// The table; behind the stages of a problem, how many times as fast as its dense attention the sparse path is.
+/// The table; after the stages of a problem, how many times as fast as its dense attention the sparse path is.
 void print(const PrefillOptions& options, const std::vector<Figures>& figures) {
   print_header(options);
   for (std::size_t i = 0; i < figures.size(); ++i) {
@@ -162,31 +152,22 @@ ordered_json to_json(const PrefillOptions& options, const std::vector<Figures>& 
     if (options.sgemm_tflops > 0) results.back()["share_of_sgemm"] = row.tflops() / options.sgemm_tflops;
     if (options.peak_tflops > 0) results.back()["share_of_peak"] = row.tflops() / options.peak_tflops;
   }
-  const Config& c = options.config;
-  ordered_json facts = {{"geometry",
-                         {{"num_heads_q", c.num_heads_q},
-                          {"num_heads_kv", c.num_heads_kv},
-                          {"head_dim", c.head_dim},
-                          {"index_dim", c.index_dim},
-                          {"block_size", c.block_size},
-                          {"topk", c.topk},
-                          {"dtype", options.dtype}}},
-                        {"backend", options.backend},
-                        {"selection", options.selection},
-                        {"repeats", options.repeats},
-                        {"results", results},
-                        {"machine", machine_facts()}};
+  ordered_json geometry = geometry_to_json(options.config);
+  geometry["dtype"] = options.dtype;
+  ordered_json facts = {{"geometry", geometry},       {"backend", options.backend}, {"selection", options.selection},
+                        {"repeats", options.repeats}, {"results", results},         {"machine", machine_facts()}};
   if (!options.is_cuda()) {
-    facts["threads"] = num_threads(options);
+    facts["threads"] = options.num_threads();
     facts["sgemm_tflops"] = options.sgemm_tflops;
   }
   return facts;
 }
 
 void run(PrefillOptions options) {
-  options.config.backend = options.is_cuda() ? OPENMSA_BACKEND_CUDA : OPENMSA_BACKEND_CPU;
-  options.config.dtype = dtype_of_name(options.dtype);
-  if (!options.is_cuda()) options.sgemm_tflops = sgemm_tflops(num_threads(options));
+  options.config.backend = options.backend_id();
+  options.config.num_threads = options.threads;
+  options.config.dtype = io::dtype_of_name(options.dtype);
+  if (!options.is_cuda()) options.sgemm_tflops = sgemm_tflops(options.num_threads());
   std::vector<Figures> figures;
   std::unique_ptr<Device> device;
   const auto all = problems(options);
@@ -210,22 +191,6 @@ void run(PrefillOptions options) {
   if (!options.json.empty()) io::write_json(options.json, to_json(options, figures));
 }
 
-void add_geometry(CLI::App& command, Config& config) {
-  config.num_heads_q = 64;
-  config.num_heads_kv = 4;
-  config.head_dim = config.index_dim = 128;
-  const auto add = [&](const char* name, std::int32_t& value, const char* text) {
-    command.add_option(name, value, text)->capture_default_str();
-  };
-  add("--num-heads-q", config.num_heads_q, "Query heads");
-  add("--num-heads-kv", config.num_heads_kv, "KV heads");
-  add("--head-dim", config.head_dim, "Channels per head");
-  add("--index-dim", config.index_dim, "Channels of the index branch");
-  add("--block-size", config.block_size, "Keys per kv_block");
-  add("--topk", config.topk, "kv_blocks kept per query and KV head");
-  add("--threads", config.num_threads, "Threads of the cpu backend; 0: one per core");
-}
-
 void add_problem(CLI::App& command, PrefillOptions& options) {
   const CLI::Range positive(std::int64_t{1}, std::int64_t{1} << 30);
   auto* tokens = command.add_option("--tokens", options.tokens, "Prompts, for example 8192,32768 or 8K,1M [8K]");
@@ -246,6 +211,7 @@ void add_problem(CLI::App& command, PrefillOptions& options) {
 
 void add_bench_prefill(CLI::App& bench) {
   auto options = std::make_shared<PrefillOptions>();
+  options->dtype = "bf16";
   CLI::App* command = bench.add_subcommand("prefill", "Time, TFLOP/s and GB/s of the stages over whole prompts");
   command->footer(
       "Inputs are random. A few queries of every result are checked against the reference backend before it is timed.\n"
@@ -256,24 +222,21 @@ void add_bench_prefill(CLI::App& bench) {
       "  msa bench prefill --backend cuda --tokens 8K,32K,128K,512K,1M --peak-tflops 793\n"
       "  msa bench prefill --backend cuda --tokens 128K --selection clustered\n"
       "  msa bench prefill --backend cuda --queries 8K --prefix 512K");
-  add_geometry(*command, options->config);
+  for (const GeometryOption& number : kGeometry) {
+    command->add_option(number.option, options->config.*number.member, number.text)->capture_default_str();
+  }
+  options->add_threads(*command);
   add_problem(*command, *options);
-  command->add_option("--backend", options->backend, "cpu (with dense attention beside it) or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
-      ->capture_default_str();
+  options->add_backend(*command);
+  options->add_dtype(*command, "fp32, bf16 or fp16");
   command->add_option("--selection", options->selection, "index (the whole path), or random or clustered: attend alone")
       ->check(CLI::IsMember({"index", "random", "clustered"}))
       ->capture_default_str();
-  command->add_option("--repeats", options->repeats, "Measurements of each figure")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
+  options->add_repeats(*command);
   command->add_option("--peak-tflops", options->peak_tflops, "Adds each stage's share of this rate")
       ->check(CLI::PositiveNumber);
-  command->add_option("--seed", options->seed, "Of the random inputs")->capture_default_str();
-  command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");
+  options->add_seed(*command);
+  options->add_json(*command);
   command->callback([options] { run(*options); });
 }
 

@@ -1,4 +1,4 @@
-// What a prefill computes and has to move, by stage: the figures that rates are made of.
+// Operations and bytes of a prefill, by stage: the figures that rates are made of.
 #pragma once
 
 #include <openmsa/openmsa.hpp>

@@ -13,9 +13,10 @@
 #include "io/error.h"
 #include "io/json_file.h"
 #include "lm/model/attention_ops.h"
+#include "lm/ops/parallel.h"
 #include "lm/ops/profile.h"
-#include "lm/ops/threads.h"
 #include "lm/training/trainer.h"
+#include "msa/bench/options.h"
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
 #include "msa/machine.h"
@@ -27,17 +28,12 @@ namespace {
 using lm::Part;
 using nlohmann::ordered_json;
 
-struct TrainBench {
+struct TrainBench : BenchOptions {
   lm::ModelConfig model;
   lm::TrainingOptions training;
   int layers = 4;
   int dense_layers = 1;
-  std::string backend = "cpu";
-  std::string dtype = "fp32";
   std::string selection = "index";
-  int repeats = 5;
-  int threads = 0;
-  std::string json;
 };
 
 struct PartName {
@@ -173,13 +169,13 @@ ordered_json to_json(const TrainBench& bench, const std::vector<StepTimes>& all)
           {"backend", bench.backend},
           {"dtype", bench.dtype},
           {"selection", bench.selection},
-          {"threads", bench.threads == 0 ? usable_cores() : bench.threads},
+          {"threads", bench.num_threads()},
           {"repeats", bench.repeats},
           {"results", results},
           {"machine", machine_facts()}};
 }
 
-/// What has no training path yet.
+/// Refuses backends and dtypes that have no training path yet.
 void check_supported(const TrainBench& bench) {
   if (bench.backend != "cpu") throw io::InputError("--backend cuda: the CUDA backend has no training path; use cpu");
   if (bench.dtype != "fp32") throw io::InputError("--dtype " + bench.dtype + ": training is served in fp32 only");
@@ -207,6 +203,7 @@ void run(const TrainBench& bench) {
 
 void add_bench_train(CLI::App& bench) {
   auto options = std::make_shared<TrainBench>();
+  options->dtype = "fp32";
   CLI::App* command = bench.add_subcommand("train", "Time of a training step and of its parts, sparse beside dense");
   command->footer(
       "Defaults are the model and the batch of make demo. The index branch learns with every selection.\n"
@@ -234,19 +231,21 @@ void add_bench_train(CLI::App& bench) {
   add("--seqlen", training.seqlen, "Tokens per sequence", 2, 1 << 20);
   add("--short-batch", training.short_batch, "Short sequences per step beside them", 0, 4096);
   add("--short-seqlen", training.short_seqlen, "Tokens per short sequence", 2, 1 << 20);
-  add("--threads", options->threads, "0: one per core", 0, 4096);
-  const auto choose = [&](const char* name, std::string& value, const char* text, std::vector<std::string> among) {
-    command->add_option(name, value, text)->check(CLI::IsMember(std::move(among)))->capture_default_str();
-  };
-  choose("--backend", options->backend, "cpu; cuda is refused: it has no backward pass", {"cpu", "cuda"});
-  choose("--dtype", options->dtype, "fp32; bf16 and fp16 are refused: the trainer works in fp32",
-         {"fp32", "bf16", "fp16"});
-  choose("--selection", options->selection, "Of the sparse step: index (the model's own), random or clustered",
-         {"index", "random", "clustered"});
-  add("--repeats", options->repeats, "Measured steps of each kind", 1, 100000);
-  command->add_option("--seed", training.seed, "Of the weights and the batches")->capture_default_str();
-  command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");
-  command->callback([options] { run(*options); });
+  options->add_threads(*command, "0: one per core");
+  options->add_backend(*command, "cpu; cuda is refused: it has no backward pass");
+  options->add_dtype(*command, "fp32; bf16 and fp16 are refused: the trainer works in fp32");
+  command
+      ->add_option("--selection", options->selection,
+                   "Of the sparse step: index (the model's own), random or clustered")
+      ->check(CLI::IsMember({"index", "random", "clustered"}))
+      ->capture_default_str();
+  options->add_repeats(*command, "Measured steps of each kind");
+  options->add_seed(*command, "Of the weights and the batches");
+  options->add_json(*command);
+  command->callback([options] {
+    options->training.seed = options->seed;
+    run(*options);
+  });
 }
 
 }  // namespace openmsa::cli

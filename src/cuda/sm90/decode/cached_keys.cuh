@@ -9,7 +9,7 @@
 
 #include "cuda/sm90/tile/warp_mma.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// Bits of key 2 t (low half) and key 2 t + 1 (high half) of 16 keys from `key` on, the upper eight with `upper`, that
 /// stay: those of keys below `end`.
@@ -28,7 +28,7 @@ struct CachedKeys {
   static __device__ __forceinline__ int query_channel(int step, bool upper, int lane) {
     return step * 16 + (upper ? 8 : 0) + lane % 4 * 2;
   }
-  /// This lane's channels of accumulator row `half` times `factor`, to a row of channels.
+  /// Stores this lane's channels of accumulator row `half`, times `factor`, in a row of channels.
   static __device__ __forceinline__ void store_values(const float (&o)[kColumnTiles][4], int half, float factor,
                                                       float* row, int lane) {
 #pragma unroll
@@ -133,4 +133,4 @@ struct CachedKeys<Element, cutlass::float_e4m3_t, kKeys, kDim> {
   }
 };
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,21 +1,22 @@
-// The kv_blocks of query rows, chosen by the warps of a block from the candidates that the index branch's segments
+// The kv_blocks of query rows, chosen by the warps of a CTA from the candidates that the index branch's segments
 // left.
 //
 // A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
 // gathered, and ranked by one warp. For a single sequence this is a chain of latencies: few instructions count.
 #pragma once
 
-#include "cuda/sm90/decode/walk.cuh"
-#include "cuda/sm90/topk/best_list.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/topk/best_list.cuh"
+#include "cuda/sm90/decode/tile_scheduler.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 inline constexpr int kMaxTopk = 64;
 
 /// A query row of one KV head, and its candidates.
 struct ChoiceRow {
   Candidates rules;
-  const Ranked* candidates;  // of one segment behind the other, `kept` each
+  const Ranked* candidates;  // of one segment after the other, `kept` each
   std::int32_t count;        // 0: there is no choice
   std::int32_t kept;
   int log2_depth;  // the sample takes the first 2^log2_depth of each segment
@@ -25,13 +26,13 @@ struct ChoiceRow {
 inline constexpr int kSampledPerLane = 5;
 
 /// Query `at` of a part.
-__device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, const QueryPart& part, std::int32_t at,
+__device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
                                                 std::int32_t head) {
   ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 1, 0};
   const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
-  if (part.work.key_tiles == 0 || !has_choice) return row;
+  if (part.work.key_units == 0 || !has_choice) return row;
   const std::int32_t query = part.row - part.view.q_row + at;
-  row.kept = kept_candidates(part.per_block, p.rules);
+  row.kept = kept_candidates(part.per_cta, p.rules);
   const SegmentRange range = part.segments(p, query);
   row.candidates = p.lists.row(range, query % p.tile_queries * p.heads + head, row.kept);
   row.count = range.count * row.kept;
@@ -41,7 +42,7 @@ __device__ __forceinline__ ChoiceRow choice_row(const DecodeSelectParams& p, con
   return row;
 }
 
-/// What choose_blocks leaves in shared memory for each of up to kRows rows: kv_blocks, ascending.
+/// Result of choose_blocks in shared memory for each of up to kRows rows: kv_blocks, ascending.
 template <int kRows>
 struct Chosen {
   std::int32_t blocks[kRows][kMaxTopk];
@@ -56,9 +57,6 @@ struct ChoiceScratch {
   alignas(16) Ranked entries[kRows][kCapacity];
   std::int32_t ranked[kRows][kMaxTopk];  // chosen kv_blocks by rank
 };
-
-/// The order of a candidate's score: that of an integer (topk_list.cuh).
-__device__ __forceinline__ std::int32_t key_of(Ranked candidate) { return static_cast<std::int32_t>(candidate >> 32); }
 
 /// A key that at least `k` of the lanes' keys reach, kPerLane each.
 template <int kPerLane>
@@ -138,7 +136,7 @@ __device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& t
 /// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
 template <int kCapacity>
 __device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
-  BestList<kCapacity> list(memory, slots, lane);
+  generic::BestList<kCapacity> list(memory, slots, lane);
 #pragma unroll 1
   for (int first = 0; first < count; first += 32) {
     const Ranked one = first + lane < count ? candidates[first + lane] : kNoCandidate;
@@ -163,7 +161,7 @@ __device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slot
   }
 }
 
-/// kv_blocks of rows [0, rows) of a block; all its warps, at least kRows, call it with the row of their team.
+/// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team.
 template <int kRows>
 __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
                                               const ChoiceTeam& team, const ChoiceRow& row, int lane) {
@@ -201,7 +199,10 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
       for (int other = 0; other < count; ++other) before += blocks[other] < blocks[i];
       chosen.blocks[team.row][before] = blocks[i];
     }
-    if (lane == 0) chosen.counts[team.row] = count, chosen.gathered[team.row] = 0;
+    if (lane == 0) {
+      chosen.counts[team.row] = count;
+      chosen.gathered[team.row] = 0;
+    }
   }
   __syncthreads();
 }
@@ -212,4 +213,4 @@ __device__ __forceinline__ void store_choice(const std::int32_t* blocks, std::in
   for (int i = lane; i < topk; i += 32) to[i * stride] = i < count ? blocks[i] : -1;
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

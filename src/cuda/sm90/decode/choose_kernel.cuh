@@ -1,28 +1,28 @@
-// topk_indices alone from the candidates of the index branch: a block per query row and KV head.
+// topk_indices alone from the candidates of the index branch: a CTA per query row and KV head.
 #pragma once
 
+#include "cuda/common/grid_dependency.cuh"
 #include "cuda/sm90/decode/choose.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 inline constexpr int kChooseWarps = 4;
 
-__global__ void __launch_bounds__(kChooseWarps * 32)
-    decode_choose_kernel(const __grid_constant__ DecodeSelectParams p) {
+__global__ void __launch_bounds__(kChooseWarps * 32) choose_kernel(const __grid_constant__ SelectParams p) {
   __shared__ Chosen<1> chosen;
   __shared__ ChoiceScratch<1> scratch;
   if (threadIdx.x == 0) chosen.gathered[0] = 0;
   __syncthreads();
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto row = static_cast<std::int32_t>(blockIdx.x / p.heads),
              head = static_cast<std::int32_t>(blockIdx.x % p.heads);
   const QueryPart part = find_part(p, row, row + 1, lane);
   choose_blocks(chosen, scratch, 1, ChoiceTeam(1, kChooseWarps, warp), choice_row(p, part, 0, head), lane);
   if (warp != 0) return;
-  std::int32_t* const to = p.topk_indices + head * p.topk_strides[0] + row * p.topk_strides[1];
-  store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_strides[2], lane);
+  std::int32_t* const to = p.topk_indices.row(head, row);
+  store_choice(chosen.blocks[0], chosen.counts[0], p.rules.topk, to, p.topk_indices.strides[2], lane);
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,14 +1,15 @@
 // The producer warp's copies of keys, page by page: every lane issues the boxes whose page number it has looked up.
 #pragma once
 
+#include "cuda/common/math.h"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
-#include "cuda/sm90/tile/barrier.cuh"
 #include "cuda/sm90/tile/load_scales.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
-/// Page numbers of a sequence, 32 at a time, one per lane. Pages behind the end of the sequence are not looked up.
+/// Page numbers of a sequence, 32 at a time, one per lane. Pages past the end of the sequence are not looked up.
 class PageWindow {
  public:
   __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)
@@ -23,7 +24,7 @@ class PageWindow {
       const std::int32_t mine = begin_ + lane_;
       page_ = mine < pages_ ? batch_.page(sequence_, mine) : 0;
     }
-    return __shfl_sync(0xffffffffu, page_, (first - begin_ + lane_) % 32);
+    return __shfl_sync(kFullWarp, page_, (first - begin_ + lane_) % 32);
   }
 
  private:
@@ -72,10 +73,10 @@ __device__ __forceinline__ void load_box_scales(const BatchView& batch, const Se
                                                 std::int32_t first, std::int32_t box_rows, float* to,
                                                 std::uint64_t* full, int lane) {
   load_scales<kTileKeys>(scale, head, view.seqlen_k - first, to, full, lane, [&](int at) {
-    const std::int64_t page = __shfl_sync(0xffffffffu, box.page, at >> log2_of(box_rows));
+    const std::int64_t page = __shfl_sync(kFullWarp, box.page, at >> log2_of(box_rows));
     return batch.page_size == 0 ? view.k_row + first + at
                                 : page * batch.page_size + ((first + at) & (batch.page_size - 1));
   });
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,9 +1,10 @@
 // The union of the kv_blocks that a few queries chose.
 #pragma once
 
+#include "cuda/common/math.h"
 #include "cuda/sm90/decode/choose.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
 
 /// Different kv_blocks in the order of their first member, and bit i of `members` for query i of the part.
 template <int kQueries>
@@ -14,13 +15,15 @@ struct QueryUnion {
   std::int32_t count;
 };
 
-/// Threads of the whole block; chosen must be visible to all of them, and so is the union afterwards.
+/// Called by all threads of the CTA; chosen must be visible to all of them, and so is the union afterwards.
 template <int kThreads, int kQueries>
 __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int queries, int topk,
                                       QueryUnion<kQueries>& united, int thread) {
   if (queries == 1) {
-    for (int i = thread; i < chosen.counts[0]; i += kThreads)
-      united.blocks[i] = chosen.blocks[0][i], united.members[i] = 1;
+    for (int i = thread; i < chosen.counts[0]; i += kThreads) {
+      united.blocks[i] = chosen.blocks[0][i];
+      united.members[i] = 1;
+    }
     if (thread == 0) united.count = chosen.counts[0];
     __syncthreads();
     return;
@@ -44,7 +47,7 @@ __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int querie
     for (int first = 0; first < queries * topk; first += 32) {  // in place: entries only move forward
       const int at = first + thread;
       const std::uint32_t members = at < queries * topk ? united.members[at] : 0;
-      const std::uint32_t votes = __ballot_sync(0xffffffffu, members != 0);
+      const std::uint32_t votes = __ballot_sync(kFullWarp, members != 0);
       if (members != 0) {
         const int to = size + __popc(votes & ((1u << thread) - 1));
         united.blocks[to] = chosen.blocks[at / topk][at % topk];
@@ -58,4 +61,4 @@ __device__ __forceinline__ void unite(const Chosen<kQueries>& chosen, int querie
   __syncthreads();
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,19 +1,20 @@
 // The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
 //
-// A block walks along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
-// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: pieces of 64 keys are
+// A CTA goes along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
+// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: tiles of 64 keys are
 // the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
-// board in shared memory, and when the board is full or the segment ends, warps pick the best candidates of each row.
+// buffer of scores in shared memory, and when that is full or the segment ends, warps pick the best candidates of each
+// row.
 //
 //   barrier     arrivals                      waited on by     guards
 //   full[i]     producer + bytes of the keys  one warpgroup    keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
 //   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
 //               the warpgroup
-//   named 1     all consumers                 the same         queries are in shared memory; the board has been
-//                                                              written, has been read
+//   kConsumers  all consumers                 the same         queries are in shared memory; score_buffer has
+//                                                              been written, has been read
 //
-// e4m3 keys meet queries rounded to e4m3 (select/queries.cuh).
+// e4m3 keys meet queries rounded to e4m3 (tile/index_queries.cuh).
 //
 // Bound by memory: a stage of 16 KB takes an SM about 900 cycles of its share of the bandwidth; product and maxima take
 // a warpgroup some 300.
@@ -24,19 +25,27 @@
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/topk/best_list.cuh"
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/params.h"
-#include "cuda/sm90/decode/walk.cuh"
-#include "cuda/sm90/select/queries.cuh"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/decode/tile_scheduler.cuh"
+#include "cuda/sm90/tile/index_queries.cuh"
+#include "cuda/sm90/tile/named_barrier.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
-#include "cuda/sm90/topk/best_list.cuh"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::decode {
+
+/// Named barriers of the table above.
+enum class SelectBarrier {
+  kConsumers = 1,
+};
 
 /// Query_: element type of index_q in memory; Key_: of the keys and of the product.
 template <class Query_, class Key_, int kDim_, int kRows_>
-struct DecodeSelectConfig {
+struct SelectConfig {
   using Query = Query_;
   using Key = Key_;
   static constexpr int kDim = kDim_;
@@ -45,8 +54,8 @@ struct DecodeSelectConfig {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
   static constexpr bool kIsQuantized = sizeof(Key) == 1;
   static constexpr int kStageKeys = decode_stage_keys(kIsQuantized);
-  static constexpr int kStagePieces = kStageKeys / kPieceKeys;
-  static constexpr int kTileStages = kKeyTile / kStageKeys;
+  static constexpr int kStageTiles = kStageKeys / kTileKeys;
+  static constexpr int kUnitStages = kUnitKeys / kStageKeys;
   using Tile = SwizzledTile<kStageKeys, kRowBytes>;
 
   using Atom =
@@ -54,10 +63,10 @@ struct DecodeSelectConfig {
   using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kStageKeys>, cute::Int<kDim>>{}));
   using Mma = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kPieceKeys>, cute::Int<kRows>, cute::_32>,
+      cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
-  // Few rows leave room for a block of the attention, which then waits on the same SM: shared memory and registers.
+  // Few rows leave room for a CTA of the attention, which then waits on the same SM: shared memory and registers.
   static constexpr bool kIsSmall = kRows == kDecodeFewRows;
   static constexpr int kGroups = 2;               // warpgroups that multiply
   static constexpr int kConsumers = 4 * kGroups;  // their warps
@@ -66,36 +75,36 @@ struct DecodeSelectConfig {
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
   static constexpr int kStages = (96 << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBoardPieces = kRows < 64 ? 64 : 32;
+  static constexpr int kBufferTiles = kRows < 64 ? 64 : 32;
   static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
-    alignas(16) float board[kRows][kBoardPieces + 1][4];  // of each warp; rows differ in their banks
+    alignas(16) float score_buffer[kRows][kBufferTiles + 1][4];  // of each warp; rows differ in their banks
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
     std::uint64_t full[kStages], empty[kStages];
   };
 };
 
-inline constexpr int kTilePieces = kKeyTile / kPieceKeys;
+inline constexpr int kUnitTiles = kUnitKeys / kTileKeys;
 
 template <class Config>
-__device__ __forceinline__ void produce_index_keys(const DecodeSelectParams& p, const CUtensorMap& map_k,
-                                                   typename Config::Storage& storage, SegmentWalk& walk,
+__device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
+                                                   typename Config::Storage& storage, TileScheduler& scheduler,
                                                    Segment& segment, int lane) {
-  RingPosition<Config::kStages> ring;
-  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
+  PipelineState<Config::kStages> ring;
+  for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
-    for (std::int32_t first = segment.begin * kKeyTile; first < segment.end * kKeyTile;
+    for (std::int32_t first = segment.begin * kUnitKeys; first < segment.end * kUnitKeys;
          first += Config::kStageKeys, ring.advance()) {
       const std::int32_t used = max(0, min(Config::kStageKeys, segment.view.seqlen_k - first));
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
       const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
-      EmptyBarrier::wait(&storage.empty[ring.stage], ring.parity ^ 1);
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       if (lane == 0) {
         FullBarrier::arrive_and_expect_tx(full, count * p.key_box_rows * Config::kRowBytes);
       }
@@ -130,10 +139,10 @@ __device__ __forceinline__ int share_maxima(float* top, int lane) {
   }
 }
 
-/// The largest of the scores of a warp's keys in each column, ignoring NaN, to board(column); `scores`: of this
+/// The largest of the scores of a warp's keys in each column, ignoring NaN, to place(column); `scores`: of this
 /// thread's keys lane / 4 and lane / 4 + 8 in columns 8 n + 2 t and 8 n + 2 t + 1.
-template <class Config, class Scores, class Board>
-__device__ __forceinline__ void store_maxima(const Scores& scores, Board board, int lane) {
+template <class Config, class Scores, class Place>
+__device__ __forceinline__ void store_maxima(const Scores& scores, Place place, int lane) {
   constexpr int kValues = Config::kRows / 4;
   float top[kValues];
 #pragma unroll
@@ -144,30 +153,31 @@ __device__ __forceinline__ void store_maxima(const Scores& scores, Board board, 
   if (lane >= 4 * kValues) return;  // the others have the same columns
 #pragma unroll
   for (int i = 0; i < (kValues > 8 ? kValues / 8 : 1); ++i) {
-    board((first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2) = top[i];
+    place((first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2) = top[i];
   }
 }
 
-/// Offers the board's scores, those of key tiles [begin, begin + tiles) of the segment, to the lists of this warp's
+/// Offers the buffered scores, those of key units [begin, begin + units) of the segment, to the lists of this warp's
 /// rows, and writes the lists out, the best first, when the segment ends.
 template <class Config>
-__device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename Config::Storage& storage,
-                                           const Segment& segment, int kept, int begin, int tiles, int warp, int lane) {
-  const int log2_pieces = log2_of(p.rules.block_size) - log2_of(kPieceKeys);  // of a kv_block
-  const int blocks_per_tile = kTilePieces >> log2_pieces;
+__device__ __forceinline__ void take_scores(const SelectParams& p, typename Config::Storage& storage,
+                                            const Segment& segment, int kept, int begin, int units, int warp,
+                                            int lane) {
+  const int log2_tiles = log2_of(p.rules.block_size) - log2_of(kTileKeys);  // of a kv_block
+  const int blocks_per_unit = kUnitTiles >> log2_tiles;
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
-  const bool is_first = begin == segment.begin, is_last = begin + tiles == segment.end;
-  const bool keeps_all = is_first && is_last && tiles * blocks_per_tile <= kept && kept <= 32;
+  const bool is_first = begin == segment.begin, is_last = begin + units == segment.end;
+  const bool keeps_all = is_first && is_last && units * blocks_per_unit <= kept && kept <= 32;
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
     const int query = p.tile_queries == 1 ? 0 : row / p.heads;
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
     const Candidates candidates(p.rules, position);
-    const auto ranked = [&](int at) {  // the board's `at`-th kv_block; kNoCandidate where it does not compete
-      const int block = begin * blocks_per_tile + at, first = at << log2_pieces;
-      if (first >= tiles * kTilePieces || block < candidates.init || block >= candidates.end) return kNoCandidate;
+    const auto ranked = [&](int at) {  // the buffer's `at`-th kv_block; kNoCandidate where it does not compete
+      const int block = begin * blocks_per_unit + at, first = at << log2_tiles;
+      if (first >= units * kUnitTiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
       float score = NAN;
-      for (int piece = first; piece < first + (1 << log2_pieces); ++piece) {
-        const float4 of_warps = *reinterpret_cast<const float4*>(storage.board[row][piece]);
+      for (int tile = first; tile < first + (1 << log2_tiles); ++tile) {
+        const float4 of_warps = *reinterpret_cast<const float4*>(storage.score_buffer[row][tile]);
         score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
       }
       return rank_of(score, block);
@@ -183,9 +193,9 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
       if (lane < kept) to[rank] = mine;
       continue;
     }
-    BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
+    generic::BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
     if (!is_first) best.resume(storage.list_sizes[row]);
-    for (int first = 0; first < tiles * blocks_per_tile; first += 32) {
+    for (int first = 0; first < units * blocks_per_unit; first += 32) {
       const Ranked candidate = ranked(first + lane);
       best.offer(candidate != kNoCandidate, candidate);
     }
@@ -198,8 +208,8 @@ __device__ __forceinline__ void take_board(const DecodeSelectParams& p, typename
   }
 }
 
-/// Scales the scores of a piece. One that does not count becomes NaN, which loses to every number: this thread's first
-/// key lies `first_key` behind that of the tile's first query, and query i sees keys up to i behind it.
+/// Scales the scores of a tile. One that does not count becomes NaN, which loses to every number: this thread's first
+/// key lies `first_key` after that of the tile's first query, and query i sees keys up to i after it.
 template <class Scores>
 __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)[2], int first_key, bool all_seen,
                                             int heads, int lane) {
@@ -212,36 +222,36 @@ __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)
 }
 
 template <class Config>
-__device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, typename Config::Storage& storage,
-                                                   SegmentWalk& walk, Segment& segment, int warp, int lane) {
+__device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
+                                                   TileScheduler& scheduler, Segment& segment, int warp, int lane) {
   using namespace cute;
-  constexpr int kBoardTiles = Config::kBoardPieces / kTilePieces;
-  const auto sync = [] { cutlass::arch::NamedBarrier::sync(32 * Config::kConsumers, 1); };
-  const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 behind it
+  constexpr int kBufferUnits = Config::kBufferTiles / kUnitTiles;
+  const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
+  const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 after it
   typename Config::Mma mma;
   const auto slice = mma.get_thread_slice(threadIdx.x % 128);
   const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.q), typename Config::LayoutQ{}));
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
-  int next = warp / 4;  // stage of this warpgroup, counted from the start of the board
-  RingPosition<Config::kStages> ring = RingPosition<Config::kStages>{}.after(next);
-  for (bool is_more = segment.exists(); is_more; is_more = walk.next(segment)) {
+  int next = warp / 4;  // stage of this warpgroup, counted from the start of the buffer
+  PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
+  for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     const SequenceView& view = segment.view;
-    load_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
-                                                  storage.q, nullptr);
+    load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
+                                                        storage.q, nullptr);
     cutlass::arch::fence_view_async_shared();
-    sync();
+    sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
-    for (int begin = segment.begin; begin < segment.end; begin += kBoardTiles) {
-      const int tiles = min(kBoardTiles, segment.end - begin), stages = tiles * Config::kTileStages;
+    for (int begin = segment.begin; begin < segment.end; begin += kBufferUnits) {
+      const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
-        FullBarrier::wait(&storage.full[ring.stage], ring.parity);
+        FullBarrier::wait(&storage.full[ring.stage], ring.phase);
         const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
         const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(keys), typename Config::LayoutK{}));
         warpgroup_fence_operand(acc);
         warpgroup_arrive();
         CUTE_UNROLL
-        for (int m = 0; m < Config::kStagePieces; ++m) {
+        for (int m = 0; m < Config::kStageTiles; ++m) {
           mma.accumulate_ = GMMA::ScaleOut::Zero;
           CUTE_UNROLL
           for (int step = 0; step < size<2>(left); ++step) {
@@ -253,61 +263,61 @@ __device__ __forceinline__ void consume_index_keys(const DecodeSelectParams& p, 
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
         const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
-        float scale[Config::kStagePieces][2];
+        float scale[Config::kStageTiles][2];
         CUTE_UNROLL
-        for (int i = 0; i < 2 * Config::kStagePieces; ++i) {
-          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kPieceKeys + i % 2 * 8] : 1;
+        for (int i = 0; i < 2 * Config::kStageTiles; ++i) {
+          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kTileKeys + i % 2 * 8] : 1;
         }
         __syncwarp();
         if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
 
         CUTE_UNROLL
-        for (int m = 0; m < Config::kStagePieces; ++m) {
-          const int piece = next * Config::kStagePieces + m;  // of the board
+        for (int m = 0; m < Config::kStageTiles; ++m) {
+          const int tile = next * Config::kStageTiles + m;  // of the buffer
           Tensor scores = acc(_, m, 0);
-          const int first_seen = begin * kKeyTile + piece * kPieceKeys - first_position;  // by the first query: up to 0
-          const bool all_seen = first_seen + kPieceKeys <= 1;
+          const int first_seen = begin * kUnitKeys + tile * kTileKeys - first_position;  // by the first query: up to 0
+          const bool all_seen = first_seen + kTileKeys <= 1;
           if (is_scaled || !all_seen) {
             hide_unseen(scores, scale[m], first_seen + first_key, all_seen, p.heads, lane);
           }
           store_maxima<Config>(
-              scores, [&](int column) -> float& { return storage.board[column][piece][warp % 4]; }, lane);
+              scores, [&](int column) -> float& { return storage.score_buffer[column][tile][warp % 4]; }, lane);
         }
       }
       next -= stages;
-      sync();
-      take_board<Config>(p, storage, segment, walk.kept(), begin, tiles, warp, lane);
-      sync();
+      sync_consumers();
+      take_scores<Config>(p, storage, segment, scheduler.kept(), begin, units, warp, lane);
+      sync_consumers();
     }
   }
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
-    decode_select_kernel(const __grid_constant__ DecodeSelectParams p, const __grid_constant__ CUtensorMap map_k) {
+    select_kernel(const __grid_constant__ SelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // init_barriers, written out: beside a prefetch in a closure other code comes out
     cute::prefetch_tma_descriptor(&map_k);
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  // Where this block begins follows from the lengths. Mostly they have been written long before.
-  SegmentWalk walk(p, lane);
-  Segment segment = walk.first();
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
-  if (!walk.is_current()) {
-    walk = SegmentWalk(p, lane);
-    segment = walk.first();
+  // Where this CTA begins follows from the lengths. Mostly they have been written long before.
+  TileScheduler scheduler(p, lane);
+  Segment segment = scheduler.first();
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  if (!scheduler.is_current()) {
+    scheduler = TileScheduler(p, lane);
+    segment = scheduler.first();
   }
   if (warp == Config::kConsumers) {
-    produce_index_keys<Config>(p, map_k, storage, walk, segment, lane);
+    produce_index_keys<Config>(p, map_k, storage, scheduler, segment, lane);
   } else {
-    consume_index_keys<Config>(p, storage, walk, segment, warp, lane);
+    consume_index_keys<Config>(p, storage, scheduler, segment, warp, lane);
   }
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,10 +1,14 @@
-// One warp's share of a decode step's attention: the heads of one query, and a slice of every piece of keys.
+// One warp's share of a decode step's attention: the heads of one query, and a slice of every key tile.
 #pragma once
 
-#include "cuda/sm90/decode/params.h"
-#include "cuda/sm90/tile/attention_tile.cuh"
+#include <cutlass/array.h>
+#include <cutlass/numeric_conversion.h>
 
-namespace openmsa::cuda::sm90 {
+#include "cuda/common/math.h"
+#include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/tile/softmax.cuh"
+
+namespace openmsa::cuda::sm90::decode {
 
 /// Running attention of a warp's 16 rows; a thread has rows g and g + 8.
 template <class Config>
@@ -16,8 +20,8 @@ struct WarpAttention {
 
   /// Keys [key, key + kChunkKeys) of a stage, of which the query sees those below `end`.
   __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
-                                      const std::uint32_t (&q)[Config::kDim / 16][4], int end,
-                                      const DecodeAttendParams& p, float scale_log2, int lane) {
+                                      const std::uint32_t (&q)[Config::kDim / 16][4], int end, const AttendParams& p,
+                                      float scale_log2, int lane) {
     constexpr int kTiles = Config::kChunkKeys / 8;
     float s[kTiles][4] = {};
 #pragma unroll
@@ -41,10 +45,7 @@ struct WarpAttention {
     float alpha[2], shift[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float new_max = fmaxf(max[row], quad_max(top[row]));
-      shift[row] = finite_shift(new_max);
-      alpha[row] = exp2_approx(max[row] - shift[row]);
-      max[row] = new_max;
+      alpha[row] = raise_max(max[row], quad_max(top[row]), shift[row]);
       sum[row] *= alpha[row];
     }
     float value_scale[kTiles][2];
@@ -108,7 +109,10 @@ struct WarpAttention {
     largest = quad_max(largest);
     const float inverse = largest > 0 ? 1 / largest : 0;
 #pragma unroll
-    for (int n = 0; n < Config::kChunkKeys / 8; ++n) shares[n][0] *= inverse, shares[n][1] *= inverse;
+    for (int n = 0; n < Config::kChunkKeys / 8; ++n) {
+      shares[n][0] *= inverse;
+      shares[n][1] *= inverse;
+    }
     // From here on o counts in units of `largest`; the sums of probabilities do not.
     alpha[0] *= unit * inverse;
     alpha[1] *= unit * inverse;
@@ -127,14 +131,14 @@ struct WarpAttention {
 
 /// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows.
 template <class Config>
-__device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int64_t row, std::int32_t head, int lane,
+__device__ __forceinline__ void load_query(const AttendParams& p, std::int64_t row, std::int32_t head, int lane,
                                            std::uint32_t (&q)[Config::kDim / 16][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int group_size = 1 << p.log2_group_size;
     const std::int64_t query_head = head * group_size + min(half * 8 + lane / 4, group_size - 1);
     const auto* const from =
-        static_cast<const typename Config::Element*>(p.q) + row * p.q_strides[0] + query_head * p.q_strides[1];
+        static_cast<const typename Config::Element*>(p.q.data) + row * p.q.strides[0] + query_head * p.q.strides[1];
 #pragma unroll
     for (int step = 0; step < Config::kDim / 16; ++step) {
       q[step][half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, false, lane));
@@ -143,4 +147,4 @@ __device__ __forceinline__ void load_query(const DecodeAttendParams& p, std::int
   }
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::decode

@@ -1,24 +1,27 @@
+// Launches the attention of a schedule batch.
 #pragma once
 
-#include "cuda/common/launch.h"
-#include "cuda/sm90/launches.h"
-#include "cuda/sm90/prefill/gathered.cuh"
-#include "cuda/sm90/prefill/unioned.cuh"
+#include <algorithm>
 
-namespace openmsa::cuda::sm90 {
+#include "cuda/sm90/prefill/kernels.h"
+#include "cuda/sm90/prefill/kv_outer.cuh"
+#include "cuda/sm90/prefill/q_outer.cuh"
+#include "cuda/sm90/tile/element.cuh"
 
-template <class Element, int kDim, int kBlock>
-void launch_prefill(const PrefillParams& p, const PrefillMaps& maps, Launch launch) {
-  using Gathered = GatheredConfig<Element, kDim, kBlock>;
-  using Union = UnionConfig<Element, kDim, kBlock>;
+namespace openmsa::cuda::sm90::prefill {
+
+template <openmsa_dtype kDtype, int kDim, int kBlock>
+void launch_attend(const AttendParams& p, const AttendMaps& maps, Launch launch) {
+  using KvOuter = KvOuterConfig<Element<kDtype>, kDim, kBlock>;
+  using QOuter = QOuterConfig<Element<kDtype>, kDim, kBlock>;
   const auto num_sms = static_cast<unsigned int>(launch.num_sms);
-  cuda::launch("gathered", gathered_kernel<Gathered>,
-               {num_sms, Gathered::kThreads, sizeof(typename Gathered::Storage) + 1024}, launch.stream, p,
-               maps.gathered_q, maps.k, maps.v);
-  cuda::launch("union", union_kernel<Union>,
-               {std::min(num_sms, static_cast<unsigned int>(p.chunk.max_tiles)), Union::kThreads,
-                sizeof(typename Union::Storage) + 1024},
-               launch.stream, p, maps.union_q, maps.k, maps.v);
+  cuda::launch("kv_outer", kv_outer_kernel<KvOuter>,
+               {num_sms, KvOuter::kThreads, sizeof(typename KvOuter::Storage) + 1024}, launch.stream, p,
+               maps.kv_outer_q, maps.k, maps.v);
+  cuda::launch("q_outer", q_outer_kernel<QOuter>,
+               {std::min(num_sms, static_cast<unsigned int>(p.work.max_tiles)), QOuter::kThreads,
+                sizeof(typename QOuter::Storage) + 1024},
+               launch.stream, p, maps.q_outer_q, maps.k, maps.v);
 }
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::prefill

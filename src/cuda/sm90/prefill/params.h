@@ -1,117 +1,24 @@
-// Attention over a selection: what the schedule hands to the two attention kernels.
-//
-// A *tile* is up to kMaxTileQueries neighbouring queries of one sequence with the query heads of one KV head. The
-// schedule splits the (query, kv_block) pairs of a tile in two: kv_blocks wanted by many of its queries, and those not
-// wholly in their past, go to the tile's *union*, which one pass over the tile's queries works off; every other pair is
-// *gathered* with pairs of other tiles that want the same kv_block, and leaves a partial result in a slot of its query.
+// Attention over a selection: parameters of the two kernels that work off a schedule (generic/schedule/params.h).
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/common/batch_view.h"
+#include "cuda/common/tensor_view.h"
+#include "cuda/generic/schedule/params.h"
 
-namespace openmsa::cuda::sm90 {
+namespace openmsa::cuda::sm90::prefill {
 
-inline constexpr int kMaxTileQueries = 32;
-/// Gathered queries of one work item, about: enough to pay for loading the kv_block, few enough to share hot ones out.
-inline constexpr int kItemVisits = 80;
-/// A chunk's work items go through its queries in as many passes, so that a pass finds its q in the L2 cache.
-inline constexpr int kMaxPasses = 4;
+using generic::kMaxTileQueries;
+using generic::KvOuterItem;
+using generic::ScheduleBatch;
+using generic::ScheduleParams;
+using generic::SharedBlock;
+using generic::Visit;
 
-/// A kv_block of a tile's union and the queries that want it.
-struct UnionEntry {
-  std::int32_t block;
-  std::uint32_t members;  // bit x: query x of the tile
-};
-
-/// A gathered query: its row in q, and the slot, counted over the chunk, for its partial result.
-struct alignas(8) Visit {
-  std::int32_t q_row;
-  std::int32_t slot;
-};
-
-/// A gathered pair before it is put beside the others of its list.
-struct GatheredPair {
-  Visit visit;
-  std::int32_t list;  // kv_block, counted over all sequences, * passes + pass; -1: none
-  std::int32_t rank;  // place in its list
-};
-
-/// Visits [begin, begin + count) of one kv_block.
-struct GatheredItem {
-  std::int32_t sequence;
-  std::int32_t block;
-  std::int32_t begin;
-  std::int32_t count;
-};
-
-/// A chunk: up to max_tiles tiles of one KV head. Chunks are counted head by head; the arrays of several that are
-/// scheduled together lie one after the other, those of this one are pointed to. All of them are workspace.
-struct Chunk {
-  std::int32_t number;
-  std::int32_t chunks_per_head;
-  std::int32_t head;        // KV head
-  std::int32_t first_tile;  // of all tiles
-  std::int32_t max_tiles;
-  std::int32_t tile_queries;  // queries per tile
-  std::int32_t slots;         // partial results per query: topk
-  std::int32_t passes;
-  std::int32_t max_lists;  // passes * kv_blocks of all sequences
-  std::int32_t max_items;
-
-  UnionEntry* unions;          // [max_tiles][tile_queries * topk]
-  std::int32_t* union_counts;  // [max_tiles]
-  std::int32_t* slot_counts;   // [max_tiles][tile_queries]
-  GatheredPair* pairs;         // [max_tiles][tile_queries * topk]
-  Visit* visits;               // the same number, list after list
-  GatheredItem* items;         // [max_items]
-  std::int32_t* list_counts;   // [max_lists], zero before and after
-  std::int32_t* list_offsets;  // [max_lists]
-  std::int32_t* num_items;     // [1]
-
-  // Not per chunk: one is worked off after the other.
-  void* partial_o;     // [max_tiles][slots][tile_queries][group_size] rows of PartialRow, each normalised
-  float* partial_lse;  // [max_tiles][slots][tile_queries][group_size], base 2
-
-  OPENMSA_DEVICE std::int64_t max_pairs() const { return std::int64_t{max_tiles} * tile_queries * slots; }
-
-  /// The chunk `i` places behind, of those scheduled together.
-  OPENMSA_DEVICE Chunk after(std::int32_t i) const {
-    Chunk next = *this;
-    next.number += i;
-    next.head = next.number / chunks_per_head;
-    next.first_tile = next.number % chunks_per_head * max_tiles;
-    next.unions += i * max_pairs();
-    next.union_counts += i * max_tiles;
-    next.slot_counts += i * max_tiles * tile_queries;
-    next.pairs += i * max_pairs();
-    next.visits += i * max_pairs();
-    next.items += std::int64_t{i} * max_items;
-    next.list_counts += std::int64_t{i} * max_lists;
-    next.list_offsets += std::int64_t{i} * max_lists;
-    next.num_items += i;
-    return next;
-  }
-};
-
-struct PrefillParams {
-  BatchView batch;
-  BatchIndex index;
-  Chunk chunk;
-
-  const std::int32_t* topk_indices;  // [heads_kv][total_q][topk]
-  std::int64_t topk_strides[3];
-  std::int32_t topk;
-  std::int32_t union_threshold;  // members from which on a kv_block goes to the union
-
-  std::int32_t log2_group_size;
+struct AttendParams : ScheduleParams {
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)
-
-  void* o;  // [total_q][heads_q][head_dim]
-  std::int64_t o_strides[2];
-  float* lse;  // [total_q][heads_q], natural logarithm; nullptr: not wanted
-  std::int64_t lse_strides[2];
+  OutputRows out;
 };
 
-}  // namespace openmsa::cuda::sm90
+}  // namespace openmsa::cuda::sm90::prefill

@@ -1,6 +1,9 @@
-// What CuTe 4.2 lacks: plain copies through the copy engine with a hint for the L2 cache, and copies of single numbers
-// that a barrier waits for. The engine spends some 40 cycles per copy beside the transfer, so that few large copies
-// reach a rate that many small ones do not.
+// Copies that CuTe 4.2 lacks: plain ones through the copy engine with a hint for the L2 cache, and copies of single
+// numbers that a barrier waits for. The engine spends some 40 cycles per copy beside the transfer, so that few large
+// copies reach a rate that many small ones do not.
+//
+// PTX ISA, "Data Movement and Conversion Instructions": cp.async.bulk, cp.async, st.async; "Parallel Synchronization
+// and Communication Instructions": cp.async.mbarrier.arrive.
 #pragma once
 
 #include <cute/arch/cluster_sm90.hpp>
@@ -27,14 +30,14 @@ __device__ __forceinline__ void bulk_store(void* global, const void* smem, int b
                : "memory");
 }
 
-/// Shared memory of a block of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
-/// places in this block.
+/// Shared memory of a CTA of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
+/// places in this CTA.
 struct RemoteMemory {
-  std::uint32_t block;
+  std::uint32_t cta;
   const void* local_barrier;
 
   __device__ __forceinline__ std::uint32_t at(const void* local) const {
-    return cute::set_block_rank(cute::cast_smem_ptr_to_uint(local), block);
+    return cute::set_block_rank(cute::cast_smem_ptr_to_uint(local), cta);
   }
 
   /// st.async of 16 or 8 bytes

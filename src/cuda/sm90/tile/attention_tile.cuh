@@ -1,5 +1,4 @@
-// One warpgroup's attention tile: 64 query rows against one kv_block. Shared-memory layouts, the two products, and the
-// register work between them.
+// One warpgroup's attention tile: 64 query rows against one kv_block. Shared-memory layouts and the two products.
 //
 //   s[64][kBlock] = q k^T    (q and k from shared memory)
 //   o[64][kDim]  += p v      (p from registers, v from shared memory)
@@ -15,30 +14,32 @@
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
+#include "cuda/sm90/ptx/matrix.cuh"
+
 namespace openmsa::cuda::sm90 {
 
-inline constexpr int kRows = 64;  // query rows of a warpgroup's tile
-inline constexpr int kHalf = 64;  // channels of one swizzled half tile
+inline constexpr int kWarpgroupRows = 64;  // query rows of a tile: a warpgroup's product
+inline constexpr int kPanelChannels = 64;  // of one swizzled panel of 128 bytes
 
 template <class Element_, int kDim_, int kBlock_>
 struct AttentionTile {
   using Element = Element_;
   static constexpr int kDim = kDim_;
   static constexpr int kBlock = kBlock_;
-  static constexpr int kHalves = kDim / kHalf;
+  static constexpr int kHalves = kDim / kPanelChannels;
 
   using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
-  using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}));
   // The halves of eight rows side by side: whole rows of queries can then be loaded one by one.
-  using LayoutQueries = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{},
-                                                     cute::Step<cute::_2, cute::_1>{}));
+  using LayoutQueries = decltype(cute::tile_to_shape(
+      KMajor{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}, cute::Step<cute::_2, cute::_1>{}));
   using LayoutK = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kBlock>, cute::Int<kDim>>{}));
   // v lies [key][channel] like k; as the right operand of p v it is read [channel][key].
   using LayoutV = decltype(cute::tile_to_shape(MnMajor{}, cute::Shape<cute::Int<kDim>, cute::Int<kBlock>>{},
                                                cute::Step<cute::_2, cute::_1>{}));
-  using ScoreShape = cute::Shape<cute::Int<kRows>, cute::Int<kBlock>, cute::_16>;
-  using ValueShape = cute::Shape<cute::Int<kRows>, cute::Int<kDim>, cute::_16>;
+  using ScoreShape = cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kBlock>, cute::_16>;
+  using ValueShape = cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>, cute::_16>;
   using ScoreMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, ScoreShape, cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using ValueMma = decltype(cute::make_tiled_mma(
@@ -47,8 +48,10 @@ struct AttentionTile {
   static constexpr int kScoreColumns = kBlock / 8;  // groups of 8 columns of s
   static constexpr int kValueColumns = kDim / 8;    // and of o
 
-  using Scores = decltype(cute::partition_fragment_C(ScoreMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kBlock>>{}));
-  using Values = decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
+  using Scores =
+      decltype(cute::partition_fragment_C(ScoreMma{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kBlock>>{}));
+  using Values =
+      decltype(cute::partition_fragment_C(ValueMma{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}));
 
   /// Starts s = q k^T; finish with cute::warpgroup_wait and a fence on s.
   template <class Layout = LayoutQ>
@@ -103,7 +106,8 @@ struct AttentionTile {
 
   /// Element (row, channel) of a swizzled tile of `rows` rows, in elements from its start.
   __device__ static constexpr int swizzled(int rows, int row, int channel) {
-    return channel / kHalf * rows * kHalf + row * kHalf + ((channel % kHalf / 8) ^ (row % 8)) * 8 + channel % 8;
+    return channel / kPanelChannels * rows * kPanelChannels + row * kPanelChannels +
+           ((channel % kPanelChannels / 8) ^ (row % 8)) * 8 + channel % 8;
   }
 
   /// Stores o, its rows scaled, as a swizzled [64][kDim] tile: stmatrix writes four 8x8 matrices at once.
@@ -124,110 +128,8 @@ struct AttentionTile {
         packed[i] = reinterpret_cast<const std::uint32_t&>(rounded);
       }
       const int matrix = lane / 8, row = warp * 16 + matrix % 2 * 8 + lane % 8, channel = (n + matrix / 2) * 8;
-      const std::uint32_t address = cast_smem_ptr_to_uint(tile + swizzled(kRows, row, channel));
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(packed[0]),
-                   "r"(packed[1]), "r"(packed[2]), "r"(packed[3])
-                   : "memory");
+      store_matrices(tile + swizzled(kWarpgroupRows, row, channel), packed);
     }
-  }
-};
-
-/// threadIdx.x, read once: left to itself the compiler reads the special register again wherever it is used.
-__device__ __forceinline__ int thread_index() {
-  int x;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
-  return x;
-}
-
-/// The same pointer, of which the compiler knows nothing: what is computed from it stays inside a loop instead of
-/// taking registers all the way through it.
-template <class T>
-__device__ __forceinline__ const T* opaque(const T* pointer) {
-  asm volatile("" : "+l"(pointer));
-  return pointer;
-}
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float reciprocal_approx(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-/// -inf - -inf must not appear in an exponent: the shift of a row that has seen nothing is 0.
-__device__ __forceinline__ float finite_shift(float x) { return x == -INFINITY ? 0 : x; }
-
-/// Running softmax of a thread's two rows in units of log2: max is softmax_scale * log2(e) * score, sum counts this
-/// thread's columns. Both rows are worked on side by side: a warp has little else to hide the latency of a chain.
-struct Softmax {
-  float max[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0, 0};
-
-  /// Turns s into probabilities and returns the factors for what was accumulated before.
-  template <class Tile>
-  __device__ __forceinline__ void update(typename Tile::Scores& s, float scale_log2, float (&alpha)[2]) {
-    using namespace cute;
-    float top[2][2], shift[2];
-    CUTE_UNROLL
-    for (int n = 0; n < Tile::kScoreColumns; ++n) {
-      CUTE_UNROLL
-      for (int row = 0; row < 2; ++row) {
-        CUTE_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          const float x = s(make_coord(c, row, n), 0, 0);
-          top[row][c] = n == 0 ? x : fmaxf(top[row][c], x);
-        }
-      }
-    }
-    CUTE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const float new_max = fmaxf(max[row], quad_max(fmaxf(top[row][0], top[row][1])) * scale_log2);
-      shift[row] = finite_shift(new_max);
-      alpha[row] = exp2_approx(max[row] - shift[row]);
-      max[row] = new_max;
-    }
-    float part[2][2] = {{sum[0] * alpha[0], 0}, {sum[1] * alpha[1], 0}};
-    CUTE_UNROLL
-    for (int n = 0; n < Tile::kScoreColumns; ++n) {
-      CUTE_UNROLL
-      for (int row = 0; row < 2; ++row) {
-        CUTE_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          float& x = s(make_coord(c, row, n), 0, 0);
-          x = exp2_approx(fmaf(x, scale_log2, -shift[row]));
-          part[row][c] += x;
-        }
-      }
-    }
-    sum[0] = part[0][0] + part[0][1];
-    sum[1] = part[1][0] + part[1][1];
-  }
-
-  /// Keeps the work of update() in front of what follows, a wait for a product: the assembler would move it behind, and
-  /// have nothing left to do beside the product. A branch on a result is what it respects.
-  __device__ __forceinline__ void finish() const {
-    if (!(sum[0] + sum[1] >= 0)) asm volatile("nanosleep.u32 0;");  // NaN only
   }
 };
 

@@ -4,7 +4,7 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "cuda/common/batch_view.h"
-#include "cuda/sm90/tile/barrier.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
 namespace openmsa::cuda::sm90 {
 
@@ -15,7 +15,7 @@ struct KeyBoxes {
 };
 
 /// Loads keys [first, first + kTileKeys) of a sequence into a swizzled [kTileKeys][kDim] tile, panels of up to 128
-/// bytes of channels one after the other, and tells `full` how many bytes will come. Pages behind the end of the
+/// bytes of channels one after the other, and tells `full` how many bytes will come. Pages past the end of the
 /// sequence are not looked up; their rows keep what was there.
 template <class Element, int kDim, int kTileKeys>
 __device__ __forceinline__ void load_keys(const CUtensorMap& map, const BatchView& batch, std::int32_t sequence,

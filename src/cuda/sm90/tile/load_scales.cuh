@@ -1,7 +1,7 @@
 // The producer's side of fp8 keys: one scale per token, beside the keys.
 #pragma once
 
-#include "cuda/common/token_scale.h"
+#include "cuda/common/tensor_view.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 
 namespace openmsa::cuda::sm90 {

@@ -50,7 +50,7 @@ struct SwizzledTile {
   }
 
   /// Rows [row, row + 16), bytes [byte, byte + 32): the fragment a, or b of columns [row, row + 8) in out[0], out[2]
-  /// and of the eight behind them in out[1], out[3].
+  /// and of the eight after them in out[1], out[3].
   static __device__ __forceinline__ void load(const char* tile, int row, int byte, int lane, std::uint32_t (&out)[4]) {
     const char* const from = tile + offset(row + lane % 16, byte + lane / 16 * 16);
     cute::SM75_U32x4_LDSM_N::copy(*reinterpret_cast<const cute::uint128_t*>(from), out[0], out[1], out[2], out[3]);

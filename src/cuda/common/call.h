@@ -1,0 +1,40 @@
+// The tensors of a call as kernels take them, and what kernels ask of their memory.
+#pragma once
+
+#include <cuda.h>
+
+#include "core/problem.h"
+#include "cuda/common/batch_view.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/selection.h"
+#include "cuda/common/tensor_view.h"
+
+namespace openmsa::cuda {
+
+/// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, or o is not in the plan's dtype.
+void check_tensors(const core::Problem& problem);
+
+BatchView batch_view(const core::Problem& problem);
+
+/// Keys in boxes of `box_rows` tokens of one head: [rows][heads][dim], [pages][page_size][heads][dim], or without
+/// heads. `stand_in`: memory to name where there are no keys.
+CUtensorMap key_map(const core::Problem& problem, const openmsa_tensor& contiguous, const openmsa_tensor& paged,
+                    bool has_heads, std::int32_t box_rows, const void* stand_in);
+
+/// Scale of an fp8 cache: a tensor with a number per token, per head too where it has two dimensions; one number for
+/// all; or absent.
+TokenScale token_scale(const openmsa_tensor& scale);
+
+SelectionRules selection_rules(const core::Plan& plan);
+SelectionView selection_view(const openmsa_tensor& topk_indices);
+ScoreView score_view(const openmsa_tensor& block_scores);
+QueryRows query_rows(const openmsa_tensor& q);
+OutputRows output_rows(const openmsa_tensors& tensors);
+
+/// softmax_scale for exponentials to the base 2.
+float scale_log2(const core::Plan& plan);
+
+/// The caller's stream on the current device.
+Launch launch_on(void* stream);
+
+}  // namespace openmsa::cuda

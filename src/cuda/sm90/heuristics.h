@@ -1,0 +1,158 @@
+// Choices on Hopper that change how long a call takes, and nothing else: each with its unit and its reason. Measured on
+// an H200 (132 SMs); docs/kernels/prefill.md and docs/kernels/decode.md have the tables. What sizes a workspace may
+// depend on the plan, not on the device; what decides between kernels may depend on shapes, not on values, so that a
+// captured graph stays what it is.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace openmsa::cuda::sm90 {
+
+constexpr std::int64_t covering(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+// ---- Prefill or decode ----------------------------------------------------------------------------------------------
+
+/// Which kernels work off a call.
+enum class Path {
+  kPrefill,
+  kDecode,
+  kMixed,  // the index branch as in prefill, the attention as in decode
+};
+
+/// Shapes that the choice between kernels looks at.
+struct CallShape {
+  std::int64_t total_q;
+  std::int64_t batch;
+  std::int64_t max_seqlen_k;
+  bool has_fp8_kv;
+};
+
+/// Query tokens per sequence, on average, up to which decode kernels serve a call: a few speculated tokens per sequence
+/// read the same kv_blocks, and there are too few of them for the 64-row products of prefill.
+inline constexpr std::int64_t kDecodeQueries = 16;
+/// Keys of a unit of the decode index branch.
+inline constexpr std::int32_t kUnitKeys = 128;
+
+/// Prefill's attention has no fp8 caches: those go to the decode kernels, however many query tokens there are. Decode's
+/// index branch counts the key units of all query tiles in 32 bits; calls with more of them are a prefill.
+constexpr Path choose_path(const CallShape& call) {
+  const std::int64_t query_tiles = call.total_q + call.batch;
+  const std::int64_t key_units = covering(call.max_seqlen_k, kUnitKeys) + 1;
+  if (call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_units) return Path::kDecode;
+  return call.has_fp8_kv ? Path::kMixed : Path::kPrefill;
+}
+
+// ---- Prefill: index branch ------------------------------------------------------------------------------------------
+
+/// Parts that the keys of a tile of queries are cut into, for `tiles` of them and `max_blocks` kv_blocks in the longest
+/// sequence. Wanted are two work items for each of 132 SMs; fewer than 16 kv_blocks per part are not worth the merge.
+constexpr std::int64_t select_splits(std::int64_t tiles, std::int64_t max_blocks) {
+  constexpr std::int64_t kWantedItems = 2 * 132, kMaxSplits = 16, kMinBlocksPerSplit = 16;
+  return std::max<std::int64_t>(std::min({kMaxSplits, kWantedItems / tiles, max_blocks / kMinBlocksPerSplit}), 1);
+}
+
+// ---- Prefill: attention ---------------------------------------------------------------------------------------------
+
+/// Tiles of a schedule batch. row_bytes: of a query's partial results; max_tiles: that a call can have. Bounded in
+/// bytes (with the selection of a million queries a workspace stays below 2 GiB), and in rows so that its schedule
+/// stays short.
+constexpr std::int64_t schedule_batch_tiles(std::int64_t row_bytes, std::int64_t tile_queries, std::int64_t max_tiles) {
+  constexpr std::int64_t kPartialBytes = std::int64_t{960} << 20, kBatchRows = 16384;
+  const std::int64_t rows = std::min(kBatchRows, kPartialBytes / row_bytes);
+  return std::min(std::max<std::int64_t>(rows / tile_queries, 1), max_tiles);
+}
+
+/// Passes of a schedule batch through its kv_outer work. The q of a pass, of q_bytes in all, should stay in the L2
+/// cache (16 MiB of it); and a kv_block should be wanted by 48 of a pass's `pairs` to pay for loading it again.
+constexpr std::int64_t schedule_batch_passes(std::int64_t q_bytes, std::int64_t pairs, std::int64_t blocks,
+                                             std::int64_t max_passes) {
+  constexpr std::int64_t kPassBytes = 16 << 20, kMinPassVisits = 48;
+  return std::clamp<std::int64_t>(std::min(covering(q_bytes, kPassBytes), pairs / (blocks * kMinPassVisits)), 1,
+                                  max_passes);
+}
+
+/// Schedule batches that are scheduled together, of all: enough to fill the device with the schedule's small kernels.
+constexpr std::int64_t batches_at_once(std::int64_t batches) {
+  constexpr std::int64_t kBatchesAtOnce = 8;
+  return std::min(kBatchesAtOnce, batches);
+}
+
+/// Tiles of a call's schedule batches, at most max_tiles: as many for every SM.
+constexpr std::int32_t tiles_on_all_sms(std::int64_t tiles, std::int32_t max_tiles, std::int32_t num_sms) {
+  if (tiles <= max_tiles) return static_cast<std::int32_t>(tiles);
+  return max_tiles > num_sms ? max_tiles - max_tiles % num_sms : max_tiles;
+}
+
+/// Queries of a tile that must want a kv_block for q_outer to work it off: three quarters of them. With fewer, one pass
+/// over all rows costs more than kv_outer's work on the few. At 8K keys 5 to 7 of 8 were equally good, 4 was 9 % and 3
+/// was 25 % slower.
+constexpr std::int32_t shared_threshold(std::int32_t tile_queries) { return std::max(2, tile_queries * 3 / 4); }
+
+// ---- Decode: index branch -------------------------------------------------------------------------------------------
+
+/// (query, head) rows of a query tile.
+inline constexpr std::int32_t kDecodeTileRows[] = {8, 32, 64};
+inline constexpr std::int32_t kDecodeFewRows = kDecodeTileRows[0];
+/// The smallest tile leaves room for the attention's CTAs on the same SM, and so has room for lists of this length
+/// only.
+inline constexpr std::int32_t kDecodeFewTopk = 32;
+/// CTAs of the index branch, at most: one per SM, of which Hopper has up to 144.
+inline constexpr std::int32_t kMaxIndexCtas = 144;
+/// Shared memory of which an SM has not got twice as much: all CTAs of the index branch have the same work, and every
+/// SM is to have one, also where it is busy with the attention of the layer before when they are placed.
+inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
+
+/// Mean query tokens per sequence of a call.
+constexpr std::int64_t mean_queries(std::int64_t total_q, std::int64_t batch) {
+  return std::max<std::int64_t>(covering(total_q, std::max<std::int64_t>(batch, 1)), 1);
+}
+
+/// Rows of the query tiles: the fewest that hold those of a sequence, so that no row of a product is for nothing.
+constexpr std::int32_t index_tile_rows(std::int64_t mean_queries, std::int32_t num_heads, std::int32_t topk) {
+  for (const std::int32_t rows : kDecodeTileRows) {
+    const bool lists_fit = rows > kDecodeFewRows || topk <= kDecodeFewTopk;
+    if (lists_fit && mean_queries * num_heads <= rows) return rows;
+  }
+  return kDecodeTileRows[2];
+}
+
+// ---- Decode: attention ----------------------------------------------------------------------------------------------
+
+/// Queries of a cluster, at most. Clusters of 8 were never the best.
+inline constexpr std::int32_t kClusterQueries = 4;
+inline constexpr unsigned int kMaxClusterCtas = 16;
+inline constexpr unsigned int kPortableClusterCtas = 8;  // what every device can schedule
+
+/// Queries that share a cluster and what it reads: one as long as there is an SM for each; then as many as sequences
+/// with the mean number of them can be cut into. Two are no faster than one and one.
+constexpr std::int32_t cluster_queries(std::int64_t total_q, std::int64_t batch, std::int32_t num_heads, int num_sms) {
+  if (total_q * num_heads <= num_sms) return 1;
+  for (const std::int32_t queries : {kClusterQueries, 3}) {
+    if (mean_queries(total_q, batch) % queries == 0) return queries;
+  }
+  return 1;
+}
+
+/// CTAs of the next smaller cluster: powers of two, with several queries any number up to the portable one.
+constexpr unsigned int smaller_cluster(unsigned int ctas, std::int32_t queries) {
+  return queries > 1 && ctas <= kPortableClusterCtas ? ctas - 1 : ctas / 2;
+}
+
+/// CTAs of each of `clusters` clusters: the most with which all clusters run at once, as a second round would take as
+/// long as the first. active(ctas): clusters of that size that the device holds at once. A cluster has to find room in
+/// one part of the card, so that fewer fit than the number of SMs suggests.
+template <class Active>
+unsigned int cluster_ctas(unsigned int clusters, std::int32_t queries, unsigned int num_sms, unsigned int ctas_per_sm,
+                          Active active) {
+  const auto run_at_once = [&](unsigned int ctas) {
+    if (clusters * ctas > num_sms * (ctas <= 2 ? ctas_per_sm : 1)) return false;
+    return ctas <= 2 || active(ctas) >= static_cast<int>(clusters);
+  };
+  unsigned int ctas = kMaxClusterCtas;
+  while (ctas > 1 && !run_at_once(ctas)) ctas = smaller_cluster(ctas, queries);
+  return ctas;
+}
+
+}  // namespace openmsa::cuda::sm90

@@ -1,0 +1,137 @@
+#include "cuda/sm90/prefill/host.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "cuda/common/call.h"
+#include "cuda/common/error.h"
+#include "cuda/common/tensor_map.h"
+#include "cuda/generic/schedule/kernels.h"
+#include "cuda/sm90/heuristics.h"
+#include "cuda/sm90/prefill/select/variants.h"
+#include "cuda/sm90/prefill/variants.h"
+#include "cuda/sm90/prefill/workspace.h"
+
+namespace openmsa::cuda::sm90::prefill {
+namespace {
+
+using core::Arena;
+using core::Plan;
+using core::present;
+using core::Problem;
+
+/// q in boxes of one query: {channels of a half, 8 heads, halves, 8-head groups, tokens}, so that groups of 8 rows with
+/// their halves follow one another; with fewer heads a box is one half of them.
+CUtensorMap kv_outer_q_map(const Problem& problem) {
+  const openmsa_tensor& q = problem.tensors.q;
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  const std::int32_t halves = config.head_dim / kSwizzleChannels;
+  return make_tensor_map(q.data, config.dtype, kSwizzleChannels,
+                         {{std::min(config.num_heads_q, 8), q.strides[1], std::min(group, 8)},
+                          {halves, kSwizzleChannels, group < 8 ? 1 : halves},
+                          {core::ceil_div(config.num_heads_q, 8), 8 * q.strides[1], std::max(group / 8, 1)},
+                          {problem.total_q, q.strides[0], 1}});
+}
+
+AttendMaps attend_maps(const Problem& problem, const ScheduleBatch& work, std::int32_t key_box_rows) {
+  const openmsa_tensors& t = problem.tensors;
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  return {kv_outer_q_map(problem),
+          make_tensor_map(t.q.data, config.dtype, config.head_dim,
+                          {{config.num_heads_q, t.q.strides[1], group},
+                           {problem.total_q, t.q.strides[0], work.tile_queries / 2},
+                           {1, 0, 1}}),
+          key_map(problem, t.k, t.k_cache, true, key_box_rows, work.partial_o),
+          key_map(problem, t.v, t.v_cache, true, key_box_rows, work.partial_o)};
+}
+
+/// The schedule batches of this call, of which `p.work` becomes the first. Returns how many there are.
+std::int32_t cut_into_batches(const Problem& problem, AttendParams& p, int num_sms) {
+  const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.work.tile_queries);
+  p.work.max_tiles = tiles_on_all_sms(tiles, p.work.max_tiles, num_sms);
+  p.work.batches_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.work.max_tiles));
+  return problem.plan.config.num_heads_kv * p.work.batches_per_head;
+}
+
+AttendParams attend_params(const Problem& problem, const AttendWorkspace& workspace) {
+  const Plan& plan = problem.plan;
+  AttendParams p{};
+  p.batch = batch_view(problem);
+  p.index = workspace.index;
+  p.work = workspace.work;
+  p.topk_indices = selection_view(problem.tensors.topk_indices);
+  p.topk = plan.config.topk;
+  p.shared_threshold = shared_threshold(p.work.tile_queries);
+  p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
+  p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
+  p.scale_log2 = scale_log2(plan);
+  p.out = output_rows(problem.tensors);
+  return p;
+}
+
+}  // namespace
+
+void select(const Problem& problem, Arena arena, Launch launch) {
+  const Plan& plan = problem.plan;
+  const openmsa_tensors& t = problem.tensors;
+  const bool stores_scores = present(t.block_scores);
+  const SelectWorkspace workspace(arena, plan, stores_scores ? kNoList : list_capacity(plan));
+
+  SelectParams p{};
+  p.batch = batch_view(problem);
+  p.index = workspace.index;
+  p.rules = selection_rules(plan);
+  p.index_q = query_rows(t.index_q);
+  p.heads = plan.config.num_heads_kv;
+  p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
+  p.index_k_scale = token_scale(t.index_k_scale);
+  p.num_splits = workspace.num_splits;
+  p.partial_keys = workspace.partial_keys;
+  p.partial_blocks = workspace.partial_blocks;
+  if (stores_scores) {
+    p.block_scores = score_view(t.block_scores);
+    p.score_columns = static_cast<std::int32_t>(t.block_scores.shape[2]);
+    p.index_scale = static_cast<float>(plan.index_scale);
+  } else {
+    p.topk_indices = selection_view(t.topk_indices);
+  }
+  const CUtensorMap index_k =
+      key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, workspace.index.tiles);
+  const auto tiles = max_tiles(problem.total_q, problem.batch, workspace.queries_per_tile);
+  const SelectKey key{plan.config.dtype, plan.config.index_dtype, plan.config.index_dim, plan.config.block_size,
+                      workspace.capacity};
+  generic::index_batch(p.batch, p.index, workspace.queries_per_tile, launch);
+  find_variant(kSelectVariants, key, "select")(p, index_k, static_cast<int>(tiles), launch);
+}
+
+/// One schedule batch after the other, several of them scheduled together.
+void attend(const Problem& problem, Arena arena, Launch launch) {
+  const openmsa_config& config = problem.plan.config;
+  const AttendWorkspace workspace(arena, problem.plan);
+  AttendParams p = attend_params(problem, workspace);
+  const std::int32_t batches = cut_into_batches(problem, p, launch.num_sms);
+  const AttendMaps maps = attend_maps(problem, p.work, p.key_box_rows);
+  AttendFunction* const attend_work =
+      find_variant(kAttendVariants, {config.dtype, config.head_dim, config.block_size}, "sparse_attention");
+
+  const std::int64_t lists = std::int64_t{p.work.max_lists} * workspace.scheduled;
+  check(cudaMemsetAsync(p.work.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");
+  generic::index_batch(p.batch, p.index, p.work.tile_queries, launch);
+  for (std::int32_t first = 0; first < batches; first += workspace.scheduled) {
+    AttendParams several = p;
+    several.work.number = first;
+    const std::int32_t count = std::min(workspace.scheduled, batches - first);
+    generic::schedule(several, count, launch);
+    for (std::int32_t i = 0; i < count; ++i) {
+      AttendParams one = several;
+      one.work = several.work.after(i);
+      attend_work(one, maps, launch);
+    }
+  }
+}
+
+}  // namespace openmsa::cuda::sm90::prefill

@@ -1,0 +1,442 @@
+// Attention with queries in the outer loop: a tile's queries over the tile's shared blocks, and the merge with the
+// partial results of kv_outer.
+//
+// Two consumer warpgroups of 64 rows (up to 16 queries of one KV head each) go over the shared blocks with an online
+// softmax; a row takes part where its query is a member and not beyond its position. The next product q k^T runs beside
+// the softmax, the product p v beside the next softmax. Then the partial results of kv_outer come through the same ring,
+// slot by slot, and are added with weight exp2(lse - max).
+//
+//   barrier      arrivals                            waited on by  guards
+//   q_full[i]    32 lanes + bytes of q               consumers     a tile and its queries; the next tile's come early
+//   q_empty[i]   one thread per consumer             producer      o, staged where q was, is written
+//   full[i]      producer + bytes                    consumers     k, v or partial results of stage i
+//   empty[i]     one thread per consumer             producer      both warpgroups are done with stage i
+//   kWarpgroup   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
+//   kTailCleared 256 threads                         the same      values that no query sees are zero
+//   kTurn        128 threads of the other warpgroup  one of them   its turn on the tensor cores
+//
+// Per kv_block (head_dim 128, kv_block 128): products 2048 cycles, 16384 exponentials 1024 cycles beside them. Merging
+// reads 32 KB per slot and is bound by memory.
+#pragma once
+
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
+#include "cuda/sm90/prefill/params.h"
+#include "cuda/sm90/ptx/async_copy.cuh"
+#include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/load_keys.cuh"
+#include "cuda/sm90/tile/named_barrier.cuh"
+#include "cuda/sm90/tile/partial_row.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/softmax.cuh"
+
+namespace openmsa::cuda::sm90::prefill {
+
+/// Named barriers of the table above.
+enum class QOuterBarrier {
+  kWarpgroup = 1,    // and 2: of each warpgroup
+  kTailCleared = 3,  // of both
+  kTurn = 4,         // and 5: of each warpgroup
+};
+
+/// A tile of the schedule batch with the work that the schedule gave it, put beside its queries by the producer.
+struct QOuterTile {
+  QueryTile queries;
+  std::int32_t number;  // of the schedule batch
+  std::int32_t num_shared;
+  std::int32_t most_slots;                    // of the query with most of them
+  std::int32_t slot_counts[kMaxTileQueries];  // 0 after the last query
+};
+
+/// The shared blocks of the schedule batch's tile `number`.
+__device__ __forceinline__ const SharedBlock* shared_of_tile(const AttendParams& p, int number) {
+  return p.work.shared + static_cast<std::int64_t>(number) * p.work.tile_queries * p.topk;
+}
+
+/// Slot 0 of the first query of tile `number`, counted over the schedule batch; then slot 0 of the second one.
+__device__ __forceinline__ std::int64_t first_slot_of_tile(const AttendParams& p, int number) {
+  return static_cast<std::int64_t>(number) * p.work.slots * p.work.tile_queries;
+}
+
+template <class Element, int kDim, int kBlock>
+struct QOuterConfig {
+  using Tile = AttentionTile<Element, kDim, kBlock>;
+  static constexpr int kConsumers = 2;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kStages = 5;
+  static constexpr int kQueryStages = 2;
+  static constexpr int kStageRows = kConsumers * kWarpgroupRows;  // a kv_block, or one slot of all rows
+
+  struct Storage {
+    alignas(1024) Element q[kQueryStages][kConsumers][kWarpgroupRows * kDim];
+    alignas(1024) Element ring[kStages][kStageRows * kDim];
+    QOuterTile tiles[kQueryStages];
+    std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
+  };
+};
+
+__device__ __forceinline__ int tiles_of_work(const AttendParams& p) {
+  return max(0, min(p.work.max_tiles, p.index.tiles[p.batch.batch + 1] - p.work.first_tile));
+}
+
+/// Slot `slot` of every query that has it: one copy where all do, else one per query, with the producer's whole warp.
+/// `own_slots`: slots of query `lane`.
+template <class Config>
+__device__ __forceinline__ void load_slot(const AttendParams& p, std::int64_t first_slot, int slot, int own_slots,
+                                          typename Config::Tile::Element* to, std::uint64_t* full) {
+  using Element = typename Config::Tile::Element;
+  const int x = threadIdx.x % 32, elements = Config::Tile::kDim << p.log2_group_size;
+  const int bytes = elements * static_cast<int>(sizeof(Element));
+  const bool has = own_slots > slot;
+  const int count = __popc(__ballot_sync(kFullWarp, has));
+  if (x == 0) FullBarrier::arrive_and_expect_tx(full, count * bytes);
+  __syncwarp();
+  const auto* const from = static_cast<const Element*>(p.work.partial_o) +
+                           (first_slot + static_cast<std::int64_t>(slot) * p.work.tile_queries) * elements;
+  if (count == p.work.tile_queries) {
+    if (x == 0) bulk_load(to, from, count * bytes, full, CacheHintSm90::EVICT_FIRST);
+  } else if (has) {
+    bulk_load(to + x * elements, from + x * elements, bytes, full, CacheHintSm90::EVICT_FIRST);
+  }
+}
+
+/// The tile's queries and what is known of it into one of the two stages, with the producer's whole warp.
+template <class Config>
+__device__ __forceinline__ void load_tile(const AttendParams& p, const CUtensorMap& map_q, const QueryTile& queries,
+                                          int number, int num_shared, int own_slots, int most_slots,
+                                          PipelineState<Config::kQueryStages> at, typename Config::Storage& storage) {
+  using Tile = typename Config::Tile;
+  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
+  std::uint64_t* const full = &storage.q_full[at.stage];
+  EmptyBarrier::wait(&storage.q_empty[at.stage], at.phase ^ 1);
+  QOuterTile& tile = storage.tiles[at.stage];
+  tile.slot_counts[lane] = own_slots;
+  if (lane != 0) return EmptyBarrier::arrive(full);
+  tile.queries = queries;
+  tile.number = number;
+  tile.num_shared = num_shared;
+  tile.most_slots = most_slots;
+  FullBarrier::arrive_and_expect_tx(
+      full, Config::kConsumers * per_consumer * group * Tile::kDim * static_cast<int>(sizeof(typename Tile::Element)));
+  for (int c = 0; c < Config::kConsumers; ++c) {
+    for (int h = 0; h < Tile::kHalves; ++h) {
+      cute::SM90_TMA_LOAD_4D::copy(&map_q, full, static_cast<std::uint64_t>(CacheHintSm90::EVICT_FIRST),
+                                   &storage.q[at.stage][c][h * kWarpgroupRows * kPanelChannels], h * kPanelChannels,
+                                   p.work.head * group, queries.q_row + c * per_consumer, 0);
+    }
+  }
+}
+
+template <class Config>
+__device__ __forceinline__ void produce_q_outer(const AttendParams& p, const CUtensorMap& map_q,
+                                                const CUtensorMap& map_k, const CUtensorMap& map_v,
+                                                typename Config::Storage& storage) {
+  using Tile = typename Config::Tile;
+  const int lane = threadIdx.x % 32, tiles = tiles_of_work(p);
+  PipelineState<Config::kStages> ring;
+  PipelineState<Config::kQueryStages> queries;
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
+    const QueryTile tile = find_tile(p.batch, p.index, p.work.first_tile + number, p.work.tile_queries);
+    const int num_shared = p.work.shared_counts[number];
+    const int own_slots = lane < tile.count ? p.work.slot_counts[number * p.work.tile_queries + lane] : 0;
+    const int most_slots = __reduce_max_sync(kFullWarp, own_slots);
+    load_tile<Config>(p, map_q, tile, number, num_shared, own_slots, most_slots, queries, storage);
+    __syncwarp();
+    const SharedBlock* const entries = shared_of_tile(p, number);
+    for (int u = 0; u < num_shared; ++u) {
+      for (const CUtensorMap* map : {&map_k, &map_v}) {
+        if (lane == 0) {
+          EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
+          load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
+              *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.work.head},
+              storage.ring[ring.stage], &storage.full[ring.stage]);
+        }
+        ring.advance();
+      }
+    }
+    __syncwarp();
+    const std::int64_t first_slot = first_slot_of_tile(p, number);
+    for (int slot = 0; slot < most_slots; ++slot) {
+      EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
+      load_slot<Config>(p, first_slot, slot, own_slots, storage.ring[ring.stage], &storage.full[ring.stage]);
+      ring.advance();
+    }
+  }
+}
+
+/// A consumer's two rows of the tile.
+struct ConsumerRow {
+  std::int32_t query;     // of the tile
+  std::int32_t head;      // of the group
+  std::int32_t position;  // -1: no such row
+};
+
+/// The last key of the kv_block that a row sees; negative: none, as where its query is no member.
+template <class Tile>
+__device__ __forceinline__ int last_visible(const ConsumerRow& row, SharedBlock entry) {
+  const bool is_member = row.position >= 0 && (entry.members >> row.query & 1);
+  return is_member ? row.position - entry.block * Tile::kBlock : -1;
+}
+
+/// Hides the keys that a row does not see.
+template <class Tile>
+__device__ __forceinline__ void mask_block(typename Tile::Scores& s, const ConsumerRow (&rows)[2], SharedBlock entry,
+                                           int lane) {
+  using namespace cute;
+  const int last[2] = {last_visible<Tile>(rows[0], entry), last_visible<Tile>(rows[1], entry)};
+  if (min(last[0], last[1]) >= Tile::kBlock - 1) return;
+  const int limit[2] = {last[0] - lane % 4 * 2, last[1] - lane % 4 * 2};
+  CUTE_UNROLL
+  for (int i = 0; i < size(s); ++i) {  // s(i): row i / 2 % 2, column i / 4 * 8 + lane % 4 * 2 + i % 2
+    if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s(i) = -INFINITY;
+  }
+}
+
+/// Values that no query of the tile sees, past the end of the sequence or later than the tile, may be NaN, and 0 *
+/// NaN is NaN: both warpgroups overwrite them with 0.
+template <class Tile>
+__device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid, int thread, int threads) {
+  constexpr int kChunks = Tile::kDim / 8;
+  for (int i = valid * kChunks + thread; i < Tile::kBlock * kChunks; i += threads) {
+    const int at = Tile::swizzled(Tile::kBlock, i / kChunks, i % kChunks * 8);
+    *reinterpret_cast<uint4*>(v + at) = uint4{0, 0, 0, 0};
+  }
+  cutlass::arch::fence_view_async_shared();
+  sync(QOuterBarrier::kTailCleared, threads);
+}
+
+/// Online softmax over the shared blocks. Product k + 1 of q k^T is under way while p v of k is, and beside both the
+/// softmax:
+///
+///   scores 0 | softmax 0 | scores 1, values 0 | softmax 1 beside values 0 | scores 2, values 1 | ...
+///
+/// The two warpgroups take turns in starting products: left alone they fall in step, and while both are in their
+/// softmax the tensor cores wait.
+template <class Config>
+__device__ __forceinline__ void attend_shared(const AttendParams& p, const QOuterTile& tile, int consumer,
+                                              const typename Config::Tile::Element* q,
+                                              typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
+                                              const ConsumerRow (&rows)[2], Softmax& softmax,
+                                              typename Config::Tile::Values& o, int thread) {
+  using namespace cute;
+  using Tile = typename Config::Tile;
+  if (tile.num_shared == 0) return;
+  const int lane = thread % 32;
+  const SharedBlock* const entries = shared_of_tile(p, tile.number);
+  const auto release = [&](int stage) {
+    if (thread == 0) EmptyBarrier::arrive(&storage.empty[stage]);
+  };
+  const auto start_values = [&](const auto& probabilities, SharedBlock entry, PipelineState<Config::kStages> at) {
+    FullBarrier::wait(&storage.full[at.stage], at.phase);
+    const int last = tile.queries.position + tile.queries.count - 1;
+    const int valid = last + 1 - entry.block * Tile::kBlock;
+    if (valid < Tile::kBlock) {  // the last entry at most: nobody holds its turn while both meet in there
+      clear_tail<Tile>(storage.ring[at.stage], valid, consumer * 128 + thread, 128 * Config::kConsumers);
+    }
+    Tile::start_values(probabilities, storage.ring[at.stage], o, true, thread);
+  };
+
+  // s lives from its product to its rounding, no longer: beside o and the probabilities there is no room for a second.
+  SharedBlock entry = entries[0];
+  float alpha[2];
+  const auto first_probabilities = [&] {
+    typename Tile::Scores s;
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+    Tile::start_scores(q, storage.ring[ring.stage], s, thread);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(s);
+    release(ring.stage);
+    mask_block<Tile>(s, rows, entry, lane);
+    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    return Tile::round_scores(s);
+  };
+  auto probabilities = first_probabilities();
+  for (int u = 1; u < tile.num_shared; ++u) {
+    const auto values = ring.after(1);
+    ring.advance(2);
+    typename Tile::Scores s;
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+    sync(of_consumer(QOuterBarrier::kTurn, consumer), 128 * Config::kConsumers);
+    Tile::start_scores(opaque(q), storage.ring[ring.stage], s, thread);
+    start_values(probabilities, entry, values);
+    arrive(of_consumer(QOuterBarrier::kTurn, 1 - consumer), 128 * Config::kConsumers);
+    entry = entries[u];
+    warpgroup_wait<1>();
+    warpgroup_fence_operand(s);
+    release(ring.stage);
+    mask_block<Tile>(s, rows, entry, lane);
+    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    softmax.finish();
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(o);
+    release(values.stage);
+    scale_values<Tile>(o, alpha);
+    warpgroup_fence_operand(s);  // not rounded earlier: the product before reads the probabilities before
+    probabilities = Tile::round_scores(s);
+  }
+  const auto values = ring.after(1);
+  start_values(probabilities, entry, values);
+  ring.advance(2);
+  warpgroup_wait<0>();
+  warpgroup_fence_operand(o);
+  release(values.stage);
+}
+
+/// Log-sum-exps of a row's partial results. The four lanes of a quad, which share their rows, look after one slot each
+/// of a group of four.
+struct PartialLse {
+  int count;
+  const float* first;
+  int stride;
+
+  __device__ __forceinline__ PartialLse(const AttendParams& p, const QOuterTile& tile, const ConsumerRow& row)
+      : count(row.query < kMaxTileQueries ? tile.slot_counts[row.query] : 0),
+        first(p.work.partial_lse + ((first_slot_of_tile(p, tile.number) + row.query) << p.log2_group_size) + row.head),
+        stride(p.work.tile_queries << p.log2_group_size) {}
+  __device__ __forceinline__ float of_group(int group, int lane) const {
+    const int slot = 4 * group + lane % 4;
+    return slot < count ? first[slot * stride] : -INFINITY;
+  }
+};
+
+/// Adds the partial results of kv_outer to what the shared blocks gave, as the online softmax does: a partial o has
+/// weight exp2(lse - max). group_lse: of the first group of slots.
+template <class Config>
+__device__ __forceinline__ void merge_slots(const AttendParams& p, const QOuterTile& tile, int consumer,
+                                            typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
+                                            const ConsumerRow (&rows)[2], float (&group_lse)[2], Softmax& softmax,
+                                            typename Config::Tile::Values& o, int thread) {
+  using namespace cute;
+  using Tile = typename Config::Tile;
+  const int lane = thread % 32, warp = thread / 32;
+  const int first_row = (consumer * (p.work.tile_queries / Config::kConsumers) << p.log2_group_size) + warp * 16;
+  const PartialLse lse[2] = {{p, tile, rows[0]}, {p, tile, rows[1]}};
+#pragma unroll 1
+  for (int first = 0; first < tile.most_slots; first += 4) {
+    const float next_lse[2] = {lse[0].of_group(first / 4 + 1, lane), lse[1].of_group(first / 4 + 1, lane)};
+    float alpha[2], weight[2];
+    CUTE_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float shift;
+      alpha[i] = raise_max(softmax.max[i], quad_max(group_lse[i]), shift);
+      weight[i] = exp2_approx(group_lse[i] - shift);
+      softmax.sum[i] = softmax.sum[i] * alpha[i] + weight[i];  // added up over the quad later
+    }
+    scale_values<Tile>(o, alpha);
+#pragma unroll 1
+    for (int slot = first; slot < min(first + 4, tile.most_slots); ++slot) {
+      FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+      CUTE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float of_slot = __shfl_sync(kFullWarp, weight[i], slot % 4, 4);
+        if (slot >= lse[i].count) continue;  // nothing was loaded there
+        const int row = first_row + i * 8 + lane / 4;
+        PartialRow<Tile>::add(o, i, of_slot, storage.ring[ring.stage] + row * Tile::kDim, rows[i].head, lane);
+      }
+      sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
+      if (thread == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+      ring.advance();
+    }
+    group_lse[0] = next_lse[0];
+    group_lse[1] = next_lse[1];
+  }
+}
+
+/// Writes o through shared memory, 16 bytes per thread, and lse.
+template <class Config>
+__device__ __forceinline__ void write_results(const AttendParams& p, const QOuterTile& tile, int consumer,
+                                              typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
+                                              const Softmax& softmax, const typename Config::Tile::Values& o,
+                                              int thread) {
+  using Tile = typename Config::Tile;
+  using Element = typename Tile::Element;
+  constexpr int kChunks = Tile::kDim / 8;
+  const int lane = thread % 32, group = 1 << p.log2_group_size;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
+  float scale[2];
+  for (int i = 0; i < 2; ++i) {
+    const float sum = quad_sum(softmax.sum[i]);
+    scale[i] = sum == 0 ? 0 : reciprocal_approx(sum);
+    const bool exists = rows[i].query < tile.queries.count && rows[i].head >= 0;
+    if (p.out.lse != nullptr && exists && lane % 4 == 0) {
+      const int head = p.work.head * group + rows[i].head;
+      p.out.lse[(tile.queries.q_row + rows[i].query) * p.out.lse_strides[0] + head * p.out.lse_strides[1]] =
+          sum == 0 ? -INFINITY : softmax.max[i] * kLn2 + logf(sum);
+    }
+  }
+  Tile::store_values(o, scale[0], scale[1], staged, thread);
+  sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
+  const int first = consumer * per_consumer;
+  const int num_rows = max(0, min(per_consumer, tile.queries.count - first)) * group;
+  auto* out = static_cast<Element*>(p.out.o);
+  for (int i = thread; i < num_rows * kChunks; i += 128) {
+    const int row = i / kChunks, channel = i % kChunks * 8;
+    const std::int64_t q_row = tile.queries.q_row + first + row / group;
+    const std::int64_t head = p.work.head * group + row % group;
+    *reinterpret_cast<uint4*>(out + q_row * p.out.o_strides[0] + head * p.out.o_strides[1] + channel) =
+        *reinterpret_cast<const uint4*>(staged + Tile::swizzled(kWarpgroupRows, row, channel));
+  }
+  // The copy engine loads the next queries over what was just read.
+  cutlass::arch::fence_view_async_shared();
+  sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
+}
+
+template <class Config>
+__device__ __forceinline__ void consume_q_outer(const AttendParams& p, typename Config::Storage& storage, int consumer,
+                                                int thread) {
+  using Tile = typename Config::Tile;
+  const int per_consumer = p.work.tile_queries / Config::kConsumers;
+  const int group_mask = (1 << p.log2_group_size) - 1;
+  PipelineState<Config::kStages> ring;
+  PipelineState<Config::kQueryStages> queries;
+  if (consumer == 1) arrive(QOuterBarrier::kTurn, 128 * Config::kConsumers);
+  const int tiles = tiles_of_work(p);
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
+    FullBarrier::wait(&storage.q_full[queries.stage], queries.phase);
+    const QOuterTile& tile = storage.tiles[queries.stage];
+    ConsumerRow rows[2];
+    for (int i = 0; i < 2; ++i) {
+      const int row = thread / 32 * 16 + i * 8 + thread % 32 / 4, query = row >> p.log2_group_size;
+      const bool exists = query < per_consumer && consumer * per_consumer + query < tile.queries.count;
+      rows[i].query = exists ? consumer * per_consumer + query : kMaxTileQueries;
+      rows[i].head = row & group_mask;
+      rows[i].position = exists ? tile.queries.position + rows[i].query : -1;
+    }
+    typename Tile::Values o;
+    cute::clear(o);
+    auto* const q = storage.q[queries.stage][consumer];
+    Softmax softmax;
+    float group_lse[2];  // on their way during attend_shared
+    for (int i = 0; i < 2; ++i) group_lse[i] = PartialLse(p, tile, rows[i]).of_group(0, thread % 32);
+    attend_shared<Config>(p, tile, consumer, q, storage, ring, rows, softmax, o, thread);
+    merge_slots<Config>(p, tile, consumer, storage, ring, rows, group_lse, softmax, o, thread);
+    write_results<Config>(p, tile, consumer, q, rows, softmax, o, thread);
+    if (thread == 0) EmptyBarrier::arrive(&storage.q_empty[queries.stage]);
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    q_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
+                   const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
+  extern __shared__ char raw[];
+  auto& storage = shared_storage<typename Config::Storage>(raw);
+  init_barriers([&] {
+    init_ring(storage.full, storage.empty, Config::kConsumers);
+    init_ring(storage.q_full, storage.q_empty, Config::kConsumers, 32);
+  });
+  wait_for_earlier_kernels();
+
+  // 64512 registers of the CTA: 40 x 128 for the producer, 232 x 256 for the consumers.
+  if (threadIdx.x < 128) {
+    cutlass::arch::warpgroup_reg_dealloc<40>();
+    if (threadIdx.x < 32) produce_q_outer<Config>(p, map_q, map_k, map_v, storage);
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<232>();
+    const int thread = thread_index();
+    consume_q_outer<Config>(p, storage, thread / 128 - 1, thread % 128);
+  }
+}
+
+}  // namespace openmsa::cuda::sm90::prefill

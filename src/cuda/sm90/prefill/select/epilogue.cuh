@@ -1,0 +1,64 @@
+// Where a row's block scores go: into a top-k list, or to a row of block_scores.
+#pragma once
+
+#include "cuda/common/topk_key.cuh"
+#include "cuda/sm90/prefill/select/params.h"
+#include "cuda/sm90/prefill/select/topk_list.cuh"
+
+namespace openmsa::cuda::sm90::prefill {
+
+template <class Config>
+struct TopkEpilogue {
+  TopkList<Config::kCapacity> list;
+  Candidates candidates;
+  bool owns;
+
+  __device__ __forceinline__ TopkEpilogue(const SelectParams& p, int position, bool owns)
+      : candidates(p.rules, position), owns(owns) {
+    list.clear();
+  }
+  __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
+    if (owns && block >= candidates.init && block < candidates.end) list.offer(score_key(score), block);
+  }
+  __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int split) {
+    if (!owns) return;
+    if (p.num_splits == 1) {
+      std::int32_t* out = p.topk_indices.row(head, row);
+      list.write(candidates, p.rules.topk, out, p.topk_indices.strides[2]);
+      return;
+    }
+    const std::int64_t at =
+        ((static_cast<std::int64_t>(row) * p.heads + head) * p.num_splits + split) * Config::kCapacity;
+#pragma unroll
+    for (int i = 0; i < Config::kCapacity; ++i) {
+      p.partial_keys[at + i] = list.keys[i];
+      p.partial_blocks[at + i] = list.blocks[i];
+    }
+  }
+};
+
+template <class Config>
+struct ScoreEpilogue {
+  int visible;  // kv_blocks of the row
+  float* out;
+  float scale;
+  bool owns;
+
+  __device__ __forceinline__ ScoreEpilogue(const SelectParams& p, int position, bool owns)
+      : visible(position < 0 ? 0 : position / Config::kBlock + 1), out(nullptr), scale(p.index_scale), owns(owns) {}
+  __device__ __forceinline__ void begin(const SelectParams& p, int row, int head, float q_scale) {
+    out = p.block_scores.row(head, row);
+    if (!Config::kIsQuantized) return;
+    scale *= q_scale;
+    if (p.index_k_scale.is_for_all()) scale *= *p.index_k_scale.data;
+  }
+  __device__ __forceinline__ void take(const SelectParams& p, float score, int block) {
+    if (owns && block < visible) out[block * p.block_scores.strides[2]] = score * scale;
+  }
+  __device__ __forceinline__ void finish(const SelectParams& p, int, int, int split) {
+    if (!owns || split != 0) return;
+    for (int block = visible; block < p.score_columns; ++block) out[block * p.block_scores.strides[2]] = -INFINITY;
+  }
+};
+
+}  // namespace openmsa::cuda::sm90::prefill

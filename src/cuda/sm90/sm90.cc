@@ -1,0 +1,112 @@
+#include "cuda/sm90/sm90.h"
+
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+#include "core/layer_selection.h"
+#include "cuda/generic/append/append.h"
+#include "cuda/generic/topk/topk.h"
+#include "cuda/sm90/decode/host.h"
+#include "cuda/sm90/heuristics.h"
+#include "cuda/sm90/prefill/host.h"
+#include "cuda/sm90/prefill/workspace.h"
+
+namespace openmsa::cuda::sm90 {
+namespace {
+
+using core::Arena;
+using core::Plan;
+using core::Problem;
+
+/// The decision of a call, from its shapes alone: everything after it reads the path.
+Path path_of(const Problem& problem) {
+  const Plan& plan = problem.plan;
+  return choose_path({problem.total_q, problem.batch, plan.config.max_seqlen_k, plan.has_fp8_kv()});
+}
+
+void select_blocks(const Problem& problem, Path path, Arena arena, Launch launch) {
+  path == Path::kDecode ? decode::select(problem, arena, launch) : prefill::select(problem, arena, launch);
+}
+
+void sparse_attention(const Problem& problem, Path path, Arena arena, Launch launch) {
+  path == Path::kPrefill ? prefill::attend(problem, arena, launch) : decode::attend(problem, launch);
+}
+
+void msa_attention(const Problem& problem, Path path, Arena arena, Launch launch) {
+  if (path == Path::kDecode) return decode::layer(problem, arena, launch);
+  const openmsa_tensors tensors = core::with_selection(problem, arena);
+  const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
+  select_blocks(layer, path, arena, launch);  // one after the other in the same memory
+  sparse_attention(layer, path, arena, launch);
+}
+
+/// Workspace of the calls of an operation that take `path`.
+std::size_t workspace_of(openmsa_op op, const Plan& plan, Path path) {
+  Arena arena;
+  if (op == OPENMSA_OP_MSA_ATTENTION && path != Path::kDecode) core::take_selection(plan, arena);
+  Arena select = arena, attend = arena;
+  const bool attends = op == OPENMSA_OP_SPARSE_ATTENTION || op == OPENMSA_OP_MSA_ATTENTION;
+  const bool selects = op == OPENMSA_OP_SELECT_BLOCKS || op == OPENMSA_OP_MSA_ATTENTION;
+  if (op == OPENMSA_OP_BLOCK_SCORES) prefill::SelectWorkspace(select, plan, prefill::kNoList);
+  if (selects && path == Path::kDecode) decode::take_candidates(select, plan);
+  if (selects && path != Path::kDecode) prefill::SelectWorkspace(select, plan, prefill::list_capacity(plan));
+  if (attends && path == Path::kPrefill) prefill::AttendWorkspace(attend, plan);
+  return std::max(select.used(), attend.used());
+}
+
+void require_feature(bool condition, const std::string& feature) {
+  if (!condition) core::fail(OPENMSA_UNSUPPORTED, feature);
+}
+
+template <class Value>
+std::string expected_got(const char* name, const char* expected, const Value& got) {
+  return std::string(name) + ": expected " + expected + " on the CUDA backend, got " + std::to_string(got);
+}
+
+}  // namespace
+
+void check_plan(const Plan& plan) {
+  const openmsa_config& config = plan.config;
+  require_feature(config.dtype == OPENMSA_BFLOAT16 || config.dtype == OPENMSA_FLOAT16,
+                  "dtype: expected bf16 or fp16 on the CUDA backend");
+  require_feature(config.head_dim == 64 || config.head_dim == 128,
+                  expected_got("head_dim", "64 or 128", config.head_dim));
+  require_feature(config.index_dim == 64 || config.index_dim == 128,
+                  expected_got("index_dim", "64 or 128", config.index_dim));
+  require_feature(config.block_size == 64 || config.block_size == 128,
+                  expected_got("block_size", "64 or 128", config.block_size));
+  const bool is_power = (plan.group_size & (plan.group_size - 1)) == 0;
+  require_feature(is_power && plan.group_size <= 16,
+                  expected_got("num_heads_q / num_heads_kv", "1, 2, 4, 8 or 16", plan.group_size));
+  require_feature(config.num_heads_kv <= 64, expected_got("num_heads_kv", "at most 64", config.num_heads_kv));
+  require_feature(config.page_size == 0 || config.page_size >= 16,
+                  expected_got("page_size", "0 or at least 16", config.page_size));
+  require_feature(plan.softmax_scale > 0, expected_got("softmax_scale", "a positive number", plan.softmax_scale));
+}
+
+std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
+  return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
+}
+
+void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
+  const Path path = path_of(problem);
+  switch (op) {
+    case OPENMSA_OP_BLOCK_SCORES:
+      return prefill::select(problem, arena, launch);
+    case OPENMSA_OP_SELECT_BLOCKS:
+      return select_blocks(problem, path, arena, launch);
+    case OPENMSA_OP_SPARSE_ATTENTION:
+      return sparse_attention(problem, path, arena, launch);
+    case OPENMSA_OP_MSA_ATTENTION:
+      return msa_attention(problem, path, arena, launch);
+    case OPENMSA_OP_TOPK:
+      return generic::topk(problem, launch);
+    case OPENMSA_OP_APPEND_KV:
+      return generic::append(problem, launch);
+    default:
+      core::fail(OPENMSA_INTERNAL, "op: expected one of kOperations");
+  }
+}
+
+}  // namespace openmsa::cuda::sm90

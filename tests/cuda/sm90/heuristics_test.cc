@@ -1,0 +1,115 @@
+// Cut-offs of the Hopper kernels: where each one lies, and what holds on both sides of it.
+#include "cuda/sm90/heuristics.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace openmsa::test {
+namespace {
+
+using namespace cuda::sm90;
+
+CallShape call(std::int64_t total_q, std::int64_t batch) { return {total_q, batch, 131072, false}; }
+
+TEST(ChoosePath, DecodeServesUpToSixteenQueryTokensPerSequence) {
+  EXPECT_EQ(choose_path(call(1, 1)), Path::kDecode);
+  EXPECT_EQ(choose_path(call(16, 1)), Path::kDecode);
+  EXPECT_EQ(choose_path(call(17, 1)), Path::kPrefill);
+  EXPECT_EQ(choose_path(call(64, 4)), Path::kDecode);
+  EXPECT_EQ(choose_path(call(65, 4)), Path::kPrefill);
+}
+
+TEST(ChoosePath, OnlyDecodeAttendsOverFp8Caches) {
+  CallShape fp8 = call(8192, 1);
+  fp8.has_fp8_kv = true;
+  EXPECT_EQ(choose_path(fp8), Path::kMixed);
+  fp8.total_q = 4;
+  EXPECT_EQ(choose_path(fp8), Path::kDecode);
+}
+
+TEST(ChoosePath, KeyUnitsOfADecodeStepFitIn32Bits) {
+  // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262112.
+  EXPECT_EQ(choose_path({131056, 131056, 1 << 20, false}), Path::kDecode);
+  EXPECT_EQ(choose_path({131057, 131056, 1 << 20, false}), Path::kPrefill);
+}
+
+TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
+  EXPECT_EQ(select_splits(264, 1024), 1);
+  EXPECT_EQ(select_splits(132, 1024), 2);
+  EXPECT_EQ(select_splits(1, 1024), 16);  // no more lists than that to merge
+  EXPECT_EQ(select_splits(1, 63), 3);     // 16 kv_blocks each
+  EXPECT_EQ(select_splits(1, 1), 1);
+}
+
+TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {
+  EXPECT_EQ(schedule_batch_tiles(1, 8, 1 << 20), 16384 / 8);
+  EXPECT_EQ(schedule_batch_tiles(std::int64_t{960} << 20, 8, 1 << 20), 1);
+  EXPECT_EQ(schedule_batch_tiles(std::int64_t{960} << 10, 8, 1 << 20), 1024 / 8);
+  EXPECT_EQ(schedule_batch_tiles(1, 8, 5), 5);
+}
+
+TEST(ScheduleBatchPasses, KeepQueriesInTheL2CacheAndBlocksWanted) {
+  constexpr std::int64_t kMiB = 1 << 20;
+  EXPECT_EQ(schedule_batch_passes(16 * kMiB, kMiB, 64, 4), 1);
+  EXPECT_EQ(schedule_batch_passes(17 * kMiB, kMiB, 64, 4), 2);
+  EXPECT_EQ(schedule_batch_passes(640 * kMiB, kMiB, 64, 4), 4);
+  EXPECT_EQ(schedule_batch_passes(64 * kMiB, 64 * 48 * 3 - 1, 64, 4),
+            2);  // a third would leave less than 48 per kv_block
+}
+
+TEST(BatchesAtOnce, AreEightAtATime) {
+  EXPECT_EQ(batches_at_once(3), 3);
+  EXPECT_EQ(batches_at_once(9), 8);
+}
+
+TEST(TilesOnAllSms, AreAsManyForEverySm) {
+  EXPECT_EQ(tiles_on_all_sms(100, 2048, 132), 100);
+  EXPECT_EQ(tiles_on_all_sms(5000, 2048, 132), 1980);
+  EXPECT_EQ(tiles_on_all_sms(5000, 100, 132), 100);
+}
+
+TEST(SharedThreshold, IsThreeQuartersOfATile) {
+  EXPECT_EQ(shared_threshold(8), 6);
+  EXPECT_EQ(shared_threshold(32), 24);
+  EXPECT_EQ(shared_threshold(1), 2);
+}
+
+TEST(IndexTileRows, HoldTheRowsOfASequence) {
+  EXPECT_EQ(index_tile_rows(1, 4, 16), 8);
+  EXPECT_EQ(index_tile_rows(2, 4, 32), 8);
+  EXPECT_EQ(index_tile_rows(2, 4, 33), 32);  // long lists have no room beside the attention
+  EXPECT_EQ(index_tile_rows(3, 4, 16), 32);
+  EXPECT_EQ(index_tile_rows(9, 4, 16), 64);
+  EXPECT_EQ(index_tile_rows(16, 64, 16), 64);
+}
+
+TEST(ClusterQueries, ShareOnlyWhenTheSmsAreTaken) {
+  EXPECT_EQ(cluster_queries(33, 1, 4, 132), 1);
+  EXPECT_EQ(cluster_queries(128, 16, 4, 132), 4);  // 8 per sequence
+  EXPECT_EQ(cluster_queries(96, 16, 4, 132), 3);   // 6 per sequence
+  EXPECT_EQ(cluster_queries(80, 16, 4, 132), 1);   // 5 per sequence
+}
+
+TEST(ClusterCtas, AreTheMostThatRunAtOnce) {
+  std::vector<unsigned int> asked;
+  const auto all_fit = [&](unsigned int ctas) {
+    asked.push_back(ctas);
+    return static_cast<int>(132 / ctas);
+  };
+  EXPECT_EQ(cluster_ctas(4, 1, 132, 2, all_fit), 16u);
+  EXPECT_EQ(cluster_ctas(16, 1, 132, 2, all_fit), 8u);
+  EXPECT_EQ(cluster_ctas(32, 4, 132, 1, all_fit), 4u);
+  EXPECT_EQ(cluster_ctas(128, 1, 132, 2, all_fit), 2u);  // two CTAs share an SM
+  EXPECT_EQ(cluster_ctas(1000, 1, 132, 2, all_fit), 1u);
+  for (const unsigned int ctas : asked) EXPECT_GT(ctas, 2u) << "smaller clusters always find room";
+}
+
+TEST(ClusterCtas, ShrinkWhereTheCardHasNoRoomForThatMany) {
+  const auto crowded = [](unsigned int ctas) { return ctas <= 3 ? 32 : 31; };
+  EXPECT_EQ(cluster_ctas(32, 4, 132, 1, crowded), 3u);
+  EXPECT_EQ(cluster_ctas(32, 1, 132, 1, crowded), 2u);  // powers of two
+}
+
+}  // namespace
+}  // namespace openmsa::test
