@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Mapping
@@ -127,11 +128,16 @@ def _check_dtypes(dtypes: dict[str, str]) -> None:
     """Those that no call takes, by name: what PyTorch and NumPy make of lengths and sums where nobody says int32, above all.
     Which of the others fits which argument is the library's to say."""
     for name, dtype in dtypes.items():
-        if _openmsa.tensor_dtype(name, "float32") == "int32":
-            if dtype != "int32":
-                raise TypeError(f"{name}: expected dtype int32, got {dtype}")
-        elif _NO_LAYER.fullmatch(dtype):
-            raise TypeError(f"{name}: expected dtype float32, bfloat16, float16, float64 or float8_e4m3fn, got {dtype}")
+        expected = _expected_instead(name, dtype)
+        if expected is not None:
+            raise TypeError(f"{name}: expected dtype {expected}, got {dtype}")
+
+
+@functools.cache
+def _expected_instead(name: str, dtype: str) -> str | None:
+    if _openmsa.tensor_dtype(name, "float32") == "int32":
+        return None if dtype == "int32" else "int32"
+    return "float32, bfloat16, float16, float64 or float8_e4m3fn" if _NO_LAYER.fullmatch(dtype) else None
 
 
 def _device_of(arrays: dict[str, Array]) -> str:
