@@ -20,6 +20,7 @@ behind it) is cut out, which copies them. Positions and kv_blocks are those of e
 from __future__ import annotations
 
 import functools
+import re
 
 import torch
 
@@ -41,6 +42,7 @@ NAME = "openmsa"
 #: Versions of transformers that the tests pass with.
 OLDEST, NEWEST = (5, 17), (5, 24)
 
+_EXPECTED_LAYERS = "attn_implementation='openmsa': expected causal layers of MiniMax-M3 (minimax_m3_vl)"
 _rows_of = LastRows()
 
 
@@ -49,8 +51,8 @@ def register() -> None:
     are. Raises openmsa.Error for versions of transformers other than 5.17 to 5.24."""
     import transformers  # here, since the package puts another module in its own place while it is imported
 
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if not OLDEST <= version <= NEWEST:
+    version = re.match(r"(\d+)\.(\d+)", transformers.__version__)
+    if version is None or not OLDEST <= tuple(map(int, version.groups())) <= NEWEST:
         expected = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
         raise Error(f"transformers: expected version {expected}, got {transformers.__version__}")
     AttentionInterface.register(NAME, _attend)
@@ -92,7 +94,7 @@ def _keys_that_count(
 ):
     # Packed documents come as a causal mask and something more, or, traced, whatever comes: they are read in _attend.
     if mask_function is bidirectional_mask_function:
-        raise ValueError("is_causal: expected True for attn_implementation='openmsa', got False")
+        raise ValueError(f"{_EXPECTED_LAYERS}, got a bidirectional mask")
     return _masks.keys_that_count(attention_mask, q_offset, q_length, kv_length, device)
 
 
@@ -115,9 +117,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
 
 def _check(module, attention_mask, dropout) -> None:
     if not isinstance(module, m3.MiniMaxM3VLAttention):
-        raise ValueError(
-            f"attn_implementation='openmsa': expected layers of MiniMax-M3 (minimax_m3_vl), got {type(module).__name__}"
-        )
+        raise ValueError(f"{_EXPECTED_LAYERS}, got {type(module).__name__}")
     if dropout != 0:
         raise ValueError(f"attention_dropout: expected 0 for attn_implementation='openmsa', got {dropout}")
     if attention_mask is None or not (_masks.are_bounds(attention_mask) or _masks.are_marks(attention_mask)):

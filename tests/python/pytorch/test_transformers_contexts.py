@@ -191,17 +191,26 @@ def test_images():
     assert torch.equal(mine.generate(**inputs, **options), eager.generate(**inputs, **options))
 
 
-def test_layers_that_are_not_served():
+@pytest.mark.parametrize(
+    "name, got, options",
+    [
+        ("Llama", "LlamaAttention", {}),
+        ("Mistral", "MistralAttention", {"sliding_window": 8}),
+        ("Qwen2Moe", "Qwen2MoeAttention", {"moe_intermediate_size": 32, "num_experts": 2}),
+        ("Bert", "a bidirectional mask", {"is_decoder": False}),
+    ],
+)
+def test_layers_that_are_not_served(name, got, options):
+    """A model of another kind, and none of its numbers, whatever its masks."""
     integration.register()
-    config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=512
-    )
-    model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="openmsa")
-    with pytest.raises(ValueError, match=r"expected layers of MiniMax-M3 \(minimax_m3_vl\), got LlamaAttention"):
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{name}Config")(**shape, **options, vocab_size=512)
+    model = getattr(transformers, f"{name}Model")._from_config(config, attn_implementation="openmsa")
+    with pytest.raises(ValueError, match=rf"expected causal layers of MiniMax-M3 \(minimax_m3_vl\), got {got}"):
         model(tokens(1, 20))
 
 
-@pytest.mark.parametrize("version", ["5.16.1", "5.25.0", "6.0.0.dev0"])
+@pytest.mark.parametrize("version", ["5.16.1", "5.25rc1", "6.0.0.dev0", "unknown"])
 def test_versions_that_are_not_served(monkeypatch, version):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     with pytest.raises(openmsa.Error, match=f"transformers: expected version 5.17 to 5.24, got {version}"):
