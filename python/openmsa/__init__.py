@@ -10,7 +10,8 @@ from ._functions import *  # noqa: F403
 from ._openmsa import Error, cpu_features, cuda_device
 from ._openmsa import version as _version
 from ._plan import Plan
+from ._workspace import free_workspace, workspace_bytes
 
 __version__ = _version()
-__all__ = ["Error", "Plan", "cpu_features", "cuda_device"]
+__all__ = ["Error", "Plan", "cpu_features", "cuda_device", "free_workspace", "workspace_bytes"]
 __all__ += _functions.__all__

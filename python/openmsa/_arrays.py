@@ -39,11 +39,26 @@ class NumPy:
     def on_device_of(self, array):
         return contextlib.nullcontext()
 
+    def is_in_graph_pool(self, array) -> bool:
+        """Whether new memory would belong to a CUDA graph, which the current stream of the array's device captures."""
+        return False
+
+    def is_captured(self, array) -> bool:
+        """Whether a CUDA graph is captured that will read memory which is not its own."""
+        return False
+
     def finish(self, array) -> None:
         """Called after the work on `array` and its kind is enqueued."""
 
-    def export(self, array) -> tuple[Any, str]:
+    def note_written(self, array) -> None:
+        """Called after a call that writes into `array`."""
+
+    def export(self, name: str, array, is_written: bool) -> tuple[Any, str]:
         """What the extension can import, and the dtype that it then cannot see."""
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected an array without a mask, got a masked one; fill it first")
+        if isinstance(array, np.ndarray) and not array.dtype.isnative:
+            raise TypeError(f"{name}: expected the byte order of this machine, got {array.dtype.str}")
         if isinstance(array, np.ndarray) and array.dtype.name in _AS_BYTES:
             return array.view(_AS_BYTES[array.dtype.name]), array.dtype.name
         return array, ""
@@ -75,7 +90,22 @@ class Torch(NumPy):
     def on_device_of(self, array):
         return self._torch.cuda.device(array.device) if array.is_cuda else contextlib.nullcontext()
 
-    def export(self, array):
+    def is_in_graph_pool(self, array):
+        return array.is_cuda and self._torch.cuda.is_current_stream_capturing()
+
+    def note_written(self, array):
+        if not array.is_inference():
+            self._torch.autograd.graph.increment_version(array)
+
+    def export(self, name, array, is_written):
+        if self._torch._C._functorch.is_functorch_wrapped_tensor(array):
+            raise TypeError(f"{name}: expected a plain tensor, got one inside torch.func; openmsa.torch is for these")
+        if array.layout != self._torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor with strides, got layout {array.layout}")
+        if array.is_neg() or array._is_zerotensor():  # numbers that memory does not hold as they are
+            if is_written:
+                raise TypeError(f"{name}: expected memory that can be written, got a view that is computed when read")
+            array = array.clone() if array._is_zerotensor() else array.resolve_neg()
         array = array.detach()
         if array.dtype == self._torch.float8_e4m3fn:  # DLPack has a name for it from 1.1 on only
             return array.view(self._torch.uint8), "float8_e4m3fn"
@@ -104,11 +134,14 @@ class CuPy(NumPy):
     def on_device_of(self, array):
         return self._cupy.cuda.Device(array.device.id)
 
-    def export(self, array):
-        name = array.dtype.name
-        viewed = array.view(_AS_BYTES[name]) if name in _AS_BYTES else array
+    def is_captured(self, array):
+        return self._cupy.cuda.get_current_stream().is_capturing()
+
+    def export(self, name, array, is_written):
+        dtype = array.dtype.name
+        viewed = array.view(_AS_BYTES[dtype]) if dtype in _AS_BYTES else array
         # -1: no synchronisation, since the work goes to the stream that is current for CuPy too.
-        return viewed.__dlpack__(stream=-1), name if name in _AS_BYTES else ""
+        return viewed.__dlpack__(stream=-1), dtype if dtype in _AS_BYTES else ""
 
     def memory(self, num_bytes, like):
         owner = self._cupy.empty(num_bytes + 256, np.uint8)
@@ -134,7 +167,11 @@ class Jax(NumPy):
         if status != 0:
             raise RuntimeError(f"cuStreamSynchronize: CUDA driver error {status}")
 
-    def export(self, array):
+    def export(self, name, array, is_written):
+        if type(array).__name__.endswith("Tracer"):
+            raise TypeError(
+                f"{name}: expected an array, got one that jax.jit traces; wrap the call in jax.pure_callback"
+            )
         if self.device(array)[0] == "cuda":
             return array.__dlpack__(stream=_LEGACY_STREAM), ""
         return array.__dlpack__(), ""
@@ -152,6 +189,8 @@ def library_of(name: str, array) -> NumPy:
     """The array library of `array`, the argument `name`."""
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         raise TypeError(f"{name}: expected an array with a dtype and a shape, got {type(array).__name__}")
+    if type(array).__name__.endswith("Tracer"):
+        raise TypeError(f"{name}: expected an array, got one that JAX traces; wrap the call in jax.pure_callback")
     for kind in type(array).__mro__:
         module = kind.__module__.partition(".")[0]
         if module in _CLASSES:

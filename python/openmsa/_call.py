@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from . import _openmsa
 from ._arrays import library_of
 from ._layout import SHAPES, extents_of, longest_sequence, new_result, plan_options
-from ._plan import DEFAULTS, Plan, cached_plan
+from ._plan import DEFAULTS, Plan, cached_plan, check_scale
 
 Array = Any  # anything with DLPack or the buffer protocol
 
@@ -57,6 +60,7 @@ def call(
     library = library_of(anchor_name, anchor)
     extents = extents_of(reads | writes)
     dtypes = {name: library_of(name, array).dtype(array) for name, array in (reads | writes).items()}
+    _check_dtypes(dtypes)
     if plan is None:
         options.setdefault("backend", device)
         plan = cached_plan(**plan_options(operation, dtypes, extents, options))
@@ -105,6 +109,7 @@ def _checked_option(name: str, value):
     """Numbers of other libraries become Python's, so that equal options meet the same plan."""
     kinds: dict[str, Any] = {"softmax_scale": float, "backend": str}
     kind = kinds.get(name, operator.index)
+    check_scale(name, value)
     try:
         if value is None or (kind is str and isinstance(value, str)):
             return value
@@ -114,6 +119,25 @@ def _checked_option(name: str, value):
         pass
     expected = {float: "a number", str: "a name"}.get(kind, "a whole number")
     raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+_NO_LAYER = re.compile(r"u?int\d+|bool|complex\d+|longdouble|object|float8_(?!e4m3fn$).*")
+
+
+def _check_dtypes(dtypes: dict[str, str]) -> None:
+    """Those that no call takes, by name: what PyTorch and NumPy make of lengths and sums where nobody says int32, above all.
+    Which of the others fits which argument is the library's to say."""
+    for name, dtype in dtypes.items():
+        expected = _expected_instead(name, dtype)
+        if expected is not None:
+            raise TypeError(f"{name}: expected dtype {expected}, got {dtype}")
+
+
+@functools.cache
+def _expected_instead(name: str, dtype: str) -> str | None:
+    if _openmsa.tensor_dtype(name, "float32") == "int32":
+        return None if dtype == "int32" else "int32"
+    return "float32, bfloat16, float16, float64 or float8_e4m3fn" if _NO_LAYER.fullmatch(dtype) else None
 
 
 def _device_of(arrays: dict[str, Array]) -> str:

@@ -4,21 +4,7 @@ Arrays are NumPy's (fp32, fp16; bf16 and fp8 through ml_dtypes) or live where Py
 copied. Results come from the library of the first argument, on its device, or go where the caller says (o=, lse=, ...).
 On a GPU the work is enqueued on the caller's current stream.
 
-Every function takes these keyword arguments, as far as they apply:
-
-cu_seqlens_q  [batch + 1] int32 prefix sums of the queries; None: one sequence
-cu_seqlens_k  [batch + 1] int32 prefix sums of contiguous keys; None: one sequence
-k_cache, v_cache  [num_pages, page_size, num_heads_kv, head_dim], in the place of k and v
-index_k_cache     [num_pages, page_size, index_dim], in the place of index_k
-block_table   [batch, max_pages] int32 page numbers, with seqlens_k [batch] int32
-k_scale, v_scale  fp32, of fp8 caches: [1], or [num_heads_kv, num_pages * page_size]
-index_k_scale     fp32, of fp8 index keys: [1], or [num_pages * page_size], or [total_k]
-block_size    keys per kv_block (128); topk: kv_blocks kept per query and KV head (16)
-num_init_blocks, num_local_blocks  first (0) and last (1) kv_blocks always chosen
-softmax_scale None: 1/sqrt(head_dim)
-max_seqlen_k  the most keys of one sequence; None: what the shapes allow
-backend       None: that of the arrays' device; "reference" for the equations in float64
-plan          an openmsa.Plan in the place of all these numbers
+`help` of each function shows the keyword arguments that it takes: tables of sequences and pages, numbers, a plan.
 
 A query stands at position seqlen_k - seqlen_q + t of its sequence and sees the keys up to there.
 
@@ -31,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._call import Array, Batch, Options, call
+from ._options import documented
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -50,6 +37,10 @@ __all__ = [
 ]
 
 
+_options = documented(*Options.__annotations__)
+_batch = documented(*Batch.__annotations__)
+
+
 def _pick(written: dict[str, Array], *names: str | bool):
     chosen = [written[name] for name in names if isinstance(name, str)]
     return chosen[0] if len(chosen) == 1 else tuple(chosen)
@@ -60,6 +51,7 @@ def _attention_gradients(operation: str, reads: dict[str, Array], given: tuple[A
     return _pick(call(operation, reads, dict(zip(names, given)), names, batch), *names)
 
 
+@_batch
 def block_scores(index_q: Array, index_k: Array = None, *, block_scores: Array = None, **batch: Unpack[Batch]) -> Array:
     """Scores of the index branch per kv_block.
 
@@ -79,6 +71,7 @@ def block_scores(index_q: Array, index_k: Array = None, *, block_scores: Array =
     return call("block_scores", reads, {"block_scores": block_scores}, ("block_scores",), batch)["block_scores"]
 
 
+@_options
 def topk(block_scores: Array, seqlens_k: Array, *, topk_indices: Array = None, **batch: Unpack[Options]) -> Array:
     """The kv_blocks of highest score: forced ones first, then visible ones; equal scores: the lower kv_block wins.
 
@@ -95,6 +88,7 @@ def topk(block_scores: Array, seqlens_k: Array, *, topk_indices: Array = None, *
     return call("topk", reads, {"topk_indices": topk_indices}, ("topk_indices",), batch)["topk_indices"]
 
 
+@_batch
 def select_blocks(
     index_q: Array, index_k: Array = None, *, topk_indices: Array = None, **batch: Unpack[Batch]
 ) -> Array:
@@ -115,6 +109,7 @@ def select_blocks(
     return call("select_blocks", reads, {"topk_indices": topk_indices}, ("topk_indices",), batch)["topk_indices"]
 
 
+@_batch
 def sparse_attention(
     q: Array,
     k: Array = None,
@@ -149,6 +144,7 @@ def sparse_attention(
     return _pick(written, "o", return_lse and "lse")
 
 
+@_batch
 def msa_attention(
     q: Array,
     k: Array = None,
@@ -172,6 +168,8 @@ def msa_attention(
     returns       o like q; with return_lse also lse [total_q, num_heads_q]; with return_indices also topk_indices
                   [num_heads_kv, total_q, topk]
 
+    Tensors of PyTorch that require a gradient get none here: `openmsa.torch.msa_attention` is for training.
+
     >>> import numpy as np, openmsa
     >>> rng = np.random.default_rng(0)
     >>> q, k, v = (rng.standard_normal((300, heads, 64), np.float32) for heads in (8, 2, 2))
@@ -189,6 +187,7 @@ def msa_attention(
     return _pick(written, "o", return_lse and "lse", return_indices and "topk_indices")
 
 
+@_batch
 def dense_attention(
     q: Array,
     k: Array = None,
@@ -215,6 +214,7 @@ def dense_attention(
     return _pick(written, "o", return_lse and "lse")
 
 
+@_batch
 def sparse_attention_backward(
     d_o: Array,
     q: Array,
@@ -249,6 +249,7 @@ def sparse_attention_backward(
     return _attention_gradients("sparse_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
+@_batch
 def dense_attention_backward(
     d_o: Array,
     q: Array,
@@ -274,6 +275,7 @@ def dense_attention_backward(
     return _attention_gradients("dense_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
+@_batch
 def kl_loss(
     q: Array,
     k: Array,
@@ -310,6 +312,7 @@ def kl_loss(
     return _pick(written, *wanted)
 
 
+@_batch
 def block_recall(
     q: Array,
     k: Array,
@@ -340,6 +343,7 @@ def block_recall(
     return _pick(written, *names)
 
 
+@_options
 def append_kv(
     k: Array,
     v: Array,

@@ -1,13 +1,15 @@
-"""Plans: shapes and capacities of a layer, checked once, with the workspace of the calls made with them."""
+"""Plans: shapes and capacities of a layer, checked once."""
 
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
+
+import numpy as np
 
 from . import _openmsa
 from ._arrays import library_of
+from ._workspace import workspace
 
 DEFAULTS = {"block_size": 128, "topk": 16, "num_init_blocks": 0, "num_local_blocks": 1, "softmax_scale": 0.0}
 
@@ -15,7 +17,8 @@ DEFAULTS = {"block_size": 128, "topk": 16, "num_init_blocks": 0, "num_local_bloc
 class Plan:
     """Shapes and capacities of one layer, for repeated calls: ``openmsa.msa_attention(..., plan=plan)``.
 
-    dtype         of q, k, v, index_q, index_k: "float32", "bfloat16", "float16"; "float64" with the reference
+    dtype         of q, k, v, index_q, index_k: "float32", "bfloat16", "float16"; "float64" with the reference; or the
+                  dtype object of NumPy or PyTorch
     backend       "cpu", "cuda", "reference" (the equations in float64) or "reference_float32"
     max_batch, max_total_q, max_seqlen_k
                   capacities: sequences, query tokens of all sequences together, keys of one sequence
@@ -25,9 +28,9 @@ class Plan:
                   None: dtype; "float8_e4m3fn" for fp8 caches and index keys
     num_threads   CPU backend; 0: one per core
 
-    A plan is read-only and may be used by several threads at once. It owns the workspace of its calls: one per thread,
-    stream and operation, allocated at the first call and kept, so that a captured CUDA graph may be replayed as long as
-    the plan lives.
+    A plan is read-only and may be used by several threads at once; it can be copied and pickled. Workspace is not its own:
+    all plans share what `openmsa.workspace_bytes` counts, and a call in a CUDA graph that is captured gets memory of the
+    graph.
 
     Raises ValueError or TypeError naming the option, what was expected and what came; openmsa.Error for what the backend
     does not serve.
@@ -64,19 +67,23 @@ class Plan:
         num_threads: int = 0,
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        options |= {name: _dtype_name(options[name]) for name in ("dtype", "kv_dtype", "index_dtype")}
+        check_scale("softmax_scale", softmax_scale)
         config = _openmsa.Config()
         for name, value in options.items():
             if value is not None:
                 _set(config, name, value)
         self._handle = _openmsa.Plan(config)
         self._options = options
-        self._local = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})
         if name not in options:
             raise AttributeError(f"Plan has no attribute {name!r}")
         return options[name]
+
+    def __reduce__(self):
+        return functools.partial(Plan, **self._options), ()
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
@@ -90,22 +97,39 @@ class Plan:
         On a GPU the work is enqueued on the caller's current stream and not waited for."""
         name, anchor = next(iter({**reads, **writes}.items()))
         library = library_of(name, anchor)
+        device = library.device(anchor)[0]
+        if (device == "cuda") != (self.backend == "cuda"):
+            raise ValueError(f"backend: expected one for arrays on {device}, where {name} is, got {self.backend}")
         with library.on_device_of(anchor):
             stream = library.stream(anchor)
-            address, num_bytes = self._workspace(operation, library, anchor, stream)
-            exported = [{n: library_of(n, a).export(a) for n, a in arrays.items()} for arrays in (reads, writes)]
-            self._handle.run(_openmsa.Op[operation], *exported, address, num_bytes, stream)
+            num_bytes = self.workspace_bytes(operation)
+            exported = [
+                {n: library_of(n, a).export(n, a, is_written) for n, a in arrays.items()}
+                for arrays, is_written in ((reads, False), (writes, True))
+            ]
+            with workspace(num_bytes, library, anchor, stream) as address:
+                self._handle.run(_openmsa.Op[operation], *exported, address, num_bytes, stream)
             library.finish(anchor)
+            for name, array in writes.items():
+                library_of(name, array).note_written(array)
 
-    def _workspace(self, operation, library, anchor, stream) -> tuple[int, int]:
-        num_bytes = self.workspace_bytes(operation)
-        if num_bytes == 0:
-            return 0, 0
-        kept = self._local.__dict__.setdefault("memory", {})
-        key = (operation, library.device(anchor), stream)
-        if key not in kept:
-            kept[key] = library.memory(num_bytes, anchor)
-        return kept[key][1], num_bytes
+
+def check_scale(name: str, value) -> None:
+    """0 is C's word for the default; here that is None."""
+    if name == "softmax_scale" and value is not None and value == 0:
+        raise ValueError("softmax_scale: expected a number other than 0, or None for 1/sqrt(head_dim), got 0")
+
+
+def _dtype_name(dtype) -> Any:
+    """The name of a dtype object of NumPy, ml_dtypes or PyTorch; anything else as it is."""
+    if type(dtype).__module__.partition(".")[0] == "torch":
+        return str(dtype).removeprefix("torch.")
+    if isinstance(dtype, (np.dtype, type)):
+        try:
+            return np.dtype(dtype).name
+        except TypeError:
+            return dtype
+    return dtype
 
 
 def _set(config, name: str, value) -> None:
@@ -122,5 +146,5 @@ def _set(config, name: str, value) -> None:
         raise TypeError(f"{name}: expected {kind}, got {value!r}") from None
 
 
-#: Plans of calls made without one. Few, because each keeps its workspace.
-cached_plan = functools.lru_cache(maxsize=16)(Plan)
+#: Plans of calls made without one: a few numbers each.
+cached_plan = functools.lru_cache(maxsize=256)(Plan)

@@ -71,7 +71,8 @@ void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tenso
       break;
     case Kind::kResult:
       if (tensor.dtype != plan.config.dtype && tensor.dtype != OPENMSA_FLOAT32) {
-        refuse(std::string(dtype_name(plan.config.dtype)) + " or fp32");
+        const std::string dtype = dtype_name(plan.config.dtype);
+        refuse(plan.config.dtype == OPENMSA_FLOAT32 ? dtype : dtype + " or fp32");
       }
       break;
     case Kind::kFigure:

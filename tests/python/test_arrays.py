@@ -32,6 +32,52 @@ def test_torch(layer):
     np.testing.assert_array_equal(o.numpy(), openmsa.msa_attention(**layer, **OPTIONS))
 
 
+def test_torch_numbers_that_memory_does_not_hold(layer):
+    """The imaginary part of a conjugate is a view that is negated when it is read."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in layer.items()}
+    lazy = torch.complex(tensors["q"], -tensors["q"]).conj().imag
+    assert lazy.is_neg() and torch.equal(lazy, tensors["q"])
+    expected = openmsa.msa_attention(**tensors, **OPTIONS)
+    assert torch.equal(openmsa.msa_attention(**tensors | {"q": lazy}, **OPTIONS), expected)
+    zeros = torch._efficientzerotensor(100, 4, 64)
+    assert torch.equal(
+        openmsa.msa_attention(**tensors | {"q": zeros}, **OPTIONS),
+        openmsa.msa_attention(**tensors | {"q": torch.zeros(100, 4, 64)}, **OPTIONS),
+    )
+    with pytest.raises(TypeError, match="o: expected memory that can be written"):
+        openmsa.msa_attention(**tensors, **OPTIONS, o=torch._neg_view(torch.empty(100, 4, 64)))
+
+
+def test_torch_kinds_that_are_refused(layer):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in layer.items()}
+    with pytest.raises(TypeError, match="q: expected a dense tensor with strides, got layout torch.sparse_coo"):
+        openmsa.msa_attention(**tensors | {"q": tensors["q"].to_sparse()}, **OPTIONS)
+    with pytest.raises(TypeError, match="q: expected a plain tensor, got one inside torch.func"):
+        torch.func.vmap(lambda q: openmsa.msa_attention(**tensors | {"q": q}, **OPTIONS))(tensors["q"][None])
+    with pytest.raises(TypeError, match="q: expected an array on cpu or cuda, got one on meta"):
+        openmsa.msa_attention(**{name: tensor.to("meta") for name, tensor in tensors.items()}, **OPTIONS)
+
+
+def test_torch_knows_what_was_overwritten(layer):
+    """A backward that needs the old numbers of a given result says so."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in layer.items()}
+    o, weight = torch.ones(100, 4, 64), torch.ones((), requires_grad=True)
+    loss = (o * weight).sum()
+    openmsa.msa_attention(**tensors, **OPTIONS, o=o)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_torch_dtypes_of_plans():
+    torch = pytest.importorskip("torch")
+    shape = {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 64, "index_dim": 64, "max_total_q": 1, "max_seqlen_k": 9}
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (np.float16, "float16"), (np.dtype("f4"), "float32")):
+        assert openmsa.Plan(**shape, dtype=dtype).dtype == name
+
+
 def test_torch_fp8_caches():
     torch = pytest.importorskip("torch")
     cache = torch.zeros(2, 32, 1, 64).to(torch.float8_e4m3fn)
@@ -52,6 +98,12 @@ def test_jax(layer, dtype):
     expected = openmsa.msa_attention(**{n: np.asarray(a) for n, a in arrays.items()}, **OPTIONS, return_indices=True)
     np.testing.assert_array_equal(np.asarray(o, np.float32), expected[0].astype(np.float32))
     np.testing.assert_array_equal(np.asarray(indices), expected[1])
+
+
+def test_jax_traced(layer):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    with pytest.raises(TypeError, match="got one that JAX traces; wrap the call in jax.pure_callback"):
+        jax.jit(lambda q: openmsa.msa_attention(**layer | {"q": q}, **OPTIONS))(layer["q"])
 
 
 def test_an_array_that_only_has_dlpack(layer):

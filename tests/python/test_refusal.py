@@ -49,6 +49,19 @@ REFUSED = {
         TypeError,
         "cu_seqlens_q: expected dtype .* got",
     ),
+    "int64_by_its_name": (
+        apply("cu_seqlens_k", lambda a: a.astype(np.int64)),
+        TypeError,
+        "cu_seqlens_k: expected dtype int32, got int64",
+    ),
+    "complex": (apply("q", lambda a: a.astype(np.complex64)), TypeError, "q: expected dtype .*, got complex64"),
+    "byte_order": (
+        apply("q", lambda a: a.astype(">f4")),
+        TypeError,
+        "q: expected the byte order of this machine, got >f4",
+    ),
+    "masked": (apply("k", np.ma.masked_array), TypeError, "k: expected an array without a mask"),
+    "scale_zero": (change(softmax_scale=0.0), ValueError, "softmax_scale: expected a number other than 0, or None"),
     "missing": (change(index_k=None), ValueError, "index_k: required by openmsa_msa_attention"),
     "missing_sums": (change(cu_seqlens_k=None), ValueError, "cu_seqlens_k: "),
     "not_of_this_call": (apply("d_q", lambda a: a), ValueError, "d_q: not used by openmsa_msa_attention"),
@@ -90,6 +103,18 @@ def test_nothing_is_written_where_something_is_refused(layer):
     with pytest.raises(ValueError):
         openmsa.msa_attention(**layer | {"o": o, "d_q": None, "index_k": layer["index_k"][1:]})
     assert (o == 7).all()
+
+
+def test_results_of_another_dtype(layer):
+    """Each dtype that would do is named once."""
+    o = np.empty((42, 4, 64), np.float16)
+    with pytest.raises(ValueError, match="o: expected dtype fp32, got fp16"):
+        openmsa.msa_attention(**layer | {"o": o, "d_q": None})
+    halves = {
+        name: a.astype(ml_dtypes.bfloat16) if a.dtype == np.float32 else a for name, a in random_layer([9], [9]).items()
+    }
+    with pytest.raises(ValueError, match="o: expected dtype bf16 or fp32, got fp16"):
+        openmsa.msa_attention(**halves, o=np.empty((9, 4, 64), np.float16))
 
 
 def test_float64_is_for_the_reference():
@@ -134,6 +159,13 @@ def test_options_beside_a_plan(layer):
         ({"max_seqlen_k": 2**31}, ValueError, "max_seqlen_k: expected 1 to 2147483647, got 2147483648"),
         ({"kv_dtype": "float8_e4m3fn"}, openmsa.Error, "kv_dtype: expected fp32 for contiguous keys, got e4m3"),
         ({"backend": "cuda"}, openmsa.Error, "unsupported"),
+        ({"softmax_scale": 0}, ValueError, "softmax_scale: expected a number other than 0, or None"),
+        ({"dtype": np.int64}, TypeError, "dtype: expected dtype float32, .* got int64"),
+        (
+            {"dtype": np.float32, "kv_dtype": ml_dtypes.float8_e4m3fn},
+            openmsa.Error,
+            "kv_dtype: expected fp32 for contig",
+        ),
     ],
 )
 def test_plan(options, error, message):
@@ -154,3 +186,19 @@ def test_a_dtype_that_numpy_shows_as_bytes():
     layer["k"] = layer["k"].astype(ml_dtypes.float8_e5m2)
     with pytest.raises(TypeError, match="k: expected"):
         openmsa.msa_attention(**layer)
+
+
+def test_arrays_where_the_plan_has_no_backend():
+    """A GPU's addresses never reach the CPU backend."""
+
+    class OnGpu:
+        def __init__(self, array):
+            self.dtype, self.shape = array.dtype, array.shape
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    layer = {name: OnGpu(array) for name, array in random_layer([10], [10]).items()}
+    for backend in ("cpu", "reference"):
+        with pytest.raises(ValueError, match=f"backend: expected one for arrays on cuda, where q is, got {backend}"):
+            openmsa.msa_attention(**layer, backend=backend)

@@ -6,99 +6,133 @@
 
 How the library asks, and what it gets:
 
-- the mask function, once per forward, says how long the keys are: an int32 tensor [1, 1, 1, 2] with the prefix sums
-  (0, length), or, where padding lies in front of a token that counts, a bool tensor [batch, 1, 1, length] of the keys that
-  count. It has four dimensions because transformers hands on unchanged only what looks like a finished mask;
+- the mask function, once per forward, says which keys count: see _masks;
 - the indexer returns its queries and keys in the place of block numbers;
 - the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied. Dense
   layers on a GPU, which openmsa's CUDA backend does not have, go to PyTorch's attention.
 
-Behind padding to the right in a prompt no real token sees any of it, so it costs nothing. Padding in front of tokens (to
-the left, or to the right once generation goes on behind it) is cut out of each row's keys, which copies them; positions
-and kv_blocks then are those of the unpadded sequence.
+Rows are read as sequences of the library (_rows): documents of a packed row, which position_ids or cu_seq_lens_q and
+cu_seq_lens_k tell, each see themselves alone; so do the tokens behind padding to the left. Behind padding to the right in
+a prompt no real token sees any of it, so it costs nothing. Padding between keys (to the right, once generation goes on
+behind it) is cut out, which copies them. Positions and kv_blocks are those of each sequence for itself.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
-from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
+
+try:
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
+    from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
+except ImportError as error:
+    raise ImportError(f"openmsa.integrations.transformers: expected transformers 5.17 to 5.24 ({error})") from error
 
 from .. import torch as openmsa_torch
+from .._openmsa import Error
+from . import _masks
+from ._dense_on_gpu import dense_row_on_gpu
+from ._rows import LastRows, Row
 
 NAME = "openmsa"
+#: Versions of transformers that the tests pass with.
+OLDEST, NEWEST = (5, 17), (5, 24)
+
+_EXPECTED_LAYERS = "attn_implementation='openmsa': expected causal layers of MiniMax-M3 (minimax_m3_vl)"
+_rows_of = LastRows()
 
 
 def register() -> None:
     """Makes attn_implementation="openmsa" known to transformers. May be called again; other implementations stay as they
-    are."""
+    are. Raises openmsa.Error for versions of transformers other than 5.17 to 5.24."""
+    import transformers  # here, since the package puts another module in its own place while it is imported
+
+    version = re.match(r"(\d+)\.(\d+)", transformers.__version__)
+    if version is None or not OLDEST <= tuple(map(int, version.groups())) <= NEWEST:
+        expected = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
+        raise Error(f"transformers: expected version {expected}, got {transformers.__version__}")
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _keys_that_count)
-    if not hasattr(m3.MiniMaxM3VLIndexer.forward, "__wrapped__"):
+    if not hasattr(m3.MiniMaxM3VLIndexer.forward, "is_openmsa"):
         m3.MiniMaxM3VLIndexer.forward = _indexer_forward(m3.MiniMaxM3VLIndexer.forward)  # type: ignore[method-assign]
 
 
 def _indexer_forward(original):
     @functools.wraps(original)
-    def forward(self, hidden_states, position_embeddings, past_key_values, position_ids):
+    def forward(self, hidden_states, position_embeddings, cache, position_ids):
         if self.config._attn_implementation != NAME:
-            return original(self, hidden_states, position_embeddings, past_key_values, position_ids)
+            return original(self, hidden_states, position_embeddings, cache, position_ids)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         index_q = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
         index_k = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
         cos, sin = (table[..., : self.head_dim] for table in position_embeddings)
         index_q, index_k = m3.apply_rotary_pos_emb(index_q, index_k, cos, sin)
-        if past_key_values is not None:
-            index_k = past_key_values.layers[self.layer_idx].update_index(index_k)
+        if cache is not None:
+            index_k = _layer_of(cache, self.layer_idx).update_index(index_k)
         return index_q, index_k
 
+    forward.is_openmsa = True  # type: ignore[attr-defined]
     return forward
 
 
-def _keys_that_count(*, q_length, q_offset, mask_function=causal_mask_function, attention_mask=None, device=None, **_):
-    if mask_function is not causal_mask_function:
+def _layer_of(cache, layer_idx: int):
+    layers = getattr(cache, "layers", None)
+    if layers is None or not hasattr(layers[layer_idx], "update_index"):
         raise ValueError(
-            "attention_mask: expected a causal one for attn_implementation='openmsa', got packed sequences"
+            "past_key_values: expected a cache that keeps index keys, as DynamicCache(config=model.config) does, got "
+            f"{type(cache if layers is None else layers[layer_idx]).__name__}"
         )
-    length = q_offset + q_length
-    if attention_mask is not None:
-        counts = attention_mask[:, : int(length)].bool()
-        if (counts[:, 1:] & ~counts[:, :-1]).any():
-            return counts[:, None, None]
-    end = torch.as_tensor(length, device=device).reshape(1).int()
-    return torch.cat((torch.zeros_like(end), end)).view(1, 1, 1, 2)
+    return layers[layer_idx]
+
+
+def _keys_that_count(
+    *, q_length, kv_length, q_offset, mask_function=causal_mask_function, attention_mask=None, device=None, **_
+):
+    # Packed documents come as a causal mask and something more, or, traced, whatever comes: they are read in _attend.
+    if mask_function is bidirectional_mask_function:
+        raise ValueError(f"{_EXPECTED_LAYERS}, got a bidirectional mask")
+    return _masks.keys_that_count(attention_mask, q_offset, q_length, kv_length, device)
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, block_indices=None, **keywords):
     """query [batch, heads, q_length, dim], key and value [batch, kv_heads, length, dim]; returns [batch, q_length, heads,
     dim]."""
-    if not isinstance(module, m3.MiniMaxM3VLAttention):  # the vision tower sees everything
+    if isinstance(module, m3.MiniMaxM3VLVisionAttention):  # sees everything
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
-    if dropout != 0:
-        raise ValueError(f"attention_dropout: expected 0 for attn_implementation='openmsa', got {dropout}")
-    if attention_mask is None or attention_mask.dtype not in (torch.int32, torch.bool):
-        kind = None if attention_mask is None else attention_mask.dtype
-        raise ValueError(
-            f"attention_mask: expected [batch, length] or none for attn_implementation='openmsa', got {kind}"
-        )
+    _check(module, attention_mask, dropout)
     layer = {"q": query, "k": key, "v": value}
     if block_indices is not None:
         layer |= dict(zip(("index_q", "index_k"), block_indices))
-    row = _padded_row if attention_mask.dtype == torch.bool else _row
-    rows = [
-        row(
-            {name: tensor[b].transpose(0, 1) for name, tensor in layer.items()},
-            attention_mask[b % len(attention_mask)],
-            _options(module, scaling),
-        )
-        for b in range(query.shape[0])
+    rows = _rows_of(attention_mask, keywords.get("position_ids"), _given(keywords), query.shape[0], query.shape[2])
+    results = [
+        _attend_row({name: tensor[b].transpose(0, 1) for name, tensor in layer.items()}, row, _options(module, scaling))
+        for b, row in enumerate(rows)
     ]
-    return torch.stack(rows), None
+    return torch.stack(results), None
+
+
+def _check(module, attention_mask, dropout) -> None:
+    if not isinstance(module, m3.MiniMaxM3VLAttention):
+        raise ValueError(f"{_EXPECTED_LAYERS}, got {type(module).__name__}")
+    if dropout != 0:
+        raise ValueError(f"attention_dropout: expected 0 for attn_implementation='openmsa', got {dropout}")
+    if attention_mask is None or not (_masks.are_bounds(attention_mask) or _masks.are_marks(attention_mask)):
+        kind = "a dict with None" if attention_mask is None else f"{attention_mask.dtype} {list(attention_mask.shape)}"
+        raise ValueError(
+            f"attention_mask: expected [batch, length], or no argument, for attn_implementation='openmsa', got {kind}"
+        )
+
+
+def _given(keywords: dict):
+    """Prefix sums of documents, of a collator that flattens."""
+    of_queries, of_keys = (keywords.get(f"cu_seq_lens_{x}") for x in "qk")
+    if of_queries is None and of_keys is None:
+        return None
+    return (of_keys if of_queries is None else of_queries, of_queries if of_keys is None else of_keys)
 
 
 def _options(module, scaling) -> dict:
@@ -112,39 +146,19 @@ def _options(module, scaling) -> dict:
     }
 
 
-def _row(layer: dict, bounds, options: dict):
-    """One row of the batch; bounds [1, 1, 2] are the prefix sums of its keys."""
-    bounds = bounds.flatten()
+def _attend_row(layer: dict, row: Row, options: dict):
+    if row.queries is None:
+        return _attend_sequences(layer, row, options)
+    orders = {name: row.queries if name in ("q", "index_q") else row.keys for name in layer}
+    o = _attend_sequences({name: tensor[orders[name]] for name, tensor in layer.items()}, row, options)
+    return torch.zeros_like(o).index_copy(0, row.queries, o)
+
+
+def _attend_sequences(layer: dict, row: Row, options: dict):
     if "index_q" not in layer and layer["q"].is_cuda:
-        return _dense_row_on_gpu(**layer, end=bounds[1], scale=options["softmax_scale"])
-    bounds = {"cu_seqlens_k": bounds}
+        return dense_row_on_gpu(**layer, row=row, scale=options["softmax_scale"])
+    bounds = {"cu_seqlens_k": row.cu_seqlens_k, "cu_seqlens_q": row.cu_seqlens_q}
     if "index_q" not in layer:
         return openmsa_torch.dense_attention(**layer, **bounds, **options)
     index_k = layer["index_k"].squeeze(1)
     return openmsa_torch.msa_attention(**layer | {"index_k": index_k}, **bounds, **options)
-
-
-def _dense_row_on_gpu(q, k, v, end, scale):
-    """PyTorch's attention, since the CUDA backend has no dense one. A prompt needs no mask, so that flash attention takes
-    it; otherwise queries lie behind a prefix, in a cache that may be longer than `end`."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    total_q, total_k = q.shape[2], k.shape[2]
-    options = {"scale": scale, "enable_gqa": True}
-    if total_q == total_k:
-        o = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
-    else:
-        positions = end - total_q + torch.arange(total_q, device=q.device)
-        mask = torch.arange(total_k, device=q.device) <= positions[:, None]
-        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
-    return o[0].transpose(0, 1)
-
-
-def _padded_row(layer: dict, counts, options: dict):
-    """One row of which counts [1, 1, length] says what is padding. Padded queries get zeros."""
-    counts = counts.flatten()
-    queries = counts[-layer["q"].shape[0] :].nonzero().flatten()
-    keys = counts.nonzero().flatten()
-    real = {name: tensor[queries if name in ("q", "index_q") else keys] for name, tensor in layer.items()}
-    bounds = torch.tensor([0, len(keys)], dtype=torch.int32, device=counts.device)
-    result = layer["q"].new_zeros(layer["q"].shape)
-    return result.index_copy(0, queries, _row(real, bounds, options))

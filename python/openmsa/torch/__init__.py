@@ -2,16 +2,17 @@
 gradients; a module, `MSAAttention`; and a paged cache, `KVCache`.
 
 Names, shapes and keyword arguments are those of the package's functions; `plan` and given results are theirs alone, for
-calls outside of a compiled graph.
+calls outside of a compiled graph. Under torch.autocast the operators take its dtype, as PyTorch's own attention does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import _operators  # noqa: F401  registers torch.ops.openmsa
+from .._options import documented
 from ._kv_cache import KVCache
 from ._module import MSAAttention
+from ._operators import ARGUMENTS, TENSORS
 
 __all__ = [
     "KVCache",
@@ -30,49 +31,109 @@ __all__ = [
 _ops = torch.ops.openmsa
 
 
+def _options(operation: str):
+    """Shows the operator's keyword arguments in a function's signature and docstring."""
+    return documented(*ARGUMENTS[operation])
+
+
+def _check(operation: str, **arguments) -> None:
+    """Refuses by name what the operator would answer with its whole schema."""
+    for name, value in arguments.items():
+        if name not in ARGUMENTS[operation]:
+            hint = ""
+            if name in ("plan", "o", "lse", "topk_indices", "block_scores"):
+                hint = f"; operators plan and allocate for themselves, openmsa.{operation} takes it"
+            raise TypeError(f"{operation}: unexpected argument {name}{hint}")
+        if name in TENSORS[operation] and value is not None and not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+@_options("block_scores")
 def block_scores(index_q, index_k=None, **batch):
     """`openmsa.block_scores`."""
+    _check("block_scores", index_q=index_q, index_k=index_k, **batch)
     return _ops.block_scores(index_q, index_k, **batch)
 
 
+@_options("topk")
 def topk(block_scores, seqlens_k, **batch):
     """`openmsa.topk`."""
+    _check("topk", block_scores=block_scores, seqlens_k=seqlens_k, **batch)
     return _ops.topk(block_scores, seqlens_k, **batch)
 
 
+@_options("select_blocks")
 def select_blocks(index_q, index_k=None, **batch):
     """`openmsa.select_blocks`. The selection has no gradient."""
+    _check("select_blocks", index_q=index_q, index_k=index_k, **batch)
     detached = None if index_k is None else index_k.detach()
     return _ops.select_blocks(index_q.detach(), detached, **batch)
 
 
+@_options("sparse_attention")
 def sparse_attention(q, k=None, v=None, topk_indices=None, *, return_lse=False, **batch):
-    """`openmsa.sparse_attention`, with gradients of q, k and v (contiguous keys)."""
+    """`openmsa.sparse_attention`, with gradients of q, k and v (contiguous keys), through o and through lse."""
+    _check("sparse_attention", q=q, k=k, v=v, topk_indices=topk_indices, **batch)
     o, lse = _ops.sparse_attention(q, k, v, topk_indices, **batch)
     return (o, lse) if return_lse else o
 
 
+@_options("dense_attention")
 def dense_attention(q, k=None, v=None, *, return_lse=False, **batch):
-    """`openmsa.dense_attention`, with gradients of q, k and v (contiguous keys)."""
+    """`openmsa.dense_attention`, with gradients of q, k and v (contiguous keys), through o and through lse."""
+    _check("dense_attention", q=q, k=k, v=v, **batch)
     o, lse = _ops.dense_attention(q, k, v, **batch)
     return (o, lse) if return_lse else o
 
 
-def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, **batch):
-    """`openmsa.kl_loss`, a scalar with gradients of index_q and index_k alone: q, k and lse are the teacher."""
-    return _ops.kl_loss(q.detach(), k.detach(), lse.detach(), index_q, index_k, topk_indices, **batch)[0][0]
+@_options("kl_loss")
+def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, reduction="mean", **batch):
+    """`openmsa.kl_loss`, a scalar with gradients of index_q and index_k alone: q, k and lse are the teacher.
+
+    reduction     "mean" over queries and KV heads; or "sum" over them, for batches of unequal size: add up the sums of all
+                  micro-batches or ranks and divide by all their queries times the KV heads
+    """
+    arguments = {"q": q, "k": k, "lse": lse, "index_q": index_q, "index_k": index_k, "topk_indices": topk_indices}
+    _check("kl_loss", **arguments, **batch)
+    for name, tensor in arguments.items():
+        if tensor is None and name != "topk_indices":
+            got = "a cache" if name in ("k", "index_k") else "None"
+            raise ValueError(f"{name}: expected contiguous keys and queries for kl_loss, got {got}")
+    count = _count(index_q, batch.get("cu_seqlens_q"), reduction)
+    if (
+        index_q.dtype == torch.float16 and not index_q.is_cuda
+    ):  # gradients of a mean over all queries are below its range
+        q, k, index_q, index_k = q.float(), k.float(), index_q.float(), index_k.float()
+    loss = _ops.kl_loss(q.detach(), k.detach(), lse.detach(), index_q, index_k, topk_indices, **batch)[0][0]
+    return loss if count is None else loss * count
 
 
+def _count(index_q, cu_seqlens_q, reduction: str):
+    """What a mean is multiplied with to be a sum: queries times KV heads."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected mean or sum, got {reduction}")
+    if reduction == "mean":
+        return None
+    num_queries = index_q.shape[0] if cu_seqlens_q is None else cu_seqlens_q[-1]
+    return num_queries * index_q.shape[1]
+
+
+@_options("block_recall")
 def block_recall(q, k, topk_indices, **batch):
     """`openmsa.block_recall`. Has no gradient."""
+    _check("block_recall", q=q, k=k, topk_indices=topk_indices, **batch)
     return _ops.block_recall(q.detach(), k.detach(), topk_indices, **batch)
 
 
+@_options("append_kv")
 def append_kv(k, v, index_k=None, *, k_cache, v_cache, index_k_cache=None, seqlens_k, block_table, **batch):
     """`openmsa.append_kv`, in place."""
+    given = {"k": k, "v": v, "index_k": index_k, "k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
+    _check("append_kv", **given, seqlens_k=seqlens_k, block_table=block_table, **batch)
     _ops.append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_table, **batch)
 
 
+@_options("msa_attention")
 def msa_attention(
     q,
     k=None,
@@ -84,15 +145,18 @@ def msa_attention(
     return_kl: bool = False,
     return_lse: bool = False,
     return_indices: bool = False,
+    kl_reduction: str = "mean",
     **batch,
 ):
     """The whole layer, for training too: o, then whichever of kl_loss, lse and topk_indices are asked for.
 
         loss = loss_of(o) + weight * kl_loss
 
-    o has gradients of q, k and v, attention restricted to the chosen kv_blocks; the scalar kl_loss has those of index_q
-    and index_k, and of nothing else. Detach the hidden state in front of the index projections: the layer cannot.
+    o and lse have gradients of q, k and v, attention restricted to the chosen kv_blocks; the scalar kl_loss has those of
+    index_q and index_k, and of nothing else. Detach the hidden state in front of the index projections: the layer cannot.
     warmup: attention over all keys, kl_loss over the whole history; no selection, topk_indices are None.
+    kl_reduction: "mean" or "sum", as `kl_loss` takes it.
+    Derivatives are those of backward, once: torch.func.grad, forward mode and second derivatives are not there.
 
     >>> import torch, openmsa.torch
     >>> q, k, index_q = (torch.randn(64, 2, 8).requires_grad_() for _ in range(3))
@@ -102,6 +166,7 @@ def msa_attention(
     >>> q.grad is None, index_k.grad.shape
     (True, torch.Size([64, 8]))
     """
+    _check("msa_attention", q=q, k=k, v=v, index_q=index_q, index_k=index_k, **batch)
     if not torch.is_grad_enabled() and not return_kl and not warmup:
         o, lse, topk_indices = _ops.msa_attention(q, k, v, index_q, index_k, **batch)
         kl = None
@@ -110,9 +175,12 @@ def msa_attention(
             name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")
         }
         attending = {name: value for name, value in batch.items() if name not in ("index_k_cache", "index_k_scale")}
+        if return_kl and k is None:
+            raise ValueError("k: expected contiguous keys for kl_loss, got a cache")
         topk_indices = None if warmup else select_blocks(index_q, index_k, **indexing)
         attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))
         o, lse = attend[0](*attend[1], **attending)
-        kl = kl_loss(q, k, lse, index_q, index_k, topk_indices, **batch) if return_kl else None
+        index = (index_q, index_k, topk_indices)
+        kl = kl_loss(q, k, lse, *index, reduction=kl_reduction, **batch) if return_kl else None
     wanted = [o, *[kl] * return_kl, *[lse] * return_lse, *[topk_indices] * return_indices]
     return wanted[0] if len(wanted) == 1 else tuple(wanted)

@@ -12,6 +12,15 @@ class KVCache:
     length 0, which attention answers with zeros. Both tensors and the caches keep their addresses, so that a CUDA graph
     that reads them stays valid while requests come and go.
 
+    page_size     tokens per page, a divisor of block_size
+    dtype         of the layer: what append takes
+    kv_dtype, index_dtype
+                  of k_cache and v_cache, and of index_k_cache: None for dtype, or torch.float8_e4m3fn
+    token_scales  fp8 caches get a scale per token, which append writes; otherwise numbers are stored as they are
+
+    add, extend, truncate and remove change the host's copy of lengths and block table; upload brings it to the device once
+    per step. append and tensors refuse to work on a copy that was changed and not uploaded.
+
     >>> import torch
     >>> cache = KVCache(num_pages=8, page_size=32, num_heads_kv=2, head_dim=64, index_dim=64, max_batch=2, max_seqlen_k=128)
     >>> slot = cache.add(); cache.extend(slot, 40); cache.upload()
@@ -34,21 +43,43 @@ class KVCache:
         num_layers: int = 1,
         block_size: int = 128,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        index_dtype: torch.dtype | None = None,
+        token_scales: bool = False,
         device: torch.device | str = "cpu",
     ):
-        pages = (num_layers, num_pages, page_size)
-        self.k_cache = torch.zeros(*pages, num_heads_kv, head_dim, dtype=dtype, device=device)
+        sizes = {name: value for name, value in locals().items() if name.startswith(("num_", "max_")) or "_dim" in name}
+        for name, size in (sizes | {"page_size": page_size, "block_size": block_size}).items():
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if block_size % page_size:
+            raise ValueError(f"page_size: expected a divisor of block_size = {block_size}, got {page_size}")
+        kv_dtype, index_dtype = (
+            _cache_dtype(name, of, dtype) for name, of in (("kv", kv_dtype), ("index", index_dtype))
+        )
+        make = lambda *shape, dtype: torch.zeros(num_layers, *shape, dtype=dtype, device=device)  # noqa: E731
+        self.k_cache = make(num_pages, page_size, num_heads_kv, head_dim, dtype=kv_dtype)
         self.v_cache = torch.zeros_like(self.k_cache)
-        self.index_k_cache = torch.zeros(*pages, index_dim, dtype=dtype, device=device)
+        self.index_k_cache = make(num_pages, page_size, index_dim, dtype=index_dtype)
+        self._scales: dict[str, torch.Tensor] = {}
+        if token_scales and kv_dtype != dtype:
+            self._scales |= {
+                name: make(num_heads_kv, num_pages * page_size, dtype=torch.float32) for name in ("k_scale", "v_scale")
+            }
+        if token_scales and index_dtype != dtype:
+            self._scales["index_k_scale"] = make(num_pages * page_size, dtype=torch.float32)
+        if token_scales and not self._scales:
+            raise ValueError("token_scales: expected False without an fp8 cache, got True")
         self.seqlens_k = torch.zeros(max_batch, dtype=torch.int32, device=device)
         max_pages = -(-max_seqlen_k // page_size)
         self.block_table = torch.full((max_batch, max_pages), -1, dtype=torch.int32, device=device)
-        self.page_size, self.block_size, self.max_seqlen_k = page_size, block_size, max_seqlen_k
+        self.page_size, self.block_size, self.max_seqlen_k, self.dtype = page_size, block_size, max_seqlen_k, dtype
         self._free = list(range(num_pages))[::-1]
         self._slots = list(range(max_batch))[::-1]
-        self._lengths = torch.zeros(max_batch, dtype=torch.int32)
-        self._table = torch.full((max_batch, max_pages), -1, dtype=torch.int32)
+        self._lengths = torch.zeros(max_batch, dtype=torch.int32, device="cpu")
+        self._table = torch.full((max_batch, max_pages), -1, dtype=torch.int32, device="cpu")
         self._pages: dict[int, list[int]] = {}
+        self._is_uploaded = True
 
     @property
     def free_pages(self) -> int:
@@ -69,12 +100,20 @@ class KVCache:
         self._slots.append(slot)
         self._lengths[slot] = 0
         self._table[slot] = -1
+        self._is_uploaded = False
+
+    def length(self, slot: int) -> int:
+        """Tokens of a request."""
+        self._held(slot)
+        return int(self._lengths[slot])
 
     def extend(self, slot: int, num_tokens: int) -> None:
         """Makes room for so many more tokens of a request. Raises ValueError where pages or max_seqlen_k do not do."""
         held = self._held(slot)
+        if num_tokens < 0:
+            raise ValueError(f"num_tokens: expected at least 0, got {num_tokens}; truncate takes tokens away")
         length = int(self._lengths[slot]) + num_tokens
-        if num_tokens < 0 or length > self.max_seqlen_k:
+        if length > self.max_seqlen_k:
             raise ValueError(f"num_tokens: expected a length up to max_seqlen_k = {self.max_seqlen_k}, got {length}")
         missing = -(-length // self.page_size) - len(held)
         if missing > len(self._free):
@@ -82,30 +121,62 @@ class KVCache:
         for _ in range(missing):
             self._table[slot, len(held)] = self._free[-1]
             held.append(self._free.pop())
-        self._lengths[slot] = length
+        self._set_length(slot, length)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keeps the first `length` tokens of a request and gives pages behind them back: after speculation that was not
+        accepted, or to answer another question about the same text."""
+        held = self._held(slot)
+        if not 0 <= length <= int(self._lengths[slot]):
+            raise ValueError(f"length: expected 0 to the request's {int(self._lengths[slot])} tokens, got {length}")
+        while len(held) > -(-length // self.page_size):
+            self._free.append(held.pop())
+            self._table[slot, len(held)] = -1
+        self._set_length(slot, length)
 
     def upload(self) -> None:
-        """Brings lengths and block table to the device; once per step, after add, extend and remove."""
+        """Brings lengths and block table to the device; once per step, after add, extend, truncate and remove."""
         self.seqlens_k.copy_(self._lengths, non_blocking=True)
         self.block_table.copy_(self._table, non_blocking=True)
+        self._is_uploaded = True
 
     def append(self, layer: int, k, v, index_k, *, cu_seqlens_q) -> None:
         """Stores the new tokens of all slots: the last ones of each length, divided by cu_seqlens_q."""
         from . import append_kv
 
-        append_kv(k, v, index_k, **self.tensors(layer), cu_seqlens_q=cu_seqlens_q, block_size=self.block_size)
+        new = {"k": k, "v": v, "index_k": index_k}
+        if torch.is_autocast_enabled(k.device.type):
+            new = {name: tensor.to(self.dtype) for name, tensor in new.items()}
+        for name, tensor in new.items():
+            if tensor.dtype != self.dtype:
+                raise ValueError(f"{name}: expected the cache's dtype {self.dtype}, got {tensor.dtype}")
+        append_kv(**new, **self.tensors(layer), cu_seqlens_q=cu_seqlens_q, block_size=self.block_size)
 
     def tensors(self, layer: int) -> dict[str, torch.Tensor]:
         """The cache of one layer as keyword arguments of openmsa's functions."""
+        if not self._is_uploaded:
+            raise RuntimeError("KVCache: expected upload() after extend, truncate or remove, got a call before it")
         return {
             "k_cache": self.k_cache[layer],
             "v_cache": self.v_cache[layer],
             "index_k_cache": self.index_k_cache[layer],
             "seqlens_k": self.seqlens_k,
             "block_table": self.block_table,
+            **{name: scale[layer] for name, scale in self._scales.items()},
         }
+
+    def _set_length(self, slot: int, length: int) -> None:
+        if length != int(self._lengths[slot]):
+            self._lengths[slot] = length
+            self._is_uploaded = False
 
     def _held(self, slot: int) -> list[int]:
         if slot not in self._pages:
             raise ValueError(f"slot: expected one that add() returned, got {slot}")
         return self._pages[slot]
+
+
+def _cache_dtype(name: str, dtype: torch.dtype | None, of_layer: torch.dtype) -> torch.dtype:
+    if dtype not in (None, of_layer, torch.float8_e4m3fn):
+        raise ValueError(f"{name}_dtype: expected None, {of_layer} or torch.float8_e4m3fn, got {dtype}")
+    return of_layer if dtype is None else dtype

@@ -33,12 +33,18 @@ class MSAAttention(nn.Module):
 
     forward(x, cu_seqlens=None) -> (y, kl_loss)
       x           [total, hidden_size]: sequences packed one after the other
-      cu_seqlens  [batch + 1] int32 prefix sums of their lengths; None: one sequence
+      cu_seqlens  [batch + 1] int32 prefix sums of their lengths, all of x; None: one sequence
       kl_loss     scalar that trains the index branch, to be added to the loss; None in eval mode
 
     The index branch sees x detached: kl_loss trains the index projections and their norms and nothing else.
     `layer.warmup = True` makes attention dense and kl_loss run over the whole history; switch it off after the first
-    steps. `options` go to `openmsa.torch.msa_attention`: block_size, topk, num_init_blocks, backend and so on.
+    steps. It is no part of state_dict: a run that is resumed sets it again.
+
+    rotary_dim    channels of every head that are rotated, from the first; None: min(head_dim, index_dim); 0: none
+    kl_reduction  "mean" over tokens and KV heads; or "sum", for micro-batches or ranks of unequal size: add their sums up
+                  and divide by all their tokens times num_heads_kv
+    options       block_size, topk, num_init_blocks, num_local_blocks, softmax_scale, max_seqlen_k, num_threads and backend,
+                  as `openmsa.torch.msa_attention` takes them
     """
 
     def __init__(
@@ -53,11 +59,13 @@ class MSAAttention(nn.Module):
         rope_theta: float = 5e6,
         eps: float = 1e-6,
         warmup: bool = False,
+        kl_reduction: str = "mean",
         **options,
     ):
         super().__init__()
-        self.warmup, self.options = warmup, options
-        self.rotary_dim, self.rope_theta = rotary_dim or min(head_dim, index_dim), rope_theta
+        _check_options(options, kl_reduction)
+        self.hidden_size, self.warmup, self.options, self.kl_reduction = hidden_size, warmup, options, kl_reduction
+        self.rotary_dim, self.rope_theta = _rotary_dim(rotary_dim, min(head_dim, index_dim)), rope_theta
         self.q_proj, self.q_norm = _projection(hidden_size, num_heads_q, head_dim), RMSNorm(head_dim, eps)
         self.k_proj, self.k_norm = _projection(hidden_size, num_heads_kv, head_dim), RMSNorm(head_dim, eps)
         self.v_proj = _projection(hidden_size, num_heads_kv, head_dim)
@@ -67,10 +75,11 @@ class MSAAttention(nn.Module):
     def forward(self, x, cu_seqlens=None):
         from . import msa_attention
 
+        _check_input(x, cu_seqlens, self.hidden_size)
         layer = self.project(x, _positions(x, cu_seqlens))
         options = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens} | self.options | {"warmup": self.warmup}
         if self.training:
-            o, kl_loss = msa_attention(**layer, **options, return_kl=True)
+            o, kl_loss = msa_attention(**layer, **options, return_kl=True, kl_reduction=self.kl_reduction)
         else:
             o, kl_loss = msa_attention(**layer, **options), None
         return self.o_proj(o.flatten(1)), kl_loss
@@ -86,9 +95,40 @@ class MSAAttention(nn.Module):
 
     def _rotary(self, x, positions):
         """cos and sin [total, 1, rotary_dim]."""
-        frequencies = self.rope_theta ** (-torch.arange(0, self.rotary_dim, 2, device=x.device) / self.rotary_dim)
+        steps = torch.arange(0, self.rotary_dim, 2, device=x.device, dtype=torch.float32)
+        frequencies = self.rope_theta ** (-steps / max(self.rotary_dim, 1))
         angles = (positions[:, None].float() * frequencies).repeat(1, 2)[:, None]
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def _check_options(options: dict, kl_reduction: str) -> None:
+    from ._operators import ARGUMENTS, TENSORS
+
+    for name in options:
+        if name not in ARGUMENTS["msa_attention"] or name in TENSORS["msa_attention"]:
+            raise TypeError(f"MSAAttention: unexpected argument {name}")
+    if kl_reduction not in ("mean", "sum"):
+        raise ValueError(f"kl_reduction: expected mean or sum, got {kl_reduction}")
+
+
+def _rotary_dim(rotary_dim: int | None, most: int) -> int:
+    if rotary_dim is None:
+        return most
+    if not 0 <= rotary_dim <= most or rotary_dim % 2:
+        raise ValueError(f"rotary_dim: expected an even number from 0 to {most} channels, got {rotary_dim}")
+    return rotary_dim
+
+
+def _check_input(x, cu_seqlens, hidden_size: int) -> None:
+    if x.ndim != 2 or x.shape[1] != hidden_size:
+        raise ValueError(f"x: expected [total, hidden_size = {hidden_size}], got {list(x.shape)}")
+    if cu_seqlens is None:
+        return
+    if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype != torch.int32:
+        got = cu_seqlens.dtype if isinstance(cu_seqlens, torch.Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"cu_seqlens: expected a tensor of int32, got {got}")
+    if not torch.compiler.is_compiling() and not cu_seqlens.is_cuda and cu_seqlens[-1] != len(x):
+        raise ValueError(f"cu_seqlens: expected prefix sums up to the {len(x)} tokens of x, got {int(cu_seqlens[-1])}")
 
 
 def _positions(x, cu_seqlens):
@@ -108,6 +148,8 @@ def _heads(projections, name: str, x, rotary):
     norm = getattr(projections, f"{name}_norm")
     heads = norm(getattr(projections, f"{name}_proj")(x).unflatten(-1, (-1, norm.weight.numel())))
     cos, sin = rotary
+    if cos.shape[-1] == 0:
+        return heads
     turned, rest = heads.split((cos.shape[-1], heads.shape[-1] - cos.shape[-1]), -1)
     first, second = turned.chunk(2, -1)
     return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)

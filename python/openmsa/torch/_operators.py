@@ -1,11 +1,14 @@
 """openmsa's functions as registered operators, torch.ops.openmsa.*: each with a fake kernel, so that torch.compile and
-torch.export trace through, and with autograd where the library has a backward."""
+torch.export trace through, with autograd where the library has a backward, and with a rule for autocast."""
 
 from __future__ import annotations
 
 import torch
 
 from .._call import call, fake_results
+from .._workspace import per_call
+from ._autocast import register_autocast
+from ._lse_gradient import with_lse_channels, without_lse_channels
 
 _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlens_k=None, Tensor? block_table=None,
     Tensor? k_cache=None, Tensor? v_cache=None, Tensor? index_k_cache=None,
@@ -15,15 +18,20 @@ _OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, i
     float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
+#: The arguments of each operator by name, as its schema has them, and which of them are tensors.
+ARGUMENTS: dict[str, tuple[str, ...]] = {}
+TENSORS: dict[str, frozenset[str]] = {}
+
 
 def _define(operation: str, parameters: str, results: tuple[str, ...]):
     """Registers openmsa::`operation`, whose arguments go to the library by name and whose results it allocates."""
     schema = f"({parameters}, {_OPTIONS}) -> ({', '.join('Tensor' for _ in results)})"
-    names = [argument.name for argument in torch._C.parse_schema(f"{operation}{schema}").arguments]
+    names = _arguments_of(operation, schema)
     keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
 
     def run(*args, **keywords):
-        written = call(operation, {}, {}, results, keyed(args, keywords))
+        with per_call():
+            written = call(operation, {}, {}, results, keyed(args, keywords))
         return _unpacked([written[name] for name in results])
 
     def fake(*args, **keywords):
@@ -31,16 +39,24 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
 
     operator = torch.library.custom_op(f"openmsa::{operation}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
+    register_autocast(operation, names)
     return operator, names
+
+
+def _arguments_of(operation: str, schema: str) -> tuple[str, ...]:
+    parsed = torch._C.parse_schema(f"{operation}{schema}")
+    ARGUMENTS[operation] = tuple(argument.name for argument in parsed.arguments)
+    TENSORS[operation] = frozenset(argument.name for argument in parsed.arguments if "Tensor" in str(argument.type))
+    return ARGUMENTS[operation]
 
 
 def _unpacked(results: list):
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...], gradients):
-    """Autograd of an operator that _define returned: `gradients(tensors, keywords, d_result)` maps the names of inputs to
-    their gradients. Only the first result has one."""
+def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...], num_differentiable: int, gradients):
+    """Autograd of an operator that _define returned: `gradients(tensors, keywords, *d_results)` maps the names of inputs to
+    their gradients, given those of the first `num_differentiable` results, None for one that no loss used."""
     operator, names = defined
 
     def setup_context(ctx, inputs, output):
@@ -48,31 +64,46 @@ def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...]
         ctx.save_for_backward(*(arguments[name] for name in saved))
         tensors = {name for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         ctx.keywords = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(*output[num_differentiable:])
         ctx.set_materialize_grads(False)
 
-    def backward(ctx, d_result, *_):
-        if d_result is None:
+    def backward(ctx, *d_results):
+        d_results = d_results[:num_differentiable]
+        if all(gradient is None for gradient in d_results):
             return (None,) * len(names)
         tensors = dict(zip(saved, ctx.saved_tensors))
-        found = gradients(tensors, ctx.keywords, d_result)
+        found = gradients(tensors, ctx.keywords, *d_results)
         return tuple(found.get(name) for name in names)
 
     operator.register_autograd(backward, setup_context=setup_context)
 
 
 def _attention_gradients(backward_name: str):
-    def gradients(tensors, keywords, d_o):
+    run_backward = lambda d_o, tensors, keywords: dict(  # noqa: E731
+        zip("qkv", getattr(torch.ops.openmsa, backward_name)(d_o, **tensors, **keywords))
+    )
+
+    def gradients(tensors, keywords, d_o, d_lse):
         if tensors["k"] is None:
             raise ValueError("k: expected contiguous keys for a gradient, got a cache")
-        d_q, d_k, d_v = getattr(torch.ops.openmsa, backward_name)(d_o.contiguous(), **tensors, **keywords)
-        return {"q": d_q, "k": d_k, "v": d_v}
+        if d_o is None:
+            d_o = torch.zeros_like(tensors["o"])
+        if d_lse is None:
+            return run_backward(d_o.contiguous(), tensors, keywords)
+        return without_lse_channels(run_backward(*with_lse_channels(d_o, d_lse, tensors, keywords)))
 
     return gradients
 
 
 def _kl_gradients(tensors, keywords, d_kl_loss):
-    return {name: d_kl_loss.to(tensors[f"d_{name}"].dtype) * tensors[f"d_{name}"] for name in ("index_q", "index_k")}
+    """The product is taken in fp32: a loss scale of 65536 is infinite in fp16."""
+    found = {name: tensors[f"d_{name}"] for name in ("index_q", "index_k")}
+    found = {name: (d_kl_loss * d.to(d_kl_loss.dtype)).to(d.dtype) for name, d in found.items()}
+    if not torch.is_grad_enabled():
+        return found
+    # Backward with create_graph=True: whoever differentiates again hears that there is no second derivative.
+    refuse = torch._C._functions.DelayedError(b"openmsa: kl_loss has no second derivative", len(found))
+    return dict(zip(found, refuse(*(gradient.detach().requires_grad_() for gradient in found.values()))))
 
 
 _define("block_scores", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("block_scores",))
@@ -93,6 +124,7 @@ for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
         _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
         saved=_SAVED + ((_indices,) if _indices else ()),
         results=("o", "lse"),
+        num_differentiable=2,
         gradients=_attention_gradients(f"{_kind}_attention_backward"),
     )
 _register_gradient(
@@ -103,6 +135,7 @@ _register_gradient(
     ),
     saved=("d_index_q", "d_index_k"),
     results=("kl_loss", "d_index_q", "d_index_k"),
+    num_differentiable=1,
     gradients=_kl_gradients,
 )
 
@@ -112,15 +145,18 @@ def _append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_
 
     names = ("cu_seqlens_q", "k_scale", "v_scale", "index_k_scale", "block_size", "num_threads", "backend")
     caches = {"k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
-    append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
+    with per_call():
+        append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
 
 
+_APPEND_KV = """(Tensor k, Tensor v, Tensor? index_k, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? index_k_cache,
+    Tensor seqlens_k, Tensor block_table, Tensor? cu_seqlens_q=None, Tensor(d!)? k_scale=None,
+    Tensor(e!)? v_scale=None, Tensor(f!)? index_k_scale=None, int? block_size=None, int? num_threads=None,
+    str? backend=None) -> ()"""
 torch.library.custom_op(
     "openmsa::append_kv",
     _append_kv,
     mutates_args=("k_cache", "v_cache", "index_k_cache", "k_scale", "v_scale", "index_k_scale"),
-    schema="""(Tensor k, Tensor v, Tensor? index_k, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? index_k_cache,
-        Tensor seqlens_k, Tensor block_table, Tensor? cu_seqlens_q=None, Tensor(d!)? k_scale=None,
-        Tensor(e!)? v_scale=None, Tensor(f!)? index_k_scale=None, int? block_size=None, int? num_threads=None,
-        str? backend=None) -> ()""",
+    schema=_APPEND_KV,
 ).register_fake(lambda *args, **keywords: None)
+register_autocast("append_kv", _arguments_of("append_kv", _APPEND_KV))

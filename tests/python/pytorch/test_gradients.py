@@ -93,16 +93,82 @@ def test_compiled_training_step():
         assert torch.equal(a.grad, b.grad)
 
 
-def test_lse_and_caches_have_no_gradient():
-    layer = torch_layer([100], [100])
+@pytest.mark.parametrize("warmup", [False, True])
+def test_lse_by_finite_differences(small, warmup):
+    """Alone and beside o, as a z-loss and merged shards use it."""
+    rest = pick(small, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k")
+    attend = lambda q, k, v: openmsa.torch.msa_attention(  # noqa: E731
+        q, k, v, **rest, warmup=warmup, return_lse=True, **EXACT
+    )
+    inputs = with_gradients(small, "q", "k", "v")
+    assert gradcheck(attend, inputs)
+    assert gradcheck(lambda *x: attend(*x)[1], inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softmax_scale", [None, 0.3])
+def test_z_loss_beside_autograd(dtype, softmax_scale):
+    layer = torch_layer([200], [200], dtype=dtype)
+    mine, theirs = with_gradients(layer, "q", "k", "v"), [x.detach().double().requires_grad_() for x in layer.values()]
+    o, lse = openmsa.torch.dense_attention(*mine, return_lse=True, softmax_scale=softmax_scale)
+    scale = 65536 if dtype == torch.float16 else 1  # what GradScaler begins with
+    (scale * (o.float().sum() + lse.square().sum()) / 1000).backward()
+    q, k, v = theirs[:3]
+    keys = [x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)]
+    scores = torch.einsum("qhd,khd->qhk", q, keys[0]) * (softmax_scale or 64**-0.5)
+    scores = scores.masked_fill(~torch.ones(200, 200).tril().bool()[:, None], float("-inf"))
+    expected = torch.einsum("qhk,khd->qhd", scores.softmax(-1), keys[1])
+    ((expected.sum() + scores.logsumexp(-1).square().sum()) / 1000).backward()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for ours, exact in zip(mine, (q, k, v)):
+        assert (ours.grad.double() / scale - exact.grad).norm() <= tolerance * exact.grad.norm()
+
+
+def test_lse_of_queries_that_see_nothing():
+    """lse is -inf there; its square has an infinite slope, and no key moves it."""
+    layer = torch_layer([5], [3])
     q, k, v = with_gradients(layer, "q", "k", "v")
     _, lse = openmsa.torch.dense_attention(q, k, v, return_lse=True)
-    assert not lse.requires_grad
+    assert lse[:2].isneginf().all()
+    lse.square().sum().backward()
+    assert q.grad.isfinite().all() and k.grad.isfinite().all() and not q.grad[:2].any() and q.grad[2:].any()
+
+
+def test_lse_of_the_widest_heads():
+    q = torch.randn(5, 1, 256, requires_grad=True)
+    lse = openmsa.torch.dense_attention(q, q.detach(), q.detach(), return_lse=True)[1]
+    with pytest.raises(ValueError, match="lse: expected head_dim up to 248 for its gradient, got 256"):
+        lse.sum().backward()
+
+
+def test_caches_have_no_gradient():
     cache = torch_layer([100], [100], pages=64)
     cache["q"].requires_grad_()
     o = openmsa.torch.msa_attention(**cache, **OPTIONS)
     with pytest.raises(ValueError, match="k: expected contiguous keys for a gradient, got a cache"):
         o.sum().backward()
+
+
+def test_kl_loss_has_no_second_derivative():
+    """A penalty on its gradient, beside another loss, must not vanish without a word."""
+    inputs = with_gradients(torch_layer([100], [100]), *NAMES)
+    kl = openmsa.torch.msa_attention(*inputs, **OPTIONS, return_kl=True)[1]
+    (d_index_q,) = torch.autograd.grad(kl, inputs[3], create_graph=True)
+    with pytest.raises(RuntimeError, match="kl_loss has no second derivative"):
+        (d_index_q.square().sum() + inputs[3].sum()).backward()
+
+
+def test_kl_loss_under_a_loss_scale():
+    """fp16 has no 65536, and the gradient of a mean over many queries is below its range."""
+    layer = torch_layer([300], [300], dtype=torch.float16)
+    gradients = []
+    for dtype, scale in ((torch.float16, 65536.0), (torch.float32, 1.0)):
+        inputs = [layer[name].detach().to(dtype).requires_grad_() for name in NAMES]
+        kl = openmsa.torch.msa_attention(*inputs, **OPTIONS, return_kl=True)[1]
+        (kl * scale).backward()
+        gradients.append([x.grad.float() / scale for x in inputs[3:]])
+    for scaled, exact in zip(*gradients):
+        assert (scaled - exact).norm() <= 2e-3 * exact.norm()
 
 
 def test_on_the_gpu(device):

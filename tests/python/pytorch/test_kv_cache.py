@@ -1,5 +1,8 @@
 """KVCache: what is appended step by step, with requests coming and going, is attended to as if it were contiguous."""
 
+import itertools
+import random
+
 import openmsa.torch
 import pytest
 import torch
@@ -78,3 +81,164 @@ def test_what_is_refused():
         cache.extend(slot, 257)
     with pytest.raises(ValueError, match="slot: expected one that add"):
         cache.extend(5, 1)
+
+
+def test_sizes_are_checked_at_construction():
+    make = {"num_pages": 4, "page_size": 64, "max_batch": 1, "max_seqlen_k": 256, **SHAPE}
+    for changes, message in (
+        ({"page_size": 48}, "page_size: expected a divisor of block_size = 64, got 48"),
+        ({"page_size": 128}, "page_size: expected a divisor of block_size = 64, got 128"),
+        ({"num_pages": 0}, "num_pages: expected at least 1, got 0"),
+        ({"head_dim": -8}, "head_dim: expected at least 1, got -8"),
+        ({"index_dtype": torch.float16}, r"index_dtype: expected None, torch.float32 or torch.float8_e4m3fn, got"),
+        ({"token_scales": True}, "token_scales: expected False without an fp8 cache"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KVCache(**make | changes)
+
+
+def test_a_forgotten_upload_is_refused():
+    cache = KVCache(num_pages=4, page_size=64, max_batch=2, max_seqlen_k=256, **SHAPE)
+    bounds = torch.tensor([0, 3, 3], dtype=torch.int32)
+    new = tokens(3, "cpu", torch.float32, 0)
+    append = lambda: cache.append(0, new["k"], new["v"], new["index_k"], cu_seqlens_q=bounds)  # noqa: E731
+    slot = cache.add()
+    for change in (lambda: cache.extend(slot, 3), lambda: cache.truncate(slot, 0), lambda: cache.remove(slot)):
+        change()
+        with pytest.raises(RuntimeError, match=r"expected upload\(\) after extend, truncate or remove"):
+            append()
+        with pytest.raises(RuntimeError, match=r"expected upload\(\)"):
+            cache.tensors(0)
+        cache.upload()
+        cache.tensors(0)
+
+
+def test_who_is_wrong():
+    cache = KVCache(num_pages=4, page_size=64, max_batch=1, max_seqlen_k=256, dtype=torch.bfloat16, **SHAPE)
+    slot = cache.add()
+    with pytest.raises(ValueError, match="num_tokens: expected at least 0, got -2"):
+        cache.extend(slot, -2)
+    cache.extend(slot, 3)
+    cache.upload()
+    new = tokens(3, "cpu", torch.float32, 0)
+    bounds = torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(ValueError, match="k: expected the cache's dtype torch.bfloat16, got torch.float32"):
+        cache.append(0, new["k"], new["v"], new["index_k"], cu_seqlens_q=bounds)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.append(0, new["k"], new["v"], new["index_k"], cu_seqlens_q=bounds)
+    assert torch.equal(cache.k_cache[0, cache.block_table[0, 0], :3], new["k"].bfloat16())
+    with pytest.raises(ValueError, match="length: expected 0 to the request's 3 tokens, got 4"):
+        cache.truncate(slot, 4)
+
+
+@pytest.mark.parametrize("scales", [False, True])
+@pytest.mark.parametrize("which", ["kv_dtype", "index_dtype", "both"])
+def test_fp8_caches(scales, which):
+    names = ("kv_dtype", "index_dtype") if which == "both" else (which,)
+    fp8 = dict.fromkeys(names, torch.float8_e4m3fn)
+    cache = KVCache(
+        num_pages=4, page_size=64, max_batch=1, max_seqlen_k=256, num_layers=2, token_scales=scales, **SHAPE, **fp8
+    )
+    cache.extend(cache.add(), 150)
+    cache.upload()
+    new = tokens(150, "cpu", torch.float32, 0)
+    magnitude = 1000 if scales else 1  # beyond e4m3's 448 where scales are there
+    bounds = torch.tensor([0, 150], dtype=torch.int32)
+    cache.append(1, new["k"], new["v"] * magnitude, new["index_k"], cu_seqlens_q=bounds)
+    with torch.no_grad():
+        everything = {"block_size": 64, "topk": 3}
+        o = openmsa.torch.msa_attention(
+            new["q"], index_q=new["index_q"], **cache.tensors(1), cu_seqlens_q=bounds, **everything
+        )
+        expected = openmsa.torch.msa_attention(**new, **everything) * magnitude
+    error = float((o - expected).norm() / expected.norm())
+    assert error <= (0.06 if "kv_dtype" in fp8 else 1e-6)
+    assert not cache.tensors(0)["k_cache"].float().any(), "the other layer"
+
+
+def test_default_dtype_and_device_change_nothing():
+    """What the host keeps stays on the host, whatever new tensors are elsewhere."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            cache = KVCache(num_pages=4, page_size=64, max_batch=2, max_seqlen_k=256, **SHAPE)
+            cache.extend(cache.add(), 70)
+            cache.upload()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cache.k_cache.dtype == torch.float32 and cache.seqlens_k.tolist() == [70, 0]
+
+
+class Model:
+    """What a cache should hold: the tokens of each request, one behind the other."""
+
+    def __init__(self):
+        self.requests: dict[int, dict[str, torch.Tensor]] = {}
+
+    def append(self, slot, new):
+        old = self.requests.get(slot)
+        self.requests[slot] = new if old is None else {name: torch.cat([old[name], new[name]]) for name in new}
+
+    def truncate(self, slot, length):
+        self.requests[slot] = {name: tensor[:length] for name, tensor in self.requests[slot].items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sequence_of_operations(seed):
+    """Random requests that come, grow, are cut back and go; after each step every request attends as over its own text."""
+    draw = random.Random(seed)
+    cache = KVCache(num_pages=14, page_size=32, max_batch=4, max_seqlen_k=256, **SHAPE)
+    model = Model()
+    for step in range(40):
+        counts = dict.fromkeys(range(4), 0)
+        for _ in range(draw.randint(1, 4)):
+            slot = draw.choice(list(model.requests) or [None])
+            operation = draw.choice(["add", "extend", "truncate", "remove"])
+            if operation == "add" and len(model.requests) < 4:
+                model.requests[cache.add()] = {n: t[:0] for n, t in tokens(1, "cpu", torch.float32, 0).items()}
+            elif operation == "extend" and slot is not None and counts[slot] == 0:
+                wanted = draw.choice([1, 1, 5, 40, 100])
+                before = cache.free_pages, cache.length(slot)
+                try:
+                    cache.extend(slot, wanted)
+                    counts[slot] = wanted
+                except ValueError:
+                    assert (cache.free_pages, cache.length(slot)) == before, "a refusal changes nothing"
+            elif operation == "truncate" and slot is not None and counts[slot] == 0:
+                length = draw.randint(0, cache.length(slot))
+                cache.truncate(slot, length)
+                model.truncate(slot, length)
+            elif operation == "remove" and slot is not None and counts[slot] == 0:
+                cache.remove(slot)
+                del model.requests[slot]
+        cache.upload()
+        bounds = torch.tensor([0, *itertools.accumulate(counts.values())], dtype=torch.int32)
+        new = tokens(int(bounds[-1]), "cpu", torch.float32, 1000 * seed + step)
+        for slot, count in counts.items():
+            if count:
+                model.append(slot, {name: tensor[bounds[slot] : bounds[slot + 1]] for name, tensor in new.items()})
+        if bounds[-1]:
+            cache.append(0, new["k"], new["v"], new["index_k"], cu_seqlens_q=bounds)
+        check_against(cache, model)
+
+
+def check_against(cache, model):
+    held = [
+        page for row, length in zip(cache.block_table.tolist(), cache.seqlens_k.tolist()) for page in row if page >= 0
+    ]
+    assert len(set(held)) == len(held) and len(held) + cache.free_pages == 14
+    lengths = [len(model.requests[slot]["q"]) if slot in model.requests else 0 for slot in range(4)]
+    assert cache.seqlens_k.tolist() == lengths
+    last = torch.arange(5, dtype=torch.int32)
+    query = tokens(4, "cpu", torch.float32, 7)
+    with torch.no_grad():
+        o = openmsa.torch.msa_attention(
+            query["q"], index_q=query["index_q"], **cache.tensors(0), cu_seqlens_q=last, **OPTIONS
+        )
+        for slot, length in enumerate(lengths):
+            expected = torch.zeros(1, 4, 64)
+            if length:
+                keys = {name: model.requests[slot][name] for name in ("k", "v", "index_k")}
+                one = {name: query[name][slot : slot + 1] for name in ("q", "index_q")}
+                expected = openmsa.torch.msa_attention(**one, **keys, **OPTIONS)
+            torch.testing.assert_close(o[slot : slot + 1], expected)

@@ -84,6 +84,124 @@ def test_compiled(module):
     torch.testing.assert_close(kl, expected_kl)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast(module, dtype, compiled):
+    """Weights in fp32, the layer in half precision, and gradients in fp32 near those without autocast."""
+    torch._dynamo.reset()
+    x = torch.randn(150, 48, generator=torch.Generator().manual_seed(0))
+    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+
+    def gradients(scale):
+        module.zero_grad()
+        y, kl = call(x)
+        (scale * (y.float().square().mean() + kl)).backward()
+        return y, {name: p.grad / scale for name, p in module.named_parameters()}
+
+    module.warmup = True  # no selection, which a rounding might turn
+    _, exact = gradients(1)
+    with torch.autocast("cpu", dtype):
+        y, rounded = gradients(65536 if dtype == torch.float16 else 1)
+        assert y.dtype == dtype
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact[name]).norm() <= 5e-2 * exact[name].norm(), name
+    module.eval()
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        assert module(x)[0].dtype == dtype
+
+
+def test_grad_scaler(module):
+    """The training loop of PyTorch's manual in fp16: no step is skipped."""
+    scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=65536.0), torch.optim.SGD(module.parameters(), 0.1)
+    before = module.indexer.q_proj.weight.detach().clone()
+    with torch.autocast("cpu", torch.float16):
+        y, kl = module(torch.randn(150, 48))
+        loss = y.float().square().mean() + kl
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 65536.0 and not torch.equal(module.indexer.q_proj.weight, before)
+
+
+def test_sums_of_unequal_batches(module):
+    """Micro-batches of 30 and 120 tokens: the sums over all tokens are those of one batch, the mean of means is not."""
+    module.warmup = True
+    x = torch.randn(150, 48, generator=torch.Generator().manual_seed(0))
+    bounds = torch.tensor([0, 30, 150], dtype=torch.int32)
+
+    def gradient(losses):
+        module.zero_grad()
+        sum(losses).backward()
+        return module.indexer.k_proj.weight.grad.clone()
+
+    expected = gradient([module(x, bounds)[1]])
+    of_means = gradient([module(part)[1] / 2 for part in (x[:30], x[30:])])
+    module.kl_reduction = "sum"
+    of_sums = gradient([module(part)[1] for part in (x[:30], x[30:])]) / (150 * 2)
+    packed = gradient([module(x, bounds)[1]]) / (150 * 2)
+    for result in (of_sums, packed):
+        assert (result - expected).norm() <= 1e-5 * expected.norm()
+    assert (of_means - expected).norm() > 0.1 * expected.norm()
+
+
+def test_default_dtype_does_not_reach_the_rotary_embedding():
+    """Angles of 5000 positions have no room in bf16."""
+    options = {"rotary_dim": 64, "block_size": 32, "topk": 2}
+    x = torch.zeros(2, 48)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        module = MSAAttention(**SHAPE, **options)
+        rotary = module._rotary(x, torch.tensor([4999, 5000]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = module.float()._rotary(x, torch.tensor([4999, 5000]))
+    for ours, exact in zip(rotary, expected):
+        assert torch.equal(ours, exact)
+
+
+def test_without_rotary_embedding():
+    module = MSAAttention(**SHAPE, rotary_dim=0, block_size=32, topk=2).eval()
+    x = torch.randn(30, 48)
+    assert torch.equal(module.project(x, torch.arange(30))["q"], module.project(x, torch.arange(30) + 7)["q"])
+
+
+@pytest.mark.parametrize(
+    "options, kind, message",
+    [
+        ({"rotary_dim": 33}, ValueError, "rotary_dim: expected an even number from 0 to 64 channels, got 33"),
+        ({"rotary_dim": 128}, ValueError, "rotary_dim: expected an even number from 0 to 64 channels, got 128"),
+        ({"blocksize": 32}, TypeError, "MSAAttention: unexpected argument blocksize"),
+        ({"k_cache": torch.zeros(1)}, TypeError, "MSAAttention: unexpected argument k_cache"),
+        ({"kl_reduction": "none"}, ValueError, "kl_reduction: expected mean or sum, got none"),
+    ],
+)
+def test_options_that_are_refused(options, kind, message):
+    with pytest.raises(kind, match=message):
+        MSAAttention(**SHAPE, **options)
+
+
+@pytest.mark.parametrize(
+    "x, cu_seqlens, kind, message",
+    [
+        (torch.zeros(2, 30, 48), None, ValueError, r"x: expected \[total, hidden_size = 48\], got \[2, 30, 48\]"),
+        (torch.zeros(30, 40), None, ValueError, r"x: expected \[total, hidden_size = 48\], got \[30, 40\]"),
+        (torch.zeros(30, 48), [0, 30], TypeError, "cu_seqlens: expected a tensor of int32, got list"),
+        (
+            torch.zeros(30, 48),
+            torch.tensor([0, 30]),
+            TypeError,
+            "cu_seqlens: expected a tensor of int32, got torch.int64",
+        ),
+        (torch.zeros(30, 48), torch.tensor([0, 20]).int(), ValueError, "up to the 30 tokens of x, got 20"),
+    ],
+)
+def test_inputs_that_are_refused(module, x, cu_seqlens, kind, message):
+    with pytest.raises(kind, match=message):
+        module(x, cu_seqlens)
+
+
 def test_on_the_gpu(device, module):
     if device == "cpu":
         pytest.skip("of the GPU")

@@ -120,6 +120,81 @@ def test_compiled_step_with_append(paged_layer):
     assert not torch.equal(copies[0]["k_cache"].nan_to_num(), paged_layer["k_cache"].nan_to_num())
 
 
+AUTOCAST = {"cpu": [torch.bfloat16, torch.float16], "cuda": [torch.bfloat16, torch.float16]}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_autocast_casts_what_is_mixed(layer, paged_layer, device, which):
+    """As for PyTorch's own attention: whatever mixture of dtypes comes, the layer runs in autocast's."""
+    dtype = AUTOCAST[device][which]
+    cast = lambda arguments, dtypes: {  # noqa: E731
+        name: value.to(dtypes.get(name, dtypes[None])) if name in dtypes or is_half(name, value) else value
+        for name, value in arguments.items()
+    }
+    is_half = lambda name, value: isinstance(value, torch.Tensor) and name in ("q", "k", "v", "index_q", "index_k")  # noqa: E731
+    for name, arguments in calls(layer, paged_layer):
+        if "k_cache" in arguments or "index_k_cache" in arguments or name.endswith("_backward") or name == "topk":
+            continue
+        of_kl = name == "kl_loss" and dtype == torch.float16 and device == "cpu"  # in fp32, as PyTorch's kl_div
+        one = cast(arguments, {None: dtype})
+        expected = getattr(torch.ops.openmsa, name)(**cast(one, {None: torch.float32}) if of_kl else one)
+        with torch.autocast(device, dtype):
+            result = getattr(torch.ops.openmsa, name)(
+                **cast(one, {"q": torch.float32, "index_k": torch.float32, None: dtype}) if not of_kl else one
+            )
+        for ours, theirs in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (result, expected))):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name
+
+
+def test_autocast_leaves_caches_as_they_are(device):
+    """Queries and new keys take the dtype of the cache."""
+    paged_layer = torch_layer([3, 1], [130, 200], device=device, dtype=torch.bfloat16, pages=64)
+    expected = openmsa.torch.msa_attention(**paged_layer, **OPTIONS)
+    mixed = paged_layer | {name: paged_layer[name].float() for name in ("q", "index_q")}
+    new = torch_layer([1, 1], [1, 1], device=device)
+    where = pick(paged_layer, "k_cache", "v_cache", "index_k_cache", "seqlens_k", "block_table")
+    with torch.autocast(device, torch.float16), torch.no_grad():
+        assert torch.equal(openmsa.torch.msa_attention(**mixed, **OPTIONS), expected)
+        openmsa.torch.append_kv(**pick(new, "k", "v", "index_k", "cu_seqlens_q"), **where, block_size=64)
+    page = where["block_table"][1, 199 // 64]
+    assert torch.equal(where["k_cache"][page, 199 % 64], new["k"][1].bfloat16())
+
+
+def test_double_precision_stays(device):
+    """Autocast leaves fp64 alone, everywhere in PyTorch."""
+    if device == "cuda":
+        pytest.skip("the reference is on the CPU")
+    layer = torch_layer([20], [20], dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        o = openmsa.torch.msa_attention(**layer, block_size=8, topk=2, backend="reference")
+    assert o.dtype == torch.float64
+
+
+def test_typos_and_foreign_arguments_are_named():
+    layer = torch_layer([20], [20])
+    for more, kind, message in (
+        ({"blocksize": 32}, TypeError, "msa_attention: unexpected argument blocksize$"),
+        (
+            {"plan": None},
+            TypeError,
+            "unexpected argument plan; operators plan and allocate for themselves, openmsa.msa",
+        ),
+        ({"o": layer["q"]}, TypeError, "unexpected argument o; operators"),
+        ({"k": layer["k"].numpy()}, TypeError, "k: expected a torch.Tensor, got ndarray$"),
+        ({"cu_seqlens_q": [0, 20]}, TypeError, "cu_seqlens_q: expected a torch.Tensor, got list"),
+        ({"cu_seqlens_q": torch.tensor([0, 20])}, TypeError, "cu_seqlens_q: expected dtype int32, got int64"),
+        ({"k": None, "return_kl": True}, ValueError, "k: expected contiguous keys for kl_loss, got a cache"),
+    ):
+        with pytest.raises(kind, match=message):
+            openmsa.torch.msa_attention(**layer | OPTIONS | more)
+    with pytest.raises(TypeError, match="select_blocks: unexpected argument blocksize"):
+        openmsa.torch.select_blocks(layer["index_q"], layer["index_k"], blocksize=32)
+    with pytest.raises(ValueError, match="reduction: expected mean or sum, got none"):
+        openmsa.torch.kl_loss(
+            layer["q"], layer["k"], layer["q"][..., 0], layer["index_q"], layer["index_k"], reduction="none"
+        )
+
+
 def test_exported_with_a_dynamic_length(layer):
     class Layer(torch.nn.Module):
         def forward(self, q, k, v, index_q, index_k):
