@@ -27,9 +27,15 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
 def bounds(start, end, device) -> torch.Tensor:
     """Ints, or tensors [batch] and [1]."""
-    start = torch.as_tensor(start, dtype=torch.int32, device=device).reshape(-1)
-    end = torch.as_tensor(end, dtype=torch.int32, device=device).reshape(-1)
+    start, end = _int32(start, device), _int32(end, device)
     return torch.stack((start, end.expand_as(start)), 1)[:, None, :, None]
+
+
+def _int32(number, device) -> torch.Tensor:
+    """[1] or [batch]. An int is filled in on the device, for a graph captures no copy from the host."""
+    if isinstance(number, torch.Tensor):
+        return number.to(device, torch.int32).reshape(-1)
+    return torch.full((1,), number, dtype=torch.int32, device=device)
 
 
 def keys_that_count(attention_mask, q_offset, q_length: int, kv_length: int, device) -> torch.Tensor:

@@ -146,7 +146,8 @@ def _projection(hidden_size: int, heads: int, dim: int) -> nn.Linear:
 def _heads(projections, name: str, x, rotary):
     """The projection `name` of x, normalised per head and rotated: [total, heads, dim]."""
     norm = getattr(projections, f"{name}_norm")
-    heads = norm(getattr(projections, f"{name}_proj")(x).unflatten(-1, (-1, norm.weight.numel())))
+    # Not unflatten, through which torch.compile does not trace where a default device is set.
+    heads = norm(getattr(projections, f"{name}_proj")(x).view(len(x), -1, norm.weight.numel()))
     cos, sin = rotary
     if cos.shape[-1] == 0:
         return heads

@@ -150,13 +150,13 @@ def test_default_device():
         assert cache._lengths.device.type == "cpu" and cache.seqlens_k.tolist() == [70]
         assert openmsa.msa_attention(**gpu_layer(70), **OPTIONS).is_cuda
     finally:
-        torch.set_default_device("cpu")
+        torch.set_default_device(None)
 
 
 def test_lengths_on_another_device():
     layer = gpu_layer(64)
     bounds = torch.tensor([0, 64], dtype=torch.int32)
-    with pytest.raises(ValueError, match="cu_seqlens_q: expected device cuda:0 as of q, got cpu:0"):
+    with pytest.raises(ValueError, match="cu_seqlens_q: expected device cuda:0 as of index_q, got cpu:0"):
         openmsa.torch.msa_attention(**layer, cu_seqlens_q=bounds, **OPTIONS)
     cpu = {name: tensor.cpu().float() for name, tensor in layer.items()}
     with pytest.raises(ValueError, match="backend: expected one for arrays on cpu, where q is, got cuda"):

@@ -84,6 +84,14 @@ def test_compiled(module):
     torch.testing.assert_close(kl, expected_kl)
 
 
+def test_compiled_under_a_default_device(module):
+    torch._dynamo.reset()
+    x = torch.randn(100, 48)
+    with torch.device("cpu"):
+        y, _ = torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, module(x)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast(module, dtype, compiled):
