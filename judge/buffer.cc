@@ -40,9 +40,9 @@ void require_size(std::size_t got, std::size_t expected) {
 
 }  // namespace
 
-Buffer::Buffer(openmsa_dtype dtype, Shape shape) : Buffer(strided(dtype, shape, row_major(shape))) {}
+Buffer::Buffer(openmsa_dtype dtype, const Shape& shape) : Buffer(strided(dtype, shape, row_major(shape))) {}
 
-Buffer::Buffer(openmsa_dtype dtype, Shape shape, const std::vector<double>& values) : Buffer(dtype, std::move(shape)) {
+Buffer::Buffer(openmsa_dtype dtype, const Shape& shape, const std::vector<double>& values) : Buffer(dtype, shape) {
   assign(values);
 }
 

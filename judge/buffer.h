@@ -17,9 +17,9 @@ class Buffer {
   Buffer() = default;  // absent
 
   /// Poisoned: NaN in every element, or a number that is no index.
-  Buffer(openmsa_dtype dtype, Shape shape);
+  Buffer(openmsa_dtype dtype, const Shape& shape);
   /// `values` in row-major order, rounded to the dtype.
-  Buffer(openmsa_dtype dtype, Shape shape, const std::vector<double>& values);
+  Buffer(openmsa_dtype dtype, const Shape& shape, const std::vector<double>& values);
   /// The same with strides of one's own; gaps between the elements stay poisoned.
   static Buffer strided(openmsa_dtype dtype, Shape shape, Shape strides);
 

@@ -71,7 +71,8 @@ openmsa_dtype Layer::kv_dtype() const { return config.kv_dtype == 0 ? config.dty
 openmsa_dtype Layer::index_dtype() const { return config.index_dtype == 0 ? config.dtype : config.index_dtype; }
 
 Layer& Layer::add(TensorMap more) {
-  for (auto& [name, buffer] : more) tensors[name] = std::move(buffer);
+  more.merge(tensors);
+  tensors = std::move(more);
   return *this;
 }
 

@@ -18,6 +18,11 @@ constexpr std::int64_t kMoreThanCache = std::int64_t{256} << 20;
 /// Calls of a graph: enough to outweigh its start, few enough to be captured at once.
 constexpr std::int64_t kLeastCalls = 8, kMostCalls = 64;
 
+/// How often `bytes` must be read until nothing of the first time is left in a cache.
+std::int64_t reads_beyond_cache(std::int64_t bytes) {
+  return ceil_div(kMoreThanCache, std::max<std::int64_t>(bytes, 1));
+}
+
 /// The part of `tensor` that is call number `call`: `rows` of its first dimension.
 openmsa_tensor part(openmsa_tensor tensor, int call, std::int64_t rows) {
   const std::int64_t bytes = rows * tensor.strides[0] * static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
@@ -97,7 +102,7 @@ void DecodeProblem::choose_counts() {
   const std::int64_t token = 2 * config_.num_heads_kv * config_.head_dim * bytes(config_.kv_dtype);
   const std::int64_t index = pages_per_set_ * config_.page_size * config_.index_dim * bytes(config_.index_dtype);
   if (config_.backend != OPENMSA_BACKEND_CUDA) {
-    num_sets_ = static_cast<int>(ceil_div(kMoreThanCache, index + pages_per_set_ * config_.page_size * token));
+    num_sets_ = static_cast<int>(reads_beyond_cache(index + pages_per_set_ * config_.page_size * token));
     num_calls_ = num_sets_;
     return;
   }
@@ -105,9 +110,8 @@ void DecodeProblem::choose_counts() {
   for (std::int64_t length : seqlens_k_) {
     attended += std::min<std::int64_t>(length, std::int64_t{config_.topk} * config_.block_size) * token;
   }
-  const std::int64_t sets = std::max<std::int64_t>(ceil_div(kMoreThanCache, index), 2);
-  num_calls_ =
-      static_cast<int>(std::clamp(std::max(sets, ceil_div(kMoreThanCache, attended)), kLeastCalls, kMostCalls));
+  const std::int64_t sets = std::max<std::int64_t>(reads_beyond_cache(index), 2);
+  num_calls_ = static_cast<int>(std::clamp(std::max(sets, reads_beyond_cache(attended)), kLeastCalls, kMostCalls));
   num_sets_ = static_cast<int>(std::min<std::int64_t>(sets, num_calls_));
 }
 
