@@ -29,7 +29,7 @@ void store_token(const Buffer& keys, std::int64_t row, Buffer& to, std::int64_t 
   const std::int64_t channels = keys.shape().back(), heads = keys.shape().size() == 3 ? keys.shape()[1] : 1;
   for (std::int64_t h = 0; h < heads; ++h) {
     const std::int64_t slots = scale.size() / heads;  // 0: one scale for all, or none
-    const bool is_per_token = scale.shape() != Shape{} && scale.shape() != Shape{1};
+    const bool is_per_token = !scale.shape().empty() && scale.shape() != Shape{1};
     if (is_per_token) scale.set(h * slots + slot, random_scale(random));
     const double divisor = is_per_token ? scale[h * slots + slot] : scale.shape() == Shape{1} ? scale[0] : 1;
     for (std::int64_t c = 0; c < channels; ++c) {
