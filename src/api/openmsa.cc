@@ -40,7 +40,8 @@ std::size_t workspace_bytes(const openmsa_plan& plan, openmsa_op op) {
   return plan.backend.workspace_bytes(op, plan.plan);
 }
 
-void check_workspace(const openmsa_plan& plan, openmsa_op op, openmsa_workspace workspace) {
+void check_workspace(const openmsa_plan& plan, openmsa_op op, const openmsa_tensors& tensors,
+                     openmsa_workspace workspace) {
   const std::size_t needed = workspace_bytes(plan, op);
   const bool is_device = openmsa::core::is_device(plan.plan.config.backend);
   require(is_device || workspace.stream == nullptr, "workspace.stream: expected NULL on the CPU, got ",
@@ -51,6 +52,7 @@ void check_workspace(const openmsa_plan& plan, openmsa_op op, openmsa_workspace 
   const std::size_t alignment = is_device ? 256 : openmsa::core::Arena::kAlignment;
   require(reinterpret_cast<std::uintptr_t>(workspace.data) % alignment == 0, "workspace: expected ", alignment,
           "-byte alignment, got ", workspace.data);
+  openmsa::api::check_outside(tensors, workspace.data, needed);
 }
 
 }  // namespace
@@ -172,7 +174,7 @@ openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openms
     require(plan != nullptr, "plan: expected a plan, got NULL");
     const openmsa_tensors adopted = adopt(tensors, "tensors");
     const openmsa::core::Problem problem = openmsa::api::check(plan->plan, op, adopted);
-    check_workspace(*plan, op, workspace);
+    check_workspace(*plan, op, adopted, workspace);
     plan->backend.run(op, problem, {openmsa::core::Arena(workspace.data), workspace.stream, plan->state.get()});
   });
 }
