@@ -12,11 +12,12 @@
 #include "core/backend.h"
 #include "core/error.h"
 #include "cpu/cpu.h"
+#include "cpu/default_threads.h"
 #include "cuda/cuda.h"
 
 struct openmsa_plan {
   explicit openmsa_plan(const openmsa_config& config)
-      : plan(openmsa::core::make_plan(config, openmsa::cpu::available_threads())),
+      : plan(openmsa::core::make_plan(config, config.num_threads == 0 ? openmsa::cpu::default_threads() : 0)),
         backend(openmsa::api::backend(config.backend)) {
     backend.check_plan(plan);
     if (backend.make_state != nullptr) state = backend.make_state(plan);
@@ -102,6 +103,13 @@ const char* openmsa_cuda_device(void) {
   } catch (const std::exception&) {
     return "unknown";
   }
+}
+
+openmsa_status openmsa_default_threads(int32_t* num_threads) {
+  return guarded([&] {
+    require(num_threads != nullptr, "num_threads: expected a pointer, got NULL");
+    *num_threads = openmsa::cpu::default_threads();
+  });
 }
 
 size_t openmsa_dtype_bytes(openmsa_dtype dtype) {

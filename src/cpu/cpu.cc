@@ -25,8 +25,6 @@ const Stage& stage_of(openmsa_op op) {
 
 }  // namespace
 
-int available_threads() { return Threads::available(); }
-
 std::unique_ptr<core::BackendState> make_state(const Plan& plan) { return std::make_unique<Threads>(plan.num_threads); }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
