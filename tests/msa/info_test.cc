@@ -38,6 +38,13 @@ TEST_F(Info, ShowsTheThreadsThatTheEnvironmentLeaves) {
   ::unsetenv("OPENMSA_NUM_THREADS");
 }
 
+/// OpenBLAS starts threads when it is loaded, so it is loaded by those alone that multiply.
+TEST_F(Info, IsNotLinkedWithOpenBlas) {
+  const std::string libraries = directory_ / "libraries";
+  ASSERT_EQ(std::system(("ldd " OPENMSA_MSA_BINARY " >" + libraries).c_str()), 0);
+  EXPECT_THAT(io::read_text(libraries), testing::AllOf(HasSubstr("libtbb"), testing::Not(HasSubstr("blas"))));
+}
+
 TEST_F(Info, JsonToStandardOutput) { EXPECT_THAT(msa({"info", "--json", "/dev/stdout"}).out, HasSubstr("\"cores\"")); }
 
 }  // namespace
