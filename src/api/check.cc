@@ -123,8 +123,10 @@ void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_writ
   const auto bytes = openmsa_dtype_bytes(tensor.dtype);
   require(reinterpret_cast<std::uintptr_t>(tensor.data) % bytes == 0, field.name, ": expected data aligned to ", bytes,
           " bytes, got ", tensor.data);
-  require(bytes_spanned(tensor).has_value(), field.name, ": expected strides with offsets below 2^63 bytes, got ",
-          join(tensor.strides, tensor.rank), " for shape ", join(tensor.shape, tensor.rank));
+  if (!bytes_spanned(tensor)) {
+    fail(OPENMSA_INVALID_ARGUMENT, field.name, ": expected strides with offsets below 2^63 bytes, got ",
+         join(tensor.strides, tensor.rank), " for shape ", join(tensor.shape, tensor.rank));
+  }
   require(!is_written || !overlaps_itself(tensor), field.name,
           ": expected strides with which an output does not overlap itself");
 }
