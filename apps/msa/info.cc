@@ -13,7 +13,7 @@ namespace {
 void run(const std::string& json_path) {
   nlohmann::ordered_json facts = machine_facts();
   facts["backends"] = {
-      {{"name", "cpu"}, {"dtypes", {"fp32", "bf16", "fp16"}}, {"threads", usable_cores()}},
+      {{"name", "cpu"}, {"dtypes", {"fp32", "bf16", "fp16"}}, {"threads", default_threads()}},
       {{"name", "cuda"}, {"dtypes", {"bf16", "fp16"}}, {"device", openmsa_cuda_device()}},
       {{"name", "reference"}, {"dtypes", {"fp64", "fp32", "bf16", "fp16"}}, {"threads", 1}},
   };
@@ -21,7 +21,7 @@ void run(const std::string& json_path) {
   std::printf("processor     %s, %d cores, %.1f GiB\n", facts["cpu"].get<std::string>().c_str(), usable_cores(),
               facts["memory_gib"].get<double>());
   std::printf("CPU features  %s\n", openmsa_cpu_features());
-  std::printf("backends      cpu (SIMD, %d threads; fp32, bf16, fp16)\n", usable_cores());
+  std::printf("backends      cpu (SIMD, %d threads; fp32, bf16, fp16)\n", default_threads());
   std::printf("              cuda (%s; bf16, fp16)\n", openmsa_cuda_device());
   std::printf("              reference (float64 sums, 1 thread; fp64, fp32, bf16, fp16)\n");
   std::printf("built with    %s\n", OPENMSA_COMPILER);

@@ -5,7 +5,7 @@
 
 namespace openmsa::cli {
 
-/// Cores that this process may use; the library's default number of threads.
+/// Cores in this process's affinity.
 int usable_cores();
 
 /// {"version", "cpu", "cpu_features", "cuda_device", "cores", "memory_gib", "system", "compiler"}

@@ -1,12 +1,9 @@
 // --backend and --threads, as every command that runs the library takes them.
 #pragma once
 
-#include <openmsa/openmsa.h>
-
 #include <CLI/CLI.hpp>
+#include <openmsa/openmsa.hpp>
 #include <string>
-
-#include "msa/machine.h"
 
 namespace openmsa::cli {
 
@@ -21,7 +18,7 @@ struct BackendOptions {
   bool is_cuda() const { return backend == "cuda"; }
 
   /// Threads that a run on the host uses.
-  int num_threads() const { return backend != "cpu" ? 1 : threads == 0 ? usable_cores() : threads; }
+  int num_threads() const { return backend != "cpu" ? 1 : threads == 0 ? default_threads() : threads; }
 
   void add_to(CLI::App& command) {
     command.add_option("--backend", backend, "cpu (SIMD, threads), cuda (Hopper GPU) or reference (float64, slow)")

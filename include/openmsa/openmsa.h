@@ -19,7 +19,8 @@
  *     got), and when an argument was refused no output has been written.
  *   - The CPU backend works in the caller's workspace alone. The reference backend allocates what it needs.
  *   - A tensor that the operation does not name must be absent; it is refused, not ignored.
- *   - A plan is read-only after creation. Several threads may use one plan at once, each with its own workspace.
+ *   - A plan is read-only after creation. Several threads may use one plan at once, each with its own workspace. A child
+ *     of fork may use its parent's plans on the CPU, and has one thread where the parent has made a call before.
  *   - Results are bitwise equal from run to run and for every number of threads.
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
@@ -132,7 +133,7 @@ typedef struct openmsa_config {
   int64_t max_batch;         /* capacity: sequences */
   int64_t max_total_q;       /* capacity: query tokens of all sequences together */
   int64_t max_seqlen_k;      /* capacity: keys of one sequence */
-  int32_t num_threads;       /* 0: one per core that the process may use */
+  int32_t num_threads;       /* 0: openmsa_default_threads */
   openmsa_dtype kv_dtype;    /* of k_cache and v_cache. 0: dtype; OPENMSA_FLOAT8_E4M3: with a page_size only */
   openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
                                 OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
@@ -216,7 +217,8 @@ typedef struct openmsa_tensors {
   /* selection */
   openmsa_tensor block_scores; /* [num_heads_kv, total_q, >= number of kv_blocks of the longest sequence] fp32 */
   openmsa_tensor topk_indices; /* [num_heads_kv, total_q, topk] int32 kv_block numbers inside the sequence. Written
-                                  ascending, -1 padded; read as a prefix in any order, then -1 */
+                                  ascending, -1 padded; read as a prefix in any order, then -1: -1 ends a row. A number
+                                  after it is refused; on CUDA, which cannot check, the row's results are undefined */
 
   /* results */
   openmsa_tensor o;   /* [total_q, num_heads_q, head_dim], plan's dtype or fp32 */
@@ -241,7 +243,8 @@ OPENMSA_API void openmsa_tensors_init(openmsa_tensors* tensors);
 
 /* Where a call runs. */
 typedef struct openmsa_workspace {
-  void* data;   /* 64-byte aligned (CUDA: 256-byte aligned device memory); contents undefined before and after */
+  void* data;   /* 64-byte aligned (CUDA: 256-byte aligned device memory); contents undefined before and after. Of
+                   the bytes that the operation needs none may be those of a tensor of the call */
   size_t bytes; /* at least openmsa_plan_workspace_bytes */
   void* stream; /* CUDA backend: the cudaStream_t that the work is enqueued on; NULL on the CPU */
 } openmsa_workspace;
@@ -384,6 +387,12 @@ OPENMSA_API int32_t openmsa_tensor_use(const openmsa_config* config, openmsa_op 
 
 /* Instruction sets that the CPU backend can use here, best first, for example "AVX3 AVX2 SSE4". Constant text. */
 OPENMSA_API const char* openmsa_cpu_features(void);
+
+/* Threads of a CPU plan with num_threads = 0: the fewest of the cores in this process's affinity, of those that its
+ * control groups' CPU quotas amount to, rounded up, and of the environment's OPENMSA_NUM_THREADS or, where that is not
+ * set, OMP_NUM_THREADS. Returns INVALID_ARGUMENT for an OPENMSA_NUM_THREADS that is no positive number, as creating such
+ * a plan does. */
+OPENMSA_API openmsa_status openmsa_default_threads(int32_t* num_threads);
 
 /* The GPU that the CUDA backend runs on, or why it cannot, for example "no NVIDIA driver was found". Constant text. */
 OPENMSA_API const char* openmsa_cuda_device(void);

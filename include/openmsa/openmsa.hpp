@@ -101,6 +101,13 @@ inline bool writes(const Config& config, openmsa_op op, const char* name) {
   return (use_of(config, op, name) & (OPENMSA_WRITES | OPENMSA_MAY_WRITE)) != 0;
 }
 
+/// Threads of a CPU plan with num_threads = 0.
+inline std::int32_t default_threads() {
+  std::int32_t threads = 0;
+  check(openmsa_default_threads(&threads));
+  return threads;
+}
+
 /// Memory for the operations of one thread; grows, never shrinks, 64-byte aligned.
 class Workspace {
  public:

@@ -26,7 +26,8 @@ class Plan:
     page_size     tokens per cache page, a divisor of block_size; 0: contiguous keys
     kv_dtype, index_dtype
                   None: dtype; "float8_e4m3fn" for fp8 caches and index keys
-    num_threads   CPU backend; 0: one per core
+    num_threads   CPU backend; 0: one per core that affinity, CPU quota and the environment's OPENMSA_NUM_THREADS (or, if
+                  that is not set, OMP_NUM_THREADS) leave to the process
 
     A plan is read-only and may be used by several threads at once; it can be copied and pickled. Workspace is not its own:
     all plans share what `openmsa.workspace_bytes` counts, and a call in a CUDA graph that is captured gets memory of the

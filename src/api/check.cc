@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "api/memory.h"
 #include "api/operations.h"
 #include "core/error.h"
 
@@ -83,10 +84,6 @@ void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tenso
   }
 }
 
-bool is_empty(const openmsa_tensor& tensor) {
-  return std::any_of(tensor.shape, tensor.shape + tensor.rank, [](std::int64_t extent) { return extent == 0; });
-}
-
 /// No two elements of an output may share memory: sorted by stride, each dimension steps over all smaller ones.
 bool overlaps_itself(const openmsa_tensor& tensor) {
   std::array<int, OPENMSA_MAX_RANK> order = {0, 1, 2, 3};
@@ -100,6 +97,13 @@ bool overlaps_itself(const openmsa_tensor& tensor) {
     extent += (size - 1) * stride;
   }
   return false;
+}
+
+/// "[2, 3]"
+std::string join(const std::int64_t* numbers, int count) {
+  std::string text = "[";
+  for (int i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(numbers[i]);
+  return text + "]";
 }
 
 void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_written) {
@@ -119,6 +123,10 @@ void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_writ
   const auto bytes = openmsa_dtype_bytes(tensor.dtype);
   require(reinterpret_cast<std::uintptr_t>(tensor.data) % bytes == 0, field.name, ": expected data aligned to ", bytes,
           " bytes, got ", tensor.data);
+  if (!bytes_spanned(tensor)) {
+    fail(OPENMSA_INVALID_ARGUMENT, field.name, ": expected strides with offsets below 2^63 bytes, got ",
+         join(tensor.strides, tensor.rank), " for shape ", join(tensor.shape, tensor.rank));
+  }
   require(!is_written || !overlaps_itself(tensor), field.name,
           ": expected strides with which an output does not overlap itself");
 }
@@ -388,6 +396,15 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
   check_values(operation, problem, extents.get(Dim::kTotalK, 0));
   if (op == OPENMSA_OP_APPEND_KV) check_append(problem);
   return problem;
+}
+
+void check_outside(const openmsa_tensors& tensors, const void* workspace, std::size_t bytes) {
+  for (const Field& field : fields()) {
+    const openmsa_tensor& tensor = tensors.*field.member;
+    if (!present(tensor) || is_empty(tensor)) continue;
+    require(!shares_memory(tensor, workspace, bytes), field.name, ": expected memory outside the workspace, got ",
+            tensor.data, " in the ", bytes, " bytes at ", workspace);
+  }
 }
 
 }  // namespace openmsa::api

@@ -12,11 +12,12 @@
 #include "core/backend.h"
 #include "core/error.h"
 #include "cpu/cpu.h"
+#include "cpu/default_threads.h"
 #include "cuda/cuda.h"
 
 struct openmsa_plan {
   explicit openmsa_plan(const openmsa_config& config)
-      : plan(openmsa::core::make_plan(config, openmsa::cpu::available_threads())),
+      : plan(openmsa::core::make_plan(config, config.num_threads == 0 ? openmsa::cpu::default_threads() : 0)),
         backend(openmsa::api::backend(config.backend)) {
     backend.check_plan(plan);
     if (backend.make_state != nullptr) state = backend.make_state(plan);
@@ -40,7 +41,8 @@ std::size_t workspace_bytes(const openmsa_plan& plan, openmsa_op op) {
   return plan.backend.workspace_bytes(op, plan.plan);
 }
 
-void check_workspace(const openmsa_plan& plan, openmsa_op op, openmsa_workspace workspace) {
+void check_workspace(const openmsa_plan& plan, openmsa_op op, const openmsa_tensors& tensors,
+                     openmsa_workspace workspace) {
   const std::size_t needed = workspace_bytes(plan, op);
   const bool is_device = openmsa::core::is_device(plan.plan.config.backend);
   require(is_device || workspace.stream == nullptr, "workspace.stream: expected NULL on the CPU, got ",
@@ -51,6 +53,7 @@ void check_workspace(const openmsa_plan& plan, openmsa_op op, openmsa_workspace 
   const std::size_t alignment = is_device ? 256 : openmsa::core::Arena::kAlignment;
   require(reinterpret_cast<std::uintptr_t>(workspace.data) % alignment == 0, "workspace: expected ", alignment,
           "-byte alignment, got ", workspace.data);
+  openmsa::api::check_outside(tensors, workspace.data, needed);
 }
 
 }  // namespace
@@ -100,6 +103,13 @@ const char* openmsa_cuda_device(void) {
   } catch (const std::exception&) {
     return "unknown";
   }
+}
+
+openmsa_status openmsa_default_threads(int32_t* num_threads) {
+  return guarded([&] {
+    require(num_threads != nullptr, "num_threads: expected a pointer, got NULL");
+    *num_threads = openmsa::cpu::default_threads();
+  });
 }
 
 size_t openmsa_dtype_bytes(openmsa_dtype dtype) {
@@ -172,7 +182,7 @@ openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openms
     require(plan != nullptr, "plan: expected a plan, got NULL");
     const openmsa_tensors adopted = adopt(tensors, "tensors");
     const openmsa::core::Problem problem = openmsa::api::check(plan->plan, op, adopted);
-    check_workspace(*plan, op, workspace);
+    check_workspace(*plan, op, adopted, workspace);
     plan->backend.run(op, problem, {openmsa::core::Arena(workspace.data), workspace.stream, plan->state.get()});
   });
 }

@@ -39,10 +39,10 @@ void append_token(const openmsa_tensor& from, std::int64_t row, std::int64_t hea
 
 }  // namespace
 
-void append_kv(const Problem& problem, Arena&, const Threads& threads) {
+void append_kv(const Problem& problem, Arena&, const Loops& loops) {
   const openmsa_tensors& tensors = problem.tensors;
   for_each_item(
-      problem, threads, [](const Sequence& sequence) { return sequence.seqlen_k == 0 ? 0 : sequence.seqlen_q; },
+      problem, loops, [](const Sequence& sequence) { return sequence.seqlen_k == 0 ? 0 : sequence.seqlen_q; },
       [&](const Item& item, int) {
         const std::int64_t row = item.sequence.q_begin + item.index, j = item.sequence.position(item.index);
         for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {

@@ -218,14 +218,14 @@ void store_tile(const Problem& problem, const HeadTile& tile, const RunningSoftm
 
 }  // namespace
 
-void attention(const Problem& problem, Arena& arena, const Threads& threads) {
+void attention(const Problem& problem, Arena& arena, const Loops& loops) {
   if (!core::present(problem.tensors.topk_indices)) {
     Arena decode = arena;  // one after the other in the same scratch
-    dense_decode(problem, decode, threads);
+    dense_decode(problem, decode, loops);
   }
   const PerThread<Scratch> workspace(arena, problem.plan);
   for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
+      problem, loops, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
       [&](const Item& item, int slot) {
         Scratch s = workspace[slot];
         const HeadTile tile = tile_of(problem, item);

@@ -166,15 +166,15 @@ void key_gradients(const Problem& problem, const HeadBlock& at, const Workspace&
 
 void plan_attention_backward(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
-void attention_backward(const Problem& problem, Arena& arena, const Threads& threads) {
+void attention_backward(const Problem& problem, Arena& arena, const Loops& loops) {
   Workspace workspace(arena, problem.plan);
-  workspace.visitors.build(problem, threads);
-  threads.for_each(problem.used_q(), [&](std::int64_t row, int) { write_delta(problem, row, workspace.delta); });
-  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+  workspace.visitors.build(problem, loops);
+  loops.threads.for_each(problem.used_q(), [&](std::int64_t row, int) { write_delta(problem, row, workspace.delta); });
+  for_each_query_tile(problem, loops, [&](const HeadTile& tile, int slot) {
     Scratch s = workspace.threads[slot];
     query_gradients(problem, tile, workspace.delta, s);
   });
-  for_each_key_block(problem, threads, [&](const HeadBlock& at, int slot) {
+  for_each_key_block(problem, loops, [&](const HeadBlock& at, int slot) {
     Scratch s = workspace.threads[slot];
     key_gradients(problem, at, workspace, s);
   });

@@ -147,9 +147,9 @@ using Workspace = PerThread<Scratch>;
 
 void plan_block_recall(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
-void block_recall(const Problem& problem, Arena& arena, const Threads& threads) {
+void block_recall(const Problem& problem, Arena& arena, const Loops& loops) {
   const Workspace workspace(arena, problem.plan);
-  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+  for_each_query_tile(problem, loops, [&](const HeadTile& tile, int slot) {
     Scratch s = workspace[slot];
     compute_softmax(problem, tile, s);
     compute_mass(problem, tile, s);

@@ -17,13 +17,13 @@ using Workspace = PerThread<IndexTile>;
 
 void plan_block_scores(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
-void block_scores(const Problem& problem, Arena& arena, const Threads& threads) {
+void block_scores(const Problem& problem, Arena& arena, const Loops& loops) {
   const Plan& plan = problem.plan;
   const openmsa_tensor& scores = problem.tensors.block_scores;
   const Workspace workspace(arena, plan);
   const std::int64_t queries = index_queries_per_tile(plan), heads = plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, queries); },
+      problem, loops, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, queries); },
       [&](const Item& item, int slot) {
         IndexTile tile = workspace[slot];
         const std::int64_t first = item.index * queries;

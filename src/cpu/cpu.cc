@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cpu/loops.h"
 #include "cpu/stages.h"
 #include "cpu/threads.h"
 
@@ -24,12 +25,11 @@ const Stage& stage_of(openmsa_op op) {
 
 }  // namespace
 
-int available_threads() { return Threads::available(); }
-
 std::unique_ptr<core::BackendState> make_state(const Plan& plan) { return std::make_unique<Threads>(plan.num_threads); }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   Arena arena;
+  Loops::take_ends(arena, plan);
   const Stage& stage = stage_of(op);
   if (stage.plan != nullptr) stage.plan(plan, arena);
   return arena.used();
@@ -37,7 +37,8 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
 
 void run(openmsa_op op, const Problem& problem, const core::Execution& execution) {
   Arena arena = execution.workspace;
-  stage_of(op).run(problem, arena, static_cast<const Threads&>(*execution.state));
+  const Loops loops{static_cast<const Threads&>(*execution.state), Loops::take_ends(arena, problem.plan)};
+  stage_of(op).run(problem, arena, loops);
 }
 
 const char* features() {

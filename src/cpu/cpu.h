@@ -18,9 +18,6 @@ std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
 
 void run(openmsa_op op, const core::Problem& problem, const core::Execution& execution);
 
-/// Cores that this process may use.
-int available_threads();
-
 /// Instruction sets that run here, best first.
 const char* features();
 

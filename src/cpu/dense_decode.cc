@@ -214,11 +214,11 @@ void merge_segments(const Problem& problem, const Item& item, std::int64_t t, st
 
 }  // namespace
 
-void dense_decode(const Problem& problem, Arena& arena, const Threads& threads) {
+void dense_decode(const Problem& problem, Arena& arena, const Loops& loops) {
   const Plan& plan = problem.plan;
   const Workspace workspace(arena, plan);
   for_each_item(
-      problem, threads,
+      problem, loops,
       [&](const Sequence& sequence) {
         return is_decode(sequence) && sequence.seqlen_q > 0 ? num_segments(plan, sequence) : 0;
       },
@@ -230,7 +230,7 @@ void dense_decode(const Problem& problem, Arena& arena, const Threads& threads) 
       });
   const std::int64_t heads = plan.config.num_heads_q;
   for_each_item(
-      problem, threads,
+      problem, loops,
       [&](const Sequence& sequence) { return num_segments(plan, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
       [&](const Item& item, int) {
         merge_segments(problem, item, item.index / heads, item.index % heads, workspace.partials);

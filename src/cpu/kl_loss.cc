@@ -172,33 +172,33 @@ void plan_kl_loss(const Plan& plan, Arena& arena) {
   plan_kl_teacher_backward(plan, arena);
 }
 
-void kl_loss(const Problem& problem, Arena& arena, const Threads& threads) {
+void kl_loss(const Problem& problem, Arena& arena, const Loops& loops) {
   const Plan& plan = problem.plan;
   Workspace workspace(arena, plan);
-  for_each_query_tile(problem, threads, [&](const HeadTile& queries, int slot) {
+  for_each_query_tile(problem, loops, [&](const HeadTile& queries, int slot) {
     Scratch s = workspace.threads[slot];
     write_index_lse(problem, queries, workspace, s);
   });
   const openmsa_tensors& tensors = problem.tensors;
   if (core::present(tensors.kl_loss) || core::present(tensors.d_index_q)) {
-    for_each_query_tile(problem, threads, [&](const HeadTile& queries, int slot) {
+    for_each_query_tile(problem, loops, [&](const HeadTile& queries, int slot) {
       Scratch s = workspace.threads[slot];
       query_gradients(problem, queries, workspace, s);
     });
   }
   if (core::present(tensors.kl_loss)) write_loss(problem, workspace.kl);
   const bool needs_visitors = core::present(tensors.d_index_k) || core::present(tensors.d_k);
-  if (needs_visitors) workspace.visitors.build(problem, threads);
+  if (needs_visitors) workspace.visitors.build(problem, loops);
   if (core::present(tensors.d_index_k)) {
     for_each_item(
-        problem, threads, [&](const Sequence& sequence) { return num_blocks(plan, sequence); },
+        problem, loops, [&](const Sequence& sequence) { return num_blocks(plan, sequence); },
         [&](const Item& item, int slot) {
           Scratch s = workspace.threads[slot];
           key_gradients(problem, item, workspace, s);
         });
   }
   if (core::present(tensors.d_q) || core::present(tensors.d_k)) {
-    kl_teacher_backward(problem, arena, threads, workspace.visitors, workspace.index_lse);
+    kl_teacher_backward(problem, arena, loops, workspace.visitors, workspace.index_lse);
   }
   write_query_padding(problem, tensors.d_index_q, 0, 0);
   write_query_padding(problem, tensors.d_q, 0, 0);

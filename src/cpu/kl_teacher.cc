@@ -139,15 +139,15 @@ void key_gradients(const Problem& problem, const HeadBlock& at, const Visitors& 
 
 void plan_kl_teacher_backward(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
-void kl_teacher_backward(const Problem& problem, Arena& arena, const Threads& threads, const Visitors& visitors,
+void kl_teacher_backward(const Problem& problem, Arena& arena, const Loops& loops, const Visitors& visitors,
                          const float* index_lse) {
   const Workspace workspace(arena, problem.plan);
-  for_each_query_tile(problem, threads, [&](const HeadTile& tile, int slot) {
+  for_each_query_tile(problem, loops, [&](const HeadTile& tile, int slot) {
     Scratch s = workspace.threads[slot];
     query_gradients(problem, tile, index_lse, workspace.expectation, s);
   });
   if (!core::present(problem.tensors.d_k)) return;
-  for_each_key_block(problem, threads, [&](const HeadBlock& at, int slot) {
+  for_each_key_block(problem, loops, [&](const HeadBlock& at, int slot) {
     Scratch s = workspace.threads[slot];
     key_gradients(problem, at, visitors, index_lse, workspace.expectation, s);
   });

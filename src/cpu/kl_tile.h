@@ -41,8 +41,8 @@ struct KlTile {
 float kl_weight(const core::Problem& problem);
 
 /// The ablation's gradients d_q and d_k through the teacher. index_lse is [num_heads_kv][total_q].
-void kl_teacher_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads,
-                         const Visitors& visitors, const float* index_lse);
+void kl_teacher_backward(const core::Problem& problem, core::Arena& arena, const Loops& loops, const Visitors& visitors,
+                         const float* index_lse);
 void plan_kl_teacher_backward(const core::Plan& plan, core::Arena& arena);
 
 }  // namespace openmsa::cpu

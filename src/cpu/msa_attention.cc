@@ -18,12 +18,12 @@ void plan_msa_attention(const Plan& plan, Arena& arena) {
   arena = select.used() > attend.used() ? select : attend;
 }
 
-void msa_attention(const Problem& problem, Arena& arena, const Threads& threads) {
+void msa_attention(const Problem& problem, Arena& arena, const Loops& loops) {
   const openmsa_tensors tensors = core::with_selection(problem, arena);
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;
-  select_blocks(layer, select, threads);
-  attention(layer, attend, threads);
+  select_blocks(layer, select, loops);
+  attention(layer, attend, loops);
 }
 
 }  // namespace openmsa::cpu

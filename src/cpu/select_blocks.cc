@@ -131,13 +131,13 @@ void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::in
 
 void plan_select_blocks(const Plan& plan, Arena& arena) { Workspace(arena, plan); }
 
-void select_blocks(const Problem& problem, Arena& arena, const Threads& threads) {
+void select_blocks(const Problem& problem, Arena& arena, const Loops& loops) {
   const Plan& plan = problem.plan;
   const Workspace workspace(arena, plan);
   const Partials& partials = workspace.partials;
   const std::int64_t tile = index_queries_per_tile(plan), heads = plan.config.num_heads_kv;
   for_each_item(
-      problem, threads,
+      problem, loops,
       [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, tile) * num_segments(plan, sequence); },
       [&](const Item& item, int slot) {
         Scratch s = workspace.threads[slot];
@@ -159,7 +159,7 @@ void select_blocks(const Problem& problem, Arena& arena, const Threads& threads)
         }
       });
   for_each_item(
-      problem, threads,
+      problem, loops,
       [&](const Sequence& sequence) { return num_segments(plan, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
       [&](const Item& item, int) { merge_row(problem, item, item.index / heads, item.index % heads, partials); });
   write_query_padding(problem, problem.tensors.topk_indices, 1, -1);

@@ -1,25 +1,25 @@
 // The operations of the CPU backend. Each takes its scratch from the arena; run with a measuring arena, plan_* tells
-// how much that is.
+// how much that is, the room of Loops aside.
 #pragma once
 
 #include "core/arena.h"
 #include "core/problem.h"
-#include "cpu/threads.h"
+#include "cpu/loops.h"
 
 namespace openmsa::cpu {
 
-void block_scores(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void topk(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void select_blocks(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void block_scores(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void topk(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void select_blocks(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// Sparse when topk_indices is present, else dense; so is its backward.
-void attention(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// The part of dense attention that sequences of few queries are; attention() calls it.
-void dense_decode(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void attention_backward(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void kl_loss(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void block_recall(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void msa_attention(const core::Problem& problem, core::Arena& arena, const Threads& threads);
-void append_kv(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+void dense_decode(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void attention_backward(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void kl_loss(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void block_recall(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void msa_attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void append_kv(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 
 /// Workspace of each operation within the plan's capacities, carved from a measuring arena.
 void plan_block_scores(const core::Plan& plan, core::Arena& arena);
@@ -34,8 +34,8 @@ void plan_block_recall(const core::Plan& plan, core::Arena& arena);
 /// An operation of the C API.
 struct Stage {
   openmsa_op op;
-  void (*plan)(const core::Plan& plan, core::Arena& arena);  // nullptr: works in place
-  void (*run)(const core::Problem& problem, core::Arena& arena, const Threads& threads);
+  void (*plan)(const core::Plan& plan, core::Arena& arena);  // nullptr: no scratch
+  void (*run)(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 };
 
 // clang-format off

@@ -10,14 +10,15 @@ namespace openmsa::cpu {
 
 class Threads : public core::BackendState {
  public:
-  /// Cores that this process may use.
+  /// Cores that this process may use. A child of fork whose parent has run loops has one.
   static int available();
 
   explicit Threads(int count);
   ~Threads() override;
 
   /// Calls body(item, slot) for every item in [0, count), in any order. `slot`, below the number of threads, tells
-  /// apart the calls that may run at the same time. Several threads may call for_each at once.
+  /// apart the calls that may run at the same time. Several threads may call for_each at once. In a child of fork
+  /// whose parent has run loops all calls are made by the calling thread.
   template <class Body>
   void for_each(std::int64_t count, const Body& body) const {
     run(count, &body,

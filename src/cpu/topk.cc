@@ -34,13 +34,13 @@ void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std:
   }
 }
 
-void topk(const Problem& problem, Arena&, const Threads& threads) {
+void topk(const Problem& problem, Arena&, const Loops& loops) {
   const Plan& plan = problem.plan;
   const openmsa_tensor& scores = problem.tensors.block_scores;
   const openmsa_tensor& indices = problem.tensors.topk_indices;
   const std::int64_t heads = plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [](const Sequence& sequence) { return sequence.seqlen_q; },
+      problem, loops, [](const Sequence& sequence) { return sequence.seqlen_q; },
       [&](const Item& item, int) {
         const std::int64_t row = item.sequence.q_begin + item.index;
         const Candidates candidates(plan, item.sequence.position(item.index));

@@ -98,14 +98,14 @@ std::int32_t* Visitors::queries(const Problem& problem, const Sequence& sequence
   return queries_ + (head * problem.total_q + sequence.q_begin) * problem.plan.config.topk;
 }
 
-void Visitors::build(const Problem& problem, const Threads& threads) {
+void Visitors::build(const Problem& problem, const Loops& loops) {
   if (!core::present(problem.tensors.topk_indices)) {
     std::iota(queries_, queries_ + problem.total_q, 0);
     return;
   }
   const std::int64_t heads = problem.plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [heads](const Sequence&) { return heads; },
+      problem, loops, [heads](const Sequence&) { return heads; },
       [&](const Item& item, int) {
         const Sequence& sequence = item.sequence;
         sort_by_block(problem, {sequence, item.index, 0, sequence.seqlen_q}, num_blocks(problem.plan, sequence),

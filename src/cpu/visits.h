@@ -6,7 +6,7 @@
 
 #include "core/arena.h"
 #include "core/problem.h"
-#include "cpu/threads.h"
+#include "cpu/loops.h"
 #include "cpu/work.h"
 
 namespace openmsa::cpu {
@@ -49,7 +49,7 @@ void begin_visits(TileVisits& visits, const core::Problem& problem, const HeadTi
 class Visitors {
  public:
   Visitors(core::Arena& arena, const core::Plan& plan);
-  void build(const core::Problem& problem, const Threads& threads);
+  void build(const core::Problem& problem, const Loops& loops);
   Visit of(const core::Problem& problem, const HeadBlock& at) const;
 
  private:

@@ -8,7 +8,7 @@
 #include "core/arena.h"
 #include "core/problem.h"
 #include "cpu/heuristics.h"
-#include "cpu/threads.h"
+#include "cpu/loops.h"
 
 namespace openmsa::cpu {
 
@@ -47,17 +47,13 @@ struct Item {
 
 /// Calls body(item, slot) for the items of all sequences, of which `count(sequence)` belong to each.
 template <class Count, class Body>
-void for_each_item(const Problem& problem, const Threads& threads, const Count& count, const Body& body) {
+void for_each_item(const Problem& problem, const Loops& loops, const Count& count, const Body& body) {
   std::int64_t total = 0;
-  for (std::int64_t b = 0; b < problem.batch; ++b) total += count(problem.sequence(b));
-  threads.for_each(total, [&](std::int64_t item, int slot) {
-    std::int64_t b = 0, index = item;
-    Sequence sequence = problem.sequence(0);
-    for (std::int64_t here = count(sequence); index >= here; here = count(sequence)) {
-      index -= here;
-      sequence = problem.sequence(++b);
-    }
-    body(Item{sequence, b, index}, slot);
+  for (std::int64_t b = 0; b < problem.batch; ++b) loops.ends[b] = total += count(problem.sequence(b));
+  const std::int64_t* const ends = loops.ends;
+  loops.threads.for_each(total, [&](std::int64_t item, int slot) {
+    const std::int64_t b = std::upper_bound(ends, ends + problem.batch, item) - ends;
+    body(Item{problem.sequence(b), b, b == 0 ? item : item - ends[b - 1]}, slot);
   });
 }
 
@@ -71,10 +67,10 @@ struct HeadTile {
 
 /// Calls body(tile, slot) for the tiles of queries_per_tile queries of all sequences and KV heads.
 template <class Body>
-void for_each_query_tile(const Problem& problem, const Threads& threads, const Body& body) {
+void for_each_query_tile(const Problem& problem, const Loops& loops, const Body& body) {
   const std::int64_t size = queries_per_tile(problem.plan), heads = problem.plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, size) * heads; },
+      problem, loops, [&](const Sequence& sequence) { return core::ceil_div(sequence.seqlen_q, size) * heads; },
       [&](const Item& item, int slot) {
         const std::int64_t first = item.index / heads * size;
         body(HeadTile{item.sequence, item.index % heads, first, std::min(size, item.sequence.seqlen_q - first)}, slot);
@@ -96,10 +92,10 @@ struct HeadBlock {
 
 /// Calls body(block, slot) for the kv_blocks of all sequences and KV heads.
 template <class Body>
-void for_each_key_block(const Problem& problem, const Threads& threads, const Body& body) {
+void for_each_key_block(const Problem& problem, const Loops& loops, const Body& body) {
   const std::int64_t heads = problem.plan.config.num_heads_kv;
   for_each_item(
-      problem, threads, [&](const Sequence& sequence) { return num_blocks(problem.plan, sequence) * heads; },
+      problem, loops, [&](const Sequence& sequence) { return num_blocks(problem.plan, sequence) * heads; },
       [&](const Item& item, int slot) {
         body(HeadBlock{item.sequence, item.b, item.index % heads, item.index / heads}, slot);
       });

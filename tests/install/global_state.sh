@@ -3,7 +3,8 @@
 # use. What belongs to a thread (.tbss) is not shared; DW.ref is how the compiler finds handlers of exceptions.
 set -eu
 nm=$1 archive=$2
-filled_once='openmsa::cpu::features()::names
+filled_once='openmsa::cpu::(anonymous namespace)::owner
+openmsa::cpu::features()::names
 openmsa::cpu::pair_ops()::is_supported
 openmsa::cpu::tile_ops()::ops
 openmsa_cuda_device::text'

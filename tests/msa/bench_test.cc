@@ -140,7 +140,8 @@ TEST_F(Bench, PrefillMeasuresEveryStage) {
     const nlohmann::json bench = io::read_json(json_);
     for (const nlohmann::json& row : bench["results"]) {
       EXPECT_GT(row["median_ms"], 0);
-      EXPECT_GT(row["share_of_sgemm"], 0);
+      const bool keeps_all = row["tokens"] == "100" && row["stage"] == "select";
+      EXPECT_EQ(row["share_of_sgemm"] > 0, !keeps_all);
       names.push_back(row["tokens"].get<std::string>() + " " + row["stage"].get<std::string>());
     }
     return names;
@@ -197,9 +198,21 @@ TEST_F(Bench, PrefillCountsCausalOperations) {
                           "--index-dim", "64", "--topk", "1", "--tokens", "200", "--repeats", "1", "--json", json_});
   ASSERT_EQ(run.status, 0) << run.err;
   const nlohmann::json results = io::read_json(json_)["results"];
-  EXPECT_EQ(results[0]["operations"], 2 * 2 * 64 * (200 * 201 / 2));
+  EXPECT_EQ(results[0]["operations"], 2 * 2 * 64 * (200 * 201 / 2 - 128 * 129 / 2)) << "of queries with two kv_blocks";
   EXPECT_EQ(results[1]["operations"], 4 * 4 * 64 * (128 * 129 / 2 + 72 * 128));
   EXPECT_EQ(results[3]["operations"], 4 * 4 * 64 * (200 * 201 / 2));
+}
+
+/// A query with no more kv_blocks than it may keep keeps them all: nothing is scored, and there is no rate.
+TEST_F(Bench, PrefillWithNothingToScoreHasNoRateOfSelection) {
+  const MsaRun run = msa({"bench", "prefill", "--num-heads-q", "4", "--num-heads-kv", "2", "--head-dim", "64",
+                          "--index-dim", "64", "--topk", "4", "--tokens", "512", "--repeats", "1", "--json", json_});
+  ASSERT_EQ(run.status, 0) << run.err;
+  const nlohmann::json results = io::read_json(json_)["results"];
+  EXPECT_EQ(results[0]["operations"], 0);
+  EXPECT_EQ(results[2]["operations"], results[1]["operations"]);
+  const std::string row = run.out.substr(run.out.find("select "));
+  EXPECT_THAT(row.substr(0, row.find('\n')), testing::ContainsRegex(" - .* -$"));
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 
+#include <cstdlib>
+
 #include "io/json_file.h"
 #include "msa/msa.h"
 
@@ -26,6 +28,21 @@ TEST_F(Info, PrintsAndWritesFacts) {
   EXPECT_EQ(facts["version"], openmsa_version());
   EXPECT_GE(facts["cores"], 1);
   EXPECT_EQ(facts["backends"][0]["name"], "cpu");
+}
+
+TEST_F(Info, ShowsTheThreadsThatTheEnvironmentLeaves) {
+  ::setenv("OPENMSA_NUM_THREADS", "1", 1);
+  EXPECT_THAT(msa({"info"}).out, HasSubstr("cpu (SIMD, 1 threads;"));
+  ::setenv("OPENMSA_NUM_THREADS", "none", 1);
+  expect_refusal(msa({"info"}), "OPENMSA_NUM_THREADS: expected a positive number, got none");
+  ::unsetenv("OPENMSA_NUM_THREADS");
+}
+
+/// OpenBLAS starts threads when it is loaded, so it is loaded by those alone that multiply.
+TEST_F(Info, IsNotLinkedWithOpenBlas) {
+  const std::string libraries = directory_ / "libraries";
+  ASSERT_EQ(std::system(("ldd " OPENMSA_MSA_BINARY " >" + libraries).c_str()), 0);
+  EXPECT_THAT(io::read_text(libraries), testing::AllOf(HasSubstr("libtbb"), testing::Not(HasSubstr("blas"))));
 }
 
 TEST_F(Info, JsonToStandardOutput) { EXPECT_THAT(msa({"info", "--json", "/dev/stdout"}).out, HasSubstr("\"cores\"")); }

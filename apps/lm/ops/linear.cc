@@ -1,9 +1,8 @@
 #include "lm/ops/linear.h"
 
-#include <cblas.h>
-
 #include <vector>
 
+#include "lm/ops/blas.h"
 #include "lm/ops/parallel.h"
 #include "lm/ops/profile.h"
 #include "lm/ops/simd.h"
@@ -20,17 +19,10 @@ float beta(Write write) { return write == Write::kAdd ? 1.0f : 0.0f; }
 
 blasint blas(std::int64_t size) { return static_cast<blasint>(size); }
 
-void use_one_blas_thread() {
-  [[maybe_unused]] static const bool done = [] {
-    openblas_set_num_threads(1);
-    return true;
-  }();
-}
-
 /// y[t,o] = sum_i x[t,i] w[o,i] for rows of y that are `row_size` wide; one BLAS call.
 void product(const LinearShape& shape, const float* x, const float* w, float* y, std::int64_t row_size, Write write) {
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(shape.tokens), blas(shape.out), blas(shape.in), 1.0f, x,
-              blas(shape.in), w, blas(shape.in), beta(write), y, blas(row_size));
+  open_blas().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(shape.tokens), blas(shape.out), blas(shape.in), 1.0f,
+                    x, blas(shape.in), w, blas(shape.in), beta(write), y, blas(row_size));
 }
 
 void linear_fp32(const LinearShape& shape, const float* x, const float* w, float* y, std::int64_t row_size,
@@ -84,7 +76,6 @@ void linear_bf16(const LinearShape& shape, const float* x, const io::BFloat16* w
 }  // namespace
 
 void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, float* y, Write write) {
-  use_one_blas_thread();
   for (const WeightBlock& block : w.blocks) {
     const LinearShape part{shape.tokens, shape.in, block.rows};
     if (block.fp32) {
@@ -98,26 +89,24 @@ void linear(const LinearShape& shape, const float* x, const WeightMatrix& w, flo
 
 void linear(const LinearShape& shape, const float* x, const float* w, float* y, Write write) {
   const TimedPart timed(Part::kProducts);
-  use_one_blas_thread();
   linear_fp32(shape, x, w, y, shape.out, write);
 }
 
 void linear_backward_input(const LinearShape& shape, const float* d_y, const float* w, float* d_x, Write write) {
   const TimedPart timed(Part::kProducts);
-  use_one_blas_thread();
   parallel_chunks(shape.tokens, kTokenChunk, [&](std::int64_t begin, std::int64_t end) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.out), 1.0f,
-                d_y + begin * shape.out, blas(shape.out), w, blas(shape.in), beta(write), d_x + begin * shape.in,
-                blas(shape.in));
+    open_blas().sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.out),
+                      1.0f, d_y + begin * shape.out, blas(shape.out), w, blas(shape.in), beta(write),
+                      d_x + begin * shape.in, blas(shape.in));
   });
 }
 
 void linear_backward_weight(const LinearShape& shape, const float* d_y, const float* x, float* d_w) {
   const TimedPart timed(Part::kProducts);
-  use_one_blas_thread();
   parallel_chunks(shape.out, kWeightChunk, [&](std::int64_t begin, std::int64_t end) {
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.tokens), 1.0f,
-                d_y + begin, blas(shape.out), x, blas(shape.in), 1.0f, d_w + begin * shape.in, blas(shape.in));
+    open_blas().sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(end - begin), blas(shape.in), blas(shape.tokens),
+                      1.0f, d_y + begin, blas(shape.out), x, blas(shape.in), 1.0f, d_w + begin * shape.in,
+                      blas(shape.in));
   });
 }
 

@@ -1,11 +1,10 @@
 #include "msa/bench/host_rates.h"
 
-#include <cblas.h>
-
 #include <cstring>
 #include <thread>
 #include <vector>
 
+#include "lm/ops/blas.h"
 #include "msa/device/timing.h"
 
 namespace openmsa::cli {
@@ -19,16 +18,17 @@ double sgemm_tflops(int threads) {
   constexpr blasint kSize = 1024;
   const std::vector<float> a(std::size_t{kSize} * kSize, 1.0f), b = a;
   std::vector<float> c(a.size());
-  const int before = openblas_get_num_threads();
-  openblas_set_num_threads(threads);
+  const lm::OpenBlas& blas = lm::open_blas();
+  const int before = blas.get_num_threads();
+  blas.set_num_threads(threads);
   Timing timing;
   for (int i = 0; i < kRepeats; ++i) {
     timing.measure([&] {
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1.0f, a.data(), kSize, b.data(),
-                  kSize, 0.0f, c.data(), kSize);
+      blas.sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1.0f, a.data(), kSize, b.data(), kSize,
+                 0.0f, c.data(), kSize);
     });
   }
-  openblas_set_num_threads(before);
+  blas.set_num_threads(before);
   return 2.0 * kSize * kSize * kSize / timing.median() * 1e-9;
 }
 

@@ -1,7 +1,5 @@
 #include "msa/bench/options.h"
 
-#include "msa/machine.h"
-
 namespace openmsa::cli {
 
 Config m3_geometry() {
@@ -18,7 +16,7 @@ nlohmann::ordered_json geometry_to_json(const Config& config) {
   return geometry;
 }
 
-int BenchOptions::num_threads() const { return threads == 0 ? usable_cores() : threads; }
+int BenchOptions::num_threads() const { return threads == 0 ? default_threads() : threads; }
 
 void BenchOptions::add_backend(CLI::App& command, const char* text) {
   command.add_option("--backend", backend, text)->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();

@@ -11,6 +11,7 @@
 #include "io/error.h"
 #include "io/json_file.h"
 #include "msa/device/call.h"
+#include "msa/machine.h"
 #include "msa/options.h"
 #include "msa/progress.h"
 #include "msa/verify/report.h"

@@ -116,11 +116,19 @@ void print_header(const PrefillOptions& options) {
               options.sgemm_tflops > 0 ? "  of sgemm" : "", options.peak_tflops > 0 ? "   of peak" : "");
 }
 
+std::string rounded(double value, int digits) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+
 void print(const PrefillOptions& options, const Figures& row) {
-  std::printf("%16s %8s %10.3f %9.3f..%-9.3f %9.2f %8.1f", row.problem.c_str(), row.stage, row.timing.median(),
-              row.timing.min(), row.timing.max(), row.tflops(), row.gb_per_s());
+  const bool computes = row.work.operations > 0;  // else there is no rate
+  std::printf("%16s %8s %10.3f %9.3f..%-9.3f ", row.problem.c_str(), row.stage, row.timing.median(), row.timing.min(),
+              row.timing.max());
+  std::printf("%9s %8.1f", computes ? rounded(row.tflops(), 2).c_str() : "-", row.gb_per_s());
   for (const double rate : {options.sgemm_tflops, options.peak_tflops}) {
-    if (rate > 0) std::printf("   %5.1f %%", 100 * row.tflops() / rate);
+    if (rate > 0) std::printf("   %7s", computes ? (rounded(100 * row.tflops() / rate, 1) + " %").c_str() : "-");
   }
   std::printf("\n");
 }
@@ -216,7 +224,8 @@ void add_bench_prefill(CLI::App& bench) {
   command->footer(
       "Inputs are random. A few queries of every result are checked against the reference backend before it is timed.\n"
       "GPU times are taken between events, with a cold L2 cache. Operations count causal pairs, a multiply-add as "
-      "two;\n"
+      "two,\n"
+      "and in select only queries with more kv_blocks than they keep;\n"
       "bytes count every input and result once.\n"
       "Examples:\n"
       "  msa bench prefill --backend cuda --tokens 8K,32K,128K,512K,1M --peak-tflops 793\n"

@@ -12,7 +12,8 @@ struct PrefillSequence {
   std::int64_t keys;
 };
 
-/// Operations (a multiply-add is two, causal) and bytes, each input read once and each result written once.
+/// Operations (a multiply-add is two, causal; a selection that keeps all there is has none) and bytes, each input read
+/// once and each result written once.
 struct Work {
   double operations = 0;
   double bytes = 0;
