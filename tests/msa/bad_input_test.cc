@@ -196,6 +196,15 @@ TEST_F(BadInput, LongMessagesAreCut) {
   EXPECT_LT(run.err.size(), 1000u);
 }
 
+TEST_F(BadInput, WhatNoMemoryHoldsIsRefusedBeforeItIsMeasured) {
+  expect_refusal(msa({"bench", "prefill", "--tokens", "64,512M"}), "a prefill of 536870912 tokens needs");
+  expect_refusal(msa({"bench", "decode", "--contexts", "1K,2147483647", "--batch", "64"}), "2147483647 keys needs");
+  expect_refusal(msa({"bench", "train", "--hidden", "65536", "--layers", "100"}), "training needs");
+  expect_refusal(msa({"train", "--output", directory_ / "m", "--hidden", "65536", "--layers", "100"}),
+                 "training needs");
+  EXPECT_EQ(directory_.num_entries(), 0u);
+}
+
 TEST_F(BadInput, OutputThatCannotBeCreatedIsAFailure) {
   const Layer layer = good_layer(false);
   write(layer, names_of(layer));
