@@ -11,7 +11,8 @@ namespace openmsa::io {
 /// A whole file; InputError: names the path and the system's reason.
 std::string read_text(const std::filesystem::path& path);
 
-/// One JSON value; InputError when it is none, or nested so deeply that copying it could exhaust the stack.
+/// One JSON value, in time linear in its text; InputError when it is none, nested so deeply that copying it could exhaust
+/// the stack, or made of so many values that they could exhaust memory.
 nlohmann::json parse_json(std::string_view text);
 
 /// A regular file with one JSON value, of at most 256 MiB; InputError: names the path and what is wrong.

@@ -1,52 +1,20 @@
 #include "io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <new>
-#include <system_error>
 #include <utility>
 
 #include "io/dtype.h"
 #include "io/element_types.h"
 #include "io/error.h"
+#include "io/mapped_file.h"
 #include "io/safetensors_header.h"
 
 namespace openmsa::io {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
-
-struct Mapping {
-  std::shared_ptr<const std::byte> data;
-  std::uint64_t bytes = 0;
-};
-
-Mapping map_file(const std::filesystem::path& path) {
-  const auto fail = [](const std::string& reason) { return InputError("cannot read: " + reason); };
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) throw fail(std::generic_category().message(errno));
-  struct stat status {};
-  const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
-  const auto bytes = static_cast<std::uint64_t>(status.st_size);
-  void* address = MAP_FAILED;
-  int map_error = 0;
-  if (regular && bytes >= kLengthBytes) {
-    address = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    map_error = errno;
-  }
-  ::close(descriptor);
-  if (!regular) throw fail("not a regular file");
-  if (bytes < kLengthBytes) throw fail("too short for a safetensors file");
-  if (address == MAP_FAILED) throw fail(std::generic_category().message(map_error));
-  const auto unmap = [bytes](const std::byte* data) { ::munmap(const_cast<std::byte*>(data), bytes); };
-  return {std::shared_ptr<const std::byte>(static_cast<const std::byte*>(address), unmap), bytes};
-}
 
 /// Views need elements at their natural alignment, which the format recommends but does not promise.
 std::shared_ptr<const std::byte> aligned_copy(const StoredTensor& tensor) {
@@ -107,7 +75,7 @@ openmsa_tensor StoredTensor::view() const {
 }
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) try : path_(path) {
-  const Mapping file = map_file(path);
+  const MappedFile file = map_file(path, kLengthBytes);
   mapping_ = file.data;
   std::uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data.get(), kLengthBytes);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,6 +67,7 @@ class SafetensorsWriter {
     const void* data;
   };
   std::vector<Item> items_;
+  std::set<std::string> names_;  // of the items
   std::map<std::string, std::string> metadata_;
 };
 

@@ -1,6 +1,7 @@
 #include "io/safetensors_header.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -14,34 +15,85 @@ namespace {
 
 using nlohmann::json;
 
-/// Parses the header; rejects repeated names and anything nested deeper than {"name": {"shape": []}}.
-json parse_json(std::string_view text) {
-  constexpr int kMaxDepth = 2;
-  std::vector<std::set<std::string>> names;  // one set per open object
-  const auto inspect = [&](int depth, json::parse_event_t event, json& value) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-        names.emplace_back();
-        [[fallthrough]];
-      case json::parse_event_t::array_start:
-        if (depth > kMaxDepth) throw InputError("the header is nested too deeply");
-        break;
-      case json::parse_event_t::object_end:
-        names.pop_back();
-        break;
-      case json::parse_event_t::key:
-        if (!names.back().insert(value.get<std::string>()).second) {
-          throw InputError("the header repeats the name '" + value.get<std::string>() + "'");
-        }
-        break;
-      default:
-        break;
-    }
+/// Builds the members of the header one after the other and hands each out, so that the whole tree, many times as large
+/// as its text, is never there. Rejects repeated names, anything nested deeper than {"name": {"shape": []}}, and members
+/// that no writer makes.
+class MemberReader : public nlohmann::json_sax<json> {
+ public:
+  using Member = std::function<void(const std::string& name, const json& value)>;
+
+  explicit MemberReader(Member member) : member_(std::move(member)) {}
+
+  bool null() override { return add(json()); }
+  bool boolean(bool value) override { return add(json(value)); }
+  bool number_integer(json::number_integer_t value) override { return add(json(value)); }
+  bool number_unsigned(json::number_unsigned_t value) override { return add(json(value)); }
+  bool number_float(json::number_float_t value, const std::string&) override { return add(json(value)); }
+  bool string(std::string& value) override { return add(json(std::move(value))); }
+  bool binary(json::binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open(json::object()); }
+  bool start_array(std::size_t) override { return open(json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+  bool key(std::string& name) override {
+    const bool is_new = open_.size() == 1 ? names_.insert(name).second : !open_.back()->contains(name);
+    if (!is_new) throw InputError("the header repeats the name '" + name + "'");
+    (open_.size() == 1 ? name_ : key_) = std::move(name);
     return true;
-  };
-  json header = json::parse(text, inspect, /*allow_exceptions=*/false);
-  if (!header.is_object()) throw InputError("the header is no JSON object");
-  return header;
+  }
+
+ private:
+  /// Puts `value` where it belongs; a member that is complete with it goes out.
+  bool add(json value) {
+    place(std::move(value));
+    if (open_.size() == 1) member_(name_, value_);
+    return true;
+  }
+
+  bool open(json container) {
+    constexpr std::size_t kMaxDepth = 3;
+    if (open_.size() == kMaxDepth) throw InputError("the header is nested too deeply");
+    open_.push_back(open_.empty() ? nullptr : &place(std::move(container)));
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    if (open_.size() == 1) member_(name_, value_);
+    return true;
+  }
+
+  json& place(json value) {
+    constexpr std::size_t kMaxValues = 1 << 16;  // of one member
+    if (open_.size() <= 1) {
+      num_values_ = 0;
+      return value_ = std::move(value);
+    }
+    if (++num_values_ > kMaxValues)
+      throw InputError("'" + name_ + "': more than " + std::to_string(kMaxValues) + " values");
+    json& parent = *open_.back();
+    if (parent.is_array()) return parent.emplace_back(std::move(value));
+    return parent[key_] = std::move(value);
+  }
+
+  Member member_;
+  std::set<std::string> names_;  // of the members so far
+  std::string name_;             // of the member that is being read, ...
+  json value_;                   // ... what there is of it ...
+  std::size_t num_values_ = 0;
+  std::string key_;          // ... and the name inside of it that was read last
+  std::vector<json*> open_;  // the header itself (null), then what is open inside `value_`
+};
+
+void read_members(std::string_view text, MemberReader::Member member) {
+  MemberReader reader(std::move(member));
+  const std::size_t begin = text.find_first_not_of(" \t\r\n");
+  const bool is_object = begin != std::string_view::npos && text[begin] == '{';
+  if (!is_object || !json::sax_parse(text.begin(), text.end(), &reader)) {
+    throw InputError("the header is no JSON object");
+  }
 }
 
 std::uint64_t to_uint(const json& value) {
@@ -118,18 +170,17 @@ std::map<std::string, std::string> parse_metadata(const json& entry) {
 
 Header parse_header(std::string_view text, std::uint64_t data_bytes) {
   Header header;
-  const json entries = parse_json(text);
-  for (const auto& [name, entry] : entries.items()) {
+  read_members(text, [&](const std::string& name, const json& value) {
     try {
       if (name == kMetadata) {
-        header.metadata = parse_metadata(entry);
+        header.metadata = parse_metadata(value);
       } else {
-        header.entries.emplace(name, parse_entry(entry, data_bytes));
+        header.entries.emplace(name, parse_entry(value, data_bytes));
       }
     } catch (const InputError& error) {
       throw InputError("tensor '" + name + "': " + error.what());
     }
-  }
+  });
   check_cover(header, data_bytes);
   return header;
 }

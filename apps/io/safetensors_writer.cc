@@ -20,10 +20,9 @@ constexpr std::size_t kDataAlignment = 64;  // of the data section in the file; 
 }  // namespace
 
 void SafetensorsWriter::add(std::string name, ElementType type, std::vector<std::int64_t> shape, const void* data) {
-  const auto same = [&](const Item& item) { return item.name == name; };
   std::uint64_t elements = 0;
-  if (type == ElementType::kOther || name == kMetadata || std::any_of(items_.begin(), items_.end(), same) ||
-      !count_elements(shape, elements)) {
+  if (type == ElementType::kOther || name == kMetadata || !count_elements(shape, elements) ||
+      !names_.insert(name).second) {
     throw std::invalid_argument("SafetensorsWriter: cannot add a tensor '" + name + "' of this type and shape");
   }
   items_.push_back({std::move(name), type, std::move(shape), data});

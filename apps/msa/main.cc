@@ -7,6 +7,7 @@
 #include <string>
 
 #include "io/error.h"
+#include "io/mapped_file.h"
 #include "msa/command.h"
 
 namespace {
@@ -14,8 +15,21 @@ namespace {
 constexpr int kFailure = 1;
 constexpr int kBadInput = 2;
 
-/// Messages may quote file contents; whatever those hold, one line is printed.
+/// Messages may quote values of files, which may be megabytes long: the middle of a long message is left out, since it
+/// begins with where and ends with what is wrong. UTF-8 characters stay whole.
+std::string shortened(const std::string& message) {
+  constexpr std::size_t kMost = 1000, kKept = 450;  // bytes
+  if (message.size() <= kMost) return message;
+  const auto is_inside = [&](std::size_t i) { return (static_cast<unsigned char>(message[i]) & 0xc0) == 0x80; };
+  std::size_t left = kKept, right = message.size() - kKept;
+  while (left > kKept - 3 && is_inside(left)) --left;
+  while (right < message.size() - kKept + 3 && is_inside(right)) ++right;
+  return message.substr(0, left) + " [" + std::to_string(right - left) + " bytes] " + message.substr(right);
+}
+
+/// Whatever a message quotes, one line is printed.
 int report(std::string message, int status) {
+  message = shortened(message);
   std::replace_if(
       message.begin(), message.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, ' ');
   std::fprintf(stderr, "msa: %s\n", message.c_str());
@@ -51,6 +65,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  openmsa::io::exit_when_mapped_files_shrink("msa");
   CLI::App app{"MiniMax Sparse Attention: one layer, a language model, measurements", "msa"};
   app.set_version_flag("--version", std::string("msa ") + openmsa_version());
   app.require_subcommand(1);

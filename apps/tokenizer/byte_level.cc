@@ -122,10 +122,11 @@ void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json&
 
 std::vector<std::int32_t> ByteLevelTokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> tokens;
+  MatchBudget budget;
   const auto keep = [&](std::int32_t token) { tokens.push_back(token); };
   const auto encode_rest = [&](std::string_view part) {
     normalized_tokens_.split(
-        normalizer_.apply(part), [&](std::string_view between) { encode_part(between, 0, tokens); }, keep);
+        normalizer_.apply(part), [&](std::string_view between) { encode_part(between, budget, tokens); }, keep);
   };
   raw_tokens_.split(text, encode_rest, keep);
   return tokens;
@@ -139,17 +140,26 @@ std::vector<std::int32_t> ByteLevelTokenizer::encode_prompt(std::string_view tex
   return tokens;
 }
 
-void ByteLevelTokenizer::encode_part(std::string_view text, std::size_t pattern,
+void ByteLevelTokenizer::encode_part(std::string_view text, MatchBudget& budget,
                                      std::vector<std::int32_t>& tokens) const {
-  if (pattern < patterns_.size()) {
-    patterns_[pattern].split(text, [&](std::string_view piece) { encode_part(piece, pattern + 1, tokens); });
-    return;
+  std::vector<std::string_view> words = {text}, pieces;
+  for (const Pattern& pattern : patterns_) {
+    budget.add_text(text.size());
+    pieces.clear();
+    for (const std::string_view word : words) {
+      pattern.split(word, budget, [&](std::string_view piece) { pieces.push_back(piece); });
+    }
+    words.swap(pieces);
   }
+  for (const std::string_view word : words) encode_word(word, tokens);
+}
+
+void ByteLevelTokenizer::encode_word(std::string_view word, std::vector<std::int32_t>& tokens) const {
   if (ignore_merges_) {
-    const auto word = whole_words_.find(std::string(text));
-    if (word != whole_words_.end()) return tokens.push_back(word->second);
+    const auto whole = whole_words_.find(std::string(word));
+    if (whole != whole_words_.end()) return tokens.push_back(whole->second);
   }
-  bpe_->encode(text, tokens);
+  bpe_->encode(word, tokens);
 }
 
 std::string ByteLevelTokenizer::decode(std::int32_t token) const {

@@ -28,7 +28,8 @@ class ByteLevelTokenizer : public Tokenizer {
   void read_model(const nlohmann::json& model);
   void read_merges(const nlohmann::json& merges, const nlohmann::json& vocab);
   void read_added_tokens(const nlohmann::json& added_tokens, const nlohmann::json& vocab);
-  void encode_part(std::string_view text, std::size_t pattern, std::vector<std::int32_t>& tokens) const;
+  void encode_part(std::string_view text, MatchBudget& budget, std::vector<std::int32_t>& tokens) const;
+  void encode_word(std::string_view word, std::vector<std::int32_t>& tokens) const;
 
   AddedTokens raw_tokens_;  // found in the text as it comes ...
   Normalizer normalizer_;

@@ -39,6 +39,7 @@ std::vector<std::int32_t> template_tokens(const json& piece, const json& special
 void read_template(const json& processor, Surroundings& result) {
   const json pieces = value_or_null(processor, "single");
   if (!pieces.is_array()) throw InputError("post_processor: single: expected a list");
+  const json special_tokens = value_or_null(processor, "special_tokens");
   bool after_text = false;
   for (const json& piece : pieces) {
     if (piece.is_object() && piece.contains("Sequence")) {
@@ -47,7 +48,7 @@ void read_template(const json& processor, Surroundings& result) {
       continue;
     }
     std::vector<std::int32_t>& target = after_text ? result.after : result.before;
-    for (const std::int32_t token : template_tokens(piece, value_or_null(processor, "special_tokens"))) {
+    for (const std::int32_t token : template_tokens(piece, special_tokens)) {
       target.push_back(token);
     }
   }
@@ -68,7 +69,9 @@ std::vector<json> members(const json& part, const char* key) {
   if (part.is_null()) return {};
   if (type_of(part) != "Sequence") return {part};
   const json list = value_or_null(part, key);
+  constexpr std::size_t kMost = 32;  // each walks through every text; published models have up to five
   if (!list.is_array()) throw InputError(std::string(key) + ": expected a list");
+  if (list.size() > kMost) throw InputError(std::string(key) + ": more than " + std::to_string(kMost) + " parts");
   return {list.begin(), list.end()};
 }
 
@@ -82,11 +85,20 @@ std::int32_t token_number(const json& value, const std::string& where) {
 
 void check_pipeline(const json& file) {
   if (!file.is_object()) throw InputError(std::string("expected an object, got ") + file.type_name());
-  for (const char* key : {"truncation", "padding"}) {
-    if (!value_or_null(file, key).is_null()) throw InputError(std::string(key) + " is not supported");
+  const std::vector<json> decoders = members(value_or_null(file, "decoder"), "decoders");
+  if (decoders.empty()) unsupported("decoder", "none");
+  for (const json& decoder : decoders) {
+    if (type_of(decoder) != "ByteLevel") unsupported("decoder", type_of(decoder));
   }
-  const json decoder = value_or_null(file, "decoder");
-  if (type_of(decoder) != "ByteLevel") unsupported("decoder", type_of(decoder));
+  if (decoders.size() > 1) unsupported("decoder", "ByteLevel after ByteLevel");
+}
+
+std::vector<std::string> ignored_parts(const json& file) {
+  std::vector<std::string> parts;
+  for (const char* key : {"truncation", "padding"}) {
+    if (!value_or_null(file, key).is_null()) parts.emplace_back(key);
+  }
+  return parts;
 }
 
 std::vector<std::string> word_patterns(const json& pre_tokenizer) {

@@ -3,6 +3,7 @@
 #include "io/error.h"
 #include "io/json_file.h"
 #include "tokenizer/byte_level.h"
+#include "tokenizer/description.h"
 
 namespace openmsa::tokenizer {
 
@@ -20,12 +21,15 @@ std::string ByteTokenizer::decode(std::int32_t token) const {
   return {static_cast<char>(token)};
 }
 
-std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
+std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder,
+                                          const std::function<void(const std::string&)>& note) {
   const std::filesystem::path path = folder / "tokenizer.json";
   if (!std::filesystem::exists(path)) return std::make_unique<ByteTokenizer>();
   const nlohmann::json json = io::read_json(path);
   try {
-    return std::make_unique<ByteLevelTokenizer>(json);
+    auto tokenizer = std::make_unique<ByteLevelTokenizer>(json);
+    for (const std::string& part : ignored_parts(json)) note(path.string() + ": " + part + " is ignored");
+    return tokenizer;
   } catch (const io::InputError& error) {
     throw io::InputError(path.string() + ": " + error.what());
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -38,7 +39,8 @@ class ByteTokenizer : public Tokenizer {
 };
 
 /// tokenizer.json of a model's folder, or bytes where there is none. InputError: what the file asks for and this
-/// program does not have, or what is wrong with it.
-std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder);
+/// program does not have, or what is wrong with it. `note` hears, in a line each, what in the file is ignored.
+std::unique_ptr<Tokenizer> load_tokenizer(
+    const std::filesystem::path& folder, const std::function<void(const std::string&)>& note = [](const auto&) {});
 
 }  // namespace openmsa::tokenizer

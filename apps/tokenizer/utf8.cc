@@ -48,6 +48,19 @@ std::string_view utf8_prefix(std::string_view text) {
   return text.substr(0, end);
 }
 
+void for_each_stretch(std::string_view text, const std::function<void(std::string_view)>& valid,
+                      const std::function<void(std::string_view)>& other) {
+  while (!text.empty()) {
+    const std::string_view stretch = utf8_prefix(text);
+    if (!stretch.empty()) valid(stretch);
+    text.remove_prefix(stretch.size());
+    std::size_t between = 0;
+    while (between < text.size() && utf8_length(text.substr(between)) == 0) ++between;
+    if (between > 0) other(text.substr(0, between));
+    text.remove_prefix(between);
+  }
+}
+
 std::string Utf8Stream::push(std::string_view bytes) {
   held_ += bytes;
   std::size_t end = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -12,6 +13,10 @@ std::size_t utf8_length(std::string_view text);
 
 /// The longest beginning that is UTF-8.
 std::string_view utf8_prefix(std::string_view text);
+
+/// Walks through `text`: `valid` for each longest stretch that is UTF-8, `other` for the bytes between such stretches.
+void for_each_stretch(std::string_view text, const std::function<void(std::string_view)>& valid,
+                      const std::function<void(std::string_view)>& other);
 
 /// Holds back the beginning of a character until the rest of it has come; bytes that are no UTF-8 pass as they are.
 class Utf8Stream {

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "io/error.h"
+#include "support/growth.h"
 #include "support/temporary_directory.h"
 
 namespace openmsa::io {
@@ -41,6 +42,22 @@ TEST(JsonFile, RefusesDeepNesting) {
   EXPECT_NO_THROW(parse_json(nested(50)));
   EXPECT_THROW(parse_json(nested(100)), InputError);
   EXPECT_THROW(parse_json(std::string(1 << 20, '[')), InputError);
+}
+
+/// A value takes eight times the memory of its two characters.
+TEST(JsonFile, RefusesMoreValuesThanMemoryWouldHold) {
+  std::string zeros = "[0";
+  for (int i = 0; i < 5'000'000; ++i) zeros += ",0";
+  EXPECT_THROW(parse_json(zeros + "]"), InputError);
+}
+
+TEST(JsonFile, TimeIsLinearInTheNumberOfObjects) {
+  const auto parse = [](int count) {
+    std::string text = "{\"0\":{}";
+    for (int i = 1; i < count; ++i) text += ",\"" + std::to_string(i) + "\":{}";
+    EXPECT_EQ(parse_json(text + "}").size(), static_cast<std::size_t>(count));
+  };
+  EXPECT_LT(test::growth(parse, 2000, 20000), 40) << "10 times the objects";
 }
 
 TEST(JsonFile, RefusesDevicesAndHugeFiles) {

@@ -37,6 +37,12 @@ std::string one(const std::string& value) { return R"({"a":)" + value + "}"; }
 
 std::string two(const std::string& a, const std::string& b) { return R"({"a":)" + a + R"(,"b":)" + b + "}"; }
 
+std::string list_of_ones(int count) {
+  std::string list = "[1";
+  for (int i = 1; i < count; ++i) list += ",1";
+  return list + "]";
+}
+
 class MalformedSafetensors : public testing::TestWithParam<Malformed> {};
 
 TEST_P(MalformedSafetensors, IsRefused) {
@@ -56,7 +62,8 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"Array", "[1]", 0, "no JSON object"}, Malformed{"Truncated", R"({"a":{"dtype)", 0, "no JSON object"},
         Malformed{"TrailingText", one(kGood) + "x", 8, "no JSON object"},
         Malformed{"NoUtf8", "{\"\xff\":" + kGood + "}", 8, "no JSON object"},
-        Malformed{"DeepArray", std::string(1000000, '['), 0, "nested too deeply"},
+        Malformed{"DeepArray", R"({"a":)" + std::string(1000000, '['), 0, "nested too deeply"},
+        Malformed{"LongShape", one(entry("F32", list_of_ones(70000), "[0,4]")), 4, "'a': more than 65536 values"},
         Malformed{"DeepObject", R"({"a":{"shape":[[1]]}})", 0, "nested too deeply"},
         Malformed{"NoObject", one("7"), 0, "expected an object"},
         Malformed{"NoDtype", one(R"({"shape":[2],"data_offsets":[0,8]})"), 8, "'dtype' is missing"},

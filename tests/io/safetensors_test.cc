@@ -8,6 +8,8 @@
 
 #include "io/error.h"
 #include "io/json_file.h"
+#include "io/mapped_file.h"
+#include "support/growth.h"
 #include "support/temporary_directory.h"
 
 namespace openmsa::io {
@@ -116,6 +118,35 @@ TEST(Safetensors, WriterRefusesNamesThatTheFormatCannotHold) {
   EXPECT_THROW(writer.add("a", ElementType::kF32, {1}, data), std::invalid_argument);
   EXPECT_THROW(writer.add("__metadata__", ElementType::kF32, {1}, data), std::invalid_argument);
   EXPECT_THROW(writer.add("b", ElementType::kF32, {-1}, data), std::invalid_argument);
+}
+
+/// A merged mixture of experts has twenty thousand tensors.
+TEST(Safetensors, TimeIsLinearInTheNumberOfTensors) {
+  const TemporaryDirectory directory;
+  const auto write_and_read = [&](int count) {
+    SafetensorsWriter writer;
+    for (int i = 0; i < count; ++i) writer.add(std::to_string(i), ElementType::kF32, {0}, nullptr);
+    writer.write(directory / "x");
+    EXPECT_EQ(SafetensorsFile(directory / "x").tensors().size(), static_cast<std::size_t>(count));
+  };
+  EXPECT_LT(test::growth(write_and_read, 2000, 20000), 40) << "10 times the tensors";
+}
+
+/// Another process may truncate what is mapped, and then reading it raises SIGBUS.
+TEST(SafetensorsDeathTest, AFileThatShrinksIsNamed) {
+  const TemporaryDirectory directory;
+  const std::vector<float> zeros(1 << 16);
+  SafetensorsWriter writer;
+  writer.add("zeros", ElementType::kF32, {1 << 16}, zeros.data());
+  writer.write(directory / "x");
+  const auto read_what_shrinks = [&] {
+    exit_when_mapped_files_shrink("test");
+    const SafetensorsFile other(directory / "x"), file(directory / "x");
+    std::filesystem::resize_file(directory / "x", 100);
+    file.at("zeros").to_float();
+  };
+  EXPECT_EXIT(read_what_shrinks(), testing::ExitedWithCode(1),
+              "^test: " + (directory / "x") + ": became shorter while it was read");
 }
 
 }  // namespace

@@ -182,6 +182,29 @@ TEST_F(BadInput, MessagesStayOneLineWhateverTheFileSays) {
   expect_refusal(msa({"attend", "--input", directory_ / "in", "--output", directory_ / "out"}), "a  b");
 }
 
+/// What is quoted in the middle may be as long as the file.
+TEST_F(BadInput, LongMessagesAreCut) {
+  const std::string header = "{\"" + std::string(100000, 'n') + "\":7}";
+  const std::uint64_t length = header.size();
+  std::ofstream file(directory_ / "in", std::ios::binary);
+  file.write(reinterpret_cast<const char*>(&length), 8);
+  file << header;
+  file.close();
+  const MsaRun run = msa({"attend", "--input", directory_ / "in", "--output", directory_ / "out"});
+  expect_refusal(run, directory_ / "in: tensor 'nnn");
+  EXPECT_THAT(run.err, HasSubstr("nnn': expected an object, got number"));
+  EXPECT_LT(run.err.size(), 1000u);
+}
+
+TEST_F(BadInput, WhatNoMemoryHoldsIsRefusedBeforeItIsMeasured) {
+  expect_refusal(msa({"bench", "prefill", "--tokens", "64,512M"}), "a prefill of 536870912 tokens needs");
+  expect_refusal(msa({"bench", "decode", "--contexts", "1K,2147483647", "--batch", "64"}), "2147483647 keys needs");
+  expect_refusal(msa({"bench", "train", "--hidden", "65536", "--layers", "100"}), "training needs");
+  expect_refusal(msa({"train", "--output", directory_ / "m", "--hidden", "65536", "--layers", "100"}),
+                 "training needs");
+  EXPECT_EQ(directory_.num_entries(), 0u);
+}
+
 TEST_F(BadInput, OutputThatCannotBeCreatedIsAFailure) {
   const Layer layer = good_layer(false);
   write(layer, names_of(layer));

@@ -1,8 +1,10 @@
 // msa generate and msa eval on a model with a tokenizer of its own.
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "io/json_file.h"
 #include "lm/checkpoint/checkpoint.h"
@@ -93,6 +95,28 @@ TEST_F(TokenModel, RefusesABadTokenizer) {
   expect_refusal(msa({"generate", "--model", model_, "--prompt", "a"}), "tokenizer.json: nested too deeply");
   std::ofstream(model_ + "/tokenizer.json") << "{\"model\":{\"type\":\"Unigram\"}}";
   expect_refusal(msa({"generate", "--model", model_, "--prompt", "a"}), "is not supported");
+}
+
+TEST_F(TokenModel, NotesWhatATokenizerHasForBatches) {
+  nlohmann::json tokenizer = io::read_json(model_ + "/tokenizer.json");
+  tokenizer["truncation"] = {{"max_length", 5}};
+  io::write_json(model_ + "/tokenizer.json", tokenizer);
+  const MsaRun run = msa({"generate", "--model", model_, "--prompt", "the lazy dog", "--max-new-tokens", "2"});
+  EXPECT_EQ(run.status, 0);
+  EXPECT_EQ(run.err, "msa: note: " + model_ + "/tokenizer.json: truncation is ignored\n");
+}
+
+/// The prompt comes through a pipe, so that the model is mapped and not read yet when its file shrinks.
+TEST_F(TokenModel, NamesAModelThatShrinks) {
+  const std::string prompt = directory_ / "prompt";
+  ASSERT_EQ(::mkfifo(prompt.c_str(), 0600), 0);
+  std::jthread shrink([&] {
+    std::ofstream pipe(prompt);  // opens once the command does
+    std::filesystem::resize_file(model_ + "/model.safetensors", 100);
+    pipe << "the lazy dog";
+  });
+  const MsaRun run = msa({"generate", "--model", model_, "--prompt-file", prompt});
+  expect_refusal(run, model_ + "/model.safetensors: became shorter while it was read", 1);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "io/error.h"
 #include "io/json_file.h"
+#include "support/growth.h"
 #include "support/temporary_directory.h"
 
 namespace openmsa::tokenizer {
@@ -41,8 +42,31 @@ TEST(NormalForms, AreThoseOfHuggingFace) {
 
 TEST(NormalForms, LeaveBytesThatAreNoUtf8) {
   const ByteLevelTokenizer tokenizer(read_data("composed.json"));
-  const std::string bytes = random_bytes(5000);
+  std::string bytes = random_bytes(5000);
+  for (char& byte : bytes) {
+    if ((byte & 0x80) != 0) byte = static_cast<char>(byte | 0xf8);  // which no character has
+  }
   EXPECT_EQ(tokenizer.decode(tokenizer.encode(bytes)), bytes);
+}
+
+TEST(NormalForms, ApplyBesideBytesThatAreNoUtf8) {
+  const Normalizer compatible(json({{"type", "NFKD"}}));
+  EXPECT_EQ(compatible.apply("\ufb01\xff\ufb01\xe2\x82"),
+            "fi\xff"
+            "fi\xe2\x82");
+  const Normalizer composed(json({{"type", "NFC"}}));
+  EXPECT_EQ(composed.apply("e\u0301\xc3"), "\u00e9\xc3");
+}
+
+/// Marks of two classes that take turns are far from their order.
+TEST(NormalForms, TimeIsLinearInARunOfMarks) {
+  const Normalizer decomposed(json({{"type", "NFD"}}));
+  const auto normalize = [&](int count) {
+    std::string text = "a";
+    for (int i = 0; i < count; ++i) text += "\u0301\u0323";
+    EXPECT_EQ(decomposed.apply(text).size(), text.size());
+  };
+  EXPECT_LT(test::growth(normalize, 2000, 20000), 40) << "10 times the marks";
 }
 
 TEST_P(ByteLevel, EncodesAsHuggingFaceDoes) {
@@ -99,7 +123,6 @@ INSTANTIATE_TEST_SUITE_P(
     Features, Refusal,
     testing::Values(
         Unsupported{"Normalizer", "/normalizer", {{"type", "Lowercase"}}, "normalizer: Lowercase is not supported"},
-        Unsupported{"Truncation", "/truncation", {{"max_length", 5}}, "truncation"},
         Unsupported{"Unigram", "/model/type", "Unigram", "\"Unigram\" is not supported"},
         Unsupported{"Dropout", "/model/dropout", 0.1, "dropout is not supported"},
         Unsupported{"Suffix", "/model/end_of_word_suffix", "</w>", "end_of_word_suffix is not supported"},
@@ -110,6 +133,14 @@ INSTANTIATE_TEST_SUITE_P(
         Unsupported{"Literal", "/pre_tokenizer/pretokenizers/0/pattern", {{"String", " "}}, "pattern"},
         Unsupported{"Regex", "/pre_tokenizer/pretokenizers/0/pattern/Regex", "a(", "pattern: missing closing"},
         Unsupported{"Decoder", "/decoder/type", "WordPiece", "decoder: WordPiece is not supported"},
+        Unsupported{"NoDecoder", "/decoder", nullptr, "decoder: none is not supported"},
+        Unsupported{"DecodersInSequence",
+                    "/decoder",
+                    {{"type", "Sequence"}, {"decoders", {{{"type", "ByteLevel"}}, {{"type", "Fuse"}}}}},
+                    "decoder: Fuse is not supported"},
+        Unsupported{"ManyPatterns", "/pre_tokenizer/pretokenizers",
+                    std::vector<json>(20000, read_data("words.json").at("/pre_tokenizer/pretokenizers/0"_json_pointer)),
+                    "pretokenizers: more than 32 parts"},
         Unsupported{"PostProcessor", "/post_processor", {{"type", "BertProcessing"}}, "BertProcessing"},
         Unsupported{"Template", "/post_processor/processors/1/special_tokens", json::object(), "no ids of \"<s>\""},
         Unsupported{"LeftStrip", "/added_tokens/0/lstrip", true, "lstrip is not supported"},
@@ -142,6 +173,21 @@ TEST(LoadTokenizer, ReadsBytesWhereThereIsNoFile) {
   EXPECT_EQ(tokenizer->encode_prompt(bytes), tokenizer->encode(bytes));
   EXPECT_EQ(tokenizer->decode(tokenizer->encode(bytes)), bytes);
   EXPECT_THROW(tokenizer->decode(256), io::InputError);
+}
+
+TEST(LoadTokenizer, NotesWhatChangesNothingHere) {
+  const test::TemporaryDirectory folder;
+  json file = read_data("words.json");
+  file["truncation"] = {{"max_length", 5}};
+  file["padding"] = {{"strategy", "BatchLongest"}};
+  file["decoder"] = {{"type", "Sequence"}, {"decoders", {file["decoder"]}}};
+  io::write_json(folder / "tokenizer.json", file);
+  std::vector<std::string> notes;
+  const auto tokenizer = load_tokenizer(folder.path(), [&](const std::string& note) { notes.push_back(note); });
+  const std::string path = folder / "tokenizer.json";
+  EXPECT_THAT(notes, testing::ElementsAre(path + ": truncation is ignored", path + ": padding is ignored"));
+  const std::string text = "the quick brown fox jumps over the lazy dog";
+  EXPECT_EQ(tokenizer->encode(text), ByteLevelTokenizer(read_data("words.json")).encode(text));
 }
 
 TEST(LoadTokenizer, NamesTheFile) {

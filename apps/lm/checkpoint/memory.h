@@ -6,7 +6,7 @@
 
 namespace openmsa::lm {
 
-/// Bytes that the system would give without swapping, and that a container's limit leaves.
+/// Bytes that the system would give without swapping, and that the limits of control groups leave.
 std::uint64_t available_memory();
 
 /// InputError with both figures when `bytes` are more than that: "WHAT needs X GiB of memory, Y GiB are available".

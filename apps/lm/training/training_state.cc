@@ -6,12 +6,14 @@
 #include "io/error.h"
 #include "io/safetensors.h"
 #include "lm/checkpoint/checkpoint.h"
+#include "lm/training/training_memory.h"
 
 namespace openmsa::lm {
 namespace {
 
 TrainingState empty_state(const ModelConfig& config, const TrainingOptions& options) {
   check_config(config);
+  require_training_memory(config, options);
   const auto layout = std::make_shared<const ParameterLayout>(config);
   return {config, options, Parameters(layout), AdamwState(layout)};
 }

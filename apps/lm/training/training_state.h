@@ -19,7 +19,7 @@ struct TrainingState {
   std::int64_t step = 0;  // steps done
 };
 
-/// Fresh weights.
+/// Fresh weights. Here and below: InputError with both figures where training needs more memory than there is.
 TrainingState fresh_state(const ModelConfig& config, const TrainingOptions& options);
 
 /// The weights of the model in `directory` under `config`, which may add or drop index branches; new index parameters

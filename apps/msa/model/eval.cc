@@ -10,6 +10,7 @@
 #include "lm/use/evaluate.h"
 #include "lm/use/selection_map.h"
 #include "msa/command.h"
+#include "msa/note.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -28,7 +29,7 @@ struct EvalCommand {
 
   void run() {
     const lm::Model loaded = lm::load_model(model);
-    const auto tokenizer = tokenizer::load_tokenizer(model);
+    const auto tokenizer = tokenizer::load_tokenizer(model, print_note);
     if (attention == "msa" && !loaded.config.has_sparse_layers()) {
       throw io::InputError("--attention msa: the model in " + model + " has no sparse layers");
     }

@@ -10,6 +10,7 @@
 #include "io/json_file.h"
 #include "lm/training/corpus.h"
 #include "msa/command.h"
+#include "msa/note.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 
@@ -34,7 +35,7 @@ struct GenerateCommand {
 
   void run() const {
     const lm::Model loaded = lm::load_model(model);
-    const auto tokenizer = tokenizer::load_tokenizer(model);
+    const auto tokenizer = tokenizer::load_tokenizer(model, print_note);
     lm::GenerationOptions options = generation;
     options.end_tokens = lm::load_end_tokens(model);
     const Prompt prompt = make_prompt();

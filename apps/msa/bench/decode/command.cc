@@ -13,6 +13,7 @@
 #include "io/dtype.h"
 #include "io/error.h"
 #include "io/json_file.h"
+#include "lm/checkpoint/memory.h"
 #include "lm/model/config.h"
 #include "msa/bench/decode/check.h"
 #include "msa/bench/decode/figures.h"
@@ -125,9 +126,26 @@ ordered_json to_json(const Config& config, const DecodeOptions& options, const s
   return facts;
 }
 
+/// Before anything is measured; on a GPU its own memory counts, and CUDA says what is lacking.
+void require_memory(const DecodeOptions& options, const Config& config, const std::vector<DecodeShape>& shapes) {
+  if (options.is_cuda()) return;
+  for (const DecodeShape& shape : shapes) {
+    const Plan plan(fit_to(config, shape));
+    std::size_t workspace = 0;
+    for (openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION,
+                          OPENMSA_OP_DENSE_ATTENTION}) {
+      workspace = std::max(workspace, plan.workspace_bytes(op));
+    }
+    lm::require_memory("a batch of " + std::to_string(config.max_batch) + " caches of up to " +
+                           std::to_string(shape.context) + " keys",
+                       DecodeProblem::bytes_on_host(config, shape, options.seed) + workspace);
+  }
+}
+
 void run(const DecodeOptions& options) {
   const Config config = decode_config(options);
   const std::vector<DecodeShape> shapes = shapes_of(options);
+  require_memory(options, config, shapes);
   const auto add = [](std::int64_t sum, const DecodeShape& shape) { return sum + shape.context; };
   const auto shorter = [](const DecodeShape& a, const DecodeShape& b) { return a.context < b.context; };
   const DecodeShape& shortest = *std::min_element(shapes.begin(), shapes.end(), shorter);

@@ -48,6 +48,28 @@ std::vector<float> correlated(std::int64_t sequences, std::int64_t tokens, std::
   return result;
 }
 
+std::vector<std::int32_t> choose_lengths(std::int64_t batch, const DecodeShape& shape, std::uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  std::vector<std::int32_t> lengths;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    double length = static_cast<double>(shape.context);
+    if (shape.has_mixed_lengths) {  // log-uniform
+      const double unit = static_cast<double>(generator() >> 11) * 0x1p-53;
+      length = kShortestMixed * std::pow(length / kShortestMixed, unit);
+    }
+    lengths.push_back(static_cast<std::int32_t>(length));
+  }
+  return lengths;
+}
+
+/// Bytes of a token's keys and values, and of its index key.
+std::int64_t token_bytes(const Config& config) {
+  return 2 * config.num_heads_kv * config.head_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(config.kv_dtype));
+}
+std::int64_t index_bytes(const Config& config) {
+  return config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(config.index_dtype));
+}
+
 }  // namespace
 
 Config fit_to(Config config, const DecodeShape& shape) {
@@ -61,7 +83,8 @@ DecodeProblem::DecodeProblem(Device& device, const Config& config, const DecodeS
       config_(fit_to(config, shape)),
       shape_(shape),
       pages_per_row_(ceil_div(shape.context, config.page_size)) {
-  choose_lengths();
+  seqlens_k_ = choose_lengths(config_.max_batch, shape_, memory_.next_seed());
+  for (const std::int32_t length : seqlens_k_) pages_per_set_ += num_pages(length);
   choose_counts();
   deal_pages();
   std::vector<std::int32_t> cu_seqlens_q;
@@ -80,27 +103,22 @@ DecodeProblem::DecodeProblem(Device& device, const Config& config, const DecodeS
   data_.o = memory_.allocate(config_.dtype, {config_.max_total_q, config_.num_heads_q, config_.head_dim});
 }
 
-std::int64_t DecodeProblem::num_pages(std::int32_t seqlen_k) const { return ceil_div(seqlen_k, config_.page_size); }
-
-void DecodeProblem::choose_lengths() {
-  std::mt19937_64 generator(memory_.next_seed());
-  for (std::int64_t b = 0; b < config_.max_batch; ++b) {
-    double length = static_cast<double>(shape_.context);
-    if (shape_.has_mixed_lengths) {  // log-uniform
-      const double unit = static_cast<double>(generator() >> 11) * 0x1p-53;
-      length = kShortestMixed * std::pow(length / kShortestMixed, unit);
-    }
-    seqlens_k_.push_back(static_cast<std::int32_t>(length));
-    pages_per_set_ += num_pages(seqlens_k_.back());
+std::uint64_t DecodeProblem::bytes_on_host(const Config& config, const DecodeShape& shape, std::uint64_t seed) {
+  std::int64_t pages = 0;
+  for (const std::int32_t length : choose_lengths(config.max_batch, shape, seed + 1)) {
+    pages += ceil_div(length, config.page_size);
   }
+  const std::int64_t set = pages * config.page_size * (token_bytes(config) + index_bytes(config));
+  return static_cast<std::uint64_t>(set * ceil_div(kMoreThanCache, set));
 }
+
+std::int64_t DecodeProblem::num_pages(std::int32_t seqlen_k) const { return ceil_div(seqlen_k, config_.page_size); }
 
 /// A graph is to read more than the cache holds before it comes back to a page: the index branch reads all index keys
 /// of a call, attention only what the call's queries choose. A call on the host may read the whole of its pages.
 void DecodeProblem::choose_counts() {
-  const auto bytes = [](openmsa_dtype dtype) { return static_cast<std::int64_t>(openmsa_dtype_bytes(dtype)); };
-  const std::int64_t token = 2 * config_.num_heads_kv * config_.head_dim * bytes(config_.kv_dtype);
-  const std::int64_t index = pages_per_set_ * config_.page_size * config_.index_dim * bytes(config_.index_dtype);
+  const std::int64_t token = token_bytes(config_);
+  const std::int64_t index = pages_per_set_ * config_.page_size * index_bytes(config_);
   if (config_.backend != OPENMSA_BACKEND_CUDA) {
     num_sets_ = static_cast<int>(reads_beyond_cache(index + pages_per_set_ * config_.page_size * token));
     num_calls_ = num_sets_;

@@ -29,6 +29,9 @@ class DecodeProblem {
   /// `config` says how many sequences there are (max_batch), and the element types of the caches.
   DecodeProblem(Device& device, const Config& config, const DecodeShape& shape, std::uint64_t seed);
 
+  /// Of the caches of such a problem in the memory of the host; queries and results are small beside them.
+  static std::uint64_t bytes_on_host(const Config& config, const DecodeShape& shape, std::uint64_t seed);
+
   Device& device() const { return memory_.device(); }
   const Config& config() const { return config_; }
   const DecodeShape& shape() const { return shape_; }
@@ -43,7 +46,6 @@ class DecodeProblem {
   std::vector<std::int32_t> selection(int call) const;
 
  private:
-  void choose_lengths();
   void choose_counts();
   void deal_pages();
   openmsa_tensor queries(std::int32_t heads, std::int32_t dim);

@@ -1,6 +1,7 @@
 // msa bench prefill: the stages of the layer over whole prompts, chunks after a prefix, and ragged batches.
 #include "msa/bench/command.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "io/dtype.h"
 #include "io/json_file.h"
+#include "lm/checkpoint/memory.h"
 #include "msa/bench/host_rates.h"
 #include "msa/bench/options.h"
 #include "msa/bench/prefill/check.h"
@@ -171,14 +173,30 @@ ordered_json to_json(const PrefillOptions& options, const std::vector<Figures>& 
   return facts;
 }
 
+/// Before anything is measured; on a GPU its own memory counts, and CUDA says what is lacking.
+void require_memory(const PrefillOptions& options, const std::vector<std::vector<PrefillSequence>>& all) {
+  if (options.is_cuda()) return;
+  for (const auto& sequences : all) {
+    const Config config = fit_to(options.config, sequences);
+    const Plan plan(config);
+    std::size_t workspace = 0;
+    for (const Stage& stage : stages(options, config, sequences)) {
+      workspace = std::max(workspace, plan.workspace_bytes(stage.op));
+    }
+    lm::require_memory("a prefill of " + describe(sequences) + (sequences.size() > 1 ? "" : " tokens"),
+                       PrefillProblem::bytes(config, sequences) + workspace);
+  }
+}
+
 void run(PrefillOptions options) {
   options.config.backend = options.backend_id();
   options.config.num_threads = options.threads;
   options.config.dtype = io::dtype_of_name(options.dtype);
+  const auto all = problems(options);
+  require_memory(options, all);
   if (!options.is_cuda()) options.sgemm_tflops = sgemm_tflops(options.num_threads());
   std::vector<Figures> figures;
   std::unique_ptr<Device> device;
-  const auto all = problems(options);
   Progress progress("bench prefill", std::ssize(all));
   for (const auto& sequences : all) {
     const Config config = fit_to(options.config, sequences);

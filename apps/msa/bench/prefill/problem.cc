@@ -36,6 +36,17 @@ PrefillProblem::PrefillProblem(Device& device, const Config& config, std::vector
   data_.o = memory_.allocate(config.dtype, {total_q, config.num_heads_q, config.head_dim});
 }
 
+std::uint64_t PrefillProblem::bytes(const Config& config, const std::vector<PrefillSequence>& sequences) {
+  const std::int64_t heads_q = config.num_heads_q, heads_kv = config.num_heads_kv, indices = heads_kv * config.topk;
+  const std::int64_t query = 2 * heads_q * config.head_dim + heads_kv * config.index_dim;  // q, o, index_q
+  const std::int64_t key = 2 * heads_kv * config.head_dim + config.index_dim;              // k, v, index_k
+  const auto element = static_cast<std::int64_t>(openmsa_dtype_bytes(config.dtype));
+  const std::int64_t total_q = total(sequences, &PrefillSequence::queries);
+  const std::int64_t total_k = total(sequences, &PrefillSequence::keys);
+  return static_cast<std::uint64_t>(total_q * (query * element + indices * std::int64_t{sizeof(std::int32_t)}) +
+                                    total_k * key * element);
+}
+
 openmsa_tensor PrefillProblem::prefix_sums(std::int64_t PrefillSequence::*length) {
   std::vector<std::int32_t> sums = {0};
   for (const auto& sequence : sequences_) sums.push_back(sums.back() + static_cast<std::int32_t>(sequence.*length));

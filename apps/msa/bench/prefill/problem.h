@@ -1,6 +1,7 @@
 // A prefill on random inputs in a backend's memory.
 #pragma once
 
+#include <cstdint>
 #include <openmsa/openmsa.hpp>
 #include <vector>
 
@@ -12,6 +13,9 @@ namespace openmsa::cli {
 class PrefillProblem {
  public:
   PrefillProblem(Device& device, const Config& config, std::vector<PrefillSequence> sequences, std::uint64_t seed);
+
+  /// Of the tensors of such a problem.
+  static std::uint64_t bytes(const Config& config, const std::vector<PrefillSequence>& sequences);
 
   const Config& config() const { return config_; }
   const std::vector<PrefillSequence>& sequences() const { return sequences_; }

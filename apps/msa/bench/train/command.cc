@@ -16,6 +16,7 @@
 #include "lm/ops/parallel.h"
 #include "lm/ops/profile.h"
 #include "lm/training/trainer.h"
+#include "lm/training/training_memory.h"
 #include "msa/bench/options.h"
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
@@ -54,7 +55,7 @@ struct StepTimes {
 };
 
 /// "dense": the twin without an index branch; "warmup" and "sparse": MSA before and after top-k is switched on.
-lm::TrainingState state_of(const TrainBench& bench, const std::string& kind, lm::TrainingOptions training) {
+lm::ModelConfig model_of(const TrainBench& bench, const std::string& kind) {
   lm::ModelConfig config = bench.model;
   config.rotary_dim = config.head_dim / 4 * 2;
   config.initializer_range = 1.0 / std::sqrt(config.hidden_size);
@@ -62,8 +63,12 @@ lm::TrainingState state_of(const TrainBench& bench, const std::string& kind, lm:
   for (int layer = bench.dense_layers; kind != "dense" && layer < bench.layers; ++layer) {
     config.layers[static_cast<std::size_t>(layer)].attention = lm::AttentionKind::kSparse;
   }
+  return config;
+}
+
+lm::TrainingState state_of(const TrainBench& bench, const std::string& kind, lm::TrainingOptions training) {
   training.warmup_steps = kind == "warmup" ? training.steps : 0;
-  return lm::fresh_state(config, training);
+  return lm::fresh_state(model_of(bench, kind), training);
 }
 
 /// A trainer of steps of one kind; sparse ones attend to kv_blocks as --selection says.
@@ -161,7 +166,7 @@ ordered_json to_json(const TrainBench& bench, const std::vector<StepTimes>& all)
     row["share_of_rest"] = times.share_of_rest();
     results.push_back(row);
   }
-  return {{"model", lm::config_to_json(state_of(bench, "sparse", bench.training).config)},
+  return {{"model", lm::config_to_json(model_of(bench, "sparse"))},
           {"batch", bench.training.batch},
           {"seqlen", bench.training.seqlen},
           {"short_batch", bench.training.short_batch},
@@ -185,8 +190,9 @@ void run(const TrainBench& bench) {
   check_supported(bench);
   if (bench.dense_layers >= bench.layers) throw io::InputError("--dense-layers: expected fewer than --layers");
   const lm::ThreadLimit limit(bench.threads);
-  const std::string text = random_text(bench);
   const std::vector<std::string> kinds = {"dense", "warmup", "sparse"};
+  for (const std::string& kind : kinds) lm::require_training_memory(model_of(bench, kind), bench.training);
+  const std::string text = random_text(bench);
   Progress progress("bench train", std::ssize(kinds));
   std::vector<StepTimes> all;
   for (const std::string& kind : kinds) {
