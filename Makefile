@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test asan tsan test-gpu install fuzz demo needle docs format format-check tidy clean
+.PHONY: all build deps test asan tsan test-gpu test-transformers install fuzz demo needle docs format format-check tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -28,6 +28,11 @@ asan tsan: deps
 test-gpu: build
 	cmake --build --preset release
 	ctest --preset release --label-regex gpu
+
+# The integration with every version of transformers that it serves, about a minute each; needs PyTorch and downloads.
+test-transformers:
+	test -e build/python/site || .ci/python
+	.ci/transformers
 
 # Headers, libraries, CMake and pkg-config files, and msa; `make install PREFIX=/opt/openmsa`.
 PREFIX ?= /usr/local
