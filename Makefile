@@ -40,13 +40,16 @@ install: build
 	cmake --build --preset release --target openmsa_static
 	cmake --install build --prefix $(PREFIX)
 
-# Fuzz targets, so many seconds each, side by side; what they find they leave in build-fuzz. Needs clang.
+# Fuzz targets and the program on files that are nearly right, so many seconds each, side by side; what they find they leave
+# in build-fuzz. Needs clang.
 FUZZ_SECONDS ?= 600
 fuzz: deps
 	scripts/install_deps.sh clang
+	test -e build/CMakeCache.txt || cmake --preset release -DOPENMSA_CUDA=OFF
+	cmake --build --preset release --target msa
 	cmake --preset fuzz
 	cmake --build --preset fuzz
-	scripts/fuzz.sh build-fuzz $(FUZZ_SECONDS)
+	scripts/fuzz.sh build-fuzz $(FUZZ_SECONDS) build/msa
 
 # Trains, evaluates, measures and reports into demo-out/; see scripts/demo.sh.
 # It runs on the CPU: a fresh clone leaves the CUDA backend out to save its compile time.
