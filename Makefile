@@ -1,5 +1,5 @@
 # What most people need; CMakePresets.json has the debug and sanitizer builds.
-.PHONY: all build deps test asan tsan test-gpu install fuzz demo needle docs format format-check tidy clean
+.PHONY: all build deps test asan tsan test-gpu test-transformers install fuzz demo needle docs format format-check tidy clean
 all: build
 
 # The CUDA backend is built where nvcc is found; `make build CUDA=OFF` does without.
@@ -29,19 +29,27 @@ test-gpu: build
 	cmake --build --preset release
 	ctest --preset release --label-regex gpu
 
+# The integration with every version of transformers that it serves, about a minute each; needs PyTorch and downloads.
+test-transformers:
+	test -e build/python/site || .ci/python
+	.ci/transformers
+
 # Headers, libraries, CMake and pkg-config files, and msa; `make install PREFIX=/opt/openmsa`.
 PREFIX ?= /usr/local
 install: build
 	cmake --build --preset release --target openmsa_static
 	cmake --install build --prefix $(PREFIX)
 
-# Fuzz targets, so many seconds each, side by side; what they find they leave in build-fuzz. Needs clang.
+# Fuzz targets and the program on files that are nearly right, so many seconds each, side by side; what they find they leave
+# in build-fuzz. Needs clang.
 FUZZ_SECONDS ?= 600
 fuzz: deps
 	scripts/install_deps.sh clang
+	test -e build/CMakeCache.txt || cmake --preset release -DOPENMSA_CUDA=OFF
+	cmake --build --preset release --target msa
 	cmake --preset fuzz
 	cmake --build --preset fuzz
-	scripts/fuzz.sh build-fuzz $(FUZZ_SECONDS)
+	scripts/fuzz.sh build-fuzz $(FUZZ_SECONDS) build/msa
 
 # Trains, evaluates, measures and reports into demo-out/; see scripts/demo.sh.
 # It runs on the CPU: a fresh clone leaves the CUDA backend out to save its compile time.

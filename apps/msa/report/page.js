@@ -52,6 +52,7 @@ function lineChart(id, lines, x, y, warmupEnd) {
   const datasets = lines.map((line) => ({
     label: line.label, data: line.points, borderWidth: line.thin ? 1 : 2.5, pointRadius: line.dots ? 3 : 0,
     pointHitRadius: 6, borderDash: line.dash, tension: 0, thin: line.thin, colour: line.colour,
+    order: line.dash ? 0 : line.thin ? 2 : 1,  // 0 is on top: where a dashed line equals a whole one, both are seen
   }));
   const shade = {
     id: "shade",
@@ -76,7 +77,7 @@ function lineChart(id, lines, x, y, warmupEnd) {
       interaction: { mode: "nearest", axis: "x", intersect: false },
       scales: { x: axis(x), y: axis(y) },
       plugins: {
-        legend: { labels: { usePointStyle: true, pointStyle: "line", filter: (item, all) => !all.datasets[item.datasetIndex].thin } },
+        legend: { labels: { usePointStyle: true, pointStyle: "line", pointStyleWidth: 29, sort: (a, b) => a.datasetIndex - b.datasetIndex, filter: (item, all) => !all.datasets[item.datasetIndex].thin } },
         tooltip: { filter: (item) => !item.dataset.thin, callbacks: { title: (items) => (items.length ? x.tooltip(items[0].parsed.x) : ""), label: (item) => `${item.dataset.label}: ${y.tooltip(item.parsed.y)}` } },
       },
     },
