@@ -3,23 +3,44 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <openmsa/openmsa.hpp>
 #include <string>
 
 #include "io/error.h"
 #include "msa/command.h"
+#include "msa/number.h"
 
 namespace {
 
 constexpr int kFailure = 1;
 constexpr int kBadInput = 2;
 
+/// The beginning and the end of a message that quotes too much, cut between characters.
+std::string shortened(const std::string& message) {
+  constexpr std::size_t kHead = 1200, kTail = 400;
+  if (message.size() <= kHead + kTail) return message;
+  const auto continues = [&](std::size_t i) { return (static_cast<unsigned char>(message[i]) & 0xc0) == 0x80; };
+  std::size_t head = kHead, tail = message.size() - kTail;
+  while (head > 0 && continues(head)) --head;
+  while (tail < message.size() && continues(tail)) ++tail;
+  return message.substr(0, head) + " ... " + message.substr(tail);
+}
+
 /// Messages may quote file contents; whatever those hold, one line is printed.
 int report(std::string message, int status) {
+  message = shortened(message);
   std::replace_if(
       message.begin(), message.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, ' ');
   std::fprintf(stderr, "msa: %s\n", message.c_str());
   return status;
+}
+
+/// What is printed may still wait to be written, or have failed long ago.
+int finish_output(int status) {
+  std::cout.flush();
+  const bool written = std::cout.good() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  return written ? status : report("cannot write to standard output", kFailure);
 }
 
 /// CLI11 would only say that a command is missing.
@@ -34,9 +55,9 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   try {
     refuse_unknown_command(app, argc, argv);
     app.parse(argc, argv);
-    return std::fflush(stdout) == 0 ? 0 : report("cannot write to standard output", kFailure);
+    return finish_output(0);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    if (error.get_exit_code() == 0) return finish_output(app.exit(error));  // --help, --version
     return report(error.what(), kBadInput);
   } catch (const openmsa::io::InputError& error) {
     return report(error.what(), kBadInput);
@@ -68,5 +89,6 @@ int main(int argc, char** argv) {
   openmsa::cli::add_report(app);
   openmsa::cli::add_verify(app);
   openmsa::cli::add_info(app);
+  openmsa::cli::read_plain_numbers(app);
   return parse_and_run(app, argc, argv);
 }
