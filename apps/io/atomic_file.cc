@@ -1,10 +1,14 @@
 #include "io/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <climits>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -14,10 +18,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path without_links(const fs::path& path) {
+/// Names of temporary files begin so. They do not hold the name of the output, which may be as long as a name can be.
+constexpr const char* kTemporary = ".msa-partial-";
+
+/// Removes the temporary files that nobody has locked, as their writers do: a lock, unlike a process number, means the
+/// same in every container that shares the folder.
+void remove_leftovers(const fs::path& folder) {
   std::error_code error;
-  const fs::path resolved = fs::canonical(path, error);
-  return error ? path : resolved;
+  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    if (!entry->path().filename().native().starts_with(kTemporary)) continue;
+    const int descriptor = ::open(entry->path().c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0) continue;
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(entry->path().c_str());
+    ::close(descriptor);
+  }
+}
+
+/// Whether the file has a name still: another process may have taken it for a leftover before it was locked.
+bool has_name(int descriptor) {
+  struct stat status {};
+  return ::fstat(descriptor, &status) == 0 && status.st_nlink > 0;
 }
 
 }  // namespace
@@ -28,20 +49,57 @@ bool is_device_or_pipe(const fs::path& path) {
   return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
 }
 
+fs::path output_target(const fs::path& path) {
+  constexpr int kMostLinks = 40;  // as many as Linux follows
+  fs::path target = path;
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && fs::is_symlink(target, error); ++i) {
+    const fs::path link = fs::read_symlink(target, error);
+    if (error) break;
+    target = target.parent_path() / link;  // `link` alone where it is absolute
+  }
+  target = fs::absolute(target, error);
+  const fs::path resolved = fs::weakly_canonical(target, error);
+  return error ? target : resolved;
+}
+
+void require_creatable(const fs::path& path) {
+  if (!is_device_or_pipe(path)) const AtomicFile probe(path);  // a pipe may be opened once only
+}
+
 AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
   if (is_device_or_pipe(path_)) {
     descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
-  } else {
-    path_ = without_links(path_);
-    if (fs::is_directory(path_)) {
-      errno = EISDIR;
-      fail("cannot create");
-    }
-    temporary_ = path_;
-    temporary_ += ".partial-" + std::to_string(::getpid());
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) fail("cannot create");
+    return;
   }
-  if (descriptor_ < 0) fail("cannot create");
+  path_ = output_target(path_);
+  if (fs::is_directory(path_)) {
+    errno = EISDIR;
+    fail("cannot create");
+  }
+  if (path_.filename().native().size() > NAME_MAX) {
+    errno = ENAMETOOLONG;
+    fail("cannot create");
+  }
+  remove_leftovers(path_.parent_path());
+  open_temporary();
+}
+
+void AtomicFile::open_temporary() {
+  static std::atomic<int> counter = 0;
+  while (true) {
+    const std::string name = kTemporary + std::to_string(::getpid()) + "-" + std::to_string(counter++);
+    temporary_ = path_.parent_path() / name;
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor_ < 0 && errno == EEXIST) continue;
+    if (descriptor_ < 0) fail("cannot create");
+    ::flock(descriptor_, LOCK_EX);  // where a file system has no locks, nothing is taken for a leftover either
+    if (has_name(descriptor_)) break;
+    ::close(descriptor_);
+  }
+  struct stat old {};
+  if (::stat(path_.c_str(), &old) == 0) ::fchmod(descriptor_, old.st_mode & 07777);
 }
 
 AtomicFile::~AtomicFile() {

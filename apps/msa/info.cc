@@ -6,11 +6,13 @@
 #include "io/json_file.h"
 #include "msa/command.h"
 #include "msa/machine.h"
+#include "msa/outputs.h"
 
 namespace openmsa::cli {
 namespace {
 
 void run(const std::string& json_path) {
+  check_outputs({{"--json", json_path}});
   nlohmann::ordered_json facts = machine_facts();
   facts["backends"] = {
       {{"name", "cpu"}, {"dtypes", {"fp32", "bf16", "fp16"}}, {"threads", default_threads()}},
@@ -32,6 +34,7 @@ void run(const std::string& json_path) {
 
 void add_info(CLI::App& app) {
   CLI::App* command = app.add_subcommand("info", "Print version, CPU features and backends");
+  command->footer("Example:\n  msa info --json machine.json");
   auto json_path = std::make_shared<std::string>();
   command->add_option("--json", *json_path, "Write the same facts as JSON")->type_name("FILE");
   command->callback([json_path] { run(*json_path); });

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <openmsa/openmsa.hpp>
 #include <string>
 
 #include "io/error.h"
 #include "io/mapped_file.h"
 #include "msa/command.h"
+#include "msa/number.h"
 
 namespace {
 
@@ -36,6 +38,13 @@ int report(std::string message, int status) {
   return status;
 }
 
+/// What is printed may still wait to be written, or have failed long ago.
+int finish_output(int status) {
+  std::cout.flush();
+  const bool written = std::cout.good() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  return written ? status : report("cannot write to standard output", kFailure);
+}
+
 /// CLI11 would only say that a command is missing.
 void refuse_unknown_command(const CLI::App& app, int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
@@ -48,9 +57,9 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   try {
     refuse_unknown_command(app, argc, argv);
     app.parse(argc, argv);
-    return std::fflush(stdout) == 0 ? 0 : report("cannot write to standard output", kFailure);
+    return finish_output(0);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    if (error.get_exit_code() == 0) return finish_output(app.exit(error));  // --help, --version
     return report(error.what(), kBadInput);
   } catch (const openmsa::io::InputError& error) {
     return report(error.what(), kBadInput);
@@ -83,5 +92,6 @@ int main(int argc, char** argv) {
   openmsa::cli::add_report(app);
   openmsa::cli::add_verify(app);
   openmsa::cli::add_info(app);
+  openmsa::cli::read_plain_numbers(app);
   return parse_and_run(app, argc, argv);
 }

@@ -1,5 +1,6 @@
 #include "msa/progress.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,14 @@ namespace {
 constexpr std::chrono::seconds kQuietStart{2};
 constexpr std::chrono::milliseconds kInterval{100};
 constexpr int kBarWidth = 24;
+
+/// Columns that a line on stderr may take without being wrapped: only a line that is not can be cleared.
+std::size_t columns() {
+  constexpr std::size_t kUsual = 80;
+  winsize size{};
+  const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return (known ? size.ws_col : kUsual) - 1;
+}
 
 }  // namespace
 
@@ -43,8 +52,10 @@ void Progress::update(std::int64_t done, const std::string& note) {
     eta = text;
   }
   const std::string separator = note.empty() ? "" : "  ";
-  std::fprintf(stderr, "\r\033[K%s  [%s] %3d %%%s%s%s", label_.c_str(), bar.c_str(), static_cast<int>(share * 100),
-               separator.c_str(), note.c_str(), eta.c_str());
+  char percent[16];
+  std::snprintf(percent, sizeof percent, "%3d %%", static_cast<int>(share * 100));
+  const std::string line = label_ + "  [" + bar + "] " + percent + separator + note + eta;
+  std::fprintf(stderr, "\r\033[K%s", line.substr(0, columns()).c_str());
   std::fflush(stderr);
 }
 

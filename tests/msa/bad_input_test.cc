@@ -55,6 +55,19 @@ INSTANTIATE_TEST_SUITE_P(
         BadCommandLine{"PrefillPrefix", {"bench", "prefill", "--prefix", "3"}, "--queries"},
         BadCommandLine{"PrefillTwice", {"bench", "prefill", "--tokens", "5", "--queries", "3"}, "--queries"},
         BadCommandLine{"PrefillHeads", {"bench", "prefill", "--num-heads-q", "3"}, "num_heads_q"},
+        BadCommandLine{"TrainNan", {"train", "--output", "x", "--lr", "nan"}, "--lr"},
+        BadCommandLine{"TrainInfinity", {"train", "--output", "x", "--lr", "inf"}, "from 0 to 1e+09, got inf"},
+        BadCommandLine{"TrainSeed", {"train", "--output", "x", "--seed", "-1"}, "--seed: expected a number from 0 on"},
+        BadCommandLine{"Octal", {"eval", "--model", "x", "--batch", "0005000"}, "from 1 to 4096, got 5000"},
+        BadCommandLine{"TemperatureNan",
+                       {"generate", "--model", "x", "--prompt", "y", "--temperature", "NaN"},
+                       "--temperature: expected a number, got NaN"},
+        BadCommandLine{"ToleranceNan", {"verify", "--tolerance", "nan"}, "--tolerance"},
+        BadCommandLine{"AgreementNan", {"bench", "decode", "--agreement", "nan"}, "--agreement"},
+        BadCommandLine{"MaxBytes", {"eval", "--model", "x", "--max-bytes", "-1"}, "from 1 to 1099511627776, got -1"},
+        BadCommandLine{"OneFileTwice",
+                       {"attend", "--input", "x", "--output", "r", "--json", "./r"},
+                       "--output, --json: both name ./r"},
         BadCommandLine{"ReportNothing", {"report", "--run", "/nowhere"}, "--output"},
         BadCommandLine{"ReportRun", {"report", "--run", "/nowhere", "--summary"}, "/nowhere"}),
     [](const auto& info) { return info.param.name; });
@@ -205,10 +218,23 @@ TEST_F(BadInput, WhatNoMemoryHoldsIsRefusedBeforeItIsMeasured) {
   EXPECT_EQ(directory_.num_entries(), 0u);
 }
 
+TEST_F(BadInput, MessagesAreCutWhereTheyQuoteTooMuch) {
+  const MsaRun run = msa(
+      {"attend", "--input", directory_ / "in", "--output", directory_ / "out", "--backend", std::string(100000, 'x')});
+  expect_refusal(run, "--backend");
+  EXPECT_LT(run.err.size(), 2000u);
+}
+
 TEST_F(BadInput, OutputThatCannotBeCreatedIsAFailure) {
   const Layer layer = good_layer(false);
   write(layer, names_of(layer));
   const std::string out = directory_ / "absent/out";
+  using Arguments = std::vector<std::string>;
+  for (Arguments arguments :
+       {Arguments{"eval", "--model", "absent"}, Arguments{"generate", "--prompt", "x", "--model", "absent"}}) {
+    arguments.insert(arguments.end(), {"--json", out});
+    expect_refusal(msa(arguments), out, 1);  // before anything is read or run
+  }
   expect_refusal(msa({"attend", "--input", directory_ / "in", "--output", out}), out, 1);
   EXPECT_EQ(directory_.num_entries(), 1u);
 }

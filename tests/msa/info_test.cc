@@ -1,4 +1,8 @@
 #include <gmock/gmock.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <sstream>
 
 #include <cstdlib>
 
@@ -16,6 +20,24 @@ TEST_F(Info, VersionAndHelp) {
   for (const char* command : {"attend", "train", "eval", "generate", "bench", "report", "verify", "info"}) {
     EXPECT_THAT(msa({"--help"}).out, HasSubstr(command));
     EXPECT_EQ(msa({command, "--help"}).status, 0);
+  }
+}
+
+TEST_F(Info, HelpShowsExamplesOfTheCommandItself) {
+  for (const std::string command : {"attend", "train", "eval", "generate", "bench", "report", "verify", "info"}) {
+    std::istringstream help(msa({command, "--help"}).out);
+    for (std::string line; std::getline(help, line);) {
+      if (!line.starts_with("  msa ")) continue;
+      EXPECT_THAT(line, testing::StartsWith("  msa " + command));
+    }
+  }
+}
+
+TEST_F(Info, HelpOnAFullDiskIsAFailure) {
+  for (const char* option : {"--help", "--version", "info"}) {
+    const std::string command = std::string(OPENMSA_MSA_BINARY) + " " + option + " >/dev/full 2>" + directory_ / "err";
+    EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1) << option;
+    EXPECT_THAT(io::read_text(directory_ / "err"), HasSubstr("cannot write to standard output"));
   }
 }
 

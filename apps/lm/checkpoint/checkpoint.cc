@@ -54,27 +54,16 @@ void save_model(const std::filesystem::path& directory, const ModelConfig& confi
   io::write_json(directory / kConfigFile, config_to_json(config));
 }
 
-std::vector<const Parameter*> read_parameters(const io::SafetensorsFile& file, const std::string& prefix,
-                                              Parameters& values) {
-  std::vector<const Parameter*> absent;
+void read_all_parameters(const io::SafetensorsFile& file, const std::string& prefix, Parameters& values) {
   for (const Parameter& parameter : values.layout().parameters()) {
     const std::string name = prefix + parameter.name;
-    if (!file.contains(name)) {
-      absent.push_back(&parameter);
-      continue;
-    }
+    if (!file.contains(name)) throw io::InputError("the checkpoint lacks the tensor " + name);
     const io::StoredTensor& stored = file.at(name);
     if (stored.shape != parameter.shape) {
       throw io::InputError(name + ": expected shape " + text(parameter.shape) + ", got " + text(stored.shape));
     }
     std::ranges::copy(stored.to_float(), values.of(parameter).begin());
   }
-  return absent;
-}
-
-void read_all_parameters(const io::SafetensorsFile& file, const std::string& prefix, Parameters& values) {
-  const auto absent = read_parameters(file, prefix, values);
-  if (!absent.empty()) throw io::InputError("the checkpoint lacks the tensor " + prefix + absent.front()->name);
 }
 
 void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer) {

@@ -27,15 +27,11 @@ std::vector<std::int32_t> load_end_tokens(const std::filesystem::path& directory
 /// Creates the directory; each file appears whole or not at all. Weights are stored as F32.
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Parameters& weights);
 
-/// Reads what `file` holds under prefix + name, converted to float; InputError where a shape differs. Returns the
-/// parameters that the file lacks.
-std::vector<const Parameter*> read_parameters(const io::SafetensorsFile& file, const std::string& prefix,
-                                              Parameters& values);
-
 /// Adds every parameter under prefix + name; `values` must live until the writer has written.
 void add_parameters(const Parameters& values, const std::string& prefix, io::SafetensorsWriter& writer);
 
-/// read_parameters for a file that must hold all of them.
+/// Reads every parameter from under prefix + name, converted to float; InputError where one is missing or its shape
+/// differs.
 void read_all_parameters(const io::SafetensorsFile& file, const std::string& prefix, Parameters& values);
 
 }  // namespace openmsa::lm

@@ -84,11 +84,12 @@ Text split_file(const Candidate& file, CorpusPart part) {
 
 Text split_by_file(const std::vector<Candidate>& files, CorpusPart part) {
   const auto chosen = [](const Candidate& file) { return file.hash % kHeldOutShare == 0; };
-  const bool any_chosen = std::ranges::any_of(files, chosen);
-  const std::uint64_t lowest = std::ranges::min(files, {}, &Candidate::hash).hash;
+  const auto num_chosen = std::ranges::count_if(files, chosen);
+  const bool both_parts = num_chosen > 0 && num_chosen < std::ssize(files);
+  const Candidate* const lowest = &*std::ranges::min_element(files, {}, &Candidate::hash);
   Text text;
   for (const Candidate& file : files) {
-    const bool held_out = any_chosen ? chosen(file) : file.hash == lowest;
+    const bool held_out = both_parts ? chosen(file) : &file == lowest;
     if (held_out != (part == CorpusPart::kHeldOut)) continue;
     if (const auto bytes = read_text_file(file.path)) append(file.name, *bytes, text);
   }

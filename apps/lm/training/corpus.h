@@ -24,8 +24,8 @@ struct Text {
 };
 
 /// Reads one part of the files under `paths`. A file belongs to the held-out part when a hash of its name relative to
-/// the given path says so, about one in twenty; of few files at least one is held out, and of a single file the last
-/// twentieth. Inside folders, symbolic links, unreadable files and binaries (a zero byte within the first 8 KiB) are
+/// the given path says so, about one in twenty; of few files at least one is held out and one is not, and of a single
+/// file the last twentieth. Inside folders, symbolic links, unreadable files and binaries (a zero byte within the first 8 KiB) are
 /// skipped. InputError: a path that does not exist, or a part without text.
 Text load_text(const std::vector<std::filesystem::path>& paths, CorpusPart part);
 

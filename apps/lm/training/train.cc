@@ -1,11 +1,14 @@
 #include "lm/training/train.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 
+#include "io/atomic_file.h"
 #include "io/error.h"
 #include "lm/checkpoint/checkpoint.h"
 #include "lm/ops/parallel.h"
@@ -15,17 +18,26 @@ namespace openmsa::lm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using nlohmann::json;
 using nlohmann::ordered_json;
 
+constexpr const char* kLogFile = "log.jsonl";
+
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Whether a line of the log tells of the first `steps_done` steps, or of their start.
+bool tells_of(const json& event, std::int64_t steps_done) {
+  if (!event.is_object()) return false;
+  const json name = event.value("event", json()), step = event.value("step", json(0));
+  return (name == "start" || name == "step") && step.is_number_integer() && step.get<std::int64_t>() <= steps_done;
+}
 
 /// The lines of an earlier run up to step `steps_done`.
 std::string kept_lines(const std::filesystem::path& path, std::int64_t steps_done) {
   std::string kept;
   std::ifstream stream(path);
   for (std::string line; std::getline(stream, line);) {
-    const auto event = nlohmann::json::parse(line, nullptr, false);
-    if (event.is_discarded() || event.value("event", "") == "end" || event.value("step", 0) > steps_done) break;
+    if (!tells_of(json::parse(line, nullptr, false), steps_done)) break;
     kept += line + '\n';
   }
   return kept;
@@ -37,14 +49,15 @@ class TrainingLog {
   /// Starts the file anew, or keeps what a run that is resumed after `steps_done` steps has logged up to there.
   /// std::runtime_error when the file cannot be written.
   TrainingLog(const std::filesystem::path& path, std::int64_t steps_done) : path_(path) {
-    const std::string kept = steps_done > 0 ? kept_lines(path, steps_done) : "";
-    stream_.open(path, std::ios::trunc);
-    stream_ << kept << std::flush;
+    io::AtomicFile file(path);
+    file.write(steps_done > 0 ? kept_lines(path, steps_done) : "");
+    file.commit();
+    stream_.open(path, std::ios::app);
     check();
   }
 
   void write(const ordered_json& event) {
-    stream_ << event.dump() << std::endl;
+    stream_ << event.dump(-1, ' ', false, ordered_json::error_handler_t::replace) << std::endl;
     check();
   }
 
@@ -88,7 +101,18 @@ ordered_json step_event(const StepFigures& figures, std::int64_t tokens, double 
   return event;
 }
 
+/// The files of a run that `directory` may hold.
+std::vector<std::filesystem::path> run_files(const std::filesystem::path& directory) {
+  return {directory / kStateFile, directory / "model.safetensors", directory / kLogFile, directory / "config.json"};
+}
+
+/// A step may leave finite gradients and infinite weights behind; those replace no checkpoint.
 void save(const TrainingState& state, const std::filesystem::path& directory) {
+  const auto is_finite = [](float weight) { return std::isfinite(weight); };
+  if (!std::ranges::all_of(state.weights.values(), is_finite)) {
+    throw std::runtime_error("training diverged: after step " + std::to_string(state.step) +
+                             " weights are NaN or infinite");
+  }
   save_model(directory, state.config, state.weights);
   save_state(directory / kStateFile, state);
 }
@@ -98,8 +122,15 @@ bool due(std::int64_t step, std::int64_t period) { return period > 0 && (step ==
 
 }  // namespace
 
-void train(TrainingState initial, const std::filesystem::path& directory, int num_threads,
-           const std::function<void(const StepFigures&)>& on_step) {
+std::optional<std::string> earlier_run(const std::filesystem::path& directory) {
+  for (const auto& file : run_files(directory)) {
+    if (std::filesystem::exists(file)) return file.string();
+  }
+  return std::nullopt;
+}
+
+std::int64_t train(TrainingState initial, const std::filesystem::path& directory, int num_threads,
+                   const std::function<void(const StepFigures&)>& on_step, const std::function<bool()>& stop) {
   const ThreadLimit limit(num_threads);
   const TrainingOptions options = initial.options;
   if (initial.step >= options.steps) {
@@ -109,7 +140,10 @@ void train(TrainingState initial, const std::filesystem::path& directory, int nu
   const std::int64_t steps_done = initial.step;
   Trainer trainer(std::move(initial), text.bytes, num_threads);  // first, for it refuses what cannot be trained
   std::filesystem::create_directories(directory);
-  TrainingLog log(directory / "log.jsonl", steps_done);
+  if (steps_done == 0) {
+    for (const auto& file : run_files(directory)) std::filesystem::remove(file);
+  }
+  TrainingLog log(directory / kLogFile, steps_done);
   if (steps_done == 0) log.write(start_event(trainer.state(), text));
 
   const std::int64_t tokens_per_step = options.batch * options.seqlen + options.short_batch * options.short_seqlen;
@@ -126,9 +160,14 @@ void train(TrainingState initial, const std::filesystem::path& directory, int nu
     }
     if (options.checkpoint_every > 0 && step % options.checkpoint_every == 0) save(trainer.state(), directory);
     on_step(figures);
+    if (step < options.steps && stop()) {
+      save(trainer.state(), directory);
+      return step;
+    }
   }
   save(trainer.state(), directory);
   log.write({{"event", "end"}, {"seconds", seconds_since(start)}});
+  return options.steps;
 }
 
 }  // namespace openmsa::lm

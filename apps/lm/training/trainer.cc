@@ -1,6 +1,9 @@
 #include "lm/training/trainer.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <stdexcept>
 
 #include "io/error.h"
 #include "lm/model/decoder.h"
@@ -17,6 +20,15 @@ TrainingState trainable(TrainingState state) {
     throw io::InputError("vocab_size: byte tokens need at least 256, got " + std::to_string(state.config.vocab_size));
   }
   return state;
+}
+
+/// A step that would make the weights NaN is not taken: the state stays that of the step before.
+void require_finite(const StepFigures& figures) {
+  if (std::isfinite(figures.loss) && std::isfinite(figures.grad_norm)) return;
+  char text[128];
+  std::snprintf(text, sizeof text, "training diverged: at step %lld the loss is %g, the norm of the gradient %g",
+                static_cast<long long>(figures.step), figures.loss, figures.grad_norm);
+  throw std::runtime_error(text);
 }
 
 }  // namespace
@@ -64,6 +76,7 @@ StepFigures Trainer::step(bool measure_recall) {
     if (measure_recall) figures.recall = mean_recall(decoder_, attention_, sequences_);
   }
   figures.grad_norm = clip_gradients(options.clip, gradients_);
+  require_finite(figures);
   AdamwOptions adamw;
   adamw.weight_decay = static_cast<float>(options.weight_decay);
   adamw_step(adamw, step, figures.lr, gradients_, state_.optimizer, state_.weights);

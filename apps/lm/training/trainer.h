@@ -35,6 +35,7 @@ class Trainer {
   /// PackedAttention::set_selection for all sparse layers.
   void set_selection(std::vector<std::int32_t> topk_indices) { attention_.set_selection(std::move(topk_indices)); }
 
+  /// std::runtime_error, and the state stays as it was, when the loss or the gradient is NaN or infinite.
   StepFigures step(bool measure_recall);
   const TrainingState& state() const { return state_; }
 

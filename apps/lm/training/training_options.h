@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lm/model/attention_layer.h"
@@ -34,7 +35,17 @@ struct TrainingOptions {
   std::int64_t checkpoint_every = 0;  // steps; 0: at the end only
 };
 
+/// What a number of the options may be, on the command line and in a stored state.
+struct NumberRange {
+  const char* name;  // "lr_warmup"; "kl_weight" of KlOptions
+  bool is_integer;
+  double least;
+  double most;
+};
+const NumberRange& range_of(std::string_view name);
+
 nlohmann::json options_to_json(const TrainingOptions& options);
+/// InputError: an option that is missing, of another type or outside its range.
 TrainingOptions options_from_json(const nlohmann::json& json);
 
 /// Lengths of the sequences of one step, the long ones first.

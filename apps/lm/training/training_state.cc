@@ -1,7 +1,11 @@
 #include "lm/training/training_state.h"
 
+#include <charconv>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
 
 #include "io/error.h"
 #include "io/safetensors.h"
@@ -18,6 +22,28 @@ TrainingState empty_state(const ModelConfig& config, const TrainingOptions& opti
   return {config, options, Parameters(layout), AdamwState(layout)};
 }
 
+void copy_parameter(const Weights& from, ParameterIndex index, const Parameter& parameter, Parameters& to) {
+  const std::vector<std::int64_t>& shape = from.layout().parameters()[index].shape;
+  if (shape != parameter.shape) {
+    throw io::InputError(parameter.name + ": expected shape " + nlohmann::json(parameter.shape).dump() + ", got " +
+                         nlohmann::json(shape).dump());
+  }
+  const WeightMatrix& matrix = from.matrix(index);
+  float* values = to.of(parameter).data();
+  const std::int64_t rows = static_cast<std::int64_t>(parameter.size) / matrix.in;
+  for (std::int64_t row = 0; row < rows; ++row) matrix.copy_row(row, values + row * matrix.in);
+}
+
+/// Steps that a run has done, as its file says.
+std::int64_t steps_done(const std::string& text, const TrainingOptions& options) {
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  if (error != std::errc() || end != text.data() + text.size() || step < 0 || step > options.steps) {
+    throw io::InputError("step: expected an integer from 0 to " + std::to_string(options.steps) + ", got " + text);
+  }
+  return step;
+}
+
 }  // namespace
 
 TrainingState fresh_state(const ModelConfig& config, const TrainingOptions& options) {
@@ -29,10 +55,17 @@ TrainingState fresh_state(const ModelConfig& config, const TrainingOptions& opti
 TrainingState converted_state(const std::filesystem::path& directory, const ModelConfig& config,
                               const TrainingOptions& options) {
   TrainingState state = empty_state(config, options);
-  const io::SafetensorsFile file(directory / "model.safetensors");
-  for (const Parameter* parameter : read_parameters(file, "", state.weights)) {
-    if (!parameter->is_index()) throw io::InputError("the checkpoint lacks the tensor " + parameter->name);
-    initialize(config, options.seed, *parameter, state.weights);
+  const Model model = load_model(directory);
+  std::map<std::string_view, ParameterIndex> stored;
+  for (const Parameter& parameter : model.weights.layout().parameters()) stored.emplace(parameter.name, stored.size());
+  for (const Parameter& parameter : state.weights.layout().parameters()) {
+    if (const auto found = stored.find(parameter.name); found != stored.end()) {
+      copy_parameter(model.weights, found->second, parameter, state.weights);
+    } else if (parameter.is_index()) {
+      initialize(config, options.seed, parameter, state.weights);
+    } else {
+      throw io::InputError("the checkpoint lacks the tensor " + parameter.name);
+    }
   }
   return state;
 }
@@ -54,13 +87,13 @@ TrainingState load_state(const std::filesystem::path& path) {
     const auto& metadata = file.metadata();
     TrainingState state = empty_state(config_from_json(nlohmann::json::parse(metadata.at("config"))),
                                       options_from_json(nlohmann::json::parse(metadata.at("options"))));
-    state.step = std::stoll(metadata.at("step"));
+    state.step = steps_done(metadata.at("step"), state.options);
     read_all_parameters(file, "weights.", state.weights);
     read_all_parameters(file, "m.", state.optimizer.m);
     read_all_parameters(file, "v.", state.optimizer.v);
     return state;
-  } catch (const io::InputError&) {
-    throw;
+  } catch (const io::InputError& error) {
+    throw io::InputError(path.string() + ": " + error.what());
   } catch (const std::exception& error) {
     throw io::InputError(path.string() + ": no training state: " + error.what());
   }

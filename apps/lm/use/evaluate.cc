@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <numbers>
 
 #include "io/error.h"
@@ -62,7 +63,8 @@ Evaluation evaluate(const Model& model, const tokenizer::Tokenizer& tokenizer, c
   const ThreadLimit limit(options.num_threads);
   const auto start = std::chrono::steady_clock::now();
   if (text.bytes.size() < 2) throw io::InputError("the held-out text has fewer than 2 bytes");
-  const std::size_t seqlen = std::min(static_cast<std::size_t>(options.seqlen), text.bytes.size() - 1);
+  const std::size_t seqlen =
+      std::min(static_cast<std::size_t>(std::min(options.seqlen, options.max_bytes)), text.bytes.size() - 1);
   const auto offsets = window_offsets(text.bytes.size(), seqlen, static_cast<std::size_t>(options.max_bytes));
   const Phase phase = model.config.has_sparse_layers() && !options.dense ? Phase::kSparse : Phase::kDense;
 
@@ -94,6 +96,9 @@ Evaluation evaluate(const Model& model, const tokenizer::Tokenizer& tokenizer, c
         add(mean_recall(decoder, attention, sequences, IndexKeys::kFp8), sums.fp8_index_recall);
       }
       sums.batches += 1.0;
+    }
+    if (!std::isfinite(sums.loss) || !std::isfinite(sums.kl_loss)) {
+      throw io::InputError("the model's loss is NaN or infinite");
     }
     done += count;
     on_window(static_cast<std::int64_t>(done), static_cast<std::int64_t>(offsets.size()));

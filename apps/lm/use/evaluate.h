@@ -31,9 +31,9 @@ struct Evaluation {
   std::optional<Recall> fp8_index_recall;  // of what would be selected with fp8 index keys; when asked for
 };
 
-/// Evenly spaced windows of the text, seqlen bytes and one each, of at most max_bytes together (one at least). A text
-/// shorter than that is one window. The first token of a window is given, the others are predicted. InputError when the
-/// text has fewer than 2 bytes, or a window fewer than 2 tokens.
+/// Evenly spaced windows of the text, seqlen bytes and one each, that predict at most max_bytes together. Where the text
+/// or max_bytes is shorter than seqlen there is one window of so much. The first token of a window is given, the others are predicted. InputError when the
+/// text has fewer than 2 bytes, a window fewer than 2 tokens, or a figure is NaN or infinite.
 /// `on_window(done, total)` is called after every batch.
 Evaluation evaluate(const Model& model, const tokenizer::Tokenizer& tokenizer, const Text& text,
                     const EvaluationOptions& options, const std::function<void(std::int64_t, std::int64_t)>& on_window);

@@ -46,6 +46,8 @@ class Session {
 
 std::int32_t sample(std::span<const float> logits, const SamplingOptions& options, Random& random) {
   const auto best = std::ranges::max_element(logits);
+  const bool has_nan = std::ranges::any_of(logits, [](float logit) { return std::isnan(logit); });
+  if (has_nan || std::isinf(*best)) throw io::InputError("the model's logits are NaN or infinite");
   if (options.temperature <= 0.0) return static_cast<std::int32_t>(best - logits.begin());
 
   std::vector<double> p(logits.size());

@@ -18,7 +18,8 @@ struct SamplingOptions {
 };
 
 /// Greedy: the token of highest logit, the lowest of equals. Otherwise one of the fewest tokens whose probabilities
-/// softmax(logits / temperature) reach top_p together, drawn in proportion to them.
+/// softmax(logits / temperature) reach top_p together, drawn in proportion to them. InputError where a logit is NaN or
+/// the highest infinite: the model's weights are, or it overflows.
 std::int32_t sample(std::span<const float> logits, const SamplingOptions& options, Random& random);
 
 struct GenerationOptions {

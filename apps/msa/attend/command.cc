@@ -7,6 +7,7 @@
 
 #include "io/json_file.h"
 #include "msa/attend/layer_run.h"
+#include "msa/outputs.h"
 
 namespace openmsa::cli {
 namespace {
@@ -28,6 +29,7 @@ struct AttendCommand {
   std::string json;
 
   void run() const {
+    check_outputs({{"--output", output}, {"--json", json}});
     LayerRun run(LayerInput(input), layer);
     run.forward();
     if (layer.backward) run.backward();

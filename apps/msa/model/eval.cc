@@ -11,6 +11,8 @@
 #include "lm/use/selection_map.h"
 #include "msa/command.h"
 #include "msa/note.h"
+#include "msa/number.h"
+#include "msa/outputs.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -28,6 +30,7 @@ struct EvalCommand {
   lm::EvaluationOptions evaluation;
 
   void run() {
+    check_outputs({{"--json", json}, {"--selection", selection}});
     const lm::Model loaded = lm::load_model(model);
     const auto tokenizer = tokenizer::load_tokenizer(model, print_note);
     if (attention == "msa" && !loaded.config.has_sparse_layers()) {
@@ -113,16 +116,14 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"fp32", "e4m3"}))
       ->capture_default_str();
   command->add_option("--seqlen", evaluation.seqlen, "Bytes per window")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(between(1, 1 << 20))
       ->capture_default_str();
-  command->add_option("--batch", evaluation.batch, "Windows at once")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  command->add_option("--batch", evaluation.batch, "Windows at once")->check(between(1, 4096))->capture_default_str();
   command->add_option("--max-bytes", evaluation.max_bytes, "Evenly spaced windows of at most so many bytes")
-      ->check(CLI::PositiveNumber)
+      ->check(between(std::int64_t{1}, std::int64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--threads", evaluation.num_threads, "0: one per core")
-      ->check(CLI::Range(0, 4096))
+      ->check(between(0, 4096))
       ->capture_default_str();
   command->add_option("--json", options->json, "Write the figures as JSON")->type_name("FILE");
   command->add_option("--selection", options->selection, "Write the kv_blocks selected in the first held-out window")

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@
 #include "lm/training/corpus.h"
 #include "msa/command.h"
 #include "msa/note.h"
+#include "msa/number.h"
+#include "msa/outputs.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 
@@ -34,6 +37,7 @@ struct GenerateCommand {
   lm::GenerationOptions generation;
 
   void run() const {
+    check_outputs({{"--json", json}});
     const lm::Model loaded = lm::load_model(model);
     const auto tokenizer = tokenizer::load_tokenizer(model, print_note);
     lm::GenerationOptions options = generation;
@@ -70,8 +74,9 @@ struct GenerateCommand {
   }
 
   static void print(const std::string& bytes) {
-    std::fwrite(bytes.data(), 1, bytes.size(), stdout);
-    std::fflush(stdout);
+    if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) < bytes.size() || std::fflush(stdout) != 0) {
+      throw std::runtime_error("cannot write to standard output");
+    }
   }
 
   static nlohmann::ordered_json figures(const Prompt& prompt, std::size_t prompt_tokens,
@@ -116,24 +121,24 @@ void add_generate(CLI::App& app) {
       ->type_name("PATH");
   command->add_option("--prompt-bytes", options->prompt_bytes, "Bytes of a held-out prompt [1024]")
       ->needs(held_out)
-      ->check(CLI::Range(1, 1 << 24));
+      ->check(between(1, 1 << 24));
   command
       ->add_option("--max-new-tokens", generation.max_new_tokens,
                    "Tokens to generate, fewer where the model ends the text")
-      ->check(CLI::Range(1, 1 << 24))
+      ->check(between(1, 1 << 24))
       ->capture_default_str();
   command->add_option("--temperature", generation.sampling.temperature, "0: always the likeliest token")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(between(0.0, 100.0))
       ->capture_default_str();
   command->add_option("--top-p", generation.sampling.top_p, "Draw from the likeliest tokens of this total probability")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(between(1e-6, 1.0))
       ->capture_default_str();
   command->add_option("--seed", generation.seed, "Of the draw")->capture_default_str();
   command->add_option("--chunk", generation.chunk, "Prompt tokens per prefill pass")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(between(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--threads", generation.num_threads, "0: one per core")
-      ->check(CLI::Range(0, 4096))
+      ->check(between(0, 4096))
       ->capture_default_str();
   command->add_option("--json", options->json, "Write prompt, continuation and speed as JSON")->type_name("FILE");
   command->callback([options] { options->run(); });

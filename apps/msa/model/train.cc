@@ -1,9 +1,12 @@
 // msa train: a small language model from text, with sparse or dense attention.
 #include "lm/training/train.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,8 @@
 #include "lm/checkpoint/checkpoint.h"
 #include "lm/training/corpus.h"
 #include "msa/command.h"
+#include "msa/interrupt.h"
+#include "msa/number.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -18,6 +23,7 @@ namespace {
 
 constexpr const char* kFooter =
     "Text is bytes; about one file in twenty is held out for msa eval and msa generate.\n"
+    "The first Ctrl-C ends the step, saves it and stops.\n"
     "Examples:\n"
     "  msa train --output sparse                            from random weights: indexer warmup, then sparse\n"
     "  msa train --output dense --attention dense           its dense twin: same start, same batches\n"
@@ -29,6 +35,7 @@ struct TrainCommand {
   std::string from;
   std::string attention = "msa";
   bool resume = false;
+  bool force = false;
   int threads = 0;
   int num_layers = 4;
   int dense_layers = 1;
@@ -42,17 +49,24 @@ struct TrainCommand {
 
   void run() {
     refuse_idle_options();
+    refuse_earlier_run();
     lm::TrainingState state = initial_state();
     const std::int64_t steps = state.options.steps;
     Progress progress("training", steps);
     double loss = 0.0;
-    lm::train(std::move(state), output, threads, [&](const lm::StepFigures& figures) {
+    const auto show = [&](const lm::StepFigures& figures) {
       char note[64];
       loss = figures.loss;
       std::snprintf(note, sizeof note, "%s  loss %.3f", lm::phase_name(figures.phase), loss);
       progress.update(figures.step, note);
-    });
+    };
+    catch_interrupts();
+    const std::int64_t done = lm::train(std::move(state), output, threads, show, interrupted);
     progress.finish();
+    if (done < steps) {
+      throw std::runtime_error(output + ": stopped after step " + std::to_string(done) + " of " +
+                               std::to_string(steps) + ", which is saved; --resume goes on");
+    }
     std::printf("%s: %lld steps, last loss %.4f nats per byte\n", output.c_str(), static_cast<long long>(steps), loss);
   }
 
@@ -65,11 +79,23 @@ struct TrainCommand {
     }
   }
 
+  void refuse_earlier_run() const {
+    const auto earlier = lm::earlier_run(output);
+    if (!resume && !force && earlier) {
+      throw io::InputError(*earlier + " is there from an earlier run: --resume continues it, --force replaces it");
+    }
+    if (resume && !std::filesystem::exists(std::filesystem::path(output) / lm::kStateFile)) {
+      throw io::InputError(output + ": nothing to resume: no checkpoint has been written there");
+    }
+  }
+
   lm::TrainingState initial_state() {
     if (resume) return lm::load_state(std::filesystem::path(output) / lm::kStateFile);
     if (training.text.empty()) {
       for (const auto& path : lm::default_text_paths()) training.text.push_back(path.string());
     }
+    // A run may be resumed from another folder.
+    for (std::string& path : training.text) path = std::filesystem::absolute(path).string();
     if (!from.empty()) return lm::converted_state(from, converted_config(), training);
     lm::ModelConfig config = geometry;
     config.rotary_dim = config.head_dim / 4 * 2;
@@ -108,10 +134,18 @@ class OptionAdder {
   OptionAdder(CLI::App& command, CLI::Option* resume) : command_(command), resume_(resume) {}
 
   template <class T>
-  CLI::Option* number(const std::string& name, T& value, const std::string& text, double least, double most = 1e9) {
+  CLI::Option* number(const std::string& name, T& value, const std::string& text, double least, double most) {
     return option(name, value, text)
-        ->check(CLI::Range(static_cast<T>(least), static_cast<T>(most)))
+        ->check(between(static_cast<T>(least), static_cast<T>(most)))
         ->capture_default_str();
+  }
+  /// "--lr-warmup": of lm::TrainingOptions, in the range of lr_warmup.
+  template <class T>
+  CLI::Option* training(const std::string& name, T& value, const std::string& text) {
+    std::string key = name.substr(2);
+    std::ranges::replace(key, '-', '_');
+    const lm::NumberRange& range = lm::range_of(key);
+    return number(name, value, text, range.least, range.most);
   }
   template <class T>
   CLI::Option* option(const std::string& name, T& value, const std::string& text) {
@@ -129,19 +163,19 @@ class OptionAdder {
 void add_run_options(OptionAdder& add, TrainCommand& command) {
   lm::TrainingOptions& training = command.training;
   add.option("--text", training.text, "Files and folders [/usr/include and Python's library]")->type_name("PATH");
-  add.number("--steps", training.steps, "Optimisation steps", 1);
-  add.number("--batch", training.batch, "Sequences per step", 1, 4096);
-  add.number("--seqlen", training.seqlen, "Bytes per sequence", 2, 1 << 20);
-  add.number("--short-batch", training.short_batch, "Short sequences per step beside them, for variety", 0, 4096);
-  add.number("--short-seqlen", training.short_seqlen, "Bytes per short sequence", 2, 1 << 20);
+  add.training("--steps", training.steps, "Optimisation steps");
+  add.training("--batch", training.batch, "Sequences per step");
+  add.training("--seqlen", training.seqlen, "Bytes per sequence");
+  add.training("--short-batch", training.short_batch, "Short sequences per step beside them, for variety");
+  add.training("--short-seqlen", training.short_seqlen, "Bytes per short sequence");
   add.option("--seed", training.seed, "Of the weights and the batches")->capture_default_str();
-  add.number("--lr", training.lr, "Peak learning rate", 0);
-  add.number("--min-lr", training.min_lr, "Learning rate at the end", 0);
-  add.number("--lr-warmup", training.lr_warmup, "Steps up to the peak", 0);
-  add.number("--weight-decay", training.weight_decay, "Of matrices", 0);
-  add.number("--clip", training.clip, "Largest norm of the gradient", 1e-9);
-  add.number("--log-every", training.log_every, "Steps between lines of log.jsonl", 1);
-  add.number("--checkpoint-every", training.checkpoint_every, "Steps between checkpoints; 0: only at the end", 0);
+  add.training("--lr", training.lr, "Peak learning rate");
+  add.training("--min-lr", training.min_lr, "Learning rate at the end");
+  add.training("--lr-warmup", training.lr_warmup, "Steps up to the peak");
+  add.training("--weight-decay", training.weight_decay, "Of matrices");
+  add.training("--clip", training.clip, "Largest norm of the gradient");
+  add.training("--log-every", training.log_every, "Steps between lines of log.jsonl");
+  add.training("--checkpoint-every", training.checkpoint_every, "Steps between checkpoints; 0: only at the end");
 }
 
 void add_sparse_options(OptionAdder& add, TrainCommand& command) {
@@ -155,12 +189,12 @@ void add_sparse_options(OptionAdder& add, TrainCommand& command) {
       command.block_size,
       command.topk,
       add.number("--dense-layers", command.dense_layers, "Leading layers that stay dense", 0, 4096),
-      add.number("--warmup-steps", training.warmup_steps, "Steps of dense attention while the indexer learns", 0),
-      add.number("--kl-weight", training.kl.weight, "Weight of the index branch's loss", 0),
+      add.training("--warmup-steps", training.warmup_steps, "Steps of dense attention while the indexer learns"),
+      add.training("--kl-weight", training.kl.weight, "Weight of the index branch's loss"),
       add.flag("--index-grad-to-hidden", training.kl.index_to_hidden,
                "Ablation: that loss also moves the hidden state below the index branch"),
       add.flag("--kl-grad-to-teacher", training.kl.to_teacher, "Ablation: that loss also moves the main branch's q, k"),
-      add.number("--recall-every", training.recall_every, "Steps between recall measurements; 0: never", 0)};
+      add.training("--recall-every", training.recall_every, "Steps between recall measurements; 0: never")};
 }
 
 void add_geometry_options(OptionAdder& add, TrainCommand& command, CLI::Option* from) {
@@ -183,9 +217,8 @@ void add_train(CLI::App& app) {
       ->required()
       ->type_name("DIR");
   auto* resume = command->add_flag("--resume", options->resume, "Continue the run in --output as it was asked for");
-  command->add_option("--threads", options->threads, "0: one per core")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  command->add_flag("--force", options->force, "Replace an earlier run in --output")->excludes(resume);
+  command->add_option("--threads", options->threads, "0: one per core")->check(between(0, 4096))->capture_default_str();
   OptionAdder add(*command, resume);
   add.option("--attention", options->attention, "msa or dense")
       ->check(CLI::IsMember({"msa", "dense"}))

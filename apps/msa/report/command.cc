@@ -8,6 +8,7 @@
 
 #include "io/atomic_file.h"
 #include "io/error.h"
+#include "msa/outputs.h"
 #include "msa/report/run_data.h"
 
 namespace openmsa::cli {
@@ -59,6 +60,7 @@ std::string render(const nlohmann::ordered_json& run) {
 
 void run_report(const ReportOptions& options) {
   if (options.output.empty() && !options.summary) throw io::InputError("expected --output, --summary or both");
+  check_outputs({{"--output", options.output}});
   const nlohmann::ordered_json run = read_run(options.run);
   if (!options.output.empty()) {
     io::AtomicFile file(options.output);

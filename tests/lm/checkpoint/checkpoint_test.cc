@@ -55,6 +55,23 @@ TEST(Checkpoint, DenseModelConvertsWithFreshIndexBranches) {
       EXPECT_TRUE(std::ranges::equal(state.weights.of(parameter), weights.of(weights.layout().at(parameter.name))));
     }
   }
+
+  const io::SafetensorsFile whole(directory / "model.safetensors");  // mapped, so that it can be read when it is gone
+  nlohmann::json shard_of = nlohmann::json::object();
+  for (const std::string shard : {"0.safetensors", "1.safetensors"}) {
+    io::SafetensorsWriter writer;
+    for (const auto& [name, tensor] : whole.tensors()) {
+      if (name.size() % 2 != (shard.front() == '1')) continue;
+      writer.add(name, tensor.type, tensor.shape, tensor.data);
+      shard_of[name] = shard;
+    }
+    writer.write(directory / shard);
+  }
+  io::write_json(directory / "model.safetensors.index.json", {{"weight_map", shard_of}});
+  std::filesystem::remove(directory / "model.safetensors");
+  const lm::TrainingState sharded = lm::converted_state(directory.path(), tiny_config(), {});
+  EXPECT_TRUE(std::ranges::equal(sharded.weights.values(), state.weights.values()));
+
   lm::ModelConfig deeper = tiny_config();
   deeper.layers.emplace_back();
   EXPECT_THROW(lm::converted_state(directory.path(), deeper, {}), io::InputError);

@@ -59,6 +59,19 @@ TEST(Corpus, SkipsBinariesAndLinks) {
   EXPECT_EQ(held_out.files.size(), 1u);
 }
 
+TEST(Corpus, HoldsOutOneOfTwoFilesOfTheSameName) {
+  const TemporaryDirectory directory;
+  for (int i = 0; i < 60; ++i) {  // some of these names belong to the held-out part
+    const std::string name = std::to_string(i) + ".h";
+    const auto path = [&](const char* folder) { return directory.path() / (folder + std::to_string(i)); };
+    write_file(path("a") / name, "one");
+    write_file(path("b") / name, "two");
+    const auto size = [&](lm::CorpusPart part) { return lm::load_text({path("a"), path("b")}, part).files.size(); };
+    EXPECT_EQ(size(lm::CorpusPart::kTraining), 1u) << name;
+    EXPECT_EQ(size(lm::CorpusPart::kHeldOut), 1u) << name;
+  }
+}
+
 TEST(Corpus, HoldsOutTheEndOfASingleFile) {
   const TemporaryDirectory directory;
   write_file(directory / "book.txt", std::string(1900, 'a') + std::string(100, 'z'));

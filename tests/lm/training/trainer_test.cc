@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -106,6 +107,18 @@ TEST(Trainer, ResumesToTheSameLosses) {
   EXPECT_TRUE(std::ranges::equal(second.state().weights.values(), whole.state().weights.values()));
 }
 
+TEST(Trainer, TakesNoStepWhoseLossIsNan) {
+  const std::string text = sample_text();
+  lm::TrainingState state = lm::fresh_state(byte_config(), short_run());
+  state.weights.of(state.weights.layout().at("lm_head.weight")).front() = std::nanf("");
+  const std::vector<float> before(state.weights.values().begin(), state.weights.values().end());
+  lm::Trainer trainer(std::move(state), text, 2);
+  EXPECT_THROW(trainer.step(false), std::runtime_error);
+  EXPECT_EQ(trainer.state().step, 0);
+  const auto after = trainer.state().weights.values();
+  EXPECT_EQ(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)), 0);
+}
+
 TEST(Trainer, RefusesMixturesOfExperts) {
   lm::ModelConfig config = byte_config();
   config.layers[1].mlp = lm::MlpKind::kMoe;
@@ -158,6 +171,99 @@ TEST(Train, WritesLogAndModelAndResumesFromACheckpoint) {
   EXPECT_THROW(lm::train(lm::load_state(run / lm::kStateFile), run, 2, [](const auto&) {}), io::InputError);
 }
 
+class TrainingRun : public testing::Test {
+ protected:
+  TrainingRun() {
+    std::ofstream(directory_ / "text.txt") << sample_text();
+    options_ = short_run();
+    options_.text = {directory_ / "text.txt"};
+  }
+
+  std::int64_t train(const std::function<bool()>& stop = [] { return false; }) const {
+    return lm::train(
+        lm::fresh_state(byte_config(), options_), run_, 2, [](const auto&) {}, stop);
+  }
+  std::int64_t resume() const {
+    return lm::train(lm::load_state(run_ / lm::kStateFile), run_, 2, [](const auto&) {});
+  }
+
+  const TemporaryDirectory directory_;
+  const std::filesystem::path run_ = directory_.path() / "run";
+  lm::TrainingOptions options_;
+};
+
+TEST_F(TrainingRun, StopsWhereItIsAskedToAndGoesOnFromThere) {
+  EXPECT_EQ(train(), 12);
+  const auto expected = log_of(directory_);
+  int asked = 0;
+  EXPECT_EQ(train([&] { return ++asked == 5; }), 5);
+  EXPECT_EQ(log_of(directory_).size(), 6u) << "start and five steps";
+  EXPECT_EQ(lm::load_state(run_ / lm::kStateFile).step, 5);
+  EXPECT_EQ(resume(), 12);
+  const auto resumed = log_of(directory_);
+  ASSERT_EQ(resumed.size(), expected.size());
+  EXPECT_EQ(resumed[12].at("loss"), expected[12].at("loss"));
+}
+
+TEST_F(TrainingRun, KeepsTheLastCheckpointWhenItDiverges) {
+  options_.lr = 1e30;
+  options_.checkpoint_every = 1;
+  EXPECT_THROW(train(), std::runtime_error);
+  for (const auto& event : log_of(directory_)) EXPECT_FALSE(event.contains("loss") && event["loss"].is_null());
+  const lm::Model model = lm::load_model(run_);
+  EXPECT_TRUE(std::ranges::all_of(values_of(model.weights), [](float value) { return std::isfinite(value); }));
+}
+
+TEST_F(TrainingRun, KnowsTheFilesOfAnEarlierOneAndMixesThemWithNoOther) {
+  EXPECT_FALSE(lm::earlier_run(run_));
+  train();
+  EXPECT_EQ(lm::earlier_run(run_), (run_ / lm::kStateFile).string());
+  struct Stop {};
+  const auto stop = [](const lm::StepFigures&) { throw Stop(); };
+  EXPECT_THROW(lm::train(lm::fresh_state(byte_config(), options_), run_, 2, stop), Stop);
+  EXPECT_EQ(lm::earlier_run(run_), (run_ / "log.jsonl").string())
+      << "the log of the second run, and no model of the first";
+  EXPECT_FALSE(std::filesystem::exists(run_ / "model.safetensors"));
+}
+
+TEST_F(TrainingRun, ResumesWhateverTheLogHolds) {
+  int asked = 0;
+  train([&] { return ++asked == 5; });
+  for (const std::string line : {"5", "[]", R"({"event":7})", R"({"event":"step","step":"3"})", "{"}) {
+    std::filesystem::copy(run_, directory_.path() / "copy", std::filesystem::copy_options::recursive);
+    std::ofstream(directory_ / "copy/log.jsonl") << line << "\n";
+    const auto copy = directory_.path() / "copy";
+    EXPECT_EQ(lm::train(lm::load_state(copy / lm::kStateFile), copy, 2, [](const auto&) {}), 12) << line;
+    std::filesystem::remove_all(copy);
+  }
+}
+
+TEST_F(TrainingRun, ChecksTheNumbersOfAState) {
+  lm::TrainingState state = lm::fresh_state(byte_config(), options_);
+  for (const std::int64_t step : {-1, 13}) {
+    state.step = step;
+    lm::save_state(directory_ / "state", state);
+    EXPECT_THROW(lm::load_state(directory_ / "state"), io::InputError) << step;
+  }
+  state.step = 0;
+  state.options.clip = -1;
+  lm::save_state(directory_ / "state", state);
+  EXPECT_THROW(lm::load_state(directory_ / "state"), io::InputError);
+}
+
+TEST(Evaluate, RefusesAModelOfNans) {
+  const std::string bytes = sample_text();
+  lm::Parameters weights = random_weights(byte_config(), 1);
+  std::ranges::fill(weights.of(weights.layout().at("lm_head.weight")), std::nanf(""));
+  const auto ignore = [](std::int64_t, std::int64_t) {};
+  const lm::Text text{bytes, {{"sample", 0, bytes.size()}}};
+  lm::EvaluationOptions options;
+  options.seqlen = 48;
+  options.max_bytes = 96;
+  const lm::Model model{byte_config(), std::move(weights)};
+  EXPECT_THROW(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore), io::InputError);
+}
+
 TEST(Evaluate, MeasuresHeldOutText) {
   const std::string bytes = sample_text();
   const lm::Text text{bytes, {{"sample", 0, bytes.size()}}};
@@ -179,6 +285,8 @@ TEST(Evaluate, MeasuresHeldOutText) {
   options.batch = 1;  // the same windows, one by one
   EXPECT_NEAR(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore).bits_per_byte,
               result.bits_per_byte, 1e-5);
+  options.max_bytes = 5;
+  EXPECT_EQ(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore).bytes, 5);
   options.dense = true;
   EXPECT_FALSE(lm::evaluate(model, tokenizer::ByteTokenizer(), text, options, ignore).recall.has_value());
 }

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "io/error.h"
 #include "lm/use/generate.h"
 
 namespace openmsa::test {
@@ -18,6 +20,17 @@ std::vector<int> counts(const std::vector<float>& logits, const lm::SamplingOpti
 TEST(Sampler, GreedyTakesTheLowestOfTheBest) {
   lm::Random random(1);
   EXPECT_EQ(lm::sample(std::vector<float>{0, 3, 1, 3}, {}, random), 1);
+}
+
+TEST(Sampler, RefusesNanAndInfinity) {
+  lm::Random random(1);
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const lm::SamplingOptions& options : {lm::SamplingOptions{}, lm::SamplingOptions{1.0, 0.9}}) {
+    EXPECT_THROW(lm::sample(std::vector<float>{0, std::nanf(""), 1}, options, random), io::InputError);
+    EXPECT_THROW(lm::sample(std::vector<float>{0, infinity}, options, random), io::InputError);
+    EXPECT_THROW(lm::sample(std::vector<float>{-infinity, -infinity}, options, random), io::InputError);
+    EXPECT_EQ(lm::sample(std::vector<float>{-infinity, 0}, options, random), 1);
+  }
 }
 
 TEST(Sampler, DrawsInProportion) {
