@@ -4,8 +4,6 @@
 #include <cstdlib>
 #include <sstream>
 
-#include <cstdlib>
-
 #include "io/json_file.h"
 #include "msa/msa.h"
 
