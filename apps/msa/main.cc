@@ -17,19 +17,18 @@ namespace {
 constexpr int kFailure = 1;
 constexpr int kBadInput = 2;
 
-/// Messages may quote values of files, which may be megabytes long: the middle of a long message is left out, since it
-/// begins with where and ends with what is wrong. UTF-8 characters stay whole.
+/// The beginning and the end of a message that quotes too much, cut between characters.
 std::string shortened(const std::string& message) {
-  constexpr std::size_t kMost = 1000, kKept = 450;  // bytes
-  if (message.size() <= kMost) return message;
-  const auto is_inside = [&](std::size_t i) { return (static_cast<unsigned char>(message[i]) & 0xc0) == 0x80; };
-  std::size_t left = kKept, right = message.size() - kKept;
-  while (left > kKept - 3 && is_inside(left)) --left;
-  while (right < message.size() - kKept + 3 && is_inside(right)) ++right;
-  return message.substr(0, left) + " [" + std::to_string(right - left) + " bytes] " + message.substr(right);
+  constexpr std::size_t kHead = 1200, kTail = 400;
+  if (message.size() <= kHead + kTail) return message;
+  const auto continues = [&](std::size_t i) { return (static_cast<unsigned char>(message[i]) & 0xc0) == 0x80; };
+  std::size_t head = kHead, tail = message.size() - kTail;
+  while (head > 0 && continues(head)) --head;
+  while (tail < message.size() && continues(tail)) ++tail;
+  return message.substr(0, head) + " ... " + message.substr(tail);
 }
 
-/// Whatever a message quotes, one line is printed.
+/// Messages may quote file contents; whatever those hold, one line is printed.
 int report(std::string message, int status) {
   message = shortened(message);
   std::replace_if(
