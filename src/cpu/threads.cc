@@ -39,11 +39,13 @@ struct Threads::Arena {
 
 int Threads::available() { return is_orphan() ? 1 : tbb::info::default_concurrency(); }
 
-// An arena larger than TBB's limit on threads would make TBB print a warning.
+// An arena larger than TBB's limit on threads would make TBB print a warning. One of a single thread has a second slot
+// (for tasks that nobody waits for), which a second caller would be given: one thread is the caller's own.
 Threads::Threads(int count) {
   if (is_orphan()) return;
   const auto most = tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism);
-  arena_ = std::make_unique<Arena>(std::min(count, static_cast<int>(most)));
+  const int threads = std::min(count, static_cast<int>(most));
+  if (threads > 1) arena_ = std::make_unique<Arena>(threads);
 }
 
 Threads::~Threads() {
@@ -51,7 +53,7 @@ Threads::~Threads() {
 }
 
 void Threads::run(std::int64_t count, const void* body, Call call) const {
-  if (!own()) {
+  if (arena_ == nullptr || !own()) {
     for (std::int64_t item = 0; item < count; ++item) call(body, item, 0);
     return;
   }

@@ -30,7 +30,7 @@ class Threads : public core::BackendState {
   void run(std::int64_t count, const void* body, Call call) const;
 
   struct Arena;
-  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<Arena> arena_;  // null: the calling thread alone
 };
 
 }  // namespace openmsa::cpu
