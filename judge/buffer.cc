@@ -138,7 +138,7 @@ std::vector<double> to_doubles(const openmsa_tensor& tensor) {
 
 Buffer int_buffer(const std::vector<std::int64_t>& values, Shape shape) {
   if (shape.empty()) shape = {static_cast<std::int64_t>(values.size())};
-  return Buffer(OPENMSA_INT32, std::move(shape), std::vector<double>(values.begin(), values.end()));
+  return Buffer(OPENMSA_INT32, shape, std::vector<double>(values.begin(), values.end()));
 }
 
 Buffer restrided(const Buffer& buffer, Shape strides) {

@@ -82,9 +82,9 @@ Layer Layer::on(openmsa_backend backend) const {
   return result;
 }
 
-Buffer random_buffer(openmsa_dtype dtype, Shape shape, std::mt19937_64& random) {
+Buffer random_buffer(openmsa_dtype dtype, const Shape& shape, std::mt19937_64& random) {
   std::normal_distribution<double> normal;
-  Buffer result(dtype, std::move(shape));
+  Buffer result(dtype, shape);
   for (std::int64_t i = 0; i < result.size(); ++i) result.set(i, normal(random));
   return result;
 }

@@ -63,7 +63,7 @@ constexpr std::int64_t ceil_div(std::int64_t count, std::int64_t size) { return 
 Buffer prefix_sums(const std::vector<std::int64_t>& lengths);
 
 /// Standard normal values of `dtype`.
-Buffer random_buffer(openmsa_dtype dtype, Shape shape, std::mt19937_64& random);
+Buffer random_buffer(openmsa_dtype dtype, const Shape& shape, std::mt19937_64& random);
 
 /// Inputs of every operation: sequence lengths, q, k, v, index_q, index_k, d_o. With a page_size the same keys also lie
 /// in caches, in pages of random order (that of page_seed), with NaN in every tail and in the pages that no sequence

@@ -109,7 +109,7 @@ std::uint64_t DecodeProblem::bytes_on_host(const Config& config, const DecodeSha
     pages += ceil_div(length, config.page_size);
   }
   const std::int64_t set = pages * config.page_size * (token_bytes(config) + index_bytes(config));
-  return static_cast<std::uint64_t>(set * ceil_div(kMoreThanCache, set));
+  return static_cast<std::uint64_t>(set * reads_beyond_cache(set));
 }
 
 std::int64_t DecodeProblem::num_pages(std::int32_t seqlen_k) const { return ceil_div(seqlen_k, config_.page_size); }
