@@ -93,8 +93,8 @@ Layer make_layer(const LayerShape& shape, std::uint64_t seed, std::uint64_t page
   std::mt19937_64 random(seed);
   Layer layer{shape, layer_config(shape), {}};
   const std::int64_t total_q = layer.total_q(), total_k = layer.total_k();
-  const auto add = [&](const char* name, Shape extents) {
-    layer.tensors[name] = random_buffer(shape.dtype, std::move(extents), random);
+  const auto add = [&](const char* name, const Shape& extents) {
+    layer.tensors[name] = random_buffer(shape.dtype, extents, random);
   };
   add("q", {total_q, shape.num_heads_q, shape.head_dim});
   add("k", {total_k, shape.num_heads_kv, shape.head_dim});
