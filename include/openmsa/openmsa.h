@@ -137,6 +137,10 @@ typedef struct openmsa_config {
   openmsa_dtype kv_dtype;    /* of k_cache and v_cache. 0: dtype; OPENMSA_FLOAT8_E4M3: with a page_size only */
   openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
                                 OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
+  int64_t max_total_k;       /* capacity: contiguous keys of all sequences together, rows of none included, in a call of
+                                openmsa_sparse_attention_backward, openmsa_dense_attention_backward or openmsa_kl_loss.
+                                0: on CUDA, where it sizes the workspace, the larger of max_total_q and max_seqlen_k;
+                                on the CPU and the reference no bound. Other operations have none */
 } openmsa_config;
 
 /* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */

@@ -215,6 +215,22 @@ TEST(CallRefusals, CapacitiesOfThePlanBoundTheCall) {
   }
 }
 
+TEST(CallRefusals, TotalKeysOfTrainingAreBoundedWhereThePlanSays) {
+  Layer layer = make_layer({.seqlens_q = {40, 2}, .seqlens_k = {40, 70}});
+  layer.add(run(layer, kMsa));
+  ASSERT_GT(layer.total_k(), std::max(layer.config.max_total_q, layer.config.max_seqlen_k));
+  for (const openmsa_op op : {kBackward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, kKl}) {
+    for (const std::int64_t unbound_or_enough : {0, 110}) {
+      layer.config.max_total_k = unbound_or_enough;
+      EXPECT_NO_THROW(run(layer, op)) << unbound_or_enough;
+    }
+    layer.config.max_total_k = 109;
+    EXPECT_THROW(run(layer, op), Error);
+    EXPECT_THAT(openmsa_last_error(), HasSubstr("total_k: expected at most the plan's max_total_k = 109, got 110"));
+  }
+  EXPECT_NO_THROW(run(layer, kSparse)) << "forward has no such bound";
+}
+
 TEST(CallRefusals, UnknownOperationsAndMissingStructs) {
   const Layer layer = make_layer({});
   const Plan plan(layer.config);

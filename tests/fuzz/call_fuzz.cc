@@ -44,6 +44,7 @@ class CallMaker {
     c.num_threads = 1;
     c.kv_dtype = c.page_size > 0 || rarely() ? key_dtype() : openmsa_dtype{};
     c.index_dtype = key_dtype();
+    c.max_total_k = rarely() ? rarely_any(0, 40) : 0;
     return c;
   }
 
