@@ -240,6 +240,9 @@ typedef struct openmsa_tensors {
   openmsa_tensor kl_loss;      /* [1] */
   openmsa_tensor block_recall; /* [num_heads_kv, total_q] */
   openmsa_tensor score_recall; /* [num_heads_kv, total_q] */
+
+  /* optional inputs of training, fp32 (fp64 too on the reference) */
+  openmsa_tensor d_lse; /* [total_q, num_heads_q] gradient into lse; absent: 0 */
 } openmsa_tensors;
 
 /* All tensors absent, struct_size set. */
@@ -290,10 +293,11 @@ OPENMSA_API openmsa_status openmsa_dense_attention(const openmsa_plan* plan, con
                                                    openmsa_workspace workspace);
 
 /* Gradient of openmsa_sparse_attention; the selection itself has none.
- *   p = exp(softmax_scale * q.k - lse),  D[i,h] = d_o[i,h] . o[i,h],  ds = p * (d_o.v - D)
+ *   p = exp(softmax_scale * q.k - lse),  D[i,h] = d_o[i,h] . o[i,h] - d_lse[i,h],  ds = p * (d_o.v - D)
  *   d_q = softmax_scale * sum_j ds k,    d_k = softmax_scale * sum_i ds q,    d_v = sum_i p d_o
- * A key that nobody chose gets exactly 0. Contiguous keys only.
- * Reads q, k, v, topk_indices, o, lse, d_o; writes d_q, d_k, d_v. */
+ * d_lse is what a loss that uses lse itself adds: a z-loss, or partial results merged by their lse. A key that nobody
+ * chose gets exactly 0. A query that saw nothing (lse = -inf) gives nothing, whatever its d_lse. Contiguous keys only.
+ * Reads q, k, v, topk_indices, o, lse, d_o and, where present, d_lse; writes d_q, d_k, d_v. */
 OPENMSA_API openmsa_status openmsa_sparse_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                                              openmsa_workspace workspace);
 

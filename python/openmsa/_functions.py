@@ -224,6 +224,7 @@ def sparse_attention_backward(
     o: Array,
     lse: Array,
     *,
+    d_lse: Array = None,
     d_q: Array = None,
     d_k: Array = None,
     d_v: Array = None,
@@ -231,10 +232,11 @@ def sparse_attention_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradient of `sparse_attention`; the selection has none, and a key that nobody chose gets exactly 0.
 
-        p = exp(softmax_scale q.k - lse),  ds = p (d_o.v - d_o.o)
+        p = exp(softmax_scale q.k - lse),  ds = p (d_o.v - d_o.o + d_lse)
         d_q = softmax_scale sum_j ds k,  d_k = softmax_scale sum_i ds q,  d_v = sum_i p d_o
 
     d_o, o        like q; lse [total_q, num_heads_q]; the others as of `sparse_attention`, contiguous keys only
+    d_lse         like lse, the gradient into lse; None: 0
     returns       d_q, d_k, d_v
 
     >>> import numpy as np, openmsa
@@ -245,7 +247,7 @@ def sparse_attention_backward(
     >>> d_v[:, 0, 0]
     array([1.5, 0.5], dtype=float32)
     """
-    reads = {"q": q, "k": k, "v": v, "topk_indices": topk_indices, "o": o, "lse": lse, "d_o": d_o}
+    reads = {"q": q, "k": k, "v": v, "topk_indices": topk_indices, "o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse}
     return _attention_gradients("sparse_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
@@ -258,6 +260,7 @@ def dense_attention_backward(
     o: Array,
     lse: Array,
     *,
+    d_lse: Array = None,
     d_q: Array = None,
     d_k: Array = None,
     d_v: Array = None,
@@ -271,7 +274,7 @@ def dense_attention_backward(
     >>> openmsa.dense_attention_backward(np.ones_like(o), q, k, v, o, lse)[2][:, 0, 0]
     array([1.5, 0.5], dtype=float32)
     """
-    reads = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "d_o": d_o}
+    reads = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse}
     return _attention_gradients("dense_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 

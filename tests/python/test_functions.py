@@ -72,6 +72,24 @@ def test_gradients(layer):
         assert error(result, expected) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_gradient_into_lse(layer, kind):
+    arrays = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
+    if kind == "sparse":
+        where = pick(layer, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k")
+        arrays["topk_indices"] = openmsa.select_blocks(**where, **OPTIONS)
+    o, lse = getattr(openmsa, f"{kind}_attention")(**arrays, **OPTIONS, return_lse=True)
+    rng = np.random.default_rng(5)
+    arrays |= {"o": o, "lse": lse, "d_o": rng.standard_normal(o.shape, np.float32)}
+    backward = f"{kind}_attention_backward"
+    without = getattr(openmsa, backward)(**arrays, **OPTIONS)
+    arrays["d_lse"] = rng.standard_normal(lse.shape, np.float32)
+    results = getattr(openmsa, backward)(**arrays, **OPTIONS)
+    for result, expected in zip(results, reference(backward, arrays, **OPTIONS)):
+        assert error(result, expected) <= 1e-5
+    assert error(results[0], without[0]) > 0.1 and error(results[2], without[2]) == 0
+
+
 def test_kl_loss(layer):
     indices = openmsa.select_blocks(**pick(layer, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS)
     keys = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", topk_indices=indices)
