@@ -242,7 +242,8 @@ typedef struct openmsa_tensors {
   openmsa_tensor score_recall; /* [num_heads_kv, total_q] */
 
   /* optional inputs of training, fp32 (fp64 too on the reference) */
-  openmsa_tensor d_lse; /* [total_q, num_heads_q] gradient into lse; absent: 0 */
+  openmsa_tensor d_lse;      /* [total_q, num_heads_q] gradient into lse; absent: 0 */
+  openmsa_tensor kl_weights; /* [total_q] weight of each query in kl_loss; absent: 1/(N H_kv), the mean */
 } openmsa_tensors;
 
 /* All tensors absent, struct_size set. */
@@ -307,17 +308,20 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
 
 /* KL loss that trains the index branch, and its gradients.
  *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
- *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
+ *   kl_loss      = sum_{i,r} w[i] KL(P || P_idx)         g[i,j,r] = w[i] (P_idx - P)
  *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]
  *   d_index_k[j]   = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
- * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
- * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
- * (an ablation):
- *   w[j]      = log(P / P_idx) / (N H_kv group_size)     ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j])
+ * w[i] is kl_weights[i] or, where that is absent, 1/(N H_kv), with N the query rows of all sequences: the mean. Losses
+ * and gradients of the parts of a batch (micro-batches, ranks) add up to those of the whole when every part has the
+ * weights of the whole. A row of weight 0 (padding) gives exactly nothing, even where its q, index_q or lse is NaN; as
+ * does one that saw nothing (lse = -inf for all heads of the group).
+ * T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is absent; lse must come from attention over
+ * the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for (an ablation):
+ *   u[i,j,r]  = w[i] log(P / P_idx) / group_size         ds[i,h,j] = p[i,h,j] * (u[i,j,r] - sum_j p[i,h,j] u[i,j,r])
  *   d_q[i,h]  = softmax_scale * sum_j ds k               d_k[j,r]  = softmax_scale * sum_{i,h} ds q
  * Contiguous keys of the plan's dtype only.
- * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
- * d_index_k, d_q, d_k, at least one. */
+ * Reads q, k, lse, index_q, index_k and, where present, topk_indices and kl_weights; writes those present of kl_loss,
+ * d_index_q, d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                            openmsa_workspace workspace);
 

@@ -47,6 +47,7 @@ constexpr Field kFields[] = {
     {"block_recall",  &T::block_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
     {"score_recall",  &T::score_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
     {"d_lse",         &T::d_lse,         kFigure,      2, {kTotalQ, kHeadsQ}},
+    {"kl_weights",    &T::kl_weights,    kFigure,      1, {kTotalQ}},
 };
 static_assert(std::size(kFields) <= 32, "a FieldSet has 32 bits");
 
@@ -87,7 +88,7 @@ constexpr Row kOperations[] = {
     {"openmsa_dense_attention",           "q k v",                       "",                        "o",                "lse",                                 0},
     {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o", "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
     {"openmsa_dense_attention_backward",  "q k v o lse d_o",             "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
-    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices",            "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kBoundsTotalK | kAnyOutput},
+    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices kl_weights", "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kBoundsTotalK | kAnyOutput},
     {"openmsa_block_recall",              "q k topk_indices",            "",                        "",                 "block_recall score_recall",           kContiguousOnly | kAnyOutput},
     {"openmsa_append_kv",                 "k v seqlens_k block_table",   "index_k",                 "k_cache v_cache",  "index_k_cache",                       0},
 };

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace openmsa::test {
 namespace {
 
@@ -115,6 +117,31 @@ const std::vector<Refusal>& refusals() {
       {"missing_lse_in_backward", kBackward, [](Call& c) { c.tensors.lse = {}; }, {"lse: required", "got none"}},
       {"unused_tensor", kMsa, [](Call& c) { c.tensors.d_q = c.tensors.q; }, {"d_q: not used by openmsa_msa_attention"}},
       {"unused_cache", kMsa, [](Call& c) { c.tensors.k_cache = c.tensors.k; }, {"k_cache: not used"}},
+      {"lse_gradient_in_forward",
+       kMsa,
+       [](Call& c) { c.tensors.d_lse = c.layer.tensors.at("lse").view(); },
+       {"d_lse: not used by openmsa_msa_attention"}},
+      {"lse_gradient_of_fewer_heads",
+       kBackward,
+       [](Call& c) {
+         c.tensors.d_lse = c.layer.tensors.at("lse").view();
+         c.tensors.d_lse.shape[1] = 2;
+       },
+       {"d_lse: expected", "num_heads_q = 4", "got 2"}},
+      {"weights_of_fewer_queries",
+       kKl,
+       [](Call& c) {
+         const std::int64_t shape[] = {41};
+         c.tensors.kl_weights = openmsa_contiguous(c.layer.tensors.at("lse").view().data, OPENMSA_FLOAT32, 1, shape);
+       },
+       {"kl_weights: expected total_q = 42", "got 41"}},
+      {"weights_dtype",
+       kKl,
+       [](Call& c) {
+         const std::int64_t shape[] = {42};
+         c.tensors.kl_weights = openmsa_contiguous(c.layer.tensors.at("lse").view().data, OPENMSA_INT32, 1, shape);
+       },
+       {"kl_weights: expected dtype fp32, got int32"}},
       {"no_output_at_all",
        kKl,
        [](Call& c) { c.tensors.kl_loss = c.tensors.d_index_q = c.tensors.d_index_k = {}; },
