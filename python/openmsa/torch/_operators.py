@@ -126,7 +126,8 @@ for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
 _register_gradient(
     _define(
         "kl_loss",
-        f"Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None, {_SEQUENCES}",
+        f"""Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None,
+        Tensor? kl_weights=None, {_SEQUENCES}""",
         ("kl_loss", "d_index_q", "d_index_k"),
     ),
     saved=("d_index_q", "d_index_k"),
