@@ -5,6 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
+#include <utility>
+
+#include "api/check.h"
+#include "core/error.h"
 
 namespace openmsa::test {
 namespace {
@@ -256,6 +261,26 @@ TEST(CallRefusals, TotalKeysOfTrainingAreBoundedWhereThePlanSays) {
     EXPECT_THAT(openmsa_last_error(), HasSubstr("total_k: expected at most the plan's max_total_k = 109, got 110"));
   }
   EXPECT_NO_THROW(run(layer, kSparse)) << "forward has no such bound";
+}
+
+/// A device's workspace is sized for them, said or not. The check needs no device.
+TEST(CallRefusals, TotalKeysOfTrainingAreAlwaysBoundedOnADevice) {
+  Layer layer = make_layer({.dtype = OPENMSA_BFLOAT16, .seqlens_q = {40, 2}, .seqlens_k = {40, 70}});
+  layer.add(run(layer, kMsa));
+  layer.config.max_total_k = 0;
+  const TensorMap outputs = poisoned_outputs(layer, kKl);
+  const Tensors tensors = gather(layer, kKl, outputs);
+  for (const auto& [longest, expected] : {std::pair{70, "max_total_k = 70, got 110"}, std::pair{110, ""}}) {
+    layer.config.max_seqlen_k = longest;
+    const core::Plan plan = core::make_plan(layer.on(OPENMSA_BACKEND_CUDA).config, 1);
+    std::string refusal;
+    try {
+      api::check(plan, kKl, tensors);
+    } catch (const core::Failure& failure) {
+      refusal = failure.what();
+    }
+    EXPECT_TRUE(refusal.ends_with(expected) && refusal.empty() == (longest == 110)) << refusal;
+  }
 }
 
 TEST(CallRefusals, UnknownOperationsAndMissingStructs) {

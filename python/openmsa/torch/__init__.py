@@ -87,35 +87,46 @@ def dense_attention(q, k=None, v=None, *, return_lse=False, **batch):
 
 
 @_options("kl_loss")
-def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, reduction="mean", **batch):
+def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, kl_weights=None, reduction="mean", **batch):
     """`openmsa.kl_loss`, a scalar with gradients of index_q and index_k alone: q, k and lse are the teacher.
 
-    reduction     "mean" over queries and KV heads; or "sum" over them, for batches of unequal size: add up the sums of all
-                  micro-batches or ranks and divide by all their queries times the KV heads
+    kl_weights    [total_q] how much each query counts, of any dtype: a mask of the tokens that are no padding, for example.
+                  Queries of weight 0 give exactly nothing, even where they are NaN. None: all count alike
+    reduction     "mean" over queries and KV heads, weighted: the sum over the sum of the weights times KV heads; or "sum",
+                  for batches of unequal size: add up the sums of all micro-batches or ranks and divide by all their weights
+                  (queries, without weights) times KV heads
     """
     arguments = {"q": q, "k": k, "lse": lse, "index_q": index_q, "index_k": index_k, "topk_indices": topk_indices}
-    _check("kl_loss", **arguments, **batch)
+    _check("kl_loss", **arguments, kl_weights=kl_weights, **batch)
     for name, tensor in arguments.items():
         if tensor is None and name != "topk_indices":
             got = "a cache" if name in ("k", "index_k") else "None"
             raise ValueError(f"{name}: expected contiguous keys and queries for kl_loss, got {got}")
-    count = _count(index_q, batch.get("cu_seqlens_q"), reduction)
+    kl_weights = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
     if (
         index_q.dtype == torch.float16 and not index_q.is_cuda
     ):  # gradients of a mean over all queries are below its range
         q, k, index_q, index_k = q.float(), k.float(), index_q.float(), index_k.float()
-    loss = _ops.kl_loss(q.detach(), k.detach(), lse.detach(), index_q, index_k, topk_indices, **batch)[0][0]
-    return loss if count is None else loss * count
+    teacher = (q.detach(), k.detach(), lse.detach())
+    return _ops.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
 
 
-def _count(index_q, cu_seqlens_q, reduction: str):
-    """What a mean is multiplied with to be a sum: queries times KV heads."""
+def _kl_weights(weights, index_q, cu_seqlens_q, reduction: str):
+    """The weights of the sum that the operator computes; None for the plain mean, which is its own."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected mean or sum, got {reduction}")
-    if reduction == "mean":
-        return None
-    num_queries = index_q.shape[0] if cu_seqlens_q is None else cu_seqlens_q[-1]
-    return num_queries * index_q.shape[1]
+    dtype = torch.float64 if index_q.dtype == torch.float64 else torch.float32
+    if weights is None:
+        return None if reduction == "mean" else index_q.new_ones(index_q.shape[:1], dtype=dtype)
+    if weights.shape != index_q.shape[:1]:
+        raise ValueError(f"kl_weights: expected shape [total_q = {index_q.shape[0]}], got {list(weights.shape)}")
+    weights = weights.detach().to(dtype)
+    if reduction == "sum":
+        return weights
+    if cu_seqlens_q is not None:  # rows of no sequence have no weight
+        weights = weights.where(torch.arange(len(weights), device=weights.device) < cu_seqlens_q[-1], 0)
+    total = weights.sum() * index_q.shape[1]
+    return weights / total.where(total != 0, 1)
 
 
 @_options("block_recall")
@@ -146,6 +157,7 @@ def msa_attention(
     return_lse: bool = False,
     return_indices: bool = False,
     kl_reduction: str = "mean",
+    kl_weights=None,
     **batch,
 ):
     """The whole layer, for training too: o, then whichever of kl_loss, lse and topk_indices are asked for.
@@ -155,7 +167,7 @@ def msa_attention(
     o and lse have gradients of q, k and v, attention restricted to the chosen kv_blocks; the scalar kl_loss has those of
     index_q and index_k, and of nothing else. Detach the hidden state in front of the index projections: the layer cannot.
     warmup: attention over all keys, kl_loss over the whole history; no selection, topk_indices are None.
-    kl_reduction: "mean" or "sum", as `kl_loss` takes it.
+    kl_reduction: "mean" or "sum", and kl_weights: [total_q], as `kl_loss` takes them.
     Derivatives are those of backward, once: torch.func.grad, forward mode and second derivatives are not there.
 
     >>> import torch, openmsa.torch
@@ -181,6 +193,7 @@ def msa_attention(
         attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))
         o, lse = attend[0](*attend[1], **attending)
         index = (index_q, index_k, topk_indices)
-        kl = kl_loss(q, k, lse, *index, reduction=kl_reduction, **batch) if return_kl else None
+        how = {"kl_weights": kl_weights, "reduction": kl_reduction}
+        kl = kl_loss(q, k, lse, *index, **how, **batch) if return_kl else None
     wanted = [o, *[kl] * return_kl, *[lse] * return_lse, *[topk_indices] * return_indices]
     return wanted[0] if len(wanted) == 1 else tuple(wanted)

@@ -31,9 +31,10 @@ class Indexer(nn.Module):
 class MSAAttention(nn.Module):
     """Projections, norms, rotary embedding, both branches and the output projection.
 
-    forward(x, cu_seqlens=None) -> (y, kl_loss)
+    forward(x, cu_seqlens=None, kl_weights=None) -> (y, kl_loss)
       x           [total, hidden_size]: sequences packed one after the other
       cu_seqlens  [batch + 1] int32 prefix sums of their lengths, all of x; None: one sequence
+      kl_weights  [total] how much each token counts in kl_loss, such as a mask of those that are no padding; None: all alike
       kl_loss     scalar that trains the index branch, to be added to the loss; None in eval mode
 
     The index branch sees x detached: kl_loss trains the index projections and their norms and nothing else.
@@ -41,8 +42,8 @@ class MSAAttention(nn.Module):
     steps. It is no part of state_dict: a run that is resumed sets it again.
 
     rotary_dim    channels of every head that are rotated, from the first; None: min(head_dim, index_dim); 0: none
-    kl_reduction  "mean" over tokens and KV heads; or "sum", for micro-batches or ranks of unequal size: add their sums up
-                  and divide by all their tokens times num_heads_kv
+    kl_reduction  "mean" over tokens (weighted) and KV heads; or "sum", for micro-batches or ranks of unequal size: add
+                  their sums up and divide by all their tokens, or weights, times num_heads_kv
     options       block_size, topk, num_init_blocks, num_local_blocks, softmax_scale, max_seqlen_k, num_threads and backend,
                   as `openmsa.torch.msa_attention` takes them
     """
@@ -72,14 +73,15 @@ class MSAAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads_q * head_dim, hidden_size, bias=False)
         self.indexer = Indexer(hidden_size, num_heads_kv, index_dim, eps)
 
-    def forward(self, x, cu_seqlens=None):
+    def forward(self, x, cu_seqlens=None, kl_weights=None):
         from . import msa_attention
 
         _check_input(x, cu_seqlens, self.hidden_size)
         layer = self.project(x, _positions(x, cu_seqlens))
         options = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens} | self.options | {"warmup": self.warmup}
         if self.training:
-            o, kl_loss = msa_attention(**layer, **options, return_kl=True, kl_reduction=self.kl_reduction)
+            options |= {"return_kl": True, "kl_reduction": self.kl_reduction, "kl_weights": kl_weights}
+            o, kl_loss = msa_attention(**layer, **options)
         else:
             o, kl_loss = msa_attention(**layer, **options), None
         return self.o_proj(o.flatten(1)), kl_loss

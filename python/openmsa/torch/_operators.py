@@ -8,7 +8,6 @@ import torch
 from .._call import call, fake_results
 from .._workspace import per_call
 from ._autocast import register_autocast
-from ._lse_gradient import with_lse_channels, without_lse_channels
 
 _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlens_k=None, Tensor? block_table=None,
     Tensor? k_cache=None, Tensor? v_cache=None, Tensor? index_k_cache=None,
@@ -79,18 +78,14 @@ def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...]
 
 
 def _attention_gradients(backward_name: str):
-    run_backward = lambda d_o, tensors, keywords: dict(  # noqa: E731
-        zip("qkv", getattr(torch.ops.openmsa, backward_name)(d_o, **tensors, **keywords))
-    )
+    run_backward = getattr(torch.ops.openmsa, backward_name)
 
     def gradients(tensors, keywords, d_o, d_lse):
         if tensors["k"] is None:
             raise ValueError("k: expected contiguous keys for a gradient, got a cache")
         if d_o is None:
             d_o = torch.zeros_like(tensors["o"])
-        if d_lse is None:
-            return run_backward(d_o.contiguous(), tensors, keywords)
-        return without_lse_channels(run_backward(*with_lse_channels(d_o, d_lse, tensors, keywords)))
+        return dict(zip("qkv", run_backward(d_o.contiguous(), **tensors, d_lse=d_lse, **keywords)))
 
     return gradients
 
@@ -119,7 +114,8 @@ _SAVED = ("q", "k", "v", "o", "lse", "cu_seqlens_q", "cu_seqlens_k")
 for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
     _argument = f", Tensor? {_indices}=None" if _indices else ""
     _required = f"Tensor q, Tensor k, Tensor v{', Tensor topk_indices' if _indices else ''}, Tensor o, Tensor lse"
-    _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_SEQUENCES}", ("d_q", "d_k", "d_v"))
+    _optional = f"Tensor? d_lse=None, {_SEQUENCES}"
+    _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_optional}", ("d_q", "d_k", "d_v"))
     _register_gradient(
         _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
         saved=_SAVED + ((_indices,) if _indices else ()),
@@ -130,7 +126,8 @@ for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
 _register_gradient(
     _define(
         "kl_loss",
-        f"Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None, {_SEQUENCES}",
+        f"""Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None,
+        Tensor? kl_weights=None, {_SEQUENCES}""",
         ("kl_loss", "d_index_q", "d_index_k"),
     ),
     saved=("d_index_q", "d_index_k"),

@@ -44,6 +44,60 @@ def test_kl_by_finite_differences(small, warmup):
     assert gradcheck(loss, with_gradients(small, "index_q", "index_k"))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weighted_kl_by_finite_differences(small, reduction):
+    where = pick(small, "cu_seqlens_q", "cu_seqlens_k")
+    _, lse = openmsa.dense_attention(**pick(small, "q", "k", "v"), **where, backend="reference", return_lse=True)
+    options = {"kl_weights": torch.rand(23, dtype=torch.float64), "reduction": reduction, "backend": "reference"}
+
+    def loss(index_q, index_k):
+        return openmsa.torch.kl_loss(small["q"], small["k"], lse, index_q, index_k, **where, **options)
+
+    assert gradcheck(loss, with_gradients(small, "index_q", "index_k"))
+
+
+def kl_and_gradients(layer, **options):
+    inputs = with_gradients(layer, *NAMES)
+    where = pick(layer, "cu_seqlens_q", "cu_seqlens_k") if "cu_seqlens_q" in layer else {}
+    kl = openmsa.torch.msa_attention(*inputs, **where, **OPTIONS, **options, return_kl=True)[1]
+    kl.backward()
+    return kl.detach(), inputs[3].grad, inputs[4].grad
+
+
+def test_weights_mask_padding():
+    """Padding behind the tokens of a sequence, with queries of NaN: as if it were not there."""
+    padded = torch_layer([150], [150])
+    tokens = {name: padded[name][:100] for name in NAMES}
+    mask = torch.arange(150) < 100
+    for name in ("q", "index_q"):
+        padded[name][100:] = float("nan")
+    for reduction in ("mean", "sum"):
+        kl, d_index_q, d_index_k = kl_and_gradients(padded, kl_weights=mask, kl_reduction=reduction)
+        expected = kl_and_gradients(tokens, kl_reduction=reduction)
+        for result, exact in zip((kl, d_index_q[:100], d_index_k[:100]), expected):
+            torch.testing.assert_close(result, exact)
+        assert not d_index_q[100:].any() and not d_index_k[100:].any()
+    kl, *gradients = kl_and_gradients(padded, kl_weights=torch.zeros(150))
+    assert kl == 0 and not any(gradient.any() for gradient in gradients), "nothing counts"
+
+
+def test_weights_of_a_mean_do_not_count_rows_of_no_sequence():
+    layer = torch_layer([60], [60])
+    expected = kl_and_gradients(layer, kl_weights=torch.arange(60))
+    layer |= {name: torch.cat((layer[name], layer[name][:7])) for name in ("q", "index_q")}
+    weights = torch.cat((torch.arange(60.0), torch.full((7,), float("nan"))))
+    for result, exact in zip(kl_and_gradients(layer, kl_weights=weights), expected):
+        torch.testing.assert_close(result[:60] if result.ndim == 3 else result, exact)
+
+
+def test_weights_that_are_refused():
+    layer = torch_layer([60], [60])
+    with pytest.raises(ValueError, match=r"kl_weights: expected shape \[total_q = 60\], got \[1\]"):
+        kl_and_gradients(layer, kl_weights=torch.ones(1))
+    with pytest.raises(TypeError, match="kl_weights: expected a torch.Tensor, got list"):
+        kl_and_gradients(layer, kl_weights=[1.0] * 60)
+
+
 @pytest.mark.parametrize("warmup", [False, True])
 def test_beside_autograd(warmup):
     layer = torch_layer([200], [200])
@@ -79,12 +133,15 @@ def test_each_loss_moves_its_own_branch():
     assert torch.equal(inputs[3].grad, before)
 
 
-def test_compiled_training_step():
+@pytest.mark.parametrize("weights", [None, torch.arange(150) % 3])
+def test_compiled_training_step(weights):
     layer = torch_layer([150], [150])
 
     def loss(*inputs):
-        o, kl = openmsa.torch.msa_attention(*inputs, **OPTIONS, return_kl=True)
-        return o.square().mean() + kl
+        o, kl, lse = openmsa.torch.msa_attention(
+            *inputs, **OPTIONS, kl_weights=weights, return_kl=True, return_lse=True
+        )
+        return o.square().mean() + kl + lse.square().mean()
 
     eager, compiled = with_gradients(layer, *NAMES), with_gradients(layer, *NAMES)
     loss(*eager).backward()
@@ -136,9 +193,10 @@ def test_lse_of_queries_that_see_nothing():
 
 def test_lse_of_the_widest_heads():
     q = torch.randn(5, 1, 256, requires_grad=True)
-    lse = openmsa.torch.dense_attention(q, q.detach(), q.detach(), return_lse=True)[1]
-    with pytest.raises(ValueError, match="lse: expected head_dim up to 248 for its gradient, got 256"):
-        lse.sum().backward()
+    k = torch.randn(1, 1, 256)  # all keys are alike: d lse / d q = k / 16
+    lse = openmsa.torch.dense_attention(q, k.expand(5, 1, 256), k.expand(5, 1, 256), return_lse=True)[1]
+    lse.sum().backward()
+    torch.testing.assert_close(q.grad, k.expand(5, 1, 256) / 16)
 
 
 def test_caches_have_no_gradient():

@@ -153,6 +153,15 @@ def test_sums_of_unequal_batches(module):
     assert (of_means - expected).norm() > 0.1 * expected.norm()
 
 
+def test_weights_leave_padding_out(module):
+    x = torch.randn(150, 48, generator=torch.Generator().manual_seed(0))
+    expected = module(x[:100])[1]
+    masked = module(x, kl_weights=torch.arange(150) < 100)[1]
+    torch.testing.assert_close(masked, expected)
+    module.kl_reduction = "sum"
+    torch.testing.assert_close(module(x, kl_weights=torch.arange(150) < 100)[1], expected * 200)
+
+
 def test_default_dtype_does_not_reach_the_rotary_embedding():
     """Angles of 5000 positions have no room in bf16."""
     options = {"rotary_dim": 64, "block_size": 32, "topk": 2}

@@ -57,10 +57,14 @@ def calls(layer, cache):
     yield "block_recall", {name: value for name, value in forward.items() if name not in ("v", "o", "lse")} | OPTIONS
     d_o = torch.randn_like(forward["o"])
     yield "sparse_attention_backward", forward | {"d_o": d_o} | OPTIONS
+    yield "sparse_attention_backward", forward | {"d_o": d_o, "d_lse": torch.randn_like(forward["lse"])} | OPTIONS
     o, lse = openmsa.torch.dense_attention(**pick(layer, *KEYS), return_lse=True)
     yield "dense_attention_backward", pick(layer, *KEYS, o=o, lse=lse, d_o=d_o)
+    yield "dense_attention_backward", pick(layer, *KEYS, o=o, lse=lse, d_o=d_o, d_lse=torch.randn_like(lse))
     teacher = {name: value for name, value in forward.items() if name not in ("v", "o")}
     yield "kl_loss", teacher | pick(layer, "index_q", "index_k") | OPTIONS
+    weights = torch.rand(len(layer["q"]))
+    yield "kl_loss", teacher | pick(layer, "index_q", "index_k", kl_weights=weights) | OPTIONS
 
 
 DIFFERENTIABLE = {"sparse_attention": "qkv", "dense_attention": "qkv", "kl_loss": ("index_q", "index_k")}
