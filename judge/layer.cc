@@ -30,6 +30,7 @@ Config layer_config(const LayerShape& shape) {
   config.max_batch = static_cast<std::int64_t>(shape.seqlens_k.size());
   config.max_total_q = std::max<std::int64_t>(1, sum(shape.seqlens_q) + shape.padding_q);
   config.max_seqlen_k = std::max<std::int64_t>(1, *std::max_element(shape.seqlens_k.begin(), shape.seqlens_k.end()));
+  config.max_total_k = std::max<std::int64_t>(1, sum(shape.seqlens_k));
   return config;
 }
 

@@ -137,6 +137,10 @@ typedef struct openmsa_config {
   openmsa_dtype kv_dtype;    /* of k_cache and v_cache. 0: dtype; OPENMSA_FLOAT8_E4M3: with a page_size only */
   openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
                                 OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
+  int64_t max_total_k;       /* capacity: contiguous keys of all sequences together, rows of none included, in a call of
+                                openmsa_sparse_attention_backward, openmsa_dense_attention_backward or openmsa_kl_loss.
+                                0: on CUDA, where it sizes the workspace, the larger of max_total_q and max_seqlen_k;
+                                on the CPU and the reference no bound. Other operations have none */
 } openmsa_config;
 
 /* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */
@@ -236,6 +240,10 @@ typedef struct openmsa_tensors {
   openmsa_tensor kl_loss;      /* [1] */
   openmsa_tensor block_recall; /* [num_heads_kv, total_q] */
   openmsa_tensor score_recall; /* [num_heads_kv, total_q] */
+
+  /* optional inputs of training, fp32 (fp64 too on the reference) */
+  openmsa_tensor d_lse;      /* [total_q, num_heads_q] gradient into lse; absent: 0 */
+  openmsa_tensor kl_weights; /* [total_q] weight of each query in kl_loss; absent: 1/(N H_kv), the mean */
 } openmsa_tensors;
 
 /* All tensors absent, struct_size set. */
@@ -286,10 +294,11 @@ OPENMSA_API openmsa_status openmsa_dense_attention(const openmsa_plan* plan, con
                                                    openmsa_workspace workspace);
 
 /* Gradient of openmsa_sparse_attention; the selection itself has none.
- *   p = exp(softmax_scale * q.k - lse),  D[i,h] = d_o[i,h] . o[i,h],  ds = p * (d_o.v - D)
+ *   p = exp(softmax_scale * q.k - lse),  D[i,h] = d_o[i,h] . o[i,h] - d_lse[i,h],  ds = p * (d_o.v - D)
  *   d_q = softmax_scale * sum_j ds k,    d_k = softmax_scale * sum_i ds q,    d_v = sum_i p d_o
- * A key that nobody chose gets exactly 0. Contiguous keys only.
- * Reads q, k, v, topk_indices, o, lse, d_o; writes d_q, d_k, d_v. */
+ * d_lse is what a loss that uses lse itself adds: a z-loss, or partial results merged by their lse. A key that nobody
+ * chose gets exactly 0. A query that saw nothing (lse = -inf) gives nothing, whatever its d_lse. Contiguous keys only.
+ * Reads q, k, v, topk_indices, o, lse, d_o and, where present, d_lse; writes d_q, d_k, d_v. */
 OPENMSA_API openmsa_status openmsa_sparse_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                                              openmsa_workspace workspace);
 
@@ -299,17 +308,20 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
 
 /* KL loss that trains the index branch, and its gradients.
  *   P_idx[i,.,r] = softmax over T(i,r) of s_idx          P[i,.,r] = mean over the group's heads of exp(scale q.k - lse)
- *   kl_loss      = 1/(N H_kv) sum_{i,r} KL(P || P_idx)   g = (P_idx - P) / (N H_kv)
+ *   kl_loss      = sum_{i,r} w[i] KL(P || P_idx)         g[i,j,r] = w[i] (P_idx - P)
  *   d_index_q[i,r] = 1/sqrt(index_dim) sum_j g index_k[j]
  *   d_index_k[j]   = 1/sqrt(index_dim) sum_{i,r} g index_q[i,r]
- * N counts the query rows of all sequences. T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is
- * absent; lse must come from attention over the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for
- * (an ablation):
- *   w[j]      = log(P / P_idx) / (N H_kv group_size)     ds[i,h,j] = p[i,h,j] * (w[j] - sum_j p[i,h,j] w[j])
+ * w[i] is kl_weights[i] or, where that is absent, 1/(N H_kv), with N the query rows of all sequences: the mean. Losses
+ * and gradients of the parts of a batch (micro-batches, ranks) add up to those of the whole when every part has the
+ * weights of the whole. A row of weight 0 (padding) gives exactly nothing, even where its q, index_q or lse is NaN; as
+ * does one that saw nothing (lse = -inf for all heads of the group).
+ * T(i,r) is the selection in topk_indices, or all j <= i when topk_indices is absent; lse must come from attention over
+ * the same T. Nothing flows to the teacher P, unless d_q and d_k are asked for (an ablation):
+ *   u[i,j,r]  = w[i] log(P / P_idx) / group_size         ds[i,h,j] = p[i,h,j] * (u[i,j,r] - sum_j p[i,h,j] u[i,j,r])
  *   d_q[i,h]  = softmax_scale * sum_j ds k               d_k[j,r]  = softmax_scale * sum_{i,h} ds q
  * Contiguous keys of the plan's dtype only.
- * Reads q, k, lse, index_q, index_k and, where present, topk_indices; writes those present of kl_loss, d_index_q,
- * d_index_k, d_q, d_k, at least one. */
+ * Reads q, k, lse, index_q, index_k and, where present, topk_indices and kl_weights; writes those present of kl_loss,
+ * d_index_q, d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                            openmsa_workspace workspace);
 

@@ -224,6 +224,7 @@ def sparse_attention_backward(
     o: Array,
     lse: Array,
     *,
+    d_lse: Array = None,
     d_q: Array = None,
     d_k: Array = None,
     d_v: Array = None,
@@ -231,10 +232,11 @@ def sparse_attention_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradient of `sparse_attention`; the selection has none, and a key that nobody chose gets exactly 0.
 
-        p = exp(softmax_scale q.k - lse),  ds = p (d_o.v - d_o.o)
+        p = exp(softmax_scale q.k - lse),  ds = p (d_o.v - d_o.o + d_lse)
         d_q = softmax_scale sum_j ds k,  d_k = softmax_scale sum_i ds q,  d_v = sum_i p d_o
 
     d_o, o        like q; lse [total_q, num_heads_q]; the others as of `sparse_attention`, contiguous keys only
+    d_lse         like lse, the gradient into lse; None: 0
     returns       d_q, d_k, d_v
 
     >>> import numpy as np, openmsa
@@ -245,7 +247,7 @@ def sparse_attention_backward(
     >>> d_v[:, 0, 0]
     array([1.5, 0.5], dtype=float32)
     """
-    reads = {"q": q, "k": k, "v": v, "topk_indices": topk_indices, "o": o, "lse": lse, "d_o": d_o}
+    reads = {"q": q, "k": k, "v": v, "topk_indices": topk_indices, "o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse}
     return _attention_gradients("sparse_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
@@ -258,6 +260,7 @@ def dense_attention_backward(
     o: Array,
     lse: Array,
     *,
+    d_lse: Array = None,
     d_q: Array = None,
     d_k: Array = None,
     d_v: Array = None,
@@ -271,7 +274,7 @@ def dense_attention_backward(
     >>> openmsa.dense_attention_backward(np.ones_like(o), q, k, v, o, lse)[2][:, 0, 0]
     array([1.5, 0.5], dtype=float32)
     """
-    reads = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "d_o": d_o}
+    reads = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse}
     return _attention_gradients("dense_attention_backward", reads, (d_q, d_k, d_v), batch)
 
 
@@ -284,19 +287,23 @@ def kl_loss(
     index_k: Array,
     topk_indices: Array = None,
     *,
+    kl_weights: Array = None,
     kl_loss: Array = None,
     d_index_q: Array = None,
     d_index_k: Array = None,
     return_gradients: bool = False,
     **batch: Unpack[Batch],
 ) -> Array | tuple[Array, Array, Array]:
-    """The loss that trains the index branch: KL(P || P_idx), averaged over queries and KV heads.
+    """The loss that trains the index branch: KL(P || P_idx), averaged over queries and KV heads, or a weighted sum.
 
         P_idx = softmax over T of index_q.index_k / sqrt(index_dim),  P = mean over the group's heads of exp(q.k scale - lse)
+        kl_loss = sum over queries i and KV heads r of kl_weights[i] KL(P || P_idx)
 
     q, k, index_q, index_k  as of `msa_attention`, contiguous keys only; nothing flows to q and k
     lse           [total_q, num_heads_q], of attention over the same T
     topk_indices  [num_heads_kv, total_q, topk]; None: T is every key up to the query's position (warmup)
+    kl_weights    [total_q] fp32; None: 1 / (N num_heads_kv) for the N queries of all sequences. Parts of a batch with the
+                  weights of the whole add up to it; queries of weight 0 give exactly nothing, even where they are NaN
     returns       kl_loss [1] fp32, and with return_gradients d_index_q, d_index_k like index_q, index_k
 
     >>> import numpy as np, openmsa
@@ -304,8 +311,13 @@ def kl_loss(
     >>> _, lse = openmsa.dense_attention(q, k, k, return_lse=True)
     >>> openmsa.kl_loss(q, k, lse, index_q, np.ones((4, 8), np.float32)).round(5) + 0
     array([0.], dtype=float32)
+    >>> index_k = np.diag(np.arange(8, dtype=np.float32))[:4]
+    >>> weights = np.array([0, 0, 1, 1], np.float32)  # the sum over the last two queries
+    >>> openmsa.kl_loss(q, k, lse, index_q, index_k, kl_weights=weights).round(4)
+    array([0.118], dtype=float32)
     """
     reads = {"q": q, "k": k, "lse": lse, "index_q": index_q, "index_k": index_k, "topk_indices": topk_indices}
+    reads["kl_weights"] = kl_weights
     names = ("kl_loss", "d_index_q", "d_index_k")
     wanted = names if return_gradients else names[:1]
     written = call("kl_loss", reads, dict(zip(names, (kl_loss, d_index_q, d_index_k))), wanted, batch)

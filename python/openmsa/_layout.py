@@ -10,6 +10,7 @@ from ._plan import DEFAULTS
 #: Shapes of the arrays by name, in the words of openmsa.h; None: [1] or per token of the keys.
 SHAPES = {name: None if "key_tokens" in extents else extents for name, extents in _openmsa.tensor_extents().items()}
 _FP8 = "float8_e4m3fn"
+_BOUND_TOTAL_K = ("sparse_attention_backward", "dense_attention_backward", "kl_loss")
 
 
 def extents_of(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def plan_options(operation: str, dtypes: dict[str, str], extents: dict[str, Any]
         "max_batch": _capacity(extents.get("batch", 1)),
         "max_total_q": _capacity(extents.get("total_k" if operation == "append_kv" else "total_q", 1)),
         "max_seqlen_k": max_seqlen_k if is_exact else min(1 << (max_seqlen_k - 1).bit_length(), 2**31 - 1),
+        "max_total_k": _capacity(extents.get("total_k", 1)) if operation in _BOUND_TOTAL_K else 0,
         "kv_dtype": _FP8 if dtypes.get("k_cache") == _FP8 else None,
         "index_dtype": _FP8 if _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k")) else None,
     }

@@ -22,6 +22,8 @@ class Plan:
     backend       "cpu", "cuda", "reference" (the equations in float64) or "reference_float32"
     max_batch, max_total_q, max_seqlen_k
                   capacities: sequences, query tokens of all sequences together, keys of one sequence
+    max_total_k   capacity of kl_loss and the backward functions: contiguous keys of all sequences together; 0: on the GPU
+                  the larger of max_total_q and max_seqlen_k, else no bound
     softmax_scale None: 1/sqrt(head_dim)
     page_size     tokens per cache page, a divisor of block_size; 0: contiguous keys
     kv_dtype, index_dtype
@@ -55,6 +57,7 @@ class Plan:
         max_total_q: int,
         max_seqlen_k: int,
         max_batch: int = 1,
+        max_total_k: int = 0,
         dtype: str = "float32",
         backend: str = "cpu",
         block_size: int = 128,

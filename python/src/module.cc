@@ -131,6 +131,7 @@ void bind_config(nb::module_& m) {
       .def_rw("max_batch", &openmsa_config::max_batch)
       .def_rw("max_total_q", &openmsa_config::max_total_q)
       .def_rw("max_seqlen_k", &openmsa_config::max_seqlen_k)
+      .def_rw("max_total_k", &openmsa_config::max_total_k)
       .def_rw("num_threads", &openmsa_config::num_threads);
 }
 

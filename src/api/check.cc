@@ -227,6 +227,13 @@ void check_aliases(const Operation& operation, const openmsa_tensors& tensors) {
   }
 }
 
+/// Without a max_total_k of its own, a plan bounds the keys of all sequences where they take workspace.
+void check_total_k(const core::Plan& plan, std::int64_t total_k) {
+  if (plan.config.max_total_k == 0 && !core::is_device(plan.config.backend)) return;
+  require(total_k <= plan.max_total_k, "total_k: expected at most the plan's max_total_k = ", plan.max_total_k,
+          ", got ", total_k);
+}
+
 // --------------------------------------------------------------------------------------------------- values
 
 void check_prefix_sums(const char* name, const openmsa_tensor& tensor, const char* total_name, std::int64_t total) {
@@ -392,6 +399,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           " sequences, got none");
   require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
           "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
+  if (operation.has(kBoundsTotalK)) check_total_k(plan, extents.get(Dim::kTotalK, 0));
   if (core::is_device(plan.config.backend)) return problem;
   check_values(operation, problem, extents.get(Dim::kTotalK, 0));
   if (op == OPENMSA_OP_APPEND_KV) check_append(problem);

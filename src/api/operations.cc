@@ -46,6 +46,8 @@ constexpr Field kFields[] = {
     {"kl_loss",       &T::kl_loss,       kFigure,      1, {kOne}},
     {"block_recall",  &T::block_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
     {"score_recall",  &T::score_recall,  kFigure,      2, {kHeadsKv, kTotalQ}},
+    {"d_lse",         &T::d_lse,         kFigure,      2, {kTotalQ, kHeadsQ}},
+    {"kl_weights",    &T::kl_weights,    kFigure,      1, {kTotalQ}},
 };
 static_assert(std::size(kFields) <= 32, "a FieldSet has 32 bits");
 
@@ -77,18 +79,18 @@ struct Row {
 /// By openmsa_op. k, v and index_k stand for the layer's keys, wherever the plan keeps them; every operation may also
 /// read cu_seqlens_q, and what operation() adds.
 constexpr Row kOperations[] = {
-//   name                                 reads                          may read        writes              may write                              flags
-    {"openmsa_block_scores",              "index_q index_k",             "",             "block_scores",     "",                                    0},
-    {"openmsa_topk",                      "block_scores seqlens_k",      "",             "topk_indices",     "",                                    0},
-    {"openmsa_select_blocks",             "index_q index_k",             "",             "topk_indices",     "",                                    0},
-    {"openmsa_sparse_attention",          "q k v topk_indices",          "",             "o",                "lse",                                 0},
-    {"openmsa_msa_attention",             "q k v index_q index_k",       "",             "o",                "lse topk_indices",                    0},
-    {"openmsa_dense_attention",           "q k v",                       "",             "o",                "lse",                                 0},
-    {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o", "",            "d_q d_k d_v",      "",                                    kContiguousOnly},
-    {"openmsa_dense_attention_backward",  "q k v o lse d_o",             "",             "d_q d_k d_v",      "",                                    kContiguousOnly},
-    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices", "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kAnyOutput},
-    {"openmsa_block_recall",              "q k topk_indices",            "",             "",                 "block_recall score_recall",           kContiguousOnly | kAnyOutput},
-    {"openmsa_append_kv",                 "k v seqlens_k block_table",   "index_k",      "k_cache v_cache",  "index_k_cache",                       0},
+//   name                                 reads                          may read                   writes              may write                              flags
+    {"openmsa_block_scores",              "index_q index_k",             "",                        "block_scores",     "",                                    0},
+    {"openmsa_topk",                      "block_scores seqlens_k",      "",                        "topk_indices",     "",                                    0},
+    {"openmsa_select_blocks",             "index_q index_k",             "",                        "topk_indices",     "",                                    0},
+    {"openmsa_sparse_attention",          "q k v topk_indices",          "",                        "o",                "lse",                                 0},
+    {"openmsa_msa_attention",             "q k v index_q index_k",       "",                        "o",                "lse topk_indices",                    0},
+    {"openmsa_dense_attention",           "q k v",                       "",                        "o",                "lse",                                 0},
+    {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o", "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
+    {"openmsa_dense_attention_backward",  "q k v o lse d_o",             "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
+    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices kl_weights", "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kBoundsTotalK | kAnyOutput},
+    {"openmsa_block_recall",              "q k topk_indices",            "",                        "",                 "block_recall score_recall",           kContiguousOnly | kAnyOutput},
+    {"openmsa_append_kv",                 "k v seqlens_k block_table",   "index_k",                 "k_cache v_cache",  "index_k_cache",                       0},
 };
 static_assert(std::size(kOperations) == OPENMSA_OP_COUNT, "a row per operation");
 

@@ -70,6 +70,7 @@ inline bool contains(FieldSet set, TensorMember member) { return contains(set, i
 enum : std::uint32_t {
   kAnyOutput = 1,       // at least one of the tensors that it may write must be present
   kContiguousOnly = 2,  // paged plans are refused
+  kBoundsTotalK = 4,    // the plan's max_total_k bounds its keys
 };
 
 struct Operation {

@@ -1,5 +1,6 @@
 #include "core/plan.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -81,6 +82,7 @@ void check_capacities(const openmsa_config& config) {
   check_range("max_batch", config.max_batch, 1, kMost);
   check_range("max_total_q", config.max_total_q, 1, kMost);
   check_range("max_seqlen_k", config.max_seqlen_k, 1, kMost);
+  check_range("max_total_k", config.max_total_k, 0, kMost);
   check_range("num_threads", config.num_threads, 0, 4096);
 }
 
@@ -99,6 +101,7 @@ Plan make_plan(const openmsa_config& config, int default_threads) {
   if (config.index_dtype == 0) plan.config.index_dtype = config.dtype;
   plan.group_size = config.num_heads_q / config.num_heads_kv;
   plan.max_blocks = ceil_div(config.max_seqlen_k, config.block_size);
+  plan.max_total_k = config.max_total_k != 0 ? config.max_total_k : std::max(config.max_total_q, config.max_seqlen_k);
   plan.softmax_scale = config.softmax_scale != 0 ? config.softmax_scale : 1 / std::sqrt(double(config.head_dim));
   plan.index_scale = 1 / std::sqrt(double(config.index_dim));
   plan.num_threads = config.num_threads != 0 ? config.num_threads : default_threads;

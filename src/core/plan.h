@@ -20,7 +20,8 @@ inline bool is_device(openmsa_backend backend) { return backend == OPENMSA_BACKE
 struct Plan {
   openmsa_config config;  // defaults filled in: kv_dtype and index_dtype are never 0
   std::int64_t group_size;
-  std::int64_t max_blocks;  // kv_blocks of the longest sequence
+  std::int64_t max_blocks;   // kv_blocks of the longest sequence
+  std::int64_t max_total_k;  // config.max_total_k or, where that is 0, the larger of max_total_q and max_seqlen_k
   double softmax_scale;
   double index_scale;  // 1/sqrt(index_dim)
   int num_threads;     // of the CPU backend; at least 1

@@ -98,6 +98,12 @@ struct Problem {
     return last.q_begin + last.seqlen_q;
   }
 
+  /// w of a query row in the KL loss: its kl_weights or, without these, 1/(N H_kv) for the mean over the N used rows.
+  double kl_weight(std::int64_t row) const {
+    if (present(tensors.kl_weights)) return load(tensors.kl_weights, row);
+    return 1 / (static_cast<double>(used_q()) * plan.config.num_heads_kv);
+  }
+
   KeyRows k(const Sequence& sequence, std::int64_t head) const {
     return key_rows(plan.is_paged() ? tensors.k_cache : tensors.k, tensors.k_scale, sequence, head);
   }

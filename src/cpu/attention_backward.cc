@@ -1,6 +1,6 @@
 // Backward of the main branch, sparse and dense, in two passes that both recompute the scores:
 //
-//   p = exp(softmax_scale q.k - lse),  D[i,h] = d_o[i,h] . o[i,h],  ds = p * (d_o.v - D)
+//   p = exp(softmax_scale q.k - lse),  D[i,h] = d_o[i,h] . o[i,h] - d_lse[i,h],  ds = p * (d_o.v - D)
 //   1. per tile of queries:  d_q = softmax_scale * sum_j ds k
 //   2. per kv_block:         d_k = softmax_scale * sum_i ds q,   d_v = sum_i p d_o
 //
@@ -90,7 +90,7 @@ struct Workspace {
   float* delta;  // D [total_q][num_heads_q]
 };
 
-/// D[i,h] = d_o[i,h] . o[i,h] for one query.
+/// D[i,h] = d_o[i,h] . o[i,h] - d_lse[i,h] for one query.
 void write_delta(const Problem& problem, std::int64_t row, float* delta) {
   constexpr std::int64_t kMaxDim = 256;
   const openmsa_tensors& tensors = problem.tensors;
@@ -101,6 +101,7 @@ void write_delta(const Problem& problem, std::int64_t row, float* delta) {
     ops.widen(tensors.d_o.dtype, address(tensors.d_o, row, h), d_o, problem.plan.config.head_dim);
     float sum = 0;
     for (std::int64_t c = 0; c < problem.plan.config.head_dim; ++c) sum += o[c] * d_o[c];
+    if (core::present(tensors.d_lse)) sum -= element<float>(tensors.d_lse, row, h);
     delta[row * problem.plan.config.num_heads_q + h] = sum;
   }
 }

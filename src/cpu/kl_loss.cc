@@ -1,6 +1,6 @@
 // KL loss of the index branch and the gradients of index_q and index_k, over the selection or the whole history:
 //
-//   P = mean over heads of exp(softmax_scale q.k - lse),   P_idx = exp(s_idx - lse_idx),   g = (P_idx - P) / (N H_kv)
+//   P = mean over heads of exp(softmax_scale q.k - lse),   P_idx = exp(s_idx - lse_idx),   g = w[i] (P_idx - P)
 //   0. per tile of queries:  lse_idx = log sum_j exp(s_idx)
 //   1. per tile of queries:  KL = sum_j P (log P - log P_idx),  d_index_q = 1/sqrt(index_dim) sum_j g index_k
 //   2. per kv_block:         d_index_k = 1/sqrt(index_dim) sum_{i,r} g index_q
@@ -101,20 +101,19 @@ void query_gradients(const Problem& problem, const HeadTile& queries, const Work
   const Sequence& sequence = queries.sequence;
   const std::int64_t head = queries.head, first = queries.first, count = queries.count;
   float* const kl = workspace.kl + head * problem.total_q + sequence.q_begin;
-  const float weight = kl_weight(problem);
   std::fill_n(s.d_index_q, count * s.width, 0.0f);
   std::fill_n(kl + first, count, 0.0f);
   begin_visits(s.visits, problem, queries);
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, sequence, head, visit.block);
-    for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
+    for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
       KlTile& tile = s.tile;
       tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
       const std::int64_t n = tile.index_columns.padded();
       std::fill_n(s.chunk, n, 0.0f);
-      ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse, weight,
-                     s.chunk);
+      ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse,
+                     tile.weight, s.chunk);
       ops.matmul(heads.count, s.width, s.keys.count, {tile.scores, 1, kMaxColumns}, s.keys.index_k.data,
                  s.keys.index_k.ld, s.product, s.width, false);
       for (std::int64_t c = 0; c < heads.count; ++c) {
@@ -133,17 +132,16 @@ void key_gradients(const Problem& problem, const Item& item, const Workspace& wo
   const Plan& plan = problem.plan;
   const TileOps& ops = tile_ops();
   const Sequence& sequence = item.sequence;
-  const float weight = kl_weight(problem);
   s.keys.count = keys_in_block(plan, sequence, item.index);
   std::fill_n(s.d_index_k, s.keys.count * s.width, 0.0f);
   for (std::int64_t head = 0; head < plan.config.num_heads_kv; ++head) {
     const Visit visit = workspace.visitors.of(problem, {sequence, item.b, head, item.index});
     s.keys.load(problem, sequence, head, item.index);
-    for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& heads) {
+    for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
       KlTile& tile = s.tile;
       tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
-                     tile.index_limit, tile.index_lse, weight, s.chunk);
+                     tile.index_limit, tile.index_lse, tile.weight, s.chunk);
       ops.matmul(s.keys.count, s.width, heads.count, {tile.scores, kMaxColumns, 1}, tile.index_q.rows, s.width,
                  s.d_index_k, s.width, true);  // index_q is scaled already
     });
@@ -155,14 +153,14 @@ void key_gradients(const Problem& problem, const Item& item, const Workspace& wo
   }
 }
 
-/// The rows' losses in a fixed order, in float64.
+/// sum_{i,r} w[i] KL in a fixed order, in float64.
 void write_loss(const Problem& problem, const float* kl) {
+  const std::int64_t used_q = problem.used_q();
   double sum = 0;
   for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
-    for (std::int64_t row = 0; row < problem.used_q(); ++row) sum += kl[head * problem.total_q + row];
+    for (std::int64_t row = 0; row < used_q; ++row) sum += problem.kl_weight(row) * kl[head * problem.total_q + row];
   }
-  const std::int64_t rows = problem.used_q() * problem.plan.config.num_heads_kv;
-  core::store(problem.tensors.kl_loss, rows == 0 ? 0 : sum / static_cast<double>(rows), 0);
+  core::store(problem.tensors.kl_loss, sum, 0);
 }
 
 }  // namespace

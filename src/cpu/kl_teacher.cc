@@ -1,6 +1,6 @@
 // The ablation without the teacher's stop-gradient: d_q and d_k of the KL loss through P.
 //
-//   w[j] = log(P / P_idx) / (N H_kv group_size),  E[i,h] = sum_j p[i,h,j] w[j],  ds = p (w - E)
+//   u[j] = w[i] log(P / P_idx) / group_size,  E[i,h] = sum_j p[i,h,j] u[j],  ds = p (u - E)
 //   d_q = softmax_scale * sum_j ds k,  d_k = softmax_scale * sum_{i,h} ds q
 
 #include <algorithm>
@@ -43,23 +43,23 @@ struct Workspace {
   float* expectation;  // E [total_q][num_heads_q]
 };
 
-/// s.ds = w[j], repeated for the heads of each query; the tile is computed first.
-void compute_weights(const Problem& problem, const Sequence& sequence, const Columns& heads, std::int64_t head,
-                     const float* index_lse, Scratch& s) {
+/// s.ds = u[j], repeated for the heads of each query; the tile is computed first.
+void compute_ratios(const Problem& problem, const Sequence& sequence, const Columns& heads, std::int64_t head,
+                    const float* index_lse, Scratch& s) {
   KlTile& tile = s.tile;
   tile.compute(problem, sequence, heads, head, s.keys, index_lse + head * problem.total_q);
   tile_ops().teacher_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
-                             tile.index_limit, tile.index_lse,
-                             kl_weight(problem) / static_cast<float>(problem.plan.group_size));
+                             tile.index_limit, tile.index_lse, tile.weight);
+  const float share = 1 / static_cast<float>(heads.heads);
   for (std::int64_t j = 0; j < s.keys.count; ++j) {
-    const float* w = tile.scores + j * kMaxColumns;
+    const float* ratio = tile.scores + j * kMaxColumns;
     for (std::int64_t c = 0; c < heads.padded(); ++c) {
-      s.ds[j * kMaxColumns + c] = c < heads.size() ? w[c / heads.heads] : 0;
+      s.ds[j * kMaxColumns + c] = c < heads.size() ? ratio[c / heads.heads] * share : 0;
     }
   }
 }
 
-/// ds = p (w - E) over w.
+/// ds = p (u - E) over u.
 void compute_d_scores(const Problem& problem, const Sequence& sequence, const Columns& heads, const float* expectation,
                       Scratch& s) {
   for (std::int64_t c = 0; c < heads.size(); ++c) {
@@ -70,17 +70,16 @@ void compute_d_scores(const Problem& problem, const Sequence& sequence, const Co
   tile_ops().d_scores(s.tile.p, s.ds, kMaxColumns, s.keys.count, heads.padded(), s.delta);
 }
 
-/// Runs body(columns) for all visits of a tile of queries with weights computed.
+/// Runs body(columns) for all visits of a tile of queries with u computed.
 template <class Body>
 void for_each_visit(const Problem& problem, const HeadTile& tile, const float* index_lse, Scratch& s,
                     const Body& body) {
-  const std::int64_t group = problem.plan.group_size;
   begin_visits(s.visits, problem, tile);
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, tile.sequence, tile.head, visit.block);
-    for_each_chunk(visit.queries, visit.count, tile.head * group, group, [&](const Columns& heads) {
-      compute_weights(problem, tile.sequence, heads, tile.head, index_lse, s);
+    for_each_kl_chunk(problem, tile.sequence, visit, tile.head, [&](const Columns& heads) {
+      compute_ratios(problem, tile.sequence, heads, tile.head, index_lse, s);
       body(heads);
     });
   }
@@ -117,13 +116,13 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
 
 void key_gradients(const Problem& problem, const HeadBlock& at, const Visitors& visitors, const float* index_lse,
                    const float* expectation, Scratch& s) {
-  const std::int64_t group = problem.plan.group_size, head = at.head;
+  const std::int64_t head = at.head;
   const Sequence& sequence = at.sequence;
   const Visit visit = visitors.of(problem, at);
   s.keys.load(problem, sequence, head, at.block);
   std::fill_n(s.d_k, s.keys.count * s.width, 0.0f);
-  for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& heads) {
-    compute_weights(problem, sequence, heads, head, index_lse, s);
+  for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
+    compute_ratios(problem, sequence, heads, head, index_lse, s);
     compute_d_scores(problem, sequence, heads, expectation, s);
     tile_ops().matmul(s.keys.count, s.width, heads.size(), {s.ds, kMaxColumns, 1}, s.tile.q.rows, s.width, s.d_k,
                       s.width, true);  // q is scaled already

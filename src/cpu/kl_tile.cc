@@ -23,7 +23,8 @@ KlTile::KlTile(Arena& arena, const Plan& plan)
       limit(arena.take<float>(kMaxColumns)),
       lse(arena.take<float>(kMaxColumns)),
       index_limit(arena.take<float>(kMaxColumns)),
-      index_lse(arena.take<float>(kMaxColumns)) {}
+      index_lse(arena.take<float>(kMaxColumns)),
+      weight(arena.take<float>(kMaxColumns)) {}
 
 void KlTile::compute(const Problem& problem, const Sequence& sequence, const Columns& heads, std::int64_t head,
                      const KlKeys& keys, const float* index_lse_rows) {
@@ -40,7 +41,9 @@ void KlTile::compute(const Problem& problem, const Sequence& sequence, const Col
     lse[c] = is_padding ? 0 : core::element<float>(problem.tensors.lse, row, heads.head + c % heads.heads);
   }
   for (std::int64_t c = 0; c < index_columns.padded(); ++c) {
-    index_lse[c] = c < heads.count ? index_lse_rows[sequence.q_begin + heads.queries[c]] : 0;
+    const std::int64_t row = c < heads.count ? sequence.q_begin + heads.queries[c] : -1;
+    index_lse[c] = row < 0 ? 0 : index_lse_rows[row];
+    weight[c] = row < 0 ? 0 : static_cast<float>(problem.kl_weight(row));
   }
 
   ops.matmul(keys.count, heads.padded(), q.dim, keys.k.operand(), q.columns, q.columns_ld, p, kMaxColumns, false);
@@ -58,9 +61,13 @@ void KlTile::compute(const Problem& problem, const Sequence& sequence, const Col
   }
 }
 
-float kl_weight(const Problem& problem) {
-  const std::int64_t rows = problem.used_q() * problem.plan.config.num_heads_kv;
-  return rows == 0 ? 0 : static_cast<float>(1.0 / static_cast<double>(rows));
+bool counts_in_kl(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t query) {
+  const std::int64_t row = sequence.q_begin + query, group = problem.plan.group_size;
+  if (problem.kl_weight(row) == 0) return false;
+  for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
+    if (core::element<float>(problem.tensors.lse, row, h) != -kInfinity) return true;
+  }
+  return false;
 }
 
 }  // namespace openmsa::cpu

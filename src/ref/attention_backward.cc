@@ -1,5 +1,5 @@
 // Gradient of attention over T(t,r), from the saved o and lse:
-//   p = exp(softmax_scale q.k - lse),  D = d_o.o,  ds = p (d_o.v - D)
+//   p = exp(softmax_scale q.k - lse),  D = d_o.o - d_lse,  ds = p (d_o.v - D)
 //   d_q = softmax_scale sum_j ds k,    d_k = softmax_scale sum_t ds q,    d_v = sum_t p d_o
 #include <cmath>
 #include <optional>
@@ -9,6 +9,14 @@
 
 namespace openmsa::ref {
 namespace {
+
+/// [seqlen_q, num_heads_q, 1], zeros where d_lse is absent
+template <class C>
+Array<C> load_d_lse(const core::Problem& problem, const core::Sequence& sequence) {
+  const openmsa_tensor& d_lse = problem.tensors.d_lse;
+  if (!core::present(d_lse)) return Array<C>(sequence.seqlen_q, problem.plan.config.num_heads_q, 1);
+  return load_rows<C>(d_lse, sequence.q_begin, sequence.seqlen_q);
+}
 
 template <class C>
 void backward(const core::Problem& problem, const core::Sequence& sequence, const Selection* selection) {
@@ -21,6 +29,7 @@ void backward(const core::Problem& problem, const core::Sequence& sequence, cons
   const auto o = load_rows<C>(problem.tensors.o, s.q_begin, s.seqlen_q);
   const auto lse = load_rows<C>(problem.tensors.lse, s.q_begin, s.seqlen_q);
   const auto d_o = load_rows<C>(problem.tensors.d_o, s.q_begin, s.seqlen_q);
+  const auto d_lse = load_d_lse<C>(problem, s);
   const C scale(plan.softmax_scale);
   Array<C> d_q(s.seqlen_q, plan.config.num_heads_q, head_dim);
   Array<C> d_k(s.seqlen_k, plan.config.num_heads_kv, head_dim);
@@ -29,7 +38,7 @@ void backward(const core::Problem& problem, const core::Sequence& sequence, cons
     for (std::int64_t h = 0; h < plan.config.num_heads_q; ++h) {
       if (lse(t, h) == -kInfinity<C>) continue;
       const std::int64_t r = h / plan.group_size;
-      const C d = dot(d_o.row(t, h), o.row(t, h), head_dim);
+      const C d = dot(d_o.row(t, h), o.row(t, h), head_dim) - d_lse(t, h);
       for (const std::int64_t j : visible_tokens(plan, s, selection, t, r)) {
         const C p = std::exp(scale * dot(q.row(t, h), k.row(j, r), head_dim) - lse(t, h));
         const C ds = p * (dot(d_o.row(t, h), v.row(j, r), head_dim) - d);

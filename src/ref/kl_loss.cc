@@ -1,4 +1,4 @@
-// The loss that trains the index branch: KL(P || P_idx) over T(t,r), averaged over query rows and KV heads.
+// The loss that trains the index branch: the sum over query rows and KV heads of w[i] KL(P || P_idx) over T(t,r).
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -39,7 +39,7 @@ Distributions<C> distributions(const core::Plan& plan, const Inputs<C>& in, cons
     std::vector<C>& p = result.heads.emplace_back();
     for (std::size_t n = 0; n < tokens.size(); ++n) {
       const C score = C(plan.softmax_scale) * dot(in.q.row(t, h), in.k.row(tokens[n], r), in.q.size(2));
-      p.push_back(std::exp(score - in.lse(t, h)));
+      p.push_back(in.lse(t, h) == -kInfinity<C> ? C(0) : std::exp(score - in.lse(t, h)));
       result.teacher[n] += p[n] / C(plan.group_size);
     }
   }
@@ -52,7 +52,7 @@ Distributions<C> distributions(const core::Plan& plan, const Inputs<C>& in, cons
   return result;
 }
 
-/// g = (P_idx - P) * weight,  d index_q = index_scale sum_j g index_k,  d index_k = index_scale sum g index_q
+/// g = weight (P_idx - P),  d index_q = index_scale sum_j g index_k,  d index_k = index_scale sum g index_q
 template <class C>
 void add_student_gradient(const core::Plan& plan, const Inputs<C>& in, const Distributions<C>& p,
                           const std::vector<std::int64_t>& tokens, std::int64_t t, std::int64_t r, C weight,
@@ -66,7 +66,7 @@ void add_student_gradient(const core::Plan& plan, const Inputs<C>& in, const Dis
 }
 
 /// The ablation in which the teacher learns too:
-///   w = log(P / P_idx) * weight / group_size,  ds[h,j] = p[h,j] (w[j] - sum_j p[h,j] w[j])
+///   u = weight log(P / P_idx) / group_size,  ds[h,j] = p[h,j] (u[j] - sum_j p[h,j] u[j])
 template <class C>
 void add_teacher_gradient(const core::Plan& plan, const Inputs<C>& in, const Distributions<C>& p,
                           const std::vector<std::int64_t>& tokens, std::int64_t t, std::int64_t r, C weight,
@@ -85,9 +85,18 @@ void add_teacher_gradient(const core::Plan& plan, const Inputs<C>& in, const Dis
   }
 }
 
+/// Whether lse is -inf for all heads of group r: query t saw nothing.
+template <class C>
+bool saw_nothing(const core::Plan& plan, const Array<C>& lse, std::int64_t t, std::int64_t r) {
+  for (std::int64_t h = r * plan.group_size; h < (r + 1) * plan.group_size; ++h) {
+    if (lse(t, h) != -kInfinity<C>) return false;
+  }
+  return true;
+}
+
 /// Adds one sequence's share of the loss, and stores its rows of the gradients that are asked for.
 template <class C>
-C sequence_loss(const core::Problem& problem, const core::Sequence& s, const Selection* selection, C weight) {
+C sequence_loss(const core::Problem& problem, const core::Sequence& s, const Selection* selection) {
   const core::Plan& plan = problem.plan;
   const openmsa_config& config = plan.config;
   const openmsa_tensors& tensors = problem.tensors;
@@ -100,7 +109,9 @@ C sequence_loss(const core::Problem& problem, const core::Sequence& s, const Sel
                    Array<C>(s.seqlen_k, 1, config.index_dim)};
   C loss = 0;
   for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+    const C weight(problem.kl_weight(s.q_begin + t));
     for (std::int64_t r = 0; r < config.num_heads_kv; ++r) {
+      if (weight == 0 || saw_nothing(plan, in.lse, t, r)) continue;
       const auto tokens = visible_tokens(plan, s, selection, t, r);
       const auto p = distributions(plan, in, tokens, t, r);
       for (std::size_t n = 0; n < tokens.size(); ++n) loss += p.teacher[n] * p.log_ratio(n) * weight;
@@ -122,12 +133,11 @@ void run_kl_loss(const core::Problem& problem) {
   const openmsa_tensors& tensors = problem.tensors;
   if (core::present(tensors.d_k)) clear(tensors.d_k);
   if (core::present(tensors.d_index_k)) clear(tensors.d_index_k);
-  const C weight = C(1) / (C(problem.used_q()) * C(problem.plan.config.num_heads_kv));
   C loss = 0;
   for (const core::Sequence& sequence : sequences(problem)) {
     std::optional<Selection> selection;
     if (core::present(tensors.topk_indices)) selection = load_selection(problem, sequence);
-    loss += sequence_loss(problem, sequence, selection ? &*selection : nullptr, weight);
+    loss += sequence_loss<C>(problem, sequence, selection ? &*selection : nullptr);
   }
   if (core::present(tensors.kl_loss)) core::store(tensors.kl_loss, loss, 0);
 }

@@ -39,6 +39,19 @@ TEST(Growth, AnOlderConfigHasKeysOfItsDtype) {
   expect_same_bits(outputs, run(layer, OPENMSA_OP_MSA_ATTENTION));
 }
 
+TEST(Growth, AnOlderConfigDoesNotBoundItsKeys) {
+  // A header that ended before max_total_k.
+  Layer layer = make_layer({});
+  layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+  Config older = layer.config;
+  older.struct_size = offsetof(openmsa_config, max_total_k);
+  older.max_total_k = 1;
+  TensorMap outputs = poisoned_outputs(layer, OPENMSA_OP_KL_LOSS);
+  Workspace workspace;
+  Plan(older).run(OPENMSA_OP_KL_LOSS, gather(layer, OPENMSA_OP_KL_LOSS, outputs), workspace);
+  expect_same_bits(outputs, run(layer, OPENMSA_OP_KL_LOSS));
+}
+
 TEST(Growth, AnOlderTensorsHasItsLastMembersAbsent) {
   // A header that ended before the gradients.
   const Layer layer = make_layer({});

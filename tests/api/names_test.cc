@@ -128,7 +128,8 @@ TEST(Names, UsesAreThoseOfTheHeader) {
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_READS),
               testing::ElementsAre("q", "k", "index_q", "index_k", "lse"));
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_MAY_READ),
-              testing::ElementsAre("cu_seqlens_q", "cu_seqlens_k", "topk_indices"));
+              testing::ElementsAre("cu_seqlens_q", "cu_seqlens_k", "topk_indices", "kl_weights"));
+  EXPECT_EQ(use_of(config, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, "d_lse"), OPENMSA_MAY_READ);
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_WRITES), testing::IsEmpty());
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_MAY_WRITE),
               testing::ElementsAre("d_q", "d_k", "d_index_q", "d_index_k", "kl_loss"));

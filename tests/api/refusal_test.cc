@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace openmsa::test {
 namespace {
 
@@ -115,6 +117,31 @@ const std::vector<Refusal>& refusals() {
       {"missing_lse_in_backward", kBackward, [](Call& c) { c.tensors.lse = {}; }, {"lse: required", "got none"}},
       {"unused_tensor", kMsa, [](Call& c) { c.tensors.d_q = c.tensors.q; }, {"d_q: not used by openmsa_msa_attention"}},
       {"unused_cache", kMsa, [](Call& c) { c.tensors.k_cache = c.tensors.k; }, {"k_cache: not used"}},
+      {"lse_gradient_in_forward",
+       kMsa,
+       [](Call& c) { c.tensors.d_lse = c.layer.tensors.at("lse").view(); },
+       {"d_lse: not used by openmsa_msa_attention"}},
+      {"lse_gradient_of_fewer_heads",
+       kBackward,
+       [](Call& c) {
+         c.tensors.d_lse = c.layer.tensors.at("lse").view();
+         c.tensors.d_lse.shape[1] = 2;
+       },
+       {"d_lse: expected", "num_heads_q = 4", "got 2"}},
+      {"weights_of_fewer_queries",
+       kKl,
+       [](Call& c) {
+         const std::int64_t shape[] = {41};
+         c.tensors.kl_weights = openmsa_contiguous(c.layer.tensors.at("lse").view().data, OPENMSA_FLOAT32, 1, shape);
+       },
+       {"kl_weights: expected total_q = 42", "got 41"}},
+      {"weights_dtype",
+       kKl,
+       [](Call& c) {
+         const std::int64_t shape[] = {42};
+         c.tensors.kl_weights = openmsa_contiguous(c.layer.tensors.at("lse").view().data, OPENMSA_INT32, 1, shape);
+       },
+       {"kl_weights: expected dtype fp32, got int32"}},
       {"no_output_at_all",
        kKl,
        [](Call& c) { c.tensors.kl_loss = c.tensors.d_index_q = c.tensors.d_index_k = {}; },
@@ -213,6 +240,22 @@ TEST(CallRefusals, CapacitiesOfThePlanBoundTheCall) {
       EXPECT_THAT(error.what(), HasSubstr(name));
     }
   }
+}
+
+TEST(CallRefusals, TotalKeysOfTrainingAreBoundedWhereThePlanSays) {
+  Layer layer = make_layer({.seqlens_q = {40, 2}, .seqlens_k = {40, 70}});
+  layer.add(run(layer, kMsa));
+  ASSERT_GT(layer.total_k(), std::max(layer.config.max_total_q, layer.config.max_seqlen_k));
+  for (const openmsa_op op : {kBackward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, kKl}) {
+    for (const std::int64_t unbound_or_enough : {0, 110}) {
+      layer.config.max_total_k = unbound_or_enough;
+      EXPECT_NO_THROW(run(layer, op)) << unbound_or_enough;
+    }
+    layer.config.max_total_k = 109;
+    EXPECT_THROW(run(layer, op), Error);
+    EXPECT_THAT(openmsa_last_error(), HasSubstr("total_k: expected at most the plan's max_total_k = 109, got 110"));
+  }
+  EXPECT_NO_THROW(run(layer, kSparse)) << "forward has no such bound";
 }
 
 TEST(CallRefusals, UnknownOperationsAndMissingStructs) {

@@ -50,6 +50,15 @@ TEST(Plan, KeysHaveThePlansDtypeUnlessSaid) {
   EXPECT_FALSE(core::make_plan(config, 1).has_fp8_index());
 }
 
+TEST(Plan, TotalKeysAreThoseOfOneSequenceOrTheQueriesUnlessSaid) {
+  Config config = valid_config();
+  EXPECT_EQ(core::make_plan(config, 1).max_total_k, 1000);
+  config.max_total_q = 5000;
+  EXPECT_EQ(core::make_plan(config, 1).max_total_k, 5000);
+  config.max_total_k = 300;
+  EXPECT_EQ(core::make_plan(config, 1).max_total_k, 300);
+}
+
 struct Refusal {
   std::string field;
   std::string value;
@@ -84,6 +93,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"max_batch", "0", [](Config& c) { c.max_batch = 0; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"max_total_q", "0", [](Config& c) { c.max_total_q = 0; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"max_seqlen_k", "2_31", [](Config& c) { c.max_seqlen_k = std::int64_t{1} << 31; },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"max_total_k", "negative", [](Config& c) { c.max_total_k = -1; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"max_total_k", "2_31", [](Config& c) { c.max_total_k = std::int64_t{1} << 31; },
                 OPENMSA_INVALID_ARGUMENT},
         Refusal{"num_threads", "negative", [](Config& c) { c.num_threads = -1; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"backend", "0", [](Config& c) { c.backend = static_cast<openmsa_backend>(0); },

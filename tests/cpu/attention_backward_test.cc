@@ -1,6 +1,8 @@
 // Gradients of the main branch on the CPU backend against the float64 reference, from the same saved o and lse.
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "support/compare.h"
 #include "support/shapes.h"
 
@@ -30,6 +32,14 @@ TEST_P(AttentionBackward, SparseMatchesTheReference) {
 
 TEST_P(AttentionBackward, DenseMatchesTheReference) {
   expect_gradients_match(OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_DENSE_ATTENTION_BACKWARD);
+}
+
+TEST_P(AttentionBackward, WithAGradientIntoLseMatchesTheReference) {
+  std::mt19937_64 random(2);
+  layer_.tensors["d_lse"] = random_buffer(OPENMSA_FLOAT32, {layer_.total_q(), layer_.config.num_heads_q}, random);
+  expect_gradients_match(OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_DENSE_ATTENTION_BACKWARD);
+  layer_.add(run(layer_.on(OPENMSA_BACKEND_REFERENCE), OPENMSA_OP_SELECT_BLOCKS));
+  expect_gradients_match(OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
 }
 
 }  // namespace

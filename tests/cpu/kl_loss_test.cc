@@ -38,5 +38,12 @@ TEST_P(KlLoss, OverTheSelectionMatchesTheReference) {
 
 TEST_P(KlLoss, OverTheWholeHistoryMatchesTheReference) { expect_match(OPENMSA_OP_DENSE_ATTENTION); }
 
+TEST_P(KlLoss, WithWeightsMatchesTheReference) {
+  Buffer weights(OPENMSA_FLOAT32, {layer_.total_q()});
+  for (std::int64_t row = 0; row < weights.size(); ++row) weights.set(row, row % 3 * 0.25);
+  layer_.tensors["kl_weights"] = weights;
+  expect_match(OPENMSA_OP_DENSE_ATTENTION);
+}
+
 }  // namespace
 }  // namespace openmsa::test

@@ -44,6 +44,7 @@ class CallMaker {
     c.num_threads = 1;
     c.kv_dtype = c.page_size > 0 || rarely() ? key_dtype() : openmsa_dtype{};
     c.index_dtype = key_dtype();
+    c.max_total_k = rarely() ? rarely_any(0, 40) : 0;
     return c;
   }
 
@@ -94,6 +95,8 @@ class CallMaker {
     t.kl_loss = maybe(kl, OPENMSA_FLOAT32, {1});
     t.block_recall = maybe(recall, OPENMSA_FLOAT32, {h, total_q});
     t.score_recall = maybe(recall, OPENMSA_FLOAT32, {h, total_q});
+    t.d_lse = optional(backward, {total_q, hq});
+    t.kl_weights = optional(kl, {total_q});
     return t;
   }
 
@@ -118,6 +121,10 @@ class CallMaker {
   openmsa_tensor scale(bool belongs, std::vector<std::int64_t> per_token) {
     if (belongs && source_.ConsumeBool()) return {};
     return maybe(belongs, OPENMSA_FLOAT32, source_.ConsumeBool() ? std::vector<std::int64_t>{1} : per_token);
+  }
+
+  openmsa_tensor optional(bool belongs, const std::vector<std::int64_t>& shape) {
+    return belongs && source_.ConsumeBool() ? openmsa_tensor{} : maybe(belongs, OPENMSA_FLOAT32, shape);
   }
 
   std::int32_t dimension() { return source_.ConsumeBool() ? 8 : rarely_any(0, 24); }

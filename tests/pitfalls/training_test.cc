@@ -2,6 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <random>
+#include <string>
+#include <vector>
+
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
 
@@ -150,17 +154,76 @@ TEST_P(TrainingPitfalls, KlSumsOverTheSelectedTokensAlone) {
   expect_same_bits(run(sparse, OPENMSA_OP_KL_LOSS), expected);
 }
 
+/// A loss that uses lse where it is -inf (a z-loss squares it) has no number for a gradient there.
+TEST_P(TrainingPitfalls, AQueryThatSawNothingHasNoUseForAGradientIntoItsLse) {
+  Layer masked = with_forward(layer({.seqlens_q = {8}, .seqlens_k = {3}}));
+  Buffer& d_lse = masked.tensors["d_lse"] = Buffer(OPENMSA_FLOAT32, {8, 4});
+  d_lse.fill(0.5);
+  for (const openmsa_op op : {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD}) {
+    const TensorMap expected = run(masked, op);
+    Layer undefined = masked;
+    fill_rows(undefined.tensors.at("d_lse"), 0, 5, kNan);
+    expect_same_bits(run(undefined, op), expected);
+  }
+}
+
+/// Tokens that do not count (padding, prompts) may hold anything: 0 times NaN would be NaN.
+TEST_P(TrainingPitfalls, RowsOfWeightZeroGiveExactlyNothing) {
+  Layer weighted = with_forward(layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}}));
+  Buffer& weights = weighted.tensors["kl_weights"] = Buffer(OPENMSA_FLOAT32, {49});
+  weights.fill(0.25);
+  fill_rows(weights, 10, 20, 0);
+  for (const bool is_sparse : {true, false}) {
+    if (!is_sparse) weighted.tensors.erase("topk_indices");
+    const std::vector<std::string> outputs = {"kl_loss", "d_index_q", "d_index_k", "d_q", "d_k"};
+    const TensorMap expected = run(weighted, OPENMSA_OP_KL_LOSS, outputs);
+    Layer spoiled = weighted;
+    for (const char* name : {"q", "lse", "index_q"}) fill_rows(spoiled.tensors.at(name), 10, 20, kNan);
+    const TensorMap got = run(spoiled, OPENMSA_OP_KL_LOSS, outputs);
+    expect_same_bits(got, expected);
+    fill_rows(spoiled.tensors.at("kl_weights"), 10, 20, 0.25);
+    fill_rows(spoiled.tensors.at("lse"), 10, 20, -kInf);  // these saw nothing
+    expect_same_bits(run(spoiled, OPENMSA_OP_KL_LOSS, outputs), expected);
+    EXPECT_TRUE(is_zero(rows(got.at("d_index_q"), 10, 10)));
+    EXPECT_TRUE(is_zero(rows(got.at("d_q"), 10, 10)));
+    EXPECT_FALSE(is_zero(rows(got.at("d_index_q"), 20, 10)));
+  }
+}
+
+/// Micro-batches and ranks: parts of a batch with the weights of the whole.
+TEST_P(TrainingPitfalls, WeightedLossesOfPartsAddUpToThatOfTheWhole) {
+  Layer whole = with_forward(layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}}));
+  const TensorMap expected = run(whole, OPENMSA_OP_KL_LOSS);
+  double sum = 0;
+  std::int64_t first = 0;
+  for (std::size_t b = 0; b < 2; ++b) {
+    const std::int64_t length = whole.shape.seqlens_q[b];
+    Layer part = with_forward(excerpt(whole, b, 0, length).on(GetParam().id));
+    part.tensors["kl_weights"] = Buffer(OPENMSA_FLOAT32, {length});
+    part.tensors["kl_weights"].fill(1 / (49.0 * 2));
+    const TensorMap got = run(part, OPENMSA_OP_KL_LOSS);
+    sum += got.at("kl_loss")[0];
+    EXPECT_LT(relative_error(got.at("d_index_q"), rows(expected.at("d_index_q"), first, length)), 1e-6);
+    first += length;
+  }
+  EXPECT_NEAR(sum, expected.at("kl_loss")[0], 1e-6);
+}
+
 /// Pitfall 12: strides.
 TEST_P(TrainingPitfalls, StridedBackward) {
   Layer packed = layer({.seqlens_q = {40, 9}, .seqlens_k = {40, 120}});
   packed.add(run(packed, OPENMSA_OP_MSA_ATTENTION));
+  std::mt19937_64 random(2);
+  packed.tensors["d_lse"] = random_buffer(OPENMSA_FLOAT32, {49, 4}, random);
+  packed.tensors["kl_weights"] = random_buffer(OPENMSA_FLOAT32, {49}, random);
   Layer strided = packed;
   TensorMap& in = strided.tensors;
   for (const char* name : {"q", "o", "d_o"}) in[name] = restrided(in[name], {700, 75, 1});
   for (const char* name : {"k", "v"}) in[name] = restrided(in[name], {67, 160 * 67, 1});
   in["index_q"] = restrided(in["index_q"], {200, 100, 1});
   in["index_k"] = restrided(in["index_k"], {77, 1});
-  in["lse"] = restrided(in["lse"], {1, 60});
+  for (const char* name : {"lse", "d_lse"}) in[name] = restrided(in[name], {1, 60});
+  in["kl_weights"] = restrided(in["kl_weights"], {3});
   in["topk_indices"] = restrided(in["topk_indices"], {1, 11, 2});
   for (const openmsa_op op : {OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
                               OPENMSA_OP_DENSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL}) {

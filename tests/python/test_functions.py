@@ -72,6 +72,24 @@ def test_gradients(layer):
         assert error(result, expected) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_gradient_into_lse(layer, kind):
+    arrays = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
+    if kind == "sparse":
+        where = pick(layer, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k")
+        arrays["topk_indices"] = openmsa.select_blocks(**where, **OPTIONS)
+    o, lse = getattr(openmsa, f"{kind}_attention")(**arrays, **OPTIONS, return_lse=True)
+    rng = np.random.default_rng(5)
+    arrays |= {"o": o, "lse": lse, "d_o": rng.standard_normal(o.shape, np.float32)}
+    backward = f"{kind}_attention_backward"
+    without = getattr(openmsa, backward)(**arrays, **OPTIONS)
+    arrays["d_lse"] = rng.standard_normal(lse.shape, np.float32)
+    results = getattr(openmsa, backward)(**arrays, **OPTIONS)
+    for result, expected in zip(results, reference(backward, arrays, **OPTIONS)):
+        assert error(result, expected) <= 1e-5
+    assert error(results[0], without[0]) > 0.1 and error(results[2], without[2]) == 0
+
+
 def test_kl_loss(layer):
     indices = openmsa.select_blocks(**pick(layer, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS)
     keys = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", topk_indices=indices)
@@ -81,6 +99,30 @@ def test_kl_loss(layer):
     for result, expected in zip(results, reference("kl_loss", arrays, **OPTIONS, return_gradients=True)):
         assert error(result, expected) <= 1e-4
     assert openmsa.kl_loss(**arrays, **OPTIONS) == results[0]
+    weights = np.random.default_rng(5).uniform(size=len(layer["q"])).astype(np.float32)
+    weights[::3] = 0
+    weighted = openmsa.kl_loss(**arrays, kl_weights=weights, **OPTIONS, return_gradients=True)
+    exact = reference("kl_loss", arrays | {"kl_weights": weights}, **OPTIONS, return_gradients=True)
+    for result, expected in zip(weighted, exact):
+        assert error(result, expected) <= 1e-4
+    mean = np.full(len(weights), 1 / (layer["cu_seqlens_q"][-1] * layer["q"].shape[1] / 2), np.float32)
+    assert openmsa.kl_loss(**arrays, kl_weights=mean, **OPTIONS) == pytest.approx(results[0], rel=1e-6)
+
+
+def test_keys_of_many_short_sequences():
+    """More keys in all than queries, or than the longest sequence has."""
+    layer = random_layer([2] * 30, [20] * 30)
+    arrays = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
+    o, lse = openmsa.dense_attention(**arrays, max_seqlen_k=20, return_lse=True)
+    arrays |= {"o": o, "lse": lse, "d_o": o}
+    for result, expected in zip(
+        openmsa.dense_attention_backward(**arrays, max_seqlen_k=20), reference("dense_attention_backward", arrays)
+    ):
+        assert error(result, expected) <= 1e-5
+    shape = {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 64, "index_dim": 64, "max_batch": 30}
+    plan = openmsa.Plan(**shape, max_total_q=60, max_seqlen_k=20, max_total_k=599)
+    with pytest.raises(ValueError, match="total_k: expected at most the plan's max_total_k = 599, got 600"):
+        openmsa.dense_attention_backward(**arrays, plan=plan)
 
 
 def test_recall_of_everything_is_one(layer):

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <random>
+#include <vector>
 
 #include "ref/hand.h"
 #include "support/finite_differences.h"
@@ -38,6 +40,32 @@ TEST(KlLoss, GradientIsTheDifferenceOfTheDistributions) {
   set_channel0(layer, "index_k", 0, 0, 1);
   set_channel0(layer, "index_k", 1, 0, 2);
   EXPECT_NEAR(run(layer, OPENMSA_OP_KL_LOSS).at("d_index_q").at({0, 0, 0}), -0.05, 1e-15);
+}
+
+TEST(KlLoss, IsASumOfWeightedDivergences) {
+  // The query of two_heads twice, with weights 5 and -1/2; both see the same keys, as sequences of their own.
+  const Layer one = two_heads();
+  LayerShape shape = one.shape;
+  shape.seqlens_q = {1, 1};
+  shape.seqlens_k = {2, 2};
+  Layer two = make_layer(shape).on(OPENMSA_BACKEND_REFERENCE);
+  two.config.softmax_scale = 1;
+  for (const char* name : {"q", "k", "index_q", "index_k"}) {
+    std::vector<double> values = one.tensors.at(name).values();
+    values.insert(values.end(), values.begin(), values.end());
+    two.tensors.at(name).assign(values);
+  }
+  two.add(run(two, OPENMSA_OP_DENSE_ATTENTION));
+  two.tensors["kl_weights"] = Buffer(OPENMSA_FLOAT64, {2}, {5, -0.5});
+  const TensorMap alone = run(one, OPENMSA_OP_KL_LOSS), out = run(two, OPENMSA_OP_KL_LOSS);
+  EXPECT_NEAR(out.at("kl_loss")[0], 4.5 * alone.at("kl_loss")[0], 1e-15);
+  for (const char* name : {"d_index_q", "d_index_k"}) {
+    const Buffer &gradient = out.at(name), &expected = alone.at(name);
+    for (std::int64_t i = 0; i < expected.size(); ++i) {
+      EXPECT_NEAR(gradient[i], 5 * expected[i], 1e-15) << name;
+      EXPECT_NEAR(gradient[expected.size() + i], -0.5 * expected[i], 1e-15) << name;
+    }
+  }
 }
 
 TEST(KlLoss, OneVisibleTokenCostsNothing) {
@@ -92,6 +120,14 @@ TEST(KlLoss, OverTheSelectionMatchesFiniteDifferences) {
 
 TEST(KlLoss, OverTheWholeHistoryMatchesFiniteDifferences) {
   expect_kl_gradients(small_layer(), OPENMSA_OP_DENSE_ATTENTION);
+}
+
+TEST(KlLoss, WithWeightsMatchesFiniteDifferences) {
+  Layer layer = small_layer();
+  std::mt19937_64 random(2);
+  layer.tensors["kl_weights"] = random_buffer(OPENMSA_FLOAT64, {layer.total_q()}, random);
+  layer.tensors["kl_weights"].set(3, 0);
+  expect_kl_gradients(layer, OPENMSA_OP_DENSE_ATTENTION);
 }
 
 }  // namespace

@@ -174,9 +174,9 @@ void d_scores(const float* p, float* dp, std::int64_t ld, std::int64_t m, std::i
 HWY_INLINE V log_of(V p) { return hn::Log(D(), hn::Max(p, set(std::numeric_limits<float>::min()))); }
 
 void kl_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
-                const float* lse, float scale, float* kl) {
+                const float* lse, const float* weight, float* kl) {
   for (std::int64_t j = 0; j < n; j += kL) {
-    const V visible = load(limit + j), shift = load(lse + j);
+    const V visible = load(limit + j), shift = load(lse + j), scale = load(weight + j);
     V loss = zero();
     for (std::int64_t i = 0; i < m; ++i) {
       const auto mask = hn::Lt(set(static_cast<float>(i)), visible);
@@ -184,7 +184,7 @@ void kl_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::
       const V log_student = hn::Sub(load(s + i * ld + j), shift);
       const auto counts = hn::And(mask, hn::Gt(teacher, zero()));
       loss = hn::Add(loss, hn::IfThenElseZero(counts, hn::Mul(teacher, hn::Sub(log_of(teacher), log_student))));
-      const V gradient = hn::Mul(hn::Sub(exp_of(log_student), teacher), set(scale));
+      const V gradient = hn::Mul(hn::Sub(exp_of(log_student), teacher), scale);
       store(hn::IfThenElseZero(mask, gradient), s + i * ld + j);
     }
     store(hn::Add(load(kl + j), loss), kl + j);
@@ -192,14 +192,14 @@ void kl_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::
 }
 
 void teacher_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
-                     const float* lse, float scale) {
+                     const float* lse, const float* weight) {
   for (std::int64_t j = 0; j < n; j += kL) {
-    const V visible = load(limit + j), shift = load(lse + j);
+    const V visible = load(limit + j), shift = load(lse + j), scale = load(weight + j);
     for (std::int64_t i = 0; i < m; ++i) {
       const V teacher = load(p + i * ld + j);
       const auto counts = hn::And(hn::Lt(set(static_cast<float>(i)), visible), hn::Gt(teacher, zero()));
       const V ratio = hn::Sub(log_of(teacher), hn::Sub(load(s + i * ld + j), shift));
-      store(hn::IfThenElseZero(counts, hn::Mul(ratio, set(scale))), s + i * ld + j);
+      store(hn::IfThenElseZero(counts, hn::Mul(ratio, scale)), s + i * ld + j);
     }
   }
 }

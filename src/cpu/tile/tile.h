@@ -77,13 +77,14 @@ struct TileOps {
   void (*d_scores)(const float* p, float* dp, std::int64_t ld, std::int64_t m, std::int64_t n, const float* delta);
 
   /// The loss and its gradient for one tile of index scores s, given the teacher's probabilities p, for i < limit[j]:
-  ///   log_p_idx = s - lse,  kl[j] += sum_i p (log p - log_p_idx),  s = (exp(log_p_idx) - p) * scale, 0 past the limit.
+  ///   log_p_idx = s - lse,  kl[j] += sum_i p (log p - log_p_idx),  s = weight[j] (exp(log_p_idx) - p), 0 past the
+  ///   limit.
   void (*kl_columns)(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
-                     const float* lse, float scale, float* kl);
+                     const float* lse, const float* weight, float* kl);
 
-  /// s[i][j] = (log p[i][j] - (s[i][j] - lse[j])) * scale where p > 0 and i < limit[j], else 0: dKL/dP of the teacher.
+  /// s[i][j] = weight[j] (log p[i][j] - (s[i][j] - lse[j])) where p > 0 and i < limit[j], else 0: dKL/dP of the teacher.
   void (*teacher_columns)(const float* p, float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
-                          const float* lse, float scale);
+                          const float* lse, const float* weight);
 
   /// o[j] = o[j] * alpha + t[j] for j < n, a multiple of kLanes.
   void (*scale_add)(float* o, const float* t, float alpha, std::int64_t n);
