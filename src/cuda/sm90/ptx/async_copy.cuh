@@ -37,6 +37,12 @@ __device__ __forceinline__ void bulk_add(std::int32_t* global, const std::int32_
                : "memory");
 }
 
+/// red, global += value, without waiting for it. A thread's additions to one place keep their order.
+__device__ __forceinline__ void reduce_add(float* global, float2 value) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};\n" ::"l"(global), "f"(value.x), "f"(value.y)
+               : "memory");
+}
+
 /// Shared memory of a CTA of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
 /// places in this CTA.
 struct RemoteMemory {

@@ -19,7 +19,9 @@
 //   rows_full[i]   warp 1 + bytes, lanes of warp 2  consumers             q, d_o and statistics of stage i
 //   rows_empty[i]  consumer warps                   warps 1 and 2         all products with them are done
 //   kScores        256 threads of the consumers     the same              ds of both is in shared memory
-//   kKeys, kRows   256 threads of the consumers     the same              numbers that are not finite have been removed
+//   kKeys, kRows   256 threads of the consumers     the same              numbers that are not finite have been removed;
+//                                                                         d_k and d_v of the item before have been added
+//   kItem          256 threads of the consumers     the same              d_k and d_v of the last item have been added
 //
 // Order of a consumer's products, and what runs beside them:
 //
@@ -34,6 +36,7 @@
 #include "cuda/common/math.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/ptx/math.cuh"
+#include "cuda/sm90/ptx/turn.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -42,7 +45,7 @@
 
 namespace openmsa::cuda::sm90::training {
 
-enum class BackwardBarrier { kScores = 1, kKeys = 2, kRows = 3 };
+enum class BackwardBarrier { kScores = 1, kKeys = 2, kRows = 3, kItem = 4 };
 
 /// Statistics of a tile's 64 rows, put beside its q and d_o by the producer.
 struct alignas(16) TileRows {
@@ -140,10 +143,12 @@ __device__ __forceinline__ void produce_rows(const BackwardParams& p, const CUte
   PipelineState<Config::kStages> ring;
   for_each_item<Config>(storage, [&](const generic::ListItem& item) {
     const int head = item.head * group;
-    const auto row_of = [&](int begin, int i) { return visited_row(p, item, begin + lane + 32 * i); };
-    int q_rows[2] = {row_of(0, 0), row_of(0, 1)};
+    int q_rows[2];
+    const auto load_q_rows = [&](int begin) {
+      for (int i = 0; i < 2; ++i) q_rows[i] = visited_row(p, item, begin + lane + 32 * i);
+    };
+    load_q_rows(0);
     for (int begin = 0; begin < item.count; begin += capacity, ring.advance()) {
-      const int next[2] = {row_of(begin + capacity, 0), row_of(begin + capacity, 1)};
       std::uint64_t* const full = &storage.rows_full[ring.stage];
       EmptyBarrier::wait(&storage.rows_empty[ring.stage], ring.phase ^ 1);
       if (lane == 0) {
@@ -161,8 +166,7 @@ __device__ __forceinline__ void produce_rows(const BackwardParams& p, const CUte
                                        token);
         }
       }
-      q_rows[0] = next[0];
-      q_rows[1] = next[1];
+      load_q_rows(begin + capacity);
     }
   });
 }
@@ -247,61 +251,45 @@ __device__ __forceinline__ void remove_poison_from_rows(typename Config::Storage
   sync(BackwardBarrier::kRows, Config::kConsumerThreads);
 }
 
+/// Two numbers for each eight rows: those of the thread's columns.
+struct ColumnPairs {
+  float2 of[kTileRows / 8];
+
+  __device__ __forceinline__ ColumnPairs(const float (&rows)[kTileRows], int lane) {
+    CUTE_UNROLL
+    for (int n = 0; n < kTileRows / 8; ++n) of[n] = *reinterpret_cast<const float2*>(&rows[8 * n + 2 * (lane % 4)]);
+  }
+};
+
 /// p^T = exp2(s^T * scale_log2 - lse2), in the place of s^T.
 template <class Tile>
-__device__ __forceinline__ void probabilities(typename Tile::Scores& s, const TileRows& rows, float scale_log2,
-                                              int lane) {
+__device__ __forceinline__ void probabilities(typename Tile::Scores& s, const ColumnPairs& lse2, float scale_log2) {
   using namespace cute;
   CUTE_UNROLL
-  for (int n = 0; n < kTileRows / 8; ++n) {
-    const float2 lse2 = *reinterpret_cast<const float2*>(&rows.lse2[8 * n + 2 * (lane % 4)]);
-    CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float& x = s(make_coord(0, half, n), 0, 0);
-      float& y = s(make_coord(1, half, n), 0, 0);
-      x = exp2_approx(fmaf(x, scale_log2, -lse2.x));
-      y = exp2_approx(fmaf(y, scale_log2, -lse2.y));
-    }
-  }
-}
-
-/// Hides the keys that a row does not see: p = 0 there. `key`: of the kv_block, the thread's first.
-template <class Tile>
-__device__ __forceinline__ void mask_probabilities(typename Tile::Scores& s, const TileRows& rows, int key, int lane) {
-  using namespace cute;
-  CUTE_UNROLL
-  for (int i = 0; i < size(s); ++i) {  // s(i): key + 8 * (i / 2 % 2), row i / 4 * 8 + lane % 4 * 2 + i % 2
-    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const bool sees = key + i / 2 % 2 * 8 <= rows.last_key[row];
-    s(i) = sees ? fmaf(0, rows.delta[row], s(i)) : 0;
+  for (int i = 0; i < size(s); ++i) {  // s(i): row i / 4 * 8 + lane % 4 * 2 + i % 2
+    s(i) = exp2_approx(fmaf(s(i), scale_log2, -(i % 2 == 0 ? lse2.of[i / 4].x : lse2.of[i / 4].y)));
   }
 }
 
 /// ds^T = p^T (dp^T - delta), in the place of dp^T.
 template <class Tile>
 __device__ __forceinline__ void score_gradients(const typename Tile::Scores& p, typename Tile::Scores& dp,
-                                                const TileRows& rows, int lane) {
+                                                const ColumnPairs& delta) {
   using namespace cute;
   CUTE_UNROLL
-  for (int n = 0; n < kTileRows / 8; ++n) {
-    const float2 delta = *reinterpret_cast<const float2*>(&rows.delta[8 * n + 2 * (lane % 4)]);
-    CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float& x = dp(make_coord(0, half, n), 0, 0);
-      float& y = dp(make_coord(1, half, n), 0, 0);
-      x = p(make_coord(0, half, n), 0, 0) * (x - delta.x);
-      y = p(make_coord(1, half, n), 0, 0) * (y - delta.y);
-    }
-  }
+  for (int i = 0; i < size(dp); ++i) dp(i) = p(i) * (dp(i) - (i % 2 == 0 ? delta.of[i / 4].x : delta.of[i / 4].y));
 }
 
-/// Keys that a row does not see have no gradient, whatever d_o.v is.
+/// Hides the keys that a row does not see: x = 0 there. `key`: of the kv_block, the thread's first. Elsewhere x is NaN
+/// where delta is.
 template <class Tile>
-__device__ __forceinline__ void mask_gradients(typename Tile::Scores& ds, const TileRows& rows, int key, int lane) {
+__device__ __forceinline__ void mask(typename Tile::Scores& x, const TileRows& rows, int key, int lane) {
   using namespace cute;
   CUTE_UNROLL
-  for (int i = 0; i < size(ds); ++i) {
-    if (key + i / 2 % 2 * 8 > rows.last_key[i / 4 * 8 + lane % 4 * 2 + i % 2]) ds(i) = 0;
+  for (int i = 0; i < size(x); ++i) {  // x(i): key + 8 * (i / 2 % 2), row i / 4 * 8 + lane % 4 * 2 + i % 2
+    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const bool sees = key + i / 2 % 2 * 8 <= rows.last_key[row];
+    x(i) = sees ? fmaf(0, rows.delta[row], x(i)) : 0;
   }
 }
 
@@ -343,35 +331,29 @@ __device__ __forceinline__ void add_d_q(const BackwardParams& p, const generic::
   cute::tma_store_arrive();
 }
 
-/// Adds an item's d_k and d_v to those of earlier list batches, or leaves them in its slot. `key`: the thread's first.
+/// Adds an item's d_k and d_v to those of earlier items of its kv_block, in its turn; end_turn() has to follow when they
+/// have arrived. `key`: the thread's first.
 template <class Tile>
-__device__ __forceinline__ void store_key_gradients(const BackwardParams& p, const generic::ListItem& item,
-                                                    const typename Tile::KeyGradients& d_k,
-                                                    const typename Tile::KeyGradients& d_v, int key, int lane) {
+__device__ __forceinline__ void add_key_gradients(const BackwardParams& p, const generic::ListItem& item,
+                                                  const typename Tile::KeyGradients& d_k,
+                                                  const typename Tile::KeyGradients& d_v, int key, int lane) {
   using namespace cute;
   const SequenceView view = p.batch.sequence(item.sequence);
-  const int first = item.block * p.batch.block_size;
-  const bool adds = item.slot < 0;
-  const std::int64_t row = adds ? std::int64_t{item.head - p.work.first_head} * p.batch.total_k + view.k_row + first
-                                : std::int64_t{item.slot} * p.batch.block_size;
-  float* const sums = (adds ? p.d_kv_sums : p.slots) + row * (2 * Tile::kDim);
-  const int keys = min(p.batch.block_size, view.seqlen_k - first);
+  const int first = item.block * p.batch.block_size, keys = min(p.batch.block_size, view.seqlen_k - first);
+  const std::int64_t row = std::int64_t{item.head - p.work.first_head} * p.batch.total_k + view.k_row + first;
+  const auto add = [&](const typename Tile::KeyGradients& d, int half, float* to) {
+    CUTE_UNROLL
+    for (int n = 0; n < Tile::kDim / 8; ++n) {
+      reduce_add(to + 8 * n, {d(make_coord(0, half, n), 0, 0), d(make_coord(1, half, n), 0, 0)});
+    }
+  };
+  wait_for_turn(p.work.tickets + item.ticket, item.order);
   CUTE_UNROLL
   for (int half = 0; half < 2; ++half) {
     if (key + 8 * half >= keys) continue;
-    float* const to = sums + (key + 8 * half) * (2 * Tile::kDim) + 2 * (lane % 4);
-    CUTE_UNROLL
-    for (int n = 0; n < Tile::kDim / 8; ++n) {
-      auto* const to_k = reinterpret_cast<float2*>(to + 8 * n);
-      auto* const to_v = reinterpret_cast<float2*>(to + 8 * n + Tile::kDim);
-      float2 k = adds ? *to_k : float2{0, 0}, v = adds ? *to_v : float2{0, 0};
-      k.x += d_k(make_coord(0, half, n), 0, 0);
-      k.y += d_k(make_coord(1, half, n), 0, 0);
-      v.x += d_v(make_coord(0, half, n), 0, 0);
-      v.y += d_v(make_coord(1, half, n), 0, 0);
-      *to_k = k;
-      *to_v = v;
-    }
+    float* const to = p.d_kv_sums + (row + key + 8 * half) * (2 * Tile::kDim) + 2 * (lane % 4);
+    add(d_k, half, to);
+    add(d_v, half, to + Tile::kDim);
   }
 }
 
@@ -397,6 +379,8 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     const bool is_masked = rows.is_masked;
     if (rows.is_poisoned) remove_poison_from_rows<Config>(storage, stage, consumer * 128 + thread);
 
+    // Loads from shared memory take several times as long beside the products that read both operands there.
+    const ColumnPairs lse2(rows.lse2, lane);
     typename Tile::Scores s, dp;
     Tile::start_scores(storage.k, storage.q[stage], s, consumer, thread);
     Tile::start_scores(storage.v, storage.d_o[stage], dp, consumer, thread);
@@ -404,15 +388,15 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     warpgroup_fence_operand(s);
     if (tile > 0) warpgroup_fence_operand(d_k);
     release_done();
-    probabilities<Tile>(s, rows, p.scale_log2, lane);
-    if (is_masked) mask_probabilities<Tile>(s, rows, key, lane);
+    probabilities<Tile>(s, lse2, p.scale_log2);
+    if (is_masked) mask<Tile>(s, rows, key, lane);
     const auto p_operand = Tile::round(s);
     warpgroup_wait<0>();
     warpgroup_fence_operand(dp);
 
     Tile::start_key_gradients(p_operand, storage.d_o[stage], d_v, tile > 0, thread);
-    score_gradients<Tile>(s, dp, rows, lane);
-    if (is_masked) mask_gradients<Tile>(dp, rows, key, lane);
+    score_gradients<Tile>(s, dp, ColumnPairs(rows.delta, lane));
+    if (is_masked) mask<Tile>(dp, rows, key, lane);
     const auto ds_operand = Tile::round(dp);
     Tile::store_scores(ds_operand, ds, consumer, thread);
     cutlass::arch::fence_view_async_shared();
@@ -431,7 +415,7 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
   warpgroup_fence_operand(d_k);
   release_done();
   if (lane == 0) EmptyBarrier::arrive(storage.kv_empty);
-  store_key_gradients<Tile>(p, item, d_k, d_v, key, lane);
+  add_key_gradients<Tile>(p, item, d_k, d_v, key, lane);
 }
 
 template <class Config>
@@ -462,12 +446,22 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     PipelineState<Config::kStages> ring;
     PipelineState<1> keys;
     int turn = 0;
+    int* ticket = nullptr;  // of the item before
+    const auto end_turn_before = [&] {
+      if (consumer == 0 && thread == 0 && ticket != nullptr) end_turn(ticket);
+    };
     for_each_item<Config>(storage, [&](const generic::ListItem& item) {
       FullBarrier::wait(storage.kv_full, keys.phase);
       keys.advance();
+      __threadfence();  // d_k and d_v of the item before have been added
       remove_poison_from_keys<Config>(storage, consumer * 128 + thread);
+      end_turn_before();
       consume_item<Config>(p, item, ring, turn, storage, consumer, thread);
+      ticket = p.work.tickets + item.ticket;
     });
+    __threadfence();
+    sync(BackwardBarrier::kItem, Config::kConsumerThreads);
+    end_turn_before();
     cute::tma_store_wait<0>();
   }
 }
