@@ -17,7 +17,8 @@ struct ListItem {
   std::int32_t block;     // kv_block of the sequence
   std::int32_t begin;
   std::int32_t count;
-  std::int32_t slot;  // for the item's sums where its kv_block has several items; -1: it has this one only
+  std::int32_t ticket;  // of its kv_block and head among those of the batch
+  std::int32_t order;   // among the items of its kv_block and head: items add up their sums in this order
 };
 
 /// Lists of some query rows and KV heads of a call. All pointers are workspace.
@@ -31,6 +32,7 @@ struct ListBatch {
   const ListItem* items;          // the order in which they should be begun
   const std::int32_t* num_items;  // [1]
   std::int32_t* next_item;        // [1] zero before: the next item that a CTA takes
+  std::int32_t* tickets;          // zero before: items of each kv_block and head whose sums have been added
 
   /// Place of a row and KV head of the batch among all of them.
   OPENMSA_DEVICE std::int64_t place(std::int32_t head, std::int32_t row) const {

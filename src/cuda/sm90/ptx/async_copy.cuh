@@ -30,6 +30,19 @@ __device__ __forceinline__ void bulk_store(void* global, const void* smem, int b
                : "memory");
 }
 
+/// cp.reduce.async.bulk, global += shared, 32-bit integers, in the current bulk group.
+__device__ __forceinline__ void bulk_add(std::int32_t* global, const std::int32_t* smem, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.s32 [%0], [%1], %2;\n" ::"l"(global),
+               "r"(cute::cast_smem_ptr_to_uint(smem)), "r"(bytes)
+               : "memory");
+}
+
+/// red, global += value, without waiting for it. A thread's additions to one place keep their order.
+__device__ __forceinline__ void reduce_add(float* global, float2 value) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};\n" ::"l"(global), "f"(value.x), "f"(value.y)
+               : "memory");
+}
+
 /// Shared memory of a CTA of the cluster, and the barrier there that counts the bytes sent to it. `local`: the same
 /// places in this CTA.
 struct RemoteMemory {

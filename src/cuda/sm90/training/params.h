@@ -42,8 +42,7 @@ struct BackwardParams {
   std::int32_t log2_group_size;
   float scale_log2;         // softmax_scale * log2(e)
   std::int32_t* d_q_sums;   // [heads of the batch][rows of the batch][group_size * head_dim]: zero before, see above
-  float* slots;             // [slots][block_size][2][head_dim] d_k / softmax_scale and d_v of items with a slot
-  float* d_kv_sums;         // [heads of the batch][total_k][2][head_dim]: an item without a slot adds to its rows
+  float* d_kv_sums;         // [heads of the batch][total_k][2][head_dim]: d_k / softmax_scale and d_v, added up item by item
 };
 
 }  // namespace openmsa::cuda::sm90::training
