@@ -112,7 +112,7 @@ inline constexpr std::int64_t kLeastRangeRows = 4096;
 inline constexpr std::int64_t kDenseRangeRows = 2048;
 inline constexpr std::int64_t kRangeVisits = 64;
 
-/// `blocks`: kv_blocks of all sequences. A multiple of 128, of which a list batch of max_rows holds at most 32.
+/// A multiple of 128. `blocks`: kv_blocks of all sequences; max_rows: of a list batch.
 constexpr std::int64_t list_range_rows(std::int64_t blocks, std::int64_t topk, std::int64_t max_rows) {
   const std::int64_t wanted = std::min(kRangeVisits * blocks / topk, max_rows);
   return std::max(covering(wanted, 128) * 128, kLeastRangeRows);

@@ -17,8 +17,6 @@ namespace openmsa::cuda::generic {
 inline constexpr std::int32_t kListItemVisits = 512;
 /// Query rows of a list batch, at most.
 inline constexpr std::int32_t kMaxListRows = 1 << 16;
-/// Ranges of rows of a list batch, at most.
-inline constexpr std::int32_t kMaxListRanges = 32;
 
 /// Visits of one kv_block and KV head: query rows visits[begin], ..., visits[begin + count - 1], ascending; without a
 /// list (dense attention) query rows begin, ..., begin + count - 1. All of them see the kv_block's first key.
@@ -64,7 +62,7 @@ struct ListParams {
   std::int32_t rows;
   std::int32_t first_head;
   std::int32_t heads;
-  std::int32_t range_rows;  // a multiple of 128; at most kMaxListRanges ranges
+  std::int32_t range_rows;  // a multiple of 128
 
   // Workspace.
   std::int64_t max_lists;     // of a KV head, of every batch of the call
