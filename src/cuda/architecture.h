@@ -22,7 +22,7 @@ struct Architecture {
   void (*check_plan)(const core::Plan& plan);
   /// Workspace of a served operation within the plan's capacities.
   std::size_t (*workspace_bytes)(openmsa_op op, const core::Plan& plan);
-  /// Enqueues a served operation; the tensors have been checked and there is a query.
+  /// Enqueues a served operation; the tensors have been checked, and there is a query or a d_k.
   void (*run)(openmsa_op op, const core::Problem& problem, core::Arena arena, Launch launch);
 };
 

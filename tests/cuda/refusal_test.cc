@@ -75,6 +75,15 @@ TEST_F(RefusedCall, ResultsInAnotherDtype) {
   expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
 }
 
+/// The copy engine reads d_o beside q.
+TEST_F(RefusedCall, GradientsInAnotherDtype) {
+  Layer layer = layer_;
+  layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+  layer.tensors["d_o"] = layer.tensors.at("d_o").as(OPENMSA_FLOAT32);
+  DeviceCall call(layer, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  expect_refusal(OPENMSA_UNSUPPORTED, "d_o: expected the plan's dtype", [&] { call.enqueue(); });
+}
+
 TEST_F(RefusedCall, ShapesThatContradictThePlan) {
   expect_call_refused(OPENMSA_INVALID_ARGUMENT, "k: expected", [](Tensors& tensors) { tensors.k.shape[1] = 1; });
   expect_call_refused(OPENMSA_INVALID_ARGUMENT, "index_k", [](Tensors& tensors) { tensors.index_k = {}; });
@@ -97,12 +106,10 @@ TEST_F(RefusedCall, OperationsWithoutKernels) {
   const Plan plan(layer_.config);
   for (const auto& [op, name] :
        {std::pair{OPENMSA_OP_DENSE_ATTENTION, "openmsa_dense_attention"},
-        std::pair{OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, "openmsa_sparse_attention_backward"},
-        std::pair{OPENMSA_OP_DENSE_ATTENTION_BACKWARD, "openmsa_dense_attention_backward"},
         std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}, std::pair{OPENMSA_OP_BLOCK_RECALL, "openmsa_block_recall"}}) {
     const std::string message =
-        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention or append_kv on the CUDA "
-        "backend, got ";
+        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention, sparse_attention_backward, "
+        "dense_attention_backward or append_kv on the CUDA backend, got ";
     expect_refusal(OPENMSA_UNSUPPORTED, message + name, [&] { plan.workspace_bytes(op); });
   }
 }
@@ -119,8 +126,9 @@ TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
   config.max_total_q = config.max_seqlen_k = 1 << 20;
   for (const std::int32_t topk : {16, 64}) {
     config.topk = topk;
-    for (const openmsa_op op : {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
-                                OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION}) {
+    for (const openmsa_op op :
+         {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
+          OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD}) {
       EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << topk << ", op " << op;
     }
   }

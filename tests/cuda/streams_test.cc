@@ -2,6 +2,7 @@
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
 #include "support/compare.h"
+#include "support/gradients.h"
 #include "support/selections.h"
 
 namespace openmsa::test {
@@ -14,8 +15,9 @@ struct Pair {
 
 std::vector<Pair> pairs() {
   std::vector<Pair> result = {{OPENMSA_OP_MSA_ATTENTION, true}};
-  for (const openmsa_op op : {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
-                              OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION}) {
+  for (const openmsa_op op :
+       {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
+        OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD}) {
     result.push_back({op, false});
   }
   return result;
@@ -47,6 +49,7 @@ class DeviceStreams : public OnHopperWith<Pair> {
 
   static Layer ready(Layer layer) {
     layer.add({{"topk_indices", random_selection(layer, 9)}});
+    layer.add(run(layer, OPENMSA_OP_SPARSE_ATTENTION));
     return layer.add(judged(layer, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU));
   }
 };
@@ -56,7 +59,9 @@ INSTANTIATE_TEST_SUITE_P(Operations, DeviceStreams, testing::ValuesIn(pairs()), 
 
 TEST_P(DeviceStreams, DoNotDisturbEachOther) {
   const auto [op, is_decode] = GetParam();
-  DeviceCall calls[] = {{is_decode ? decode(0) : prompts(0), op}, {is_decode ? decode(32) : prompts(32), op}};
+  const std::int32_t page_size = is_backward(op) ? 0 : 32;
+  DeviceCall calls[] = {{is_decode ? decode(0) : prompts(0), op},
+                        {is_decode ? decode(page_size) : prompts(page_size), op}};
   const Stream streams[2];
   TensorMap alone[2];
   for (int i = 0; i < 2; ++i) {

@@ -55,6 +55,27 @@ struct CommonPrefix {
   }
 };
 
+/// A selection of one sequence, two KV heads and topk 2: kv_block 1 has one owner, kv_block 4 all queries.
+inline Buffer owned_blocks(std::int64_t queries) {
+  Buffer indices(OPENMSA_INT32, {2, queries, 2});
+  indices.fill(-1);
+  for (std::int64_t r = 0; r < 2; ++r) {
+    for (std::int64_t t = 0; t < queries; ++t) indices.set({r, t, 0}, 4);
+    indices.set({r, 7, 1}, 1);
+  }
+  return indices;
+}
+
+/// Outputs of the same shapes with `gap` elements between rows, poisoned.
+inline TensorMap with_gaps(TensorMap outputs, std::int64_t gap) {
+  for (auto& [name, output] : outputs) {
+    Shape strides(output.shape().size(), 1);
+    for (std::size_t d = strides.size(); d-- > 1;) strides[d - 1] = strides[d] * output.shape()[d] + gap;
+    output = Buffer::strided(output.dtype(), output.shape(), strides);
+  }
+  return outputs;
+}
+
 inline bool is_finite(const Buffer& buffer) {
   const std::vector<double> values = buffer.values();
   return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });

@@ -119,6 +119,16 @@ std::vector<NamedShape> contiguous_shapes() {
   return shapes;
 }
 
+std::vector<BackendShape> gradient_shapes() {
+  const Device* device = registered_device();
+  if (device == nullptr) return on(OPENMSA_BACKEND_CPU, contiguous_shapes());
+  std::vector<BackendShape> shapes = on(OPENMSA_BACKEND_CUDA, device->attention_shapes());
+  std::erase_if(shapes, [](const BackendShape& shape) {
+    return shape.named.shape.page_size != 0 || shape.named.shape.kv_dtype == OPENMSA_FLOAT8_E4M3;
+  });
+  return shapes;
+}
+
 std::vector<NamedShape> fp8_shapes() {
   constexpr openmsa_dtype kDtypes[] = {OPENMSA_FLOAT32, OPENMSA_BFLOAT16, OPENMSA_FLOAT16};
   constexpr Scales kScales[] = {Scales::kPerToken, Scales::kOne, Scales::kNone};

@@ -44,6 +44,9 @@ inline std::string shape_name(const testing::TestParamInfo<NamedShape>& info) { 
 std::vector<BackendShape> attention_shapes();
 std::vector<BackendShape> selection_shapes();
 
+/// Those on which gradients are judged: contiguous keys.
+std::vector<BackendShape> gradient_shapes();
+
 /// A test on one of them.
 class OnBackendShape : public OnAnyBackend, public testing::WithParamInterface<BackendShape> {
  protected:

@@ -19,14 +19,14 @@ using core::Problem;
 
 /// The copy engine and 16-byte accesses want aligned rows.
 void require_aligned_rows(const char* name, const openmsa_tensor& tensor) {
-  if (!present(tensor)) return;
-  const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
-  bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
-  for (int d = 0; d + 1 < tensor.rank; ++d) aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % (16 / bytes) == 0;
-  if (!aligned) {
-    fail(OPENMSA_UNSUPPORTED, name, ": expected 16-byte aligned rows on the CUDA backend, got data ", tensor.data,
-         " with strides ", tensor.strides[0], ", ", tensor.strides[1]);
-  }
+  if (!present(tensor) || has_aligned_rows(tensor)) return;
+  fail(OPENMSA_UNSUPPORTED, name, ": expected 16-byte aligned rows on the CUDA backend, got data ", tensor.data,
+       " with strides ", tensor.strides[0], ", ", tensor.strides[1]);
+}
+
+void require_plan_dtype(const char* name, const openmsa_tensor& tensor, const core::Plan& plan) {
+  if (!present(tensor) || tensor.dtype == plan.config.dtype) return;
+  fail(OPENMSA_UNSUPPORTED, name, ": expected the plan's dtype on the CUDA backend, got fp32");
 }
 
 IntVector int_vector(const openmsa_tensor& tensor) {
@@ -35,6 +35,13 @@ IntVector int_vector(const openmsa_tensor& tensor) {
 }
 
 }  // namespace
+
+bool has_aligned_rows(const openmsa_tensor& tensor) {
+  const auto bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(tensor.dtype));
+  bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
+  for (int d = 0; d + 1 < tensor.rank; ++d) is_aligned &= tensor.shape[d] <= 1 || tensor.strides[d] % (16 / bytes) == 0;
+  return is_aligned;
+}
 
 void check_tensors(const Problem& problem) {
   const openmsa_tensors& t = problem.tensors;
@@ -46,11 +53,12 @@ void check_tensors(const Problem& problem) {
                                                                 {"k_cache", &t.k_cache},
                                                                 {"v_cache", &t.v_cache},
                                                                 {"index_k_cache", &t.index_k_cache},
-                                                                {"o", &t.o}};
+                                                                {"o", &t.o},
+                                                                {"d_o", &t.d_o}};
   for (const auto& [name, tensor] : rows) require_aligned_rows(name, *tensor);
-  if (present(t.o) && t.o.dtype != problem.plan.config.dtype) {
-    fail(OPENMSA_UNSUPPORTED, "o: expected the plan's dtype on the CUDA backend, got fp32");
-  }
+  const bool reads_o = present(t.d_o);  // a gradient takes it in fp32 too
+  if (!reads_o) require_plan_dtype("o", t.o, problem.plan);
+  require_plan_dtype("d_o", t.d_o, problem.plan);
 }
 
 BatchView batch_view(const Problem& problem) {
@@ -83,6 +91,17 @@ CUtensorMap key_map(const Problem& problem, const openmsa_tensor& contiguous, co
                          {{heads, has_heads ? tensor.strides[token + 1] : 0, 1},
                           {tokens, tensor.strides[token], box_rows},
                           {pages, is_paged ? tensor.strides[0] : 0, 1}});
+}
+
+CUtensorMap query_map(const Problem& problem, const openmsa_tensor& rows) {
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  const std::int32_t halves = config.head_dim / kSwizzleChannels;
+  return make_tensor_map(rows.data, config.dtype, kSwizzleChannels,
+                         {{std::min(config.num_heads_q, 8), rows.strides[1], std::min(group, 8)},
+                          {halves, kSwizzleChannels, group < 8 ? 1 : halves},
+                          {core::ceil_div(config.num_heads_q, 8), 8 * rows.strides[1], std::max(group / 8, 1)},
+                          {problem.total_q, rows.strides[0], 1}});
 }
 
 TokenScale token_scale(const openmsa_tensor& scale) {

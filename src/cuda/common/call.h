@@ -11,7 +11,10 @@
 
 namespace openmsa::cuda {
 
-/// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, or o is not in the plan's dtype.
+/// Whether every row starts at a multiple of 16 bytes.
+bool has_aligned_rows(const openmsa_tensor& tensor);
+
+/// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, or an output o or d_o is not in the plan's dtype.
 void check_tensors(const core::Problem& problem);
 
 BatchView batch_view(const core::Problem& problem);
@@ -20,6 +23,10 @@ BatchView batch_view(const core::Problem& problem);
 /// heads. `stand_in`: memory to name where there are no keys.
 CUtensorMap key_map(const core::Problem& problem, const openmsa_tensor& contiguous, const openmsa_tensor& paged,
                     bool has_heads, std::int32_t box_rows, const void* stand_in);
+
+/// Rows like those of q in boxes of one query: {channels of a half, 8 heads, halves, 8-head groups, tokens}, so that
+/// groups of 8 rows with their halves follow one another; with fewer heads a box is one half of them.
+CUtensorMap query_map(const core::Problem& problem, const openmsa_tensor& rows);
 
 /// Scale of an fp8 cache: a tensor with a number per token, per head too where it has two dimensions; one number for
 /// all; or absent.

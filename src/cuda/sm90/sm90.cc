@@ -11,6 +11,8 @@
 #include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/prefill/host.h"
 #include "cuda/sm90/prefill/workspace.h"
+#include "cuda/sm90/training/host.h"
+#include "cuda/sm90/training/workspace.h"
 
 namespace openmsa::cuda::sm90 {
 namespace {
@@ -39,6 +41,16 @@ void msa_attention(const Problem& problem, Path path, Arena arena, Launch launch
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   select_blocks(layer, path, arena, launch);  // one after the other in the same memory
   sparse_attention(layer, path, arena, launch);
+}
+
+bool is_backward(openmsa_op op) {
+  return op == OPENMSA_OP_SPARSE_ATTENTION_BACKWARD || op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD;
+}
+
+std::size_t backward_workspace(openmsa_op op, const Plan& plan) {
+  Arena arena;
+  training::BackwardWorkspace(arena, plan, op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD);
+  return arena.used();
 }
 
 /// Workspace of the calls of an operation that take `path`.
@@ -86,6 +98,7 @@ void check_plan(const Plan& plan) {
 }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
+  if (is_backward(op)) return backward_workspace(op, plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
 
@@ -100,6 +113,9 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return sparse_attention(problem, path, arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
       return msa_attention(problem, path, arena, launch);
+    case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
+    case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
+      return training::attention_backward(problem, arena, launch);
     case OPENMSA_OP_TOPK:
       return generic::topk(problem, launch);
     case OPENMSA_OP_APPEND_KV:

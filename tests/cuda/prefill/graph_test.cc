@@ -31,7 +31,8 @@ class DeviceGraph : public OnHopperWith<Case> {
     layer.config.max_seqlen_k = 6000;  // capacity beyond all that follows
     layer.config.max_batch = 6;
     layer.add(judged(layer, OPENMSA_OP_BLOCK_SCORES, OPENMSA_BACKEND_CPU));
-    return layer.add({{"topk_indices", random_selection(layer, seed)}});
+    layer.add({{"topk_indices", random_selection(layer, seed)}});
+    return layer.add(run(layer, OPENMSA_OP_SPARSE_ATTENTION));
   }
 
   /// All rows become padding, as in a captured decode step with no request left.
@@ -50,6 +51,9 @@ std::vector<Case> cases() {
     for (const std::int32_t page_size : {0, 32}) {
       for (const std::int64_t total_q : {7, 400}) result.push_back({op, page_size, total_q});
     }
+  }
+  for (const openmsa_op op : {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD}) {
+    result.push_back({op, 0, 400});
   }
   return result;
 }

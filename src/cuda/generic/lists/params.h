@@ -1,5 +1,9 @@
 // Reverse lists: for every kv_block the query rows that visit it, in ascending order, cut into work items. What
 // training kernels with kv_blocks in the outer loop work off; sums over a list come out the same every time.
+//
+// The work of a call goes in *list batches*: some query rows and KV heads at a time. From the selection of a batch's
+// rows a bitmap is made, a bit per (KV head, kv_block, query row): setting bits does not depend on the order, and reading
+// them one after the other gives every list in ascending order, a kv_block that a query names twice once.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +12,11 @@
 #include "cuda/common/tensor_view.h"
 
 namespace openmsa::cuda::generic {
+
+/// Visits of a work item of a selection, at most: few enough to share hot kv_blocks out.
+inline constexpr std::int32_t kListItemVisits = 512;
+/// Query rows of a list batch, at most.
+inline constexpr std::int32_t kMaxListRows = 1 << 16;
 
 /// Visits of one kv_block and KV head: query rows visits[begin], ..., visits[begin + count - 1], ascending; without a
 /// list (dense attention) query rows begin, ..., begin + count - 1. All of them see the kv_block's first key.
@@ -37,6 +46,40 @@ struct ListBatch {
   /// Place of a row and KV head of the batch among all of them.
   OPENMSA_DEVICE std::int64_t place(std::int32_t head, std::int32_t row) const {
     return std::int64_t{head - first_head} * rows + (row - first_row);
+  }
+};
+
+/// How lists are made. A batch has a list per KV head and kv_block of all sequences: list number
+/// (head - first_head) * kv_blocks of all sequences + kv_block counted over all sequences. Its rows are cut into ranges,
+/// [first_row + r * range_rows, first_row + (r + 1) * range_rows); items do not cross them and come range by range, so
+/// that the q, d_o and sums of a range stay in the L2 cache while its items are worked off.
+struct ListParams {
+  BatchView batch;
+  BatchIndex index;            // of index_batch; tiles are not used
+  SelectionView topk_indices;  // absent: dense attention
+  std::int32_t topk;
+  std::int32_t first_row;  // as in ListBatch
+  std::int32_t rows;
+  std::int32_t first_head;
+  std::int32_t heads;
+  std::int32_t range_rows;  // a multiple of 128
+
+  // Workspace.
+  std::int64_t max_lists;     // of a KV head, of every batch of the call
+  std::int64_t* first_words;  // [batch + 1] first word of each sequence's bits among those of a KV head, total
+  std::uint32_t* bits;        // zero before and after
+  std::int32_t* counts;       // [ranges][heads * max_lists] visits
+  std::int32_t* begins;       // [ranges][heads * max_lists] the first of them among all of the batch
+  std::int32_t* visits;       // [heads * rows * topk]
+  ListItem* items;
+  std::int32_t* num_items;  // [1]
+  std::int32_t* next_item;  // [1]
+  std::int32_t* tickets;    // [heads * max_lists]
+
+  OPENMSA_DEVICE bool is_dense() const { return topk_indices.data == nullptr; }
+  OPENMSA_DEVICE std::int32_t ranges() const { return (rows + range_rows - 1) / range_rows; }
+  OPENMSA_DEVICE ListBatch work() const {
+    return {first_row, rows, first_head, heads, is_dense() ? nullptr : visits, items, num_items, next_item, tickets};
   }
 };
 

@@ -22,25 +22,11 @@ using core::Plan;
 using core::present;
 using core::Problem;
 
-/// q in boxes of one query: {channels of a half, 8 heads, halves, 8-head groups, tokens}, so that groups of 8 rows with
-/// their halves follow one another; with fewer heads a box is one half of them.
-CUtensorMap kv_outer_q_map(const Problem& problem) {
-  const openmsa_tensor& q = problem.tensors.q;
-  const openmsa_config& config = problem.plan.config;
-  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
-  const std::int32_t halves = config.head_dim / kSwizzleChannels;
-  return make_tensor_map(q.data, config.dtype, kSwizzleChannels,
-                         {{std::min(config.num_heads_q, 8), q.strides[1], std::min(group, 8)},
-                          {halves, kSwizzleChannels, group < 8 ? 1 : halves},
-                          {core::ceil_div(config.num_heads_q, 8), 8 * q.strides[1], std::max(group / 8, 1)},
-                          {problem.total_q, q.strides[0], 1}});
-}
-
 AttendMaps attend_maps(const Problem& problem, const ScheduleBatch& work, std::int32_t key_box_rows) {
   const openmsa_tensors& t = problem.tensors;
   const openmsa_config& config = problem.plan.config;
   const auto group = static_cast<std::int32_t>(problem.plan.group_size);
-  return {kv_outer_q_map(problem),
+  return {query_map(problem, t.q),
           make_tensor_map(t.q.data, config.dtype, config.head_dim,
                           {{config.num_heads_q, t.q.strides[1], group},
                            {problem.total_q, t.q.strides[0], work.tile_queries / 2},

@@ -15,10 +15,11 @@ namespace openmsa::cuda::sm90::training {
 
 /// What the backward kernel knows of each (row, query head), [heads of the batch][rows of the batch][group_size].
 struct RowStats {
-  float* lse2;      // log2(e) * lse; +inf where lse is -inf, so that p = 0
-  float* delta;     // d_o.o - d_lse
-  float* to_fixed;  // d_q (before softmax_scale) times this is summed as an int32, see d_q_sums; NaN where lse, delta or
-                    // |d_o| is not finite, or lse is NaN: then d_q is NaN as a whole
+  float* lse2;   // log2(e) * lse; +inf where lse is -inf, so that p = 0
+  float* delta;  // d_o.o - d_lse
+  /// d_q (before softmax_scale) times this is summed as an int32, see d_q_sums. NaN where lse, delta or |d_o| is not
+  /// finite: then d_q is NaN as a whole.
+  float* to_fixed;
 };
 
 /// d_q is summed in fixed point, by reduce-adds of the copy engine: sums of integers do not depend on their order. With
@@ -40,9 +41,60 @@ struct BackwardParams {
   generic::ListBatch work;
   RowStats stats;
   std::int32_t log2_group_size;
-  float scale_log2;         // softmax_scale * log2(e)
-  std::int32_t* d_q_sums;   // [heads of the batch][rows of the batch][group_size * head_dim]: zero before, see above
-  float* d_kv_sums;         // [heads of the batch][total_k][2][head_dim]: d_k / softmax_scale and d_v, added up item by item
+  float scale_log2;        // softmax_scale * log2(e)
+  std::int32_t* d_q_sums;  // [heads of the batch][rows of the batch][group_size * head_dim]: zero before, see above
+  float* d_kv_sums;  // [heads of the batch][total_k][2][head_dim]: d_k / softmax_scale and d_v, added up item by item
+};
+
+// ---- Before and after the backward kernel ---------------------------------------------------------------------------
+
+/// Maxima over the keys of a sequence and KV head, of finite numbers.
+struct KeyBounds {
+  float v_norm;  // |v_j|_2
+  float k_max;   // |k[j,c]|
+};
+
+struct KeyInputs {
+  QueryRows k, v;  // [total_k][num_heads_kv][head_dim]
+  std::int32_t num_heads_kv;
+  std::int32_t head_dim;
+  KeyBounds* bounds;  // [batch][num_heads_kv], zero before
+};
+
+/// lse or d_lse [total_q][num_heads_q].
+struct FigureRows {
+  const float* data;  // nullptr: absent
+  std::int64_t strides[2];
+  OPENMSA_DEVICE float at(std::int32_t row, std::int32_t head) const {
+    return data[row * strides[0] + head * strides[1]];
+  }
+};
+
+struct RowInputs {
+  QueryRows d_o, o;  // [total_q][num_heads_q][head_dim]
+  FigureRows lse, d_lse;
+  const KeyBounds* bounds;
+  std::int32_t num_heads_kv;
+  std::int32_t head_dim;
+};
+
+/// d_q, d_k or d_v [total][heads][head_dim], in the plan's dtype or fp32.
+struct GradientRows {
+  void* data;
+  std::int64_t strides[2];
+  std::int32_t head_dim;
+  bool is_fp32;
+  bool is_aligned;  // rows to 16 bytes
+};
+
+/// d_k and d_v of some KV heads.
+struct KeyGradients {
+  const float* sums;  // BackwardParams::d_kv_sums
+  std::int32_t first_head;
+  std::int32_t heads;
+  std::int32_t total_k;
+  float softmax_scale;
+  GradientRows d_k, d_v;
 };
 
 }  // namespace openmsa::cuda::sm90::training

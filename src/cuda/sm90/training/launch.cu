@@ -1,0 +1,66 @@
+// Launches the kernels before and after the backward kernel.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/sm90/training/finish.cuh"
+#include "cuda/sm90/training/kernels.h"
+#include "cuda/sm90/training/prepare.cuh"
+
+namespace openmsa::cuda::sm90::training {
+namespace {
+
+unsigned int ctas_for(std::int64_t threads, int per_cta) {
+  return static_cast<unsigned int>((threads + per_cta - 1) / per_cta);
+}
+
+/// Rows of the batch times their query heads.
+std::int64_t num_rows(const BackwardParams& p) {
+  return (std::int64_t{p.work.rows} * p.work.heads) << p.log2_group_size;
+}
+
+/// Calls launch_with(Element()) with the C++ type of `dtype`, bf16 or fp16.
+template <class LaunchWith>
+void with_element(openmsa_dtype dtype, const LaunchWith& launch_with) {
+  dtype == OPENMSA_BFLOAT16 ? launch_with(__nv_bfloat16()) : launch_with(__half());
+}
+
+}  // namespace
+
+void launch_key_bounds(const BatchView& batch, const KeyInputs& in, openmsa_dtype dtype, Launch launch) {
+  const LaunchShape shape{
+      {ctas_for(batch.total_k, kBoundsKeys), static_cast<unsigned int>(in.num_heads_kv)}, kPrepareThreads, 0};
+  with_element(dtype, [&](auto element) {
+    cuda::launch("key_bounds", key_bounds_kernel<decltype(element)>, shape, launch.stream, batch, in);
+  });
+}
+
+void launch_row_stats(const BackwardParams& p, const RowInputs& in, openmsa_dtype dtype, openmsa_dtype o_dtype,
+                      Launch launch) {
+  const std::int64_t threads = num_rows(p) * in.head_dim / kLaneChannels;
+  const LaunchShape shape{{ctas_for(threads, kPrepareThreads)}, kPrepareThreads, 0};
+  with_element(dtype, [&](auto element) {
+    using Element = decltype(element);
+    const auto kernel =
+        o_dtype == OPENMSA_FLOAT32 ? row_stats_kernel<Element, float> : row_stats_kernel<Element, Element>;
+    cuda::launch("row_stats", kernel, shape, launch.stream, p, in);
+  });
+}
+
+void launch_query_gradient(const BackwardParams& p, const GradientRows& d_q, float softmax_scale, openmsa_dtype dtype,
+                           Launch launch) {
+  const LaunchShape shape{{ctas_for(num_rows(p) * d_q.head_dim / kQueryChannels, kFinishThreads)}, kFinishThreads, 0};
+  with_element(dtype, [&](auto element) {
+    cuda::launch("query_gradient", query_gradient_kernel<decltype(element)>, shape, launch.stream, p, d_q,
+                 softmax_scale);
+  });
+}
+
+void launch_key_gradients(const KeyGradients& p, openmsa_dtype dtype, Launch launch) {
+  const std::int64_t threads = std::int64_t{p.total_k} * 2 * p.d_k.head_dim / kLaneChannels;
+  const LaunchShape shape{{ctas_for(threads, kFinishThreads), static_cast<unsigned int>(p.heads)}, kFinishThreads, 0};
+  with_element(dtype, [&](auto element) {
+    cuda::launch("key_gradients", key_gradients_kernel<decltype(element)>, shape, launch.stream, p);
+  });
+}
+
+}  // namespace openmsa::cuda::sm90::training
