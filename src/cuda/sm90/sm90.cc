@@ -8,6 +8,7 @@
 #include "cuda/generic/append/append.h"
 #include "cuda/generic/topk/topk.h"
 #include "cuda/sm90/decode/host.h"
+#include "cuda/sm90/dense/host.h"
 #include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/prefill/host.h"
 #include "cuda/sm90/prefill/workspace.h"
@@ -86,6 +87,7 @@ void check_plan(const Plan& plan) {
 }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
+  if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
 
@@ -100,6 +102,8 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return sparse_attention(problem, path, arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
       return msa_attention(problem, path, arena, launch);
+    case OPENMSA_OP_DENSE_ATTENTION:
+      return dense::attend(problem, arena, launch);
     case OPENMSA_OP_TOPK:
       return generic::topk(problem, launch);
     case OPENMSA_OP_APPEND_KV:

@@ -12,9 +12,10 @@
 
 namespace openmsa::cuda::sm90 {
 
-inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,  OPENMSA_OP_TOPK,
-                                             OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
-                                             OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_APPEND_KV};
+inline constexpr openmsa_op kOperations[] = {
+    OPENMSA_OP_BLOCK_SCORES,  OPENMSA_OP_TOPK,      OPENMSA_OP_SELECT_BLOCKS,   OPENMSA_OP_SPARSE_ATTENTION,
+    OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_APPEND_KV, OPENMSA_OP_DENSE_ATTENTION,
+};
 
 void check_plan(const core::Plan& plan);
 std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);
