@@ -12,6 +12,7 @@
 #include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/prefill/host.h"
 #include "cuda/sm90/prefill/workspace.h"
+#include "cuda/sm90/recall/host.h"
 
 namespace openmsa::cuda::sm90 {
 namespace {
@@ -88,6 +89,7 @@ void check_plan(const Plan& plan) {
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
+  if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
 
@@ -104,6 +106,8 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return msa_attention(problem, path, arena, launch);
     case OPENMSA_OP_DENSE_ATTENTION:
       return dense::attend(problem, arena, launch);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::run(problem, arena, launch);
     case OPENMSA_OP_TOPK:
       return generic::topk(problem, launch);
     case OPENMSA_OP_APPEND_KV:

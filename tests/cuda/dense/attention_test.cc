@@ -11,8 +11,8 @@ namespace {
 
 constexpr openmsa_op kDense = OPENMSA_OP_DENSE_ATTENTION;
 
-void expect_dense(const Layer& layer, openmsa_backend judge = OPENMSA_BACKEND_CPU) {
-  expect_close(layer, run(layer, kDense), judged(layer, kDense, judge));
+void expect_dense(const Layer& layer) {
+  expect_close(layer, run(layer, kDense), judged(layer, kDense, OPENMSA_BACKEND_CPU));
 }
 
 class DenseGroups : public OnHopperWith<std::int32_t> {
@@ -25,39 +25,49 @@ class DenseGroups : public OnHopperWith<std::int32_t> {
             .seqlens_k = std::move(seqlens_k),
             .padding_q = 3};
   }
+  /// With every dtype, head_dim and way of keeping keys, once each.
   static void expect_all(LayerShape shape) {
-    for (const openmsa_dtype dtype : {OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
-      for (const std::int32_t head_dim : {64, 128}) {
-        for (const std::int32_t page_size : {0, 16, 128}) {
-          SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", page_size " << page_size);
-          shape.dtype = dtype;
-          shape.head_dim = head_dim;
-          shape.page_size = page_size;
-          expect_dense(device_layer(shape));
-        }
-      }
+    struct Kind {
+      openmsa_dtype dtype;
+      std::int32_t head_dim, page_size;
+    };
+    for (const Kind& kind : {Kind{OPENMSA_BFLOAT16, 128, 0}, Kind{OPENMSA_FLOAT16, 64, 16},
+                             Kind{OPENMSA_BFLOAT16, 64, 128}, Kind{OPENMSA_FLOAT16, 128, 64}}) {
+      SCOPED_TRACE(testing::Message() << "head_dim " << kind.head_dim << ", page_size " << kind.page_size);
+      shape.dtype = kind.dtype;
+      shape.head_dim = kind.head_dim;
+      shape.page_size = kind.page_size;
+      expect_dense(device_layer(shape));
     }
   }
 };
 INSTANTIATE_TEST_SUITE_P(Groups, DenseGroups, testing::Values(1, 2, 4, 8, 16), testing::PrintToStringParamName());
 
-TEST_P(DenseGroups, PromptsAndChunksBehindAPrefix) { expect_all(shape({500, 1, 700}, {2000, 900, 700})); }
+TEST_P(DenseGroups, PromptsAndChunksBehindAPrefix) { expect_all(shape({300, 1, 400}, {1000, 900, 400})); }
 
-TEST_P(DenseGroups, KeysSplitOverAllCtas) { expect_all(shape({1, 1, 1}, {9000, 70, 5001})); }
+TEST_P(DenseGroups, KeysSplitOverAllCtas) { expect_all(shape({1, 1, 1}, {9000, 70, 1001})); }
 
 TEST_P(DenseGroups, SeveralQueriesOverSplitKeys) {
-  for (const std::int64_t queries : {2, 8, 9, 16}) expect_all(shape({queries, 1}, {4000, 300}));
+  for (const std::int64_t queries : {2, 7, 16}) expect_all(shape({queries, 1}, {2000, 300}));
+}
+
+std::vector<NamedShape> fp8_cache_shapes() {
+  std::vector<NamedShape> shapes = fp8_decode_shapes();
+  std::erase_if(shapes, [](const NamedShape& named) {
+    return named.shape.kv_dtype != OPENMSA_FLOAT8_E4M3 || named.shape.index_dtype == OPENMSA_FLOAT8_E4M3;
+  });
+  return shapes;
 }
 
 class DenseFp8 : public OnHopperWith<NamedShape> {};
-INSTANTIATE_TEST_SUITE_P(Shapes, DenseFp8, testing::ValuesIn(fp8_decode_shapes()), shape_name);
+INSTANTIATE_TEST_SUITE_P(Shapes, DenseFp8, testing::ValuesIn(fp8_cache_shapes()), shape_name);
 
-TEST_P(DenseFp8, MatchesTheReference) {
+TEST_P(DenseFp8, MatchesTheCpu) {
   LayerShape shape = GetParam().shape;
-  for (const std::int64_t queries : {1, 3, 16, 40}) {
+  for (const std::int64_t queries : {1, 3, 40}) {
     SCOPED_TRACE(testing::Message() << queries << " queries of each sequence");
     shape.seqlens_q.assign(shape.seqlens_k.size(), queries);
-    expect_dense(device_layer(shape), OPENMSA_BACKEND_REFERENCE);
+    expect_dense(device_layer(shape));
     if (HasFailure()) return;
   }
 }
@@ -83,8 +93,8 @@ class DenseBatch : public OnHopper {
 };
 
 TEST_F(DenseBatch, OfManySequences) {
-  for (const std::size_t batch : {31, 32, 33, 100, 300}) {
-    for (const std::int64_t most_queries : {1, 4, 60}) {
+  for (const std::size_t batch : {31, 32, 33, 300}) {
+    for (const std::int64_t most_queries : {1, 20}) {
       SCOPED_TRACE(testing::Message() << batch << " sequences, at most " << most_queries << " queries");
       expect_dense(many_sequences(batch, most_queries));
     }
@@ -93,7 +103,7 @@ TEST_F(DenseBatch, OfManySequences) {
 
 TEST_F(DenseBatch, TwentyRunsAreEqual) {
   for (const std::int64_t most_queries : {1, 16, 60}) {
-    const Layer layer = many_sequences(60, most_queries);
+    const Layer layer = many_sequences(40, most_queries);
     const TensorMap first = run(layer, kDense);
     for (int repeat = 1; repeat < 20; ++repeat) expect_same_bits(run(layer, kDense), first);
   }

@@ -20,15 +20,6 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-struct PromptWorkspace {
-  PromptWorkspace(Arena& arena, const Plan& plan)
-      : index{arena.take<std::int32_t>(plan.config.max_batch + 2), arena.take<std::int32_t>(plan.config.max_batch + 1)},
-        next_tile(arena.take<std::int32_t>(1)) {}
-
-  BatchIndex index;
-  std::int32_t* next_tile;
-};
-
 struct DecodeWorkspace {
   DecodeWorkspace(Arena& arena, const Plan& plan) {
     const std::int64_t rows = std::int64_t{kMaxDenseCtas} * kSlots * 16 * kDenseTileQueries;
@@ -47,29 +38,11 @@ std::int32_t key_box_rows(const Plan& plan, std::int32_t keys) {
   return plan.is_paged() ? std::min(plan.config.page_size, keys) : keys;
 }
 
-/// Boxes of the queries of a warpgroup with the heads of one KV head.
-CUtensorMap query_map(const Problem& problem) {
-  const openmsa_tensor& q = problem.tensors.q;
-  const openmsa_config& config = problem.plan.config;
-  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
-  return make_tensor_map(
-      q.data, config.dtype, config.head_dim,
-      {{config.num_heads_q, q.strides[1], group}, {problem.total_q, q.strides[0], kPromptRows / 2 / group}, {1, 0, 1}});
-}
-
 void attend_prompt(const Problem& problem, Arena arena, Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
   const PromptWorkspace workspace(arena, plan);
-  PromptParams p{};
-  p.batch = batch_view(problem);
-  p.index = workspace.index;
-  p.heads = plan.config.num_heads_kv;
-  p.log2_group_size = log2_group_size(plan);
-  p.tile_queries = kPromptRows >> p.log2_group_size;
-  p.key_box_rows = key_box_rows(plan, kPromptKeys);
-  p.scale_log2 = scale_log2(plan);
-  p.next_tile = workspace.next_tile;
+  PromptParams p = prompt_params(problem, workspace);
   p.out = output_rows(t);
   check(cudaMemsetAsync(p.next_tile, 0, sizeof(std::int32_t), launch.stream), "cudaMemsetAsync");
   generic::index_batch(p.batch, p.index, p.tile_queries, launch);
@@ -105,6 +78,37 @@ void attend_decode(const Problem& problem, Arena arena, Launch launch) {
 }
 
 }  // namespace
+
+std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t queries) {
+  return core::ceil_div(total_q, queries) + batch + 1;
+}
+
+PromptWorkspace::PromptWorkspace(Arena& arena, const Plan& plan)
+    : index{arena.take<std::int32_t>(plan.config.max_batch + 2), arena.take<std::int32_t>(plan.config.max_batch + 1)},
+      next_tile(arena.take<std::int32_t>(1)) {}
+
+PromptParams prompt_params(const Problem& problem, const PromptWorkspace& workspace) {
+  const Plan& plan = problem.plan;
+  PromptParams p{};
+  p.batch = batch_view(problem);
+  p.index = workspace.index;
+  p.heads = plan.config.num_heads_kv;
+  p.log2_group_size = log2_group_size(plan);
+  p.tile_queries = kPromptRows >> p.log2_group_size;
+  p.key_box_rows = key_box_rows(plan, kPromptKeys);
+  p.scale_log2 = scale_log2(plan);
+  p.next_tile = workspace.next_tile;
+  return p;
+}
+
+CUtensorMap query_map(const Problem& problem) {
+  const openmsa_tensor& q = problem.tensors.q;
+  const openmsa_config& config = problem.plan.config;
+  const auto group = static_cast<std::int32_t>(problem.plan.group_size);
+  return make_tensor_map(
+      q.data, config.dtype, config.head_dim,
+      {{config.num_heads_q, q.strides[1], group}, {problem.total_q, q.strides[0], kPromptRows / 2 / group}, {1, 0, 1}});
+}
 
 std::size_t attend_bytes(const Plan& plan) {
   Arena prompt, decode;

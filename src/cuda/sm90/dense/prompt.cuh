@@ -59,7 +59,7 @@ __device__ __forceinline__ void produce_prompt(const PromptParams& p, const CUte
   PipelineState<Config::kStages> ring;
   PipelineState<Config::kQueryStages> queries;
   for (;; queries.advance()) {
-    const PromptTile tile = prompt_tile(p, atomicAdd(p.next_tile, 1));
+    const PromptTile tile = tile_in_order(p, atomicAdd(p.next_tile, 1));
     std::uint64_t* const full = &storage.q_full[queries.stage];
     EmptyBarrier::wait(&storage.q_empty[queries.stage], queries.phase ^ 1);
     storage.tiles[queries.stage] = tile;

@@ -25,20 +25,29 @@ struct PromptTile {
   __device__ __forceinline__ std::int32_t last_position() const { return queries.position + queries.count - 1; }
 };
 
-/// Tile `number` in the order of work: head by head, so that the keys of one stay in the L2 cache; the last queries,
-/// which see most keys, first, so that CTAs end with small tiles.
-__device__ __forceinline__ PromptTile prompt_tile(const PromptParams& p, std::int32_t number) {
+__device__ __forceinline__ PromptTile no_tile() {
   PromptTile tile{};
-  const std::int32_t tiles = p.index.tiles[p.batch.batch + 1];
-  tile.head = tiles == 0 ? p.heads : number / tiles;
-  if (tile.head >= p.heads) {
-    tile.head = -1;
-    return tile;
-  }
-  tile.queries = find_tile(p.batch, p.index, tiles - 1 - number % tiles, p.tile_queries);
+  tile.head = -1;
+  return tile;
+}
+
+/// Tile `number` of all sequences with a KV head.
+__device__ __forceinline__ PromptTile prompt_tile(const PromptParams& p, std::int32_t head, std::int32_t number) {
+  PromptTile tile{};
+  tile.head = head;
+  tile.queries = find_tile(p.batch, p.index, number, p.tile_queries);
   tile.first_masked = max(tile.queries.position + 1, 0) / kPromptKeys;
   tile.key_tiles = (max(tile.last_position() + 1, 0) + kPromptKeys - 1) / kPromptKeys;
   return tile;
+}
+
+/// The `number`-th tile to work off: head by head, so that the keys of one stay in the L2 cache; the last queries,
+/// which see most keys, first, so that CTAs end with small tiles.
+__device__ __forceinline__ PromptTile tile_in_order(const PromptParams& p, std::int32_t number) {
+  const std::int32_t tiles = p.index.tiles[p.batch.batch + 1];
+  const std::int32_t head = tiles == 0 ? p.heads : number / tiles;
+  if (head >= p.heads) return no_tile();
+  return prompt_tile(p, head, tiles - 1 - number % tiles);
 }
 
 /// The queries of a tile, 64 rows for each consumer; bytes are announced to `full`.
