@@ -15,7 +15,7 @@ namespace openmsa::cuda::sm90 {
 /// What a warpgroup's rows are: those of `queries` query rows from q_row on, for each the heads of one KV head.
 struct OutputTile {
   std::int32_t q_row;
-  std::int32_t queries;  // none where it is negative
+  std::int32_t queries;     // none where it is negative
   std::int32_t first_head;  // query head
   std::int32_t log2_group_size;
 };
