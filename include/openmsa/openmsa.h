@@ -25,8 +25,8 @@
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
  *     numbers, block indices) cannot be checked. It serves block_scores, topk, select_blocks, sparse_attention,
- *     msa_attention and append_kv. Calls with at most 16 query tokens per sequence on average have kernels of their
- *     own.
+ *     msa_attention, append_kv, dense_attention and block_recall. Calls with few query tokens per sequence on average
+ *     have kernels of their own.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H

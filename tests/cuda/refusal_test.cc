@@ -104,12 +104,10 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
 
 TEST_F(RefusedCall, OperationsWithoutKernels) {
   const Plan plan(layer_.config);
-  for (const auto& [op, name] :
-       {std::pair{OPENMSA_OP_DENSE_ATTENTION, "openmsa_dense_attention"},
-        std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}, std::pair{OPENMSA_OP_BLOCK_RECALL, "openmsa_block_recall"}}) {
+  for (const auto& [op, name] : {std::pair{OPENMSA_OP_KL_LOSS, "openmsa_kl_loss"}}) {
     const std::string message =
-        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention, sparse_attention_backward, "
-        "dense_attention_backward or append_kv on the CUDA backend, got ";
+        "op: expected block_scores, topk, select_blocks, sparse_attention, msa_attention, dense_attention, "
+        "sparse_attention_backward, dense_attention_backward, block_recall or append_kv on the CUDA backend, got ";
     expect_refusal(OPENMSA_UNSUPPORTED, message + name, [&] { plan.workspace_bytes(op); });
   }
 }
@@ -128,7 +126,8 @@ TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
     config.topk = topk;
     for (const openmsa_op op :
          {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
-          OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD}) {
+          OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
+          OPENMSA_OP_DENSE_ATTENTION_BACKWARD, OPENMSA_OP_BLOCK_RECALL}) {
       EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << topk << ", op " << op;
     }
   }

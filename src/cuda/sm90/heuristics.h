@@ -188,4 +188,29 @@ unsigned int cluster_ctas(unsigned int clusters, std::int32_t queries, unsigned 
   return ctas;
 }
 
+// ---- Dense attention ------------------------------------------------------------------------------------------------
+
+/// CTAs of dense decode, one per SM, at most: Hopper has up to 144.
+inline constexpr std::int32_t kMaxDenseCtas = 144;
+/// Queries of an item of dense decode, where sequences have more than one. Each keeps a warp busy for two thirds of the
+/// time that its keys take to arrive.
+inline constexpr std::int32_t kDenseTileQueries = 8;
+
+/// Whether dense attention cuts the keys of a call's sequences into segments: few query tokens per sequence do not fill
+/// the 128-row tiles of a prompt, and those kernels have no fp8 caches.
+constexpr bool dense_is_decode(std::int64_t total_q, std::int64_t batch, bool has_fp8_kv) {
+  return has_fp8_kv || total_q <= kDecodeQueries * batch;
+}
+
+constexpr std::int32_t dense_tile_queries(std::int64_t mean_queries) {
+  return mean_queries == 1 ? 1 : kDenseTileQueries;
+}
+
+// ---- Block recall ---------------------------------------------------------------------------------------------------
+
+/// Query tiles whose masses are in memory at once, of at most max_tiles: 1 GiB of them.
+constexpr std::int64_t recall_tiles(std::int64_t tile_bytes, std::int64_t max_tiles) {
+  return std::clamp<std::int64_t>((std::int64_t{1} << 30) / tile_bytes, 1, max_tiles);
+}
+
 }  // namespace openmsa::cuda::sm90

@@ -8,9 +8,11 @@
 #include "cuda/generic/append/append.h"
 #include "cuda/generic/topk/topk.h"
 #include "cuda/sm90/decode/host.h"
+#include "cuda/sm90/dense/host.h"
 #include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/prefill/host.h"
 #include "cuda/sm90/prefill/workspace.h"
+#include "cuda/sm90/recall/host.h"
 #include "cuda/sm90/training/host.h"
 #include "cuda/sm90/training/workspace.h"
 
@@ -99,6 +101,8 @@ void check_plan(const Plan& plan) {
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   if (is_backward(op)) return backward_workspace(op, plan);
+  if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
+  if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
 
@@ -113,9 +117,13 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return sparse_attention(problem, path, arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
       return msa_attention(problem, path, arena, launch);
+    case OPENMSA_OP_DENSE_ATTENTION:
+      return dense::attend(problem, arena, launch);
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
     case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
       return training::attention_backward(problem, arena, launch);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::run(problem, arena, launch);
     case OPENMSA_OP_TOPK:
       return generic::topk(problem, launch);
     case OPENMSA_OP_APPEND_KV:

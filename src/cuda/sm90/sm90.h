@@ -17,8 +17,10 @@ inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,
                                              OPENMSA_OP_SELECT_BLOCKS,
                                              OPENMSA_OP_SPARSE_ATTENTION,
                                              OPENMSA_OP_MSA_ATTENTION,
+                                             OPENMSA_OP_DENSE_ATTENTION,
                                              OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
                                              OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                             OPENMSA_OP_BLOCK_RECALL,
                                              OPENMSA_OP_APPEND_KV};
 
 void check_plan(const core::Plan& plan);

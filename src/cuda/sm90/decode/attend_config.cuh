@@ -16,6 +16,7 @@ struct AttendConfig {
   static constexpr int kQueries = kQueries_;
   static constexpr int kKeySlices = kKeySlices_;
   static constexpr bool kIsQuantized = sizeof(Cached) == 1;
+  static constexpr bool kIsDense = false;  // key tiles are those of chosen kv_blocks
 
   static constexpr int kRows = 16 * kQueries;
   static constexpr int kSliceKeys = kTileKeys / kKeySlices;

@@ -9,18 +9,29 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// The key tiles of the union, 64 keys each, of which this CTA takes every `step`-th from `begin` on.
+/// The key tiles of the union (of the sequence, where attention is dense), 64 keys each, of which this CTA takes every `step`-th from `begin` on.
 struct KeyTiles {
   std::int32_t begin, end, step;
   std::int32_t shift;  // 2^shift key tiles are a kv_block
 };
 
 template <class Config>
-__device__ __forceinline__ std::int32_t tile_key(const typename Config::Storage& storage, const KeyTiles& tiles,
-                                                 std::int32_t tile) {
+__device__ __forceinline__ std::int32_t chosen_tile_key(const typename Config::Storage& storage, const KeyTiles& tiles,
+                                                        std::int32_t tile) {
   const std::int32_t within = tile & ((1 << tiles.shift) - 1);
   const std::int32_t* const blocks = Config::kQueries == 1 ? storage.chosen.blocks[0] : storage.united.blocks;
   return ((blocks[tile >> tiles.shift] << tiles.shift) + within) * kTileKeys;
+}
+
+/// The first key of a key tile.
+template <class Config>
+__device__ __forceinline__ std::int32_t tile_key(const typename Config::Storage& storage, const KeyTiles& tiles,
+                                                 std::int32_t tile) {
+  if constexpr (Config::kIsDense) {
+    return tile * kTileKeys;
+  } else {
+    return chosen_tile_key<Config>(storage, tiles, tile);
+  }
 }
 
 template <class Config>
@@ -72,6 +83,19 @@ __device__ __forceinline__ void produce_key_tiles(const AttendParams& p, const C
   }
 }
 
+/// Whether a query of the part attends to a key tile, as far as it sees it.
+template <class Config>
+__device__ __forceinline__ bool is_tile_of_query(const typename Config::Storage& storage, const QueryPart& part,
+                                                 const KeyTiles& tiles, std::int32_t tile, int query) {
+  if constexpr (Config::kQueries == 1) {
+    return true;
+  } else if constexpr (Config::kIsDense) {
+    return query < part.count;
+  } else {
+    return (storage.united.members[tile >> tiles.shift] >> query & 1) != 0;
+  }
+}
+
 template <class Config>
 __device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typename Config::Storage& storage,
                                                   const QueryPart& part, const KeyTiles& tiles, std::int32_t head,
@@ -86,7 +110,7 @@ __device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typenam
   for (std::int32_t tile = tiles.begin; tile < tiles.end; tile += tiles.step) {
     const std::int32_t key = tile_key<Config>(storage, tiles, tile);
     if (key >= part.view.seqlen_k) continue;
-    const bool is_member = Config::kQueries == 1 || (storage.united.members[tile >> tiles.shift] >> query & 1) != 0;
+    const bool is_member = is_tile_of_query<Config>(storage, part, tiles, tile, query);
     const int end = is_member ? part.position + query + 1 - key : 0;
     FullBarrier::wait(&storage.full[ring.stage], ring.phase);
 #pragma unroll 1

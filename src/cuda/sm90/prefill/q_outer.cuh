@@ -24,6 +24,7 @@
 #include "cuda/sm90/prefill/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/causal_mask.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/partial_row.cuh"
@@ -183,27 +184,8 @@ __device__ __forceinline__ int last_visible(const ConsumerRow& row, SharedBlock 
 template <class Tile>
 __device__ __forceinline__ void mask_block(typename Tile::Scores& s, const ConsumerRow (&rows)[2], SharedBlock entry,
                                            int lane) {
-  using namespace cute;
   const int last[2] = {last_visible<Tile>(rows[0], entry), last_visible<Tile>(rows[1], entry)};
-  if (min(last[0], last[1]) >= Tile::kBlock - 1) return;
-  const int limit[2] = {last[0] - lane % 4 * 2, last[1] - lane % 4 * 2};
-  CUTE_UNROLL
-  for (int i = 0; i < size(s); ++i) {  // s(i): row i / 2 % 2, column i / 4 * 8 + lane % 4 * 2 + i % 2
-    if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s(i) = -INFINITY;
-  }
-}
-
-/// Values that no query of the tile sees, past the end of the sequence or later than the tile, may be NaN, and 0 *
-/// NaN is NaN: both warpgroups overwrite them with 0.
-template <class Tile>
-__device__ __forceinline__ void clear_tail(typename Tile::Element* v, int valid, int thread, int threads) {
-  constexpr int kChunks = Tile::kDim / 8;
-  for (int i = valid * kChunks + thread; i < Tile::kBlock * kChunks; i += threads) {
-    const int at = Tile::swizzled(Tile::kBlock, i / kChunks, i % kChunks * 8);
-    *reinterpret_cast<uint4*>(v + at) = uint4{0, 0, 0, 0};
-  }
-  cutlass::arch::fence_view_async_shared();
-  sync(QOuterBarrier::kTailCleared, threads);
+  hide_later_keys<Tile>(s, last, lane);
 }
 
 /// Online softmax over the shared blocks. Product k + 1 of q k^T is under way while p v of k is, and beside both the
@@ -232,7 +214,8 @@ __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOute
     const int last = tile.queries.position + tile.queries.count - 1;
     const int valid = last + 1 - entry.block * Tile::kBlock;
     if (valid < Tile::kBlock) {  // the last entry at most: nobody holds its turn while both meet in there
-      clear_tail<Tile>(storage.ring[at.stage], valid, consumer * 128 + thread, 128 * Config::kConsumers);
+      clear_tail<Tile>(storage.ring[at.stage], valid, consumer * 128 + thread, 128 * Config::kConsumers,
+                       QOuterBarrier::kTailCleared);
     }
     Tile::start_values(probabilities, storage.ring[at.stage], o, true, thread);
   };

@@ -32,6 +32,23 @@ __device__ __forceinline__ float raise_max(float& max, float score, float& shift
   return alpha;
 }
 
+/// How Softmax raises its maximum: to the new one, always.
+struct RaiseAlways {
+  __device__ __forceinline__ float operator()(float& max, float score, float& shift) const {
+    return raise_max(max, score, shift);
+  }
+};
+
+/// Only where a score is larger by more than 8, so that what was added up before is seldom rescaled. Probabilities then
+/// grow up to 2^8, which 16-bit elements hold as well as those up to 1.
+struct RaiseLazily {
+  static constexpr float kSlack = 8;
+
+  __device__ __forceinline__ float operator()(float& max, float score, float& shift) const {
+    return raise_max(max, score > max + kSlack ? score : max, shift);
+  }
+};
+
 /// Running softmax of a thread's two rows in units of log2: max is softmax_scale * log2(e) * score, sum counts this
 /// thread's columns. Both rows are worked on side by side: a warp has little else to hide the latency of a chain.
 struct Softmax {
@@ -39,8 +56,9 @@ struct Softmax {
   float sum[2] = {0, 0};
 
   /// Turns s into probabilities and returns the factors for what was accumulated before.
-  template <class Tile>
-  __device__ __forceinline__ void update(typename Tile::Scores& s, float scale_log2, float (&alpha)[2]) {
+  template <class Tile, class Raise = RaiseAlways>
+  __device__ __forceinline__ void update(typename Tile::Scores& s, float scale_log2, float (&alpha)[2],
+                                         Raise raise = {}) {
     using namespace cute;
     float top[2][2], shift[2];
     CUTE_UNROLL
@@ -56,7 +74,7 @@ struct Softmax {
     }
     CUTE_UNROLL
     for (int row = 0; row < 2; ++row) {
-      alpha[row] = raise_max(max[row], quad_max(fmaxf(top[row][0], top[row][1])) * scale_log2, shift[row]);
+      alpha[row] = raise(max[row], quad_max(fmaxf(top[row][0], top[row][1])) * scale_log2, shift[row]);
     }
     float part[2][2] = {{sum[0] * alpha[0], 0}, {sum[1] * alpha[1], 0}};
     CUTE_UNROLL
