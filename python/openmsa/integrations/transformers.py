@@ -8,8 +8,7 @@ How the library asks, and what it gets:
 
 - the mask function, once per forward, says which keys count: see _masks;
 - the indexer returns its queries and keys in the place of block numbers;
-- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied. Dense
-  layers on a GPU, which openmsa's CUDA backend does not have, go to PyTorch's attention.
+- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied.
 
 Rows are read as sequences of the library (_rows): documents of a packed row, which position_ids or cu_seq_lens_q and
 cu_seq_lens_k tell, each see themselves alone; so do the tokens behind padding to the left. Behind padding to the right in
@@ -35,7 +34,6 @@ except ImportError as error:
 from .. import torch as openmsa_torch
 from .._openmsa import Error
 from . import _masks
-from ._dense_on_gpu import dense_row_on_gpu
 from ._rows import LastRows, Row
 
 NAME = "openmsa"
@@ -155,8 +153,6 @@ def _attend_row(layer: dict, row: Row, options: dict):
 
 
 def _attend_sequences(layer: dict, row: Row, options: dict):
-    if "index_q" not in layer and layer["q"].is_cuda:
-        return dense_row_on_gpu(**layer, row=row, scale=options["softmax_scale"])
     bounds = {"cu_seqlens_k": row.cu_seqlens_k, "cu_seqlens_q": row.cu_seqlens_q}
     if "index_q" not in layer:
         return openmsa_torch.dense_attention(**layer, **bounds, **options)
