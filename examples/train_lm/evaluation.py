@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import openmsa.torch
 import torch
 
 from . import facts
+from .pages import PATCH_PIXELS
 from .sequences import IGNORED, KINDS, UNCOUNTED, Sequence, Sequences
+from .settings import Shape
 from .training import Training
 
 RETRIEVAL_LENGTHS = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10]
@@ -24,35 +24,41 @@ class Evaluation:
 
     @torch.no_grad()
     def __call__(self, training: Training) -> dict:
-        sums = torch.zeros(len(KINDS) + 1, 2, device=training.device)
-        layers: list[dict] = []
+        sums = torch.zeros(len(KINDS) + 1, 2, device=training.device)  # of losses, and of tokens, by kind
+        kl, recall = [], []
         for number in range(self.count):
             sequence = self.sequences[number, self.length].to(training.device)
             recalls: list[torch.Tensor] = []
             with training.autocast():
-                hidden, kl_losses = training.model(sequence, watch=lambda _, x: recalls.append(_recall(x, training)))  # noqa: B023
+                hidden, kl_losses = training.model(sequence, watch=_Recall(training.model.shape, recalls))
                 losses = training.model.token_losses(hidden, sequence.targets)
-            counted = sequence.targets != IGNORED
-            sums.index_add_(
-                0, sequence.kinds[counted].int(), torch.stack((losses, torch.ones_like(losses)), 1)[counted]
-            )
-            layers.append({"kl": kl_losses, "recall": torch.stack(recalls) if recalls else kl_losses[:, None]})
-        loss = {kind: float(total / count) for kind, (total, count) in zip(KINDS, sums) if count}
-        result = {"held_out": loss, "held_out_all": float((sums[:UNCOUNTED, 0].sum() / sums[:UNCOUNTED, 1].sum()))}
-        if training.arm.is_sparse:
-            recall = torch.stack([layer["recall"] for layer in layers]).mean(0)
-            result |= {"kl": torch.stack([layer["kl"] for layer in layers]).mean(0).tolist()}
-            result |= {"block_recall": recall[:, 0].tolist(), "score_recall": recall[:, 1].tolist()}
+            terms = torch.stack((losses, (sequence.targets != IGNORED).float()), 1)
+            sums.index_add_(0, sequence.kinds.int(), terms)
+            kl.append(kl_losses)
+            if recalls:
+                recall.append(torch.stack(recalls))
+        sums = sums[:UNCOUNTED].cpu()
+        result = {"held_out": {kind: float(loss / count) for kind, (loss, count) in zip(KINDS, sums) if count}}
+        result["held_out_all"] = float(sums[:, 0].sum() / sums[:, 1].sum())
+        if recall:
+            block_recall, score_recall = torch.stack(recall).mean(0).unbind(1)
+            by_layer = {"kl": torch.stack(kl).mean(0), "block_recall": block_recall, "score_recall": score_recall}
+            result |= {name: figures.tolist() for name, figures in by_layer.items()}
         return result
 
 
-def _recall(layer: dict, training: Training) -> torch.Tensor:
-    """[2]: block and score recall, means over queries and KV heads."""
-    options = {"block_size": training.model.shape.block_size, "topk": training.model.shape.topk}
-    indices = layer["topk_indices"]
-    if indices is None:  # dense attention, as long as the index branch warms up
-        indices = openmsa.torch.select_blocks(layer["index_q"], layer["index_k"], **options)
-    return torch.stack([x.mean() for x in openmsa.torch.block_recall(layer["q"], layer["k"], indices, **options)])
+class _Recall:
+    """Adds [2] of every layer that it is shown: block and score recall, means over queries and KV heads."""
+
+    def __init__(self, shape: Shape, recalls: list[torch.Tensor]):
+        self.options, self.recalls = {"block_size": shape.block_size, "topk": shape.topk}, recalls
+
+    def __call__(self, number: int, layer: dict) -> None:
+        indices = layer["topk_indices"]
+        if indices is None:  # dense attention, as long as the index branch warms up
+            indices = openmsa.torch.select_blocks(layer["index_q"], layer["index_k"], **self.options)
+        found = openmsa.torch.block_recall(layer["q"], layer["k"], indices, **self.options)
+        self.recalls.append(torch.stack([recall.mean() for recall in found]))
 
 
 # ------------------------------------------------------------------------------------------------------------ retrieval
@@ -88,13 +94,7 @@ def _answers(training: Training, sequences: Sequences, length: int, depth: float
 
 def _plain(ids: torch.Tensor) -> Sequence:
     """Text alone."""
-    from .pages import PATCH_PIXELS
-
     none = torch.zeros(0, dtype=torch.int64)
     return Sequence(
         ids, ids, torch.zeros_like(ids, dtype=torch.int8), torch.zeros(0, PATCH_PIXELS, dtype=torch.uint8), none
     )
-
-
-def path_of(folder: Path) -> Path:
-    return folder / "retrieval.json"

@@ -27,6 +27,10 @@ def _glyphs() -> np.ndarray:
     return glyphs
 
 
+def num_patches(lines: int) -> int:
+    return lines * COLUMNS // PATCH
+
+
 def page(text: str, lines: int) -> np.ndarray:
     """[lines * HEIGHT, COLUMNS * WIDTH] of 0 or 1: the first lines, cut at the last column."""
     codes = np.zeros((lines, COLUMNS), np.uint8)

@@ -4,6 +4,7 @@ show; facts are told and asked for between its lines. Everything follows from th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ TEXT, SHOWN, ANSWER, UNCOUNTED = range(4)
 IGNORED = -100  # target of cross_entropy where a patch follows
 # Of training sequences, every so many has pages.
 WITH_PAGES = 3
+# A fact is told once and asked for twice.
+VISITS = 3
 
 
 @dataclasses.dataclass
@@ -54,38 +57,40 @@ class Sequences:
 
     def __getitem__(self, number_and_length: tuple[int, int]) -> Sequence:
         number, length = number_and_length
-        recipe = self.recipe
+        recipe, lengthening = self.recipe, max(length // self.recipe.context, 1)
         draw = np.random.default_rng((recipe.seed, int(self.is_held_out), number))
-        passage = self.corpus.passage(draw, length + 1)
-        kinds = np.full(length + 1, TEXT, np.int8)
-        pieces = self._facts(passage, draw, max(recipe.facts * length // recipe.context, 1))
-        if self.is_held_out or number % WITH_PAGES == 0:
-            pieces += self._pages(passage, kinds, draw, max(recipe.pages * length // recipe.context, 1))
+        has_pages = self.is_held_out or number % WITH_PAGES == 0
+        num_pages = recipe.pages * lengthening * has_pages
+        lines = [self._fact(draw) for _ in range(recipe.facts * lengthening)]
+        inserted = num_pages * pages.num_patches(recipe.page_lines) + sum(VISITS * len(ids) for ids, _ in lines)
+        passage = self.corpus.passage(draw, max(length + 1 - inserted, 2))
+        kinds = np.full(len(passage), TEXT, np.int8)
+        pieces = self._placed(lines, passage, draw) + self._pages(passage, kinds, draw, num_pages)
         return _joined(passage, kinds, pieces, length)
 
-    def _facts(self, passage, draw, count: int) -> list[_Piece]:
-        places = np.flatnonzero(self.corpus.ends_line[passage]) + 1
-        if len(places) < 3:
-            return []
+    def _fact(self, draw) -> tuple[np.ndarray, int]:
+        """The tokens of a fact's line, and where its answer begins."""
+        key, value = facts.key_and_value(draw)
+        question, answer = (self.corpus.encode(text) for text in (facts.question(key), facts.answer(value)))
+        return np.concatenate((question, answer)), len(question)
+
+    def _placed(self, lines, passage, draw) -> list[_Piece]:
+        """Each fact's line once to be told and then to be asked for, between lines of the passage."""
+        ends = np.flatnonzero(self.corpus.ends_line[passage]) + 1
         pieces = []
-        for _ in range(count):
-            told, *asked = np.sort(draw.choice(places, 3))
-            key, value = facts.key_and_value(draw)
-            question, answer = (self.corpus.encode(text) for text in (facts.question(key), facts.answer(value)))
-            ids = np.concatenate((question, answer))
-            for place, kind in ((told, UNCOUNTED), *((place, ANSWER) for place in asked)):
+        for ids, begin in lines:
+            for visit, place in enumerate(np.sort(draw.choice([0, *ends], VISITS))):
                 kinds = np.full(len(ids), UNCOUNTED, np.int8)
-                kinds[len(question) :] = kind
+                kinds[begin:] = ANSWER if visit else UNCOUNTED
                 pieces.append(_Piece(int(place), ids, kinds))
         return pieces
 
     def _pages(self, passage, kinds, draw, count: int) -> list[_Piece]:
         """Pages in equal parts of the passage; `kinds` of what they show becomes SHOWN."""
-        part = len(passage) // count
         pieces = []
-        for number in range(count):
-            text_tokens = min(pages.TOKENS_PER_LINE * self.recipe.page_lines, part // 2)
-            place = number * part + int(draw.integers(part - text_tokens))
+        for begin, end in itertools.pairwise(np.linspace(0, len(passage), count + 1).astype(int) if count else []):
+            text_tokens = min(pages.TOKENS_PER_LINE * self.recipe.page_lines, (end - begin) // 2)
+            place = int(draw.integers(begin, end - text_tokens))
             shown = slice(place, place + text_tokens)
             kinds[shown] = SHOWN
             patches = pages.patches(self.corpus.decode(passage[shown]), self.recipe.page_lines)
