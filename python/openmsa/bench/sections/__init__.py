@@ -3,6 +3,7 @@
 from .._section import Section
 from . import (
     attend,
+    backward,
     chunk,
     decode,
     fp8,
@@ -28,6 +29,7 @@ SECTIONS: dict[str, Section] = {
         mixed,
         tokens_per_step,
         training,
+        backward,
         memory,
     )
 }
