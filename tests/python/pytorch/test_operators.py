@@ -34,7 +34,6 @@ def attended(layer):
 
 def calls(layer, cache):
     """Arguments of every operator."""
-    cpu_only = not layer["q"].is_cuda
     yield "block_scores", pick(layer, *INDEX, block_size=64)
     yield "select_blocks", pick(layer, *INDEX, **OPTIONS)
     yield (
@@ -50,8 +49,6 @@ def calls(layer, cache):
     new = torch_layer([1, 1], [1, 1], device=layer["q"].device, dtype=layer["q"].dtype)
     where = pick(cache, "k_cache", "v_cache", "index_k_cache", "seqlens_k", "block_table")
     yield "append_kv", pick(new, "k", "v", "index_k", "cu_seqlens_q", **where, block_size=64)
-    if not cpu_only:
-        return
     forward = attended(layer)
     yield "dense_attention", pick(layer, *KEYS)
     yield "block_recall", {name: value for name, value in forward.items() if name not in ("v", "o", "lse")} | OPTIONS
@@ -72,11 +69,10 @@ DIFFERENTIABLE = {"sparse_attention": "qkv", "dense_attention": "qkv", "kl_loss"
 
 def test_opcheck(layer, paged_layer):
     for name, arguments in calls(layer, paged_layer):
-        if not layer["q"].is_cuda:
-            arguments = {
-                key: value.detach().requires_grad_() if key in DIFFERENTIABLE.get(name, ()) else value
-                for key, value in arguments.items()
-            }
+        arguments = {
+            key: value.detach().requires_grad_() if key in DIFFERENTIABLE.get(name, ()) else value
+            for key, value in arguments.items()
+        }
         operator = getattr(torch.ops.openmsa, name).default
         names = [argument.name for argument in operator._schema.arguments]
         torch.library.opcheck(operator, tuple(arguments.get(key) for key in names))
