@@ -30,8 +30,9 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
 
     def run(*args, **keywords):
         arguments = keyed(args, keywords)
-        if "d_o" in arguments:
-            arguments["d_o"] = _aligned(arguments["d_o"])
+        for name in ("d_o", "d_lse"):
+            if arguments.get(name) is not None:
+                arguments[name] = _aligned(arguments[name])
         with per_call():
             written = call(operation, {}, {}, results, arguments)
         return _unpacked([written[name] for name in results])

@@ -60,7 +60,7 @@ def calls(layer, cache):
     yield "dense_attention_backward", pick(layer, *KEYS, o=o, lse=lse, d_o=d_o, d_lse=torch.randn_like(lse))
     teacher = {name: value for name, value in forward.items() if name not in ("v", "o")}
     yield "kl_loss", teacher | pick(layer, "index_q", "index_k") | OPTIONS
-    weights = torch.rand(len(layer["q"]))
+    weights = torch.rand(len(layer["q"]), device=layer["q"].device)
     yield "kl_loss", teacher | pick(layer, "index_q", "index_k", kl_weights=weights) | OPTIONS
 
 
