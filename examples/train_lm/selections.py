@@ -83,7 +83,8 @@ def picture(training: Training, sequences: Sequences, length: int, path: Path, n
             np.add.at(chosen, (np.arange(length)[:, None], head), 1.0 / len(layer))
         rows = max(length // num_rows, 1)
         shares = chosen[: length // rows * rows, :num_blocks].reshape(-1, rows, num_blocks).mean(1)
-        axis.imshow(shares, aspect="auto", cmap="Greys", vmin=0, vmax=1, extent=(0, num_blocks, length, 0))
+        extent = (0, num_blocks, length, 0)
+        axis.imshow(shares, aspect="auto", cmap="Greys", vmin=0, vmax=1, extent=extent, interpolation="nearest")
         for block in np.flatnonzero(of_pages):
             axis.axvspan(block, block + 1, color="#2471a3", alpha=0.18, linewidth=0)
         for begin, end in _runs(is_patch):
