@@ -62,7 +62,7 @@ def test_every_section_on_one_dtype(tmp_path, monkeypatch):
     monkeypatch.setitem(topk.SIZES, "cpu", ((1024, 8, 2),))
     monkeypatch.setitem(memory.BYTES, "cpu", 1 << 20)
     dtype = "bfloat16" if importlib.util.find_spec("ml_dtypes") else "float32"
-    drawn = ("attend", "backward")
+    drawn = ("attend", "attend_step", "backward")
     names = [name for name in SECTIONS if name not in drawn or importlib.util.find_spec("torch")]
     results = results_of(tmp_path, "--contexts", "64", "--sections", ",".join(names), "--dtype", dtype)
     assert not results["refused"]
@@ -95,6 +95,7 @@ def test_cases_on_a_gpu(name):
         "fp8": ["8K", "1M", "128K correlated"],
         "attend": ["128K random", "128K clustered"],
         "backward": ["128K random", "128K clustered"],
+        "attend_step": ["128K x 32 random"],
         "ragged": ["128K", "32 of 1K to 64K"],
         "chunk": ["512K", "8K after 512K"],
         "mixed": ["128K x 32", "64 of 1K to 1M"],
@@ -117,9 +118,10 @@ def test_recorded_selections(tmp_path):
     cases = SECTIONS["backward"].cases(options)
     assert [case.label for case in cases] == ["96 random", "96 clustered", "64 recorded"]
     assert np.array_equal(cases[-1].make().selection, recording[:, 0])
-    arguments = ["--contexts", "96", "--sections", "attend,backward", "--selection", str(tmp_path / "some.npz")]
-    results = results_of(tmp_path, *arguments)
-    assert {row["case"] for row in results["rows"]} == {"96 random", "96 clustered", "64 recorded"}
+    arguments = ["--contexts", "96", "--batches", "3", "--selection", str(tmp_path / "some.npz")]
+    results = results_of(tmp_path, *arguments, "--sections", "attend,attend_step,backward")
+    labels = {"96 random", "96 clustered", "64 recorded", "96 x 3 random", "64 x 3 recorded"}
+    assert {row["case"] for row in results["rows"]} == labels
     assert not results["refused"]
     options.layer = dataclasses.replace(options.layer, topk=3)
     with pytest.raises(ValueError, match="--selection: expected 3 kv_blocks of 16, got 2 of 16"):

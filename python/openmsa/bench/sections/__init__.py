@@ -3,6 +3,7 @@
 from .._section import Section
 from . import (
     attend,
+    attend_step,
     backward,
     chunk,
     decode,
@@ -28,6 +29,7 @@ SECTIONS: dict[str, Section] = {
         decode,
         mixed,
         tokens_per_step,
+        attend_step,
         training,
         backward,
         memory,

@@ -80,7 +80,7 @@ def draw(problem: Problem, is_clustered: bool, seed: int = 3):
             wish = torch.rand(len(part), int(own[-1]) + 1, device=device, generator=generator)
             if is_clustered:
                 wish += _shared(part[::RUN], wish.shape[1], generator).repeat_interleave(RUN, 0)[: len(part)]
-            chosen = _best(wish, part, layer.topk)
+            chosen = best_blocks(wish, part, layer.topk)
             rows[begin : begin + PART, : chosen.shape[1]] = chosen
     return result
 
@@ -96,7 +96,7 @@ def _shared(leaders, num_blocks: int, generator):
     return torch.zeros_like(wish).scatter_(1, wish.topk(min(SHARED, num_blocks), 1).indices, 1)
 
 
-def _best(wish, own, topk: int):
+def best_blocks(wish, own, topk: int):
     """The kv_blocks of highest wish that a query sees, its own among them; ascending, then -1."""
     import torch
 
