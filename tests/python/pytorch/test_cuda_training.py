@@ -28,47 +28,78 @@ def leaves(layer):
     return {name: layer[name].detach().requires_grad_() for name in NAMES}
 
 
-def gradients_of(layer, indices, is_warmup, options):
-    """o, lse and kl_loss, and the gradients of all inputs from a loss of all three."""
+def attention_of(layer, indices, options):
+    """o and lse, and the gradients of q, k and v from a loss of both; indices None: dense attention."""
     inputs, bounds = leaves(layer), pick(layer, *BOUNDS)
-    q, k, v, index_q, index_k = inputs.values()
-    if is_warmup:
-        o, lse = openmsa.torch.dense_attention(q, k, v, **bounds, return_lse=True)
+    keys = list(inputs.values())[:3]
+    if indices is None:
+        o, lse = openmsa.torch.dense_attention(*keys, **bounds, return_lse=True)
     else:
-        o, lse = openmsa.torch.sparse_attention(q, k, v, indices, **bounds, **options, return_lse=True)
-    kl = openmsa.torch.kl_loss(q, k, lse, index_q, index_k, indices, **bounds, **options)
+        o, lse = openmsa.torch.sparse_attention(*keys, indices, **bounds, **options, return_lse=True)
     directions = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device) for x in (o, lse)]
-    ((o.float() * directions[0]).sum() + (lse * directions[1]).sum() + 1000 * kl).backward()
-    return (o, lse, kl), {name: x.grad for name, x in inputs.items()}
+    ((o.float() * directions[0]).sum() + (lse * directions[1]).sum()).backward()
+    return o, lse, {name: inputs[name].grad for name in "qkv"}
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("is_warmup", [False, True])
-@pytest.mark.parametrize(
-    "seqlens, shape, options",
-    [
-        ([600], M3, OPTIONS),
-        ([39, 35, 1, 300], M3, OPTIONS),
-        ([600], M3 | {"dim": 64, "index_dim": 64}, {"block_size": 64, "topk": 3}),
-        ([130, 257], {"heads_q": 4, "heads_kv": 4, "dim": 128, "index_dim": 64}, {"block_size": 64, "topk": 2}),
-    ],
-)
-def test_beside_the_cpu(dtype, is_warmup, seqlens, shape, options):
+def kl_of(layer, lse, indices, options):
+    """kl_loss, and the gradients of index_q and index_k."""
+    inputs = leaves(layer)
+    q, k, _, index_q, index_k = inputs.values()
+    kl = openmsa.torch.kl_loss(q, k, lse, index_q, index_k, indices, **pick(layer, *BOUNDS), **options)
+    (1000 * kl).backward()
+    return kl, {name: inputs[name].grad for name in ("index_q", "index_k")}
+
+
+CASES = [
+    ([600], M3, OPTIONS),
+    ([39, 35, 1, 300], M3, OPTIONS),
+    ([600], M3 | {"dim": 64, "index_dim": 64}, {"block_size": 64, "topk": 3}),
+    ([130, 257], {"heads_q": 4, "heads_kv": 4, "dim": 128, "index_dim": 64}, {"block_size": 64, "topk": 2}),
+]
+
+
+def on_both(seqlens, shape, options, dtype, is_warmup):
+    """The layer and its selection on the GPU, and the same numbers in fp32 on the CPU."""
     layer = torch_layer(seqlens, seqlens, device="cuda", dtype=dtype, **shape)
     index = pick(layer, "index_q", "index_k", *BOUNDS)
     indices = None if is_warmup else openmsa.torch.select_blocks(**index, **options)
     on_cpu = {name: x.cpu().float() if x.is_floating_point() else x.cpu() for name, x in layer.items()}
-    results, gradients = gradients_of(layer, indices, is_warmup, options)
-    expected, exact = gradients_of(on_cpu, None if is_warmup else indices.cpu(), is_warmup, options)
-    assert (results[0].cpu().float() - expected[0]).norm() <= GRADIENT[dtype] * expected[0].norm()
-    torch.testing.assert_close(results[1].cpu(), expected[1], atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(results[2].cpu(), expected[2], atol=1e-5, rtol=5e-3)
+    return (layer, indices), (on_cpu, None if is_warmup else indices.cpu())
+
+
+def assert_near(gradients, exact, dtype):
     for name, gradient in gradients.items():
         assert gradient.dtype == dtype
-        error = (gradient.cpu().float() - exact[name]).norm()
-        assert error <= GRADIENT[dtype] * exact[name].norm(), (name, error / exact[name].norm())
-    again = gradients_of(layer, indices, is_warmup, options)[1]
-    assert all(torch.equal(again[name], gradients[name]) for name in NAMES), "again"
+        error = (gradient.cpu().float() - exact[name]).norm() / exact[name].norm()
+        assert error <= GRADIENT[dtype], (name, error)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("is_warmup", [False, True])
+@pytest.mark.parametrize("seqlens, shape, options", CASES)
+def test_attention_beside_the_cpu(dtype, is_warmup, seqlens, shape, options):
+    mine, on_cpu = on_both(seqlens, shape, options, dtype, is_warmup)
+    o, lse, gradients = attention_of(*mine, options)
+    expected_o, expected_lse, exact = attention_of(*on_cpu, options)
+    assert (o.cpu().float() - expected_o).norm() <= GRADIENT[dtype] * expected_o.norm()
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=2e-3, rtol=1e-3)
+    assert_near(gradients, exact, dtype)
+    again = attention_of(*mine, options)[2]
+    assert all(torch.equal(again[name], gradient) for name, gradient in gradients.items()), "again"
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("is_warmup", [False, True])
+@pytest.mark.parametrize("seqlens, shape, options", CASES)
+def test_kl_beside_the_cpu(dtype, is_warmup, seqlens, shape, options):
+    (layer, indices), on_cpu = on_both(seqlens, shape, options, dtype, is_warmup)
+    lse = attention_of(*on_cpu, options)[1].detach()
+    kl, gradients = kl_of(layer, lse.cuda(), indices, options)
+    expected, exact = kl_of(on_cpu[0], lse, on_cpu[1], options)
+    torch.testing.assert_close(kl.cpu(), expected, atol=1e-5, rtol=5e-3)
+    assert_near(gradients, exact, dtype)
+    again = kl_of(layer, lse.cuda(), indices, options)[1]
+    assert all(torch.equal(again[name], gradient) for name, gradient in gradients.items()), "again"
 
 
 def test_recall_beside_the_cpu():
