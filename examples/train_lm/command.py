@@ -14,8 +14,6 @@ from .sequences import Sequences
 from .settings import ARMS, SMOKE_RECIPE, SMOKE_SHAPE, Recipe, Shape
 from .training import Training
 
-RECORDED = (32 << 10, 128 << 10)
-
 
 def parse(arguments) -> argparse.Namespace:
     parser = argparse.ArgumentParser("train_lm", description=__doc__)

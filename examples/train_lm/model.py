@@ -55,12 +55,13 @@ class Attention(nn.Module):
     def forward(self, x, rotary, watch: Callable[[dict], None] | None = None):
         q = _rotated(self.q_norm(_heads(self.q_proj(x), self.q_norm)), rotary)
         k = _rotated(self.k_norm(_heads(self.k_proj(x), self.k_norm)), rotary)
-        layer = {"q": q, "k": k, "v": self.v_proj(x).view_as(k)}
+        v = self.v_proj(x).view_as(k)
+        layer = {"q": q.type_as(v), "k": k.type_as(v), "v": v}  # once, not in every operator under autocast
         if self.indexer is None:
             o, kl_loss = openmsa.torch.dense_attention(**layer), None
         else:
             index_q, index_k = self.indexer(x.detach() if self.detaches else x, rotary)
-            layer |= {"index_q": index_q, "index_k": index_k}
+            layer |= {"index_q": index_q.type_as(v), "index_k": index_k.type_as(v)}
             o, kl_loss, indices = openmsa.torch.msa_attention(
                 **layer, **self.options, warmup=self.is_warmup, return_kl=True, return_indices=True
             )

@@ -103,10 +103,6 @@ def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, kl_weights=None, 
             got = "a cache" if name in ("k", "index_k") else "None"
             raise ValueError(f"{name}: expected contiguous keys and queries for kl_loss, got {got}")
     kl_weights, divisor = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
-    if (
-        index_q.dtype == torch.float16 and not index_q.is_cuda
-    ):  # gradients of a mean over all queries are below its range
-        q, k, index_q, index_k = q.float(), k.float(), index_q.float(), index_k.float()
     teacher = (q.detach(), k.detach(), lse.detach())
     loss = _ops.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
     return loss if divisor is None else loss / divisor
@@ -117,7 +113,7 @@ def _kl_weights(weights, index_q, cu_seqlens_q, reduction: str):
     a mean over N queries have no place in fp16's range, those of a sum over them may exceed it: 1 / sqrt(N) lies between."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected mean or sum, got {reduction}")
-    is_half = index_q.is_cuda and _dtype_on_gpu(index_q) == torch.float16
+    is_half = _dtype_of(index_q) == torch.float16
     if weights is None and reduction == "mean" and not is_half:
         return None, None
     dtype = torch.float64 if index_q.dtype == torch.float64 else torch.float32
@@ -136,9 +132,11 @@ def _kl_weights(weights, index_q, cu_seqlens_q, reduction: str):
     return weights * scale, divisor
 
 
-def _dtype_on_gpu(tensor) -> torch.dtype:
+def _dtype_of(tensor) -> torch.dtype:
     """In which an operator takes a layer's tensor."""
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensor.dtype
+    device = tensor.device.type
+    is_cast = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else tensor.dtype
 
 
 @_options("block_recall")
