@@ -62,7 +62,8 @@ def test_every_section_on_one_dtype(tmp_path, monkeypatch):
     monkeypatch.setitem(topk.SIZES, "cpu", ((1024, 8, 2),))
     monkeypatch.setitem(memory.BYTES, "cpu", 1 << 20)
     dtype = "bfloat16" if importlib.util.find_spec("ml_dtypes") else "float32"
-    names = [name for name in SECTIONS if name != "attend" or importlib.util.find_spec("torch")]
+    drawn = ("attend", "attend_step", "backward")
+    names = [name for name in SECTIONS if name not in drawn or importlib.util.find_spec("torch")]
     results = results_of(tmp_path, "--contexts", "64", "--sections", ",".join(names), "--dtype", dtype)
     assert not results["refused"]
     cases = {name: {row["case"] for row in results["rows"] if row["section"] == name} for name in names}
@@ -93,6 +94,8 @@ def test_cases_on_a_gpu(name):
         "decode": ["8K x 1", "8K x 32", "1M x 1", "1M x 32"],
         "fp8": ["8K", "1M", "128K correlated"],
         "attend": ["128K random", "128K clustered"],
+        "backward": ["128K random", "128K clustered"],
+        "attend_step": ["128K x 32 random"],
         "ragged": ["128K", "32 of 1K to 64K"],
         "chunk": ["512K", "8K after 512K"],
         "mixed": ["128K x 32", "64 of 1K to 1M"],
@@ -101,6 +104,28 @@ def test_cases_on_a_gpu(name):
         "topk": ["131072 rows of 1024, k = 16", "131072 rows of 2048, k = 32", "524288 rows of 4096, k = 16"],
     }
     assert labels == expected[name]
+
+
+def test_recorded_selections(tmp_path):
+    """A file of two layers of one KV head: the layer's two heads read one each, and its own kv_block stays the last."""
+    pytest.importorskip("torch")
+    own = np.arange(64) // 16
+    indices = np.stack([np.zeros_like(own), own], -1)
+    indices[own == 0] = [0, -1]
+    recording = np.stack([indices, np.where(indices > 0, indices, np.where(own[:, None] > 1, 1, indices))])[:, None]
+    np.savez_compressed(tmp_path / "some.npz", block_size=16, topk_64=recording.astype(np.uint16))
+    options = bench.parse([*SMALL, "--heads-kv", "2", "--contexts", "96", "--selection", str(tmp_path / "some.npz")])
+    cases = SECTIONS["backward"].cases(options)
+    assert [case.label for case in cases] == ["96 random", "96 clustered", "64 recorded"]
+    assert np.array_equal(cases[-1].make().selection, recording[:, 0])
+    arguments = ["--contexts", "96", "--batches", "3", "--selection", str(tmp_path / "some.npz")]
+    results = results_of(tmp_path, *arguments, "--sections", "attend,attend_step,backward")
+    labels = {"96 random", "96 clustered", "64 recorded", "96 x 3 random", "64 x 3 recorded"}
+    assert {row["case"] for row in results["rows"]} == labels
+    assert not results["refused"]
+    options.layer = dataclasses.replace(options.layer, topk=3)
+    with pytest.raises(ValueError, match="--selection: expected 3 kv_blocks of 16, got 2 of 16"):
+        SECTIONS["attend"].cases(options)
 
 
 def test_list(capsys):

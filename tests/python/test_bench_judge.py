@@ -10,7 +10,7 @@ from openmsa.bench._errors import Refused, Wrong
 from openmsa.bench._problem import Layer, Problem, log_uniform, sets_and_calls
 from openmsa.bench._section import Result
 from openmsa.bench.contenders import ours
-from openmsa.bench.sections import training
+from openmsa.bench.contenders.ours_training import Step
 
 LAYER = Layer(num_heads_q=4, num_heads_kv=2, head_dim=16, index_dim=16, block_size=16, topk=3)
 M3 = Layer(64, 4, 128, 128, 128, 16)
@@ -100,13 +100,25 @@ def test_dense_attention_is_no_sparse_attention():
         _judge.judge_sparse(problem, 0, Result(calls.dense(0).o))
 
 
-def test_gradients_are_judged():
+@pytest.mark.parametrize("name", ["d_q", "d_k", "d_v"])
+@pytest.mark.parametrize("step", [Step.step, Step.dense_step])
+def test_gradients_are_judged(name, step):
     problem = Problem(LAYER, [(100, 100)])
-    result = training.sparse(problem).run(0)
-    assert _judge.judge_attention(problem, 0, result) < 1e-6
-    result.d_q[0] += 1e-3
-    with pytest.raises(Wrong, match="d_q differs"):
-        _judge.judge_attention(problem, 0, result)
+    result = step(Step(problem), 0)
+    assert _judge.judge_gradients(problem, 0, result) < 1e-6
+    getattr(result, name)[0] += 1e-3
+    with pytest.raises(Wrong, match=f"{name} differs"):
+        _judge.judge_gradients(problem, 0, result)
+
+
+@pytest.mark.parametrize("kl", [Step.kl, Step.whole_kl])
+def test_gradients_of_the_index_branch_are_judged(kl):
+    problem = Problem(LAYER, [(100, 100)])
+    result = kl(Step(problem), 0)
+    assert _judge.judge_kl(problem, 0, result) < 1e-5
+    result.d_index_q[99] *= 1.01
+    with pytest.raises(Wrong, match="d_index_q differs"):
+        _judge.judge_kl(problem, 0, result)
 
 
 @pytest.mark.parametrize("scale", [None, "token", "one"])

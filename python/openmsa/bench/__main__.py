@@ -54,6 +54,9 @@ def parse(arguments) -> Options:
         help="tokens, for example 8192,131072; sections of one size take the largest, up to their own",
     )
     parser.add_argument("--batches", type=_numbers, help="sequences of a decode step, for example 1,32")
+    parser.add_argument(
+        "--selection", type=Path, help="recorded topk_indices, as examples/train_lm.py writes them: a further kind"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="at most so long per figure, 20 runs (1)")
     parser.add_argument(
         "--time-limit", type=float, default=300.0, help="seconds for one contender and size, compiling included (300)"

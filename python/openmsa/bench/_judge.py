@@ -95,6 +95,27 @@ def judge_contiguous(problem: Problem, call: int, result: Result) -> float:
     return _compare(problem, call, result, lambda row, head, position: np.arange(position + 1), is_contiguous=True)
 
 
+def judge_gradients(problem: Problem, call: int, result: Result) -> float:
+    """Judges o, lse and d_q as judge_attention does, or judge_dense where there is no selection; and d_k and d_v."""
+    judge_keys(problem, call, result)
+    return (judge_dense if result.topk_indices is None else judge_attention)(problem, call, result)
+
+
+def judge_kl(problem: Problem, call: int, result: Result) -> float:
+    """Judges d_index_q over the selection, or over the whole history where there is none. Returns its relative error."""
+    d_index_q = _RelativeError()
+    for row, sequence, position in problem.sample(SAMPLED_QUERIES):
+        for head in range(problem.layer.num_heads_kv):
+            tokens = np.arange(position + 1)
+            if result.topk_indices is not None:
+                chosen = host(result.topk_indices[head, row]).astype(int)
+                tokens = _tokens_of(chosen[chosen >= 0], position, problem.layer.block_size)
+            rows = problem.rows(call, sequence, tokens)
+            d_index_q.add(result.d_index_q[row, head], _d_index_q(problem, call, row, head, rows))
+    _expect(d_index_q.value(), tolerance(problem).gradient, "d_index_q differs from float64; relative error")
+    return d_index_q.value()
+
+
 # ------------------------------------------------------------------------------------------------------------ selection
 
 
@@ -159,6 +180,57 @@ def _d_q(problem: Problem, expected: dict[str, Any]):
     p, o = expected["p"], expected["o"]
     ds = p * (o @ expected["v"].T - (o * o).sum(-1)[:, None])
     return ds @ expected["k"] / problem.layer.head_dim**0.5
+
+
+def _d_index_q(problem: Problem, call: int, row: int, head: int, rows: np.ndarray) -> np.ndarray:
+    """(P_idx - P) index_k / sqrt(index_dim) of a query and KV head, over the mean of all of them."""
+    teacher = host(attention(problem, call, row, head, rows)["p"].mean(0))
+    index_q, index_k = (host(x) for x in problem.judged_index(call, row, rows))
+    scale = problem.layer.index_dim**-0.5
+    logits = scale * (index_k @ index_q[head])
+    student = np.exp(logits - logits.max())
+    return scale * ((student / student.sum() - teacher) @ index_k) / (problem.total_q * problem.layer.num_heads_kv)
+
+
+SAMPLED_KEYS = 4
+# Queries that are looked at together.
+QUERIES_PART = 1 << 14
+
+
+def judge_keys(problem: Problem, call: int, result: Result) -> None:
+    """d_k and d_v of a few keys of a single sequence, from all queries that see them, by the contender's own o and lse:
+    p = exp(softmax_scale q.k - lse), ds = p (d_o.v - d_o.o), d_k = softmax_scale sum ds q, d_v = sum p d_o, d_o = o."""
+    if result.d_k is None or problem.batch > 1:
+        return
+    keys = sorted(
+        {0, problem.total_q - 1, *np.random.default_rng(13).integers(problem.total_q, size=SAMPLED_KEYS).tolist()}
+    )
+    d_k, d_v = _RelativeError(), _RelativeError()
+    for head in range(problem.layer.num_heads_kv):
+        for key in keys:
+            expected_k, expected_v = _key_gradients(problem, call, result, head, key)
+            d_k.add(result.d_k[key, head], expected_k)
+            d_v.add(result.d_v[key, head], expected_v)
+    allowed = tolerance(problem).gradient
+    _expect(d_k.value(), allowed, "d_k differs from float64; relative error")
+    _expect(d_v.value(), allowed, "d_v differs from float64; relative error")
+
+
+def _key_gradients(problem: Problem, call: int, result: Result, head: int, key: int):
+    """d_k and d_v of a key in float64."""
+    heads, scale = problem.group(head), problem.layer.head_dim**-0.5
+    k, v = (cast(x[key, head], "float64") for x in (problem.k, problem.v))
+    d_k = d_v = 0
+    for begin in range(key, problem.total_q, QUERIES_PART):
+        part = slice(begin, begin + QUERIES_PART)
+        q, o, lse = (cast(x[part, heads], "float64") for x in (problem.q[call], result.o, result.lse))
+        p = library(q).exp(scale * (q @ k) - lse)  # [queries, group_size]
+        if result.topk_indices is not None:
+            p = p * (result.topk_indices[head, part] == key // problem.layer.block_size).any(-1)[:, None]
+        ds = p * (o @ v - (o * o).sum(-1))
+        d_k = d_k + scale * (ds[..., None] * q).sum((0, 1))
+        d_v = d_v + (p[..., None] * o).sum((0, 1))
+    return d_k, d_v
 
 
 def _compare(

@@ -30,8 +30,10 @@ _COLORS = {
     "flash-attn 2": "#a04000",
     "FlashInfer": "#16a085",
     "openmsa dense": "#e59866",
+    "flash-msa": "#8e44ad",
+    "NSA Triton": "#2471a3",
 }
-_STYLES = {"layer": "-", "select": ":", "attend": ":", "dense": "--"}
+_STYLES = {"layer": "-", "select": ":", "attend": ":", "dense": "--"}  # of parts that are plotted
 
 
 def _by_section(rows: list[dict]) -> list[tuple[Section, list[dict]]]:
@@ -102,7 +104,8 @@ def panels(rows: list[dict]) -> dict[str, list[dict]]:
     result: dict[str, list[dict]] = {}
     for section, members in _by_section(rows):
         if section.is_plotted:
-            for row in sorted(members, key=lambda row: row["batch"]):
+            plotted = [row for row in members if row["part"] in _STYLES]
+            for row in sorted(plotted, key=lambda row: row["batch"]):
                 title = section.name + (f", batch {row['batch']}" if row["batch"] > 1 else "")
                 result.setdefault(title, []).append(row)
     return result

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ._problem import Layer
@@ -20,7 +21,10 @@ class Result:
     o: Any = None  # [total_q, num_heads_q, head_dim]
     lse: Any = None  # [total_q, num_heads_q]
     topk_indices: Any = None  # [num_heads_kv, total_q, topk]
-    d_q: Any = None  # the gradient for d_o = o
+    d_q: Any = None  # the gradients for d_o = o
+    d_k: Any = None
+    d_v: Any = None
+    d_index_q: Any = None  # the gradient of kl_loss
 
 
 @dataclasses.dataclass
@@ -44,7 +48,8 @@ class Contender:
     """prepare raises ImportError where the contender is not installed, anything else where it does not serve the case.
     judge takes problem, number of the call and result; it returns the relative error or raises Wrong.
 
-    part     what of the layer it computes, for the work that a rate counts: "layer", "select", "attend", "dense"
+    part     what of the layer it computes, for the work that a rate counts: "layer", "select", "attend", "dense"; or of a
+             training step, which is not plotted: "forward", "backward", "kl"
     devices  where it can run
     """
 
@@ -87,6 +92,7 @@ class Options(argparse.Namespace):
     contexts: list[int] | None
     batches: list[int] | None
     threads: int
+    selection: Path | None  # recorded topk_indices
 
     def sizes(self) -> list[int]:
         """Contexts of the sections that go through them."""

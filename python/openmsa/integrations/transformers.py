@@ -8,13 +8,14 @@ How the library asks, and what it gets:
 
 - the mask function, once per forward, says which keys count: see _masks;
 - the indexer returns its queries and keys in the place of block numbers;
-- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied. Dense
-  layers on a GPU, which openmsa's CUDA backend does not have, go to PyTorch's attention.
+- the attention function runs one layer of openmsa per row of the batch, on views of the cache: nothing is copied.
 
 Rows are read as sequences of the library (_rows): documents of a packed row, which position_ids or cu_seq_lens_q and
 cu_seq_lens_k tell, each see themselves alone; so do the tokens behind padding to the left. Behind padding to the right in
 a prompt no real token sees any of it, so it costs nothing. Padding between keys (to the right, once generation goes on
 behind it) is cut out, which copies them. Positions and kv_blocks are those of each sequence for itself.
+
+The index branch learns where the model is given kl_weights: see kl_loss.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ except ImportError as error:
 from .. import torch as openmsa_torch
 from .._openmsa import Error
 from . import _masks
-from ._dense_on_gpu import dense_row_on_gpu
 from ._rows import LastRows, Row
 
 NAME = "openmsa"
@@ -66,6 +66,7 @@ def _indexer_forward(original):
     def forward(self, hidden_states, position_embeddings, cache, position_ids):
         if self.config._attn_implementation != NAME:
             return original(self, hidden_states, position_embeddings, cache, position_ids)
+        hidden_states = hidden_states.detach()  # kl_loss trains the index branch alone
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         index_q = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
         index_k = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
@@ -108,11 +109,46 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
     if block_indices is not None:
         layer |= dict(zip(("index_q", "index_k"), block_indices))
     rows = _rows_of(attention_mask, keywords.get("position_ids"), _given(keywords), query.shape[0], query.shape[2])
+    weights = keywords.get("kl_weights")
     results = [
-        _attend_row({name: tensor[b].transpose(0, 1) for name, tensor in layer.items()}, row, _options(module, scaling))
+        _attend_row(
+            {name: tensor[b].transpose(0, 1) for name, tensor in layer.items()},
+            row,
+            _options(module, scaling),
+            None if weights is None or block_indices is None else weights[b],
+        )
         for b, row in enumerate(rows)
     ]
-    return torch.stack(results), None
+    if weights is not None and block_indices is not None:
+        total = weights.float().sum() * key.shape[1]
+        kl = sum(kl for _, kl in results) / total.where(total != 0, 1)
+        if not _is_backward():
+            module.kl_loss = kl
+    return torch.stack([o for o, _ in results]), None
+
+
+def kl_loss(model: torch.nn.Module) -> torch.Tensor:
+    """What trains the index branches, the sum over sparse layers for the last forward, which was given kl_weights:
+
+        output = model(**inputs, kl_weights=inputs["attention_mask"])
+        loss = output.loss + kl_loss(model)
+
+    kl_weights [batch, length] say how much each token counts. Nothing but the index branches gets a gradient from it.
+    """
+    layers = [x for x in model.modules() if isinstance(x, m3.MiniMaxM3VLAttention) and x.indexer is not None]
+    losses = [vars(layer).pop("kl_loss", None) for layer in layers]
+    if not losses or any(loss is None for loss in losses):
+        raise ValueError("kl_weights: expected [batch, length], an argument of the model's last forward, got none")
+    if torch.is_grad_enabled() and not all(loss.requires_grad for loss in losses):
+        raise ValueError(
+            "kl_loss: expected a forward with gradients, got one without; checkpoints: use_reentrant=False"
+        )
+    return torch.stack(losses).sum()
+
+
+def _is_backward() -> bool:
+    """Whether a checkpoint runs its layer again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _check(module, attention_mask, dropout) -> None:
@@ -146,19 +182,23 @@ def _options(module, scaling) -> dict:
     }
 
 
-def _attend_row(layer: dict, row: Row, options: dict):
+def _attend_row(layer: dict, row: Row, options: dict, kl_weights):
+    """o, and with kl_weights the weighted sum of KL."""
     if row.queries is None:
-        return _attend_sequences(layer, row, options)
+        return _attend_sequences(layer, row, options, kl_weights)
     orders = {name: row.queries if name in ("q", "index_q") else row.keys for name in layer}
-    o = _attend_sequences({name: tensor[orders[name]] for name, tensor in layer.items()}, row, options)
-    return torch.zeros_like(o).index_copy(0, row.queries, o)
+    kl_weights = None if kl_weights is None else kl_weights[row.queries]
+    layer = {name: tensor[orders[name]] for name, tensor in layer.items()}
+    o, kl = _attend_sequences(layer, row, options, kl_weights)
+    return torch.zeros_like(o).index_copy(0, row.queries, o), kl
 
 
-def _attend_sequences(layer: dict, row: Row, options: dict):
-    if "index_q" not in layer and layer["q"].is_cuda:
-        return dense_row_on_gpu(**layer, row=row, scale=options["softmax_scale"])
+def _attend_sequences(layer: dict, row: Row, options: dict, kl_weights):
     bounds = {"cu_seqlens_k": row.cu_seqlens_k, "cu_seqlens_q": row.cu_seqlens_q}
     if "index_q" not in layer:
-        return openmsa_torch.dense_attention(**layer, **bounds, **options)
-    index_k = layer["index_k"].squeeze(1)
-    return openmsa_torch.msa_attention(**layer | {"index_k": index_k}, **bounds, **options)
+        return openmsa_torch.dense_attention(**layer, **bounds, **options), None
+    layer = layer | {"index_k": layer["index_k"].squeeze(1)}
+    if kl_weights is None:
+        return openmsa_torch.msa_attention(**layer, **bounds, **options), None
+    options = options | {"return_kl": True, "kl_weights": kl_weights, "kl_reduction": "sum"}
+    return openmsa_torch.msa_attention(**layer, **bounds, **options)

@@ -102,31 +102,41 @@ def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, kl_weights=None, 
         if tensor is None and name != "topk_indices":
             got = "a cache" if name in ("k", "index_k") else "None"
             raise ValueError(f"{name}: expected contiguous keys and queries for kl_loss, got {got}")
-    kl_weights = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
-    if (
-        index_q.dtype == torch.float16 and not index_q.is_cuda
-    ):  # gradients of a mean over all queries are below its range
-        q, k, index_q, index_k = q.float(), k.float(), index_q.float(), index_k.float()
+    kl_weights, divisor = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
     teacher = (q.detach(), k.detach(), lse.detach())
-    return _ops.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
+    loss = _ops.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
+    return loss if divisor is None else loss / divisor
 
 
 def _kl_weights(weights, index_q, cu_seqlens_q, reduction: str):
-    """The weights of the sum that the operator computes; None for the plain mean, which is its own."""
+    """The weights of the sum that the operator computes, and what it is divided by; None where nothing is. The gradients of
+    a mean over N queries have no place in fp16's range, those of a sum over them may exceed it: 1 / sqrt(N) lies between."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected mean or sum, got {reduction}")
+    is_half = _dtype_of(index_q) == torch.float16
+    if weights is None and reduction == "mean" and not is_half:
+        return None, None
     dtype = torch.float64 if index_q.dtype == torch.float64 else torch.float32
     if weights is None:
-        return None if reduction == "mean" else index_q.new_ones(index_q.shape[:1], dtype=dtype)
+        weights = index_q.new_ones(index_q.shape[:1], dtype=dtype)
     if weights.shape != index_q.shape[:1]:
         raise ValueError(f"kl_weights: expected shape [total_q = {index_q.shape[0]}], got {list(weights.shape)}")
     weights = weights.detach().to(dtype)
-    if reduction == "sum":
-        return weights
-    if cu_seqlens_q is not None:  # rows of no sequence have no weight
-        weights = weights.where(torch.arange(len(weights), device=weights.device) < cu_seqlens_q[-1], 0)
-    total = weights.sum() * index_q.shape[1]
-    return weights / total.where(total != 0, 1)
+    scale = index_q.shape[0] ** -0.5 if is_half and index_q.shape[0] else 1.0
+    divisor = scale
+    if reduction == "mean":
+        if cu_seqlens_q is not None:  # rows of no sequence have no weight
+            weights = weights.where(torch.arange(len(weights), device=weights.device) < cu_seqlens_q[-1], 0)
+        total = weights.sum() * index_q.shape[1]
+        divisor = scale * total.where(total != 0, 1)
+    return weights * scale, divisor
+
+
+def _dtype_of(tensor) -> torch.dtype:
+    """In which an operator takes a layer's tensor."""
+    device = tensor.device.type
+    is_cast = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else tensor.dtype
 
 
 @_options("block_recall")

@@ -27,24 +27,20 @@ def _kernel(operation: str, names: tuple[str, ...], device: str):
     def kernel(*args, **keywords):
         arguments = dict(zip(names, args)) | keywords
         with torch.autocast(device, enabled=False):
-            return operator(**_cast(operation, arguments, device))
+            return operator(**_cast(arguments, device))
 
     return kernel
 
 
-def _cast(operation: str, arguments: dict, device: str) -> dict:
+def _cast(arguments: dict, device: str) -> dict:
     result = dict(arguments)
     for name in _LAYER:
         tensor = arguments.get(name)
         if isinstance(tensor, torch.Tensor) and tensor.device.type == device and tensor.dtype in _LAYER_DTYPES:
-            result[name] = tensor.to(_dtype(operation, arguments.get(_CACHE_OF[name]), device))
+            result[name] = tensor.to(_dtype(arguments.get(_CACHE_OF[name]), device))
     return result
 
 
-def _dtype(operation: str, cache, device: str) -> torch.dtype:
-    """The dtype of the cache that is read or written, since a cache is never cast; else autocast's. The gradient of kl_loss,
-    a mean over all queries, has no place in fp16's range: as PyTorch's kl_div it is computed in fp32."""
-    if cache is not None and cache.dtype in _LAYER_DTYPES:
-        return cache.dtype
-    dtype = torch.get_autocast_dtype(device)
-    return torch.float32 if operation == "kl_loss" and dtype == torch.float16 and device == "cpu" else dtype
+def _dtype(cache, device: str) -> torch.dtype:
+    """The dtype of the cache that is read or written, since a cache is never cast; else autocast's."""
+    return cache.dtype if cache is not None and cache.dtype in _LAYER_DTYPES else torch.get_autocast_dtype(device)

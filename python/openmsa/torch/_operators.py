@@ -29,8 +29,12 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
     keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
 
     def run(*args, **keywords):
+        arguments = keyed(args, keywords)
+        for name in ("d_o", "d_lse"):
+            if arguments.get(name) is not None:
+                arguments[name] = _aligned(arguments[name])
         with per_call():
-            written = call(operation, {}, {}, results, keyed(args, keywords))
+            written = call(operation, {}, {}, results, arguments)
         return _unpacked([written[name] for name in results])
 
     def fake(*args, **keywords):
@@ -47,6 +51,13 @@ def _arguments_of(operation: str, schema: str) -> tuple[str, ...]:
     ARGUMENTS[operation] = tuple(argument.name for argument in parsed.arguments)
     TENSORS[operation] = frozenset(argument.name for argument in parsed.arguments if "Tensor" in str(argument.type))
     return ARGUMENTS[operation]
+
+
+def _aligned(gradient):
+    """A gradient as kernels read it: autograd hands over views that no caller has chosen, such as an expanded scalar or a
+    slice of what is added up at an odd offset."""
+    gradient = gradient.contiguous()
+    return gradient.clone() if gradient.is_cuda and gradient.data_ptr() % 16 else gradient
 
 
 def _unpacked(results: list):
@@ -85,7 +96,7 @@ def _attention_gradients(backward_name: str):
             raise ValueError("k: expected contiguous keys for a gradient, got a cache")
         if d_o is None:
             d_o = torch.zeros_like(tensors["o"])
-        return dict(zip("qkv", run_backward(d_o.contiguous(), **tensors, d_lse=d_lse, **keywords)))
+        return dict(zip("qkv", run_backward(d_o, **tensors, d_lse=d_lse, **keywords)))
 
     return gradients
 

@@ -9,7 +9,7 @@ import sys
 import types
 
 import numpy as np
-import openmsa
+import openmsa.torch
 import pytest
 import torch
 from openmsa.bench import _problem, _timing
@@ -152,6 +152,22 @@ class FlashInfer:
             return openmsa.dense_attention(q, k_cache=cache[0], v_cache=cache[1], **tensors)
 
 
+class FlashMsa:
+    @staticmethod
+    def flash_msa_func(q_proxy, k_proxy, q, k, v, top_k, scale):
+        index_q, index_k, q, k, v = (x[0].transpose(0, 1) for x in (q_proxy, k_proxy, q, k, v))
+        options = {"block_size": 128, "topk": top_k // 128, "softmax_scale": scale}
+        o, kl = openmsa.torch.msa_attention(q, k, v, index_q, index_k.squeeze(1), **options, return_kl=True)
+        return o.flatten(1)[None], kl
+
+
+class Nsa:
+    @staticmethod
+    def topk_sparse_attention(q, k, v, topk_idx, block_size, cu_seqlens, softmax_scale=None):
+        where = {"cu_seqlens_q": torch.as_tensor(cu_seqlens), "cu_seqlens_k": torch.as_tensor(cu_seqlens)}
+        return openmsa.torch.sparse_attention(q, k, v, topk_idx, **where, block_size=block_size)
+
+
 MODULES = {
     "vllm.models.minimax_m3.common.ops.index_topk": VllmIndex,
     "vllm.models.minimax_m3.common.ops.sparse_attn": VllmAttend,
@@ -159,6 +175,8 @@ MODULES = {
     "flash_attn_interface": FlashAttn,
     "flash_attn": FlashAttn,
     "flashinfer": FlashInfer,
+    "flash_msa": FlashMsa,
+    "native_sparse_attention.ops": Nsa,
 }
 
 
@@ -193,7 +211,7 @@ def contender(section, name):
 
 PEERS = {
     "prefill": ["vLLM Triton", "SGLang Triton", "PyTorch flash", "flash-attn 3", "flash-attn 2", "FlashInfer"],
-    "training": ["PyTorch flash", "flash-attn 3", "flash-attn 2"],
+    "training": ["PyTorch flash", "flash-attn 3", "flash-attn 2", "NSA Triton", "NSA Triton backward"],
 }
 PEERS["decode"] = PEERS["prefill"]
 
@@ -204,6 +222,17 @@ def test_what_peers_are_given(stand_ins, section, name):
     prepared = one.prepare(problem)
     for call in range(problem.calls):
         assert one.judge(problem, call, prepared.run(call)) < 1e-6
+
+
+@pytest.mark.parametrize("part", ["", " forward", " backward"])
+def test_what_flash_msa_is_given(stand_ins, part):
+    layer = Layer(num_heads_q=4, num_heads_kv=2, head_dim=128, index_dim=128, block_size=128, topk=2)
+    problem, one = problem_of("training", 512, 1, layer), contender("training", f"flash-msa{part}")
+    result = one.prepare(problem).run(0)
+    assert one.judge(problem, 0, result) < 1e-6
+    assert (result.d_q is None) == (part == " forward")
+    with pytest.raises(Refused, match="full blocks of 128 only"):
+        one.prepare(problem_of("training", 500, 1, layer))
 
 
 def test_calls_have_inputs_of_their_own(stand_ins):

@@ -227,16 +227,3 @@ def test_kl_loss_under_a_loss_scale():
         gradients.append([x.grad.float() / scale for x in inputs[3:]])
     for scaled, exact in zip(*gradients):
         assert (scaled - exact).norm() <= 2e-3 * exact.norm()
-
-
-def test_on_the_gpu(device):
-    """Forward works; backward is refused by name as long as the CUDA backend has none."""
-    if device == "cpu":
-        pytest.skip("of the GPU")
-    layer = torch_layer([100], [100], device=device, dtype=torch.bfloat16)
-    o = openmsa.torch.msa_attention(*with_gradients(layer, *NAMES), **OPTIONS)
-    assert o.isfinite().all()
-    try:
-        o.sum().backward()
-    except openmsa.Error as error:
-        assert "CUDA backend" in str(error)

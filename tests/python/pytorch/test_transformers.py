@@ -2,7 +2,6 @@
 
 import copy
 
-import openmsa.torch
 import pytest
 import torch
 
@@ -10,8 +9,6 @@ transformers = pytest.importorskip("transformers", minversion="5.17", reason="tr
 m3 = pytest.importorskip("transformers.models.minimax_m3_vl.modeling_minimax_m3_vl")
 integration = pytest.importorskip("openmsa.integrations.transformers")
 
-from openmsa.integrations._dense_on_gpu import dense_row_on_gpu  # noqa: E402
-from openmsa.integrations._rows import Row  # noqa: E402
 
 # The M3 deployment's heads: 16 query heads per KV head of 128 channels, one index head per KV head, blocks of 128.
 GEOMETRY = {
@@ -176,8 +173,6 @@ def test_chunks_on_a_cache(models):
 
 def test_gradients_reach_the_layers_below(models):
     eager, mine = models
-    if mine.device.type == "cuda":
-        pytest.skip("the CUDA backend has no backward")
     ids = prompt(models, 1, 300)
     results = []
     for model in (eager, mine):
@@ -185,21 +180,8 @@ def test_gradients_reach_the_layers_below(models):
         model(ids, labels=ids).loss.backward()
         results.append(model.model.embed_tokens.weight.grad.clone())
         model.zero_grad()
-    assert (results[1] - results[0]).norm() <= 1e-3 * results[0].norm()
-
-
-@pytest.mark.parametrize("total_q, bounds", [(50, [50]), (5, [50]), (5, [37]), (50, [20, 21, 50]), (5, [47, 49, 50])])
-def test_dense_layers_on_a_gpu(total_q, bounds):
-    """What stands in for the dense attention that the CUDA backend lacks; a static cache is longer than the sequence."""
-    q, k, v = (torch.randn(length, heads, 64) for length, heads in ((total_q, 4), (50, 2), (50, 2)))
-    cu_seqlens_k = torch.tensor([0, *bounds], dtype=torch.int32)
-    cu_seqlens_q = (cu_seqlens_k - (bounds[-1] - total_q)).clamp(min=0)
-    row = Row(cu_seqlens_k, cu_seqlens_q if len(bounds) > 1 else None)
-    where = {"cu_seqlens_q": row.cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "softmax_scale": 0.125}
-    expected = openmsa.torch.dense_attention(q, k, v, **where)
-    torch.testing.assert_close(dense_row_on_gpu(q, k, v, row, 0.125), expected)
-    compiled = torch.compile(dense_row_on_gpu, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(q, k, v, row, 0.125), expected)
+    tolerance = 1e-3 if mine.device.type == "cpu" else 1e-1  # bf16 in every layer of both
+    assert (results[1] - results[0]).norm() <= tolerance * results[0].norm()
 
 
 def test_what_is_refused(models):

@@ -65,6 +65,69 @@ def test_trainer_in_bf16(tmp_path, checkpointing, compiled):
     assert not torch.equal(model.model.embed_tokens.weight, before)
 
 
+def kl_gradients(model, ids, **inputs):
+    """kl_loss, and the gradients of the parameters that it reaches."""
+    model.zero_grad()
+    model(ids, **inputs)
+    kl = integration.kl_loss(model)
+    kl.backward()
+    return kl.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_kl_loss_trains_the_index_branch_alone():
+    """Padding counts nothing: a batch of two rows is the weighted mean of its rows, each without padding."""
+    model, ids = decoder().train(), tokens(2, 100)
+    mask = torch.ones(2, 100).long()
+    mask[1, 60:] = 0
+    kl, gradients = kl_gradients(model, ids, attention_mask=mask, kl_weights=mask)
+    assert gradients and all(".indexer." in name for name in gradients)
+    alone = [kl_gradients(model, row[None], kl_weights=torch.ones(1, len(row))) for row in (ids[0], ids[1, :60])]
+    torch.testing.assert_close(kl, (100 * alone[0][0] + 60 * alone[1][0]) / 160)
+    for name, gradient in gradients.items():
+        expected = (100 * alone[0][1][name] + 60 * alone[1][1][name]) / 160
+        assert error(gradient, expected) <= 1e-4, name
+
+
+def test_kl_loss_of_checkpointed_layers():
+    model, ids = decoder().train(), tokens(2, 100)
+    expected, exact = kl_gradients(model, ids, kl_weights=torch.ones(2, 100))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    kl, gradients = kl_gradients(model, ids, kl_weights=torch.ones(2, 100))
+    assert kl == expected and all(torch.equal(gradients[name], exact[name]) for name in exact)
+    assert not any("kl_loss" in vars(layer) for layer in model.modules()), "nothing is kept after backward"
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.model.embed_tokens.weight.requires_grad_(True)
+    model(ids, kl_weights=torch.ones(2, 100))
+    with pytest.raises(ValueError, match="got one without; checkpoints: use_reentrant=False"):
+        integration.kl_loss(model)
+    model.gradient_checkpointing_disable()
+    model(ids)
+    with pytest.raises(
+        ValueError, match=r"kl_weights: expected \[batch, length\], an argument of the model's last forward"
+    ):
+        integration.kl_loss(model)
+
+
+def test_trainer_with_an_index_branch_that_learns(tmp_path):
+    pytest.importorskip("accelerate")
+    kl_losses = []
+
+    class Trainer(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            output = model(**inputs, kl_weights=torch.ones_like(inputs["input_ids"]))
+            kl_losses.append(integration.kl_loss(model))
+            loss = output.loss + kl_losses[-1]
+            return (loss, output) if return_outputs else loss
+
+    data = [{"input_ids": row, "labels": row} for row in tokens(2, 150)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=2, bf16=True, use_cpu=True, report_to=[],
+        gradient_checkpointing=True, save_strategy="no", learning_rate=1e-2, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(decoder(), arguments, train_dataset=data).train()
+    assert kl_losses[-1] < 0.8 * kl_losses[0]
+
+
 WITH_AND_WITHOUT = [{}, {"attention_mask": torch.ones(2, 100).long()}]
 
 

@@ -25,26 +25,29 @@ def attention(backend: str) -> Callable[[Problem], Prepared]:
     return prepare
 
 
-def training(backend: str) -> Callable[[Problem], Prepared]:
-    """Forward and backward of a prompt, d_o = o."""
+def training(backend: str, part: str = "") -> Callable[[Problem], Prepared]:
+    """Forward and backward of a prompt, d_o = o; part: "forward" or "backward" alone."""
 
     def prepare(problem):
         attend, _ = _attend(backend, problem)
-        return Prepared(with_backward(attend, _inputs(problem, 0), lambda x: x[0].transpose(0, 1)))
+        return Prepared(with_backward(attend, _inputs(problem, 0), lambda x: x[0].transpose(0, 1), part))
 
     return prepare
 
 
-def with_backward(attend, tensors, finish) -> Callable[[int], Result]:
+def with_backward(attend, tensors, finish, part: str = "") -> Callable[[int], Result]:
     """finish turns a tensor in the layout of `attend` into [tokens, heads, dim]."""
     import torch
 
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    made = attend(*leaves) if part == "backward" else None
 
     def step(call: int) -> Result:
-        o = attend(*leaves)
-        d_q, *_ = torch.autograd.grad(o, leaves, o.detach())
-        return Result(finish(o.detach()), d_q=finish(d_q))
+        o = attend(*leaves) if made is None else made
+        if part == "forward":
+            return Result(finish(o.detach()))
+        gradients = torch.autograd.grad(o, leaves, o.detach(), retain_graph=made is not None)
+        return Result(finish(o.detach()), d_q=finish(gradients[0]))
 
     return step
 
@@ -82,3 +85,12 @@ def _inputs(problem: Problem, call: int):
 
 CUDNN = Contender("PyTorch cuDNN", "dense", attention("CUDNN_ATTENTION"), judge_contiguous, ("cuda",))
 FLASH = Contender("PyTorch flash", "dense", attention("FLASH_ATTENTION"), judge_contiguous)
+#: Of a training step: both directions, and each alone.
+TRAINING = (
+    Contender("PyTorch cuDNN", "dense", training("CUDNN_ATTENTION"), judge_contiguous, ("cuda",)),
+    *(
+        Contender(f"PyTorch cuDNN {part}", part, training("CUDNN_ATTENTION", part), judge_contiguous, ("cuda",))
+        for part in ("forward", "backward")
+    ),
+    Contender("PyTorch flash", "dense", training("FLASH_ATTENTION"), judge_contiguous),
+)

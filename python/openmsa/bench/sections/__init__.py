@@ -3,6 +3,8 @@
 from .._section import Section
 from . import (
     attend,
+    attend_step,
+    backward,
     chunk,
     decode,
     fp8,
@@ -27,7 +29,9 @@ SECTIONS: dict[str, Section] = {
         decode,
         mixed,
         tokens_per_step,
+        attend_step,
         training,
+        backward,
         memory,
     )
 }
