@@ -74,6 +74,26 @@ TEST(ListBatchRows, AreEven) {
   EXPECT_EQ(list_batch_rows(0, 65536), 0);
 }
 
+TEST(ListItemVisits, BalanceSmallListBatches) {
+  EXPECT_EQ(list_item_visits(4 * 8192 * 16, kMostItemVisits), 128);
+  EXPECT_EQ(list_item_visits(65536 * 16, kMostItemVisits), 320);
+  EXPECT_EQ(list_item_visits(65536 * 64, kMostItemVisits), 512);
+  EXPECT_EQ(list_item_visits(100, kMostItemVisits), 64);
+  EXPECT_EQ(list_item_visits(dense_visits(4 * 8192, 64), kDenseRangeRows), 320);
+  EXPECT_EQ(list_item_visits(dense_visits(65536, 1024), kDenseRangeRows), kDenseRangeRows);
+}
+
+TEST(ListItemVisits, KeepTheNumberOfItemsBounded) {
+  for (std::int64_t visits = 1; visits < std::int64_t{1} << 40; visits += visits / 7 + 1) {
+    EXPECT_LE(visits / list_item_visits(visits, kMostItemVisits), most_list_cuts(visits)) << visits;
+    EXPECT_LE(most_list_cuts(visits), most_list_cuts(2 * visits));
+    const std::int64_t dense = list_item_visits(visits, kDenseRangeRows);
+    if (dense < kDenseRangeRows) {
+      EXPECT_LE(2 * visits / dense, kMostDenseCuts) << visits;
+    }
+  }
+}
+
 TEST(ListRangeRows, GiveAKvBlockEnoughVisits) {
   EXPECT_EQ(list_range_rows(64, 16, 65536), 4096);
   EXPECT_EQ(list_range_rows(1024, 16, 65536), 4096);

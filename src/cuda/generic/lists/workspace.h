@@ -12,6 +12,7 @@ struct ListCapacity {
   std::int64_t heads;         // KV heads of a batch
   std::int64_t places;        // rows * heads of a batch
   std::int64_t ranges;        // of a batch's rows
+  std::int64_t cuts;          // items beside the first of a list in a range, all together
   std::int64_t topk;          // visits of a row, at most; 0: dense attention
   std::int64_t max_blocks;    // kv_blocks of the longest sequence
   std::int64_t total_blocks;  // kv_blocks of all sequences
