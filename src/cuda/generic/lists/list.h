@@ -63,6 +63,11 @@ struct ListItems {
     items = ceil_div(count, item_visits);
   }
 
+  /// Bound over `lists` lists of a selection with `visits` in all, however few visits an item may have.
+  static constexpr std::int64_t max_items(std::int64_t visits, std::int64_t lists) {
+    return visits / kListTileVisits + (visits < lists ? visits : lists);
+  }
+
  private:
   static OPENMSA_DEVICE std::int32_t ceil_div(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 };

@@ -15,6 +15,8 @@ namespace openmsa::cuda::generic {
 
 /// Items hold whole tiles of the kernels, which are at most this large.
 inline constexpr std::int32_t kListTileVisits = 64;
+/// Visits of an item of a selection, at most: few enough to share hot kv_blocks out.
+inline constexpr std::int32_t kMostItemVisits = 512;
 /// Query rows of a list batch, at most.
 inline constexpr std::int32_t kMaxListRows = 1 << 16;
 

@@ -82,7 +82,7 @@ class Backward {
   std::int32_t item_visits(std::int64_t places) const {
     return static_cast<std::int32_t>(
         is_dense() ? list_item_visits(dense_visits(places, problem_.plan.max_blocks), kDenseRangeRows)
-                   : list_item_visits(places * config_.topk, kMostItemVisits));
+                   : list_item_visits(places * config_.topk, generic::kMostItemVisits));
   }
 
   void prepare_keys() const {
