@@ -20,7 +20,7 @@ TEST_P(AttentionBackward, OverTheReferenceSelection) {
 /// Unsorted, some of the blocks later than the query, rows with few blocks or none.
 TEST_P(AttentionBackward, OverRandomBlocksInAnyOrder) {
   layer_.add({{"topk_indices", random_selection(layer_, 3)}});
-  expect_gradients(layer_, OPENMSA_OP_SPARSE_ATTENTION);
+  expect_gradients(layer_, OPENMSA_OP_SPARSE_ATTENTION, quick_judge(layer_));
 }
 
 TEST_P(AttentionBackward, OfDenseAttention) { expect_gradients(layer_, OPENMSA_OP_DENSE_ATTENTION); }
@@ -28,15 +28,15 @@ TEST_P(AttentionBackward, OfDenseAttention) { expect_gradients(layer_, OPENMSA_O
 TEST_P(AttentionBackward, WithAGradientIntoLse) {
   std::mt19937_64 random(2);
   layer_.tensors["d_lse"] = random_buffer(OPENMSA_FLOAT32, {layer_.total_q(), layer_.config.num_heads_q}, random);
-  expect_gradients(layer_, OPENMSA_OP_DENSE_ATTENTION);
+  expect_gradients(layer_, OPENMSA_OP_DENSE_ATTENTION, quick_judge(layer_));
   layer_.add({{"topk_indices", random_selection(layer_, 4)}});
-  expect_gradients(layer_, OPENMSA_OP_SPARSE_ATTENTION);
+  expect_gradients(layer_, OPENMSA_OP_SPARSE_ATTENTION, quick_judge(layer_));
 }
 
 /// In fp32 the gradients are those in the plan's dtype before they are rounded.
 TEST_P(AttentionBackward, InFp32) {
   layer_.add({{"topk_indices", random_selection(layer_, 5)}});
-  layer_ = with_forward(layer_, OPENMSA_OP_SPARSE_ATTENTION);
+  layer_ = with_forward(layer_, OPENMSA_OP_SPARSE_ATTENTION, quick_judge(layer_));
   const TensorMap rounded = run(layer_, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
   TensorMap wide;
   for (const auto& [name, gradient] : rounded) wide[name] = Buffer(OPENMSA_FLOAT32, gradient.shape());

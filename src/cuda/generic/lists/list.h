@@ -53,29 +53,24 @@ struct RowsInBatch {
 
 /// Items of a list in one range: as few as hold its visits, of even size but for the last.
 struct ListItems {
-  static constexpr std::int32_t kWholeTiles =
-      64;  // items hold whole tiles of the kernels, which are at most this large
-
   std::int32_t count;        // visits
   std::int32_t item_visits;  // of each item but the last
   std::int32_t items;
 
-  /// A selection's. Those of dense attention are not cut again: `is_dense`.
-  OPENMSA_DEVICE ListItems(std::int32_t count, bool is_dense) : count(count) {
-    const std::int32_t shares = is_dense ? 1 : ceil_div(count, kListItemVisits);
-    item_visits = count == 0 ? kWholeTiles : ceil_div(ceil_div(count, shares), kWholeTiles) * kWholeTiles;
+  OPENMSA_DEVICE ListItems(std::int32_t count, std::int32_t most_visits) : count(count) {
+    const std::int32_t shares = ceil_div(count, most_visits);
+    item_visits = count == 0 ? kListTileVisits : ceil_div(ceil_div(count, shares), kListTileVisits) * kListTileVisits;
     items = ceil_div(count, item_visits);
   }
 
-  /// Bound over `lists` lists with `visits` in all: each has less than visits / kListItemVisits items beside its first.
+  /// Bound over `lists` lists of a selection with `visits` in all, however few visits an item may have.
   static constexpr std::int64_t max_items(std::int64_t visits, std::int64_t lists) {
-    return visits / kListItemVisits + (visits < lists ? visits : lists);
+    return visits / kListTileVisits + (visits < lists ? visits : lists);
   }
 
  private:
   static OPENMSA_DEVICE std::int32_t ceil_div(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 };
-static_assert(kListItemVisits % ListItems::kWholeTiles == 0);
 
 OPENMSA_DEVICE RowsInBatch rows_in_batch(const ListParams& p, std::int32_t sequence) {
   return RowsInBatch(p.batch.sequence(sequence), p.first_row, p.rows, p.batch.block_size);
@@ -140,7 +135,7 @@ struct DenseRows {
 OPENMSA_DEVICE std::int32_t items_before(const ListParams& p, std::int32_t list, std::int32_t range) {
   const std::int64_t lists = num_lists(p);
   std::int32_t items = 0;
-  for (std::int32_t r = 0; r < range; ++r) items += ListItems(p.counts[r * lists + list], p.is_dense()).items;
+  for (std::int32_t r = 0; r < range; ++r) items += ListItems(p.counts[r * lists + list], p.item_visits).items;
   return items;
 }
 

@@ -114,7 +114,7 @@ __device__ __forceinline__ std::uint64_t sum_earlier_ranges(const ListParams& p,
   for (int list = threadIdx.x; list < lists; list += kPlaceThreads) {
 #pragma unroll 4
     for (int r = 0; r < range; ++r) {
-      sum += packed(ListItems(p.counts[r * std::int64_t{lists} + list], p.is_dense()));
+      sum += packed(ListItems(p.counts[r * std::int64_t{lists} + list], p.item_visits));
     }
   }
   return sum;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 1) place_items_kernel(const Lis
   for (int first = 0; first < lists; first += kPlaceThreads) {
     const int list = first + threadIdx.x;
     const std::int64_t at = range * std::int64_t{lists} + list;
-    const ListItems items(list < lists ? p.counts[at] : 0, p.is_dense());
+    const ListItems items(list < lists ? p.counts[at] : 0, p.item_visits);
     std::uint64_t sum;
     __syncthreads();
     Scan(storage).ExclusiveSum(packed(items), offset, sum);

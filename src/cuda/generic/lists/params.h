@@ -13,8 +13,10 @@
 
 namespace openmsa::cuda::generic {
 
-/// Visits of a work item of a selection, at most: few enough to share hot kv_blocks out.
-inline constexpr std::int32_t kListItemVisits = 512;
+/// Items hold whole tiles of the kernels, which are at most this large.
+inline constexpr std::int32_t kListTileVisits = 64;
+/// Visits of an item of a selection, at most: few enough to share hot kv_blocks out.
+inline constexpr std::int32_t kMostItemVisits = 512;
 /// Query rows of a list batch, at most.
 inline constexpr std::int32_t kMaxListRows = 1 << 16;
 
@@ -62,7 +64,8 @@ struct ListParams {
   std::int32_t rows;
   std::int32_t first_head;
   std::int32_t heads;
-  std::int32_t range_rows;  // a multiple of 128
+  std::int32_t range_rows;   // a multiple of 128
+  std::int32_t item_visits;  // of an item, at most: a multiple of kListTileVisits
 
   // Workspace.
   std::int64_t max_lists;     // of a KV head, of every batch of the call

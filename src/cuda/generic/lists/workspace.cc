@@ -17,12 +17,13 @@ ListParams take_lists(core::Arena& arena, const ListCapacity& capacity) {
   p.index = {arena.take<std::int32_t>(capacity.batch + 2), arena.take<std::int32_t>(capacity.batch + 1)};
   p.topk = static_cast<std::int32_t>(capacity.topk);
   p.max_lists = capacity.total_blocks;
+  p.item_visits = is_dense ? kMaxListRows : kMostItemVisits;
   p.first_words = arena.take<std::int64_t>(is_dense ? 0 : capacity.batch + 1);
   p.bits = arena.take<std::uint32_t>(list_words(capacity));
   p.counts = arena.take<std::int32_t>(parts);
   p.begins = arena.take<std::int32_t>(is_dense ? 0 : parts);
   p.visits = arena.take<std::int32_t>(visits);
-  p.items = arena.take<ListItem>(is_dense ? parts : ListItems::max_items(visits, parts));
+  p.items = arena.take<ListItem>(is_dense ? parts + capacity.dense_cuts : ListItems::max_items(visits, parts));
   p.num_items = arena.take<std::int32_t>(1);
   p.next_item = arena.take<std::int32_t>(1);
   p.tickets = arena.take<std::int32_t>(lists);

@@ -314,7 +314,8 @@ __device__ __forceinline__ void add_d_q(const BackwardParams& p, const generic::
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       int x[4];
       CUTE_UNROLL
-      for (int i = 0; i < 4; ++i) x[i] = __float2int_rn(d_q(make_coord(i % 2, half, 2 * chunk + i / 2), 0, 0) * to_fixed);
+      for (int i = 0; i < 4; ++i)
+        x[i] = __float2int_rn(d_q(make_coord(i % 2, half, 2 * chunk + i / 2), 0, 0) * to_fixed);
       *reinterpret_cast<int4*>(staged + row * kWidth + ((chunk ^ swizzle) * 4 + lane % 4) * 4) =
           int4{x[0], x[1], x[2], x[3]};
     }

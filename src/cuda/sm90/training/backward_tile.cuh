@@ -117,10 +117,8 @@ struct BackwardTile {
 
   /// Whether none of eight elements is NaN or infinite: their exponents are not all ones.
   __device__ static bool is_finite(const uint4& chunk) {
-    constexpr std::uint32_t kExponent = cutlass::sizeof_bits<Element>::value == 16 &&
-                                                cute::is_same_v<Element, cutlass::half_t>
-                                            ? 0x7c00u
-                                            : 0x7f80u;
+    constexpr std::uint32_t kExponent =
+        cutlass::sizeof_bits<Element>::value == 16 && cute::is_same_v<Element, cutlass::half_t> ? 0x7c00u : 0x7f80u;
     bool finite = true;
     for (const std::uint32_t two : {chunk.x, chunk.y, chunk.z, chunk.w}) {
       finite &= (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;

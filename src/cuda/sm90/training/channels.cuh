@@ -10,19 +10,18 @@ namespace openmsa::cuda::sm90::training {
 
 inline constexpr int kLaneChannels = 8;  // of a thread that reads rows
 
-/// `x` = 8 channels, 16-byte aligned.
+/// 8 channels as they lie in memory, 16-byte aligned.
+template <class Element>
+struct alignas(16) Channels {
+  Element x[kLaneChannels];
+};
+
+/// `x` = 8 channels from an aligned place.
 template <class Element>
 __device__ __forceinline__ void load_channels(const Element* from, float (&x)[kLaneChannels]) {
-  struct alignas(16) Chunk {
-    Element x[16 / sizeof(Element)];
-  };
-  constexpr int kChunk = 16 / sizeof(Element);
+  const auto channels = *reinterpret_cast<const Channels<Element>*>(from);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels / kChunk; ++i) {
-    const Chunk chunk = reinterpret_cast<const Chunk*>(from)[i];
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) x[i * kChunk + j] = static_cast<float>(chunk.x[j]);
-  }
+  for (int i = 0; i < kLaneChannels; ++i) x[i] = static_cast<float>(channels.x[i]);
 }
 
 /// Rounds to Element; 16 bytes at a time where rows are aligned.

@@ -36,8 +36,11 @@ void launch_key_bounds(const BatchView& batch, const KeyInputs& in, openmsa_dtyp
 
 void launch_row_stats(const BackwardParams& p, const RowInputs& in, openmsa_dtype dtype, openmsa_dtype o_dtype,
                       Launch launch) {
-  const std::int64_t threads = num_rows(p) * in.head_dim / kLaneChannels;
-  const LaunchShape shape{{ctas_for(threads, kPrepareThreads)}, kPrepareThreads, 0};
+  const std::int64_t rows = std::int64_t{p.work.rows} << p.log2_group_size;
+  const LaunchShape shape{{ctas_for(rows * in.head_dim / kLaneChannels, kPrepareThreads * kStatsRows),
+                           static_cast<unsigned int>(p.work.heads)},
+                          kPrepareThreads,
+                          0};
   with_element(dtype, [&](auto element) {
     using Element = decltype(element);
     const auto kernel =

@@ -11,6 +11,15 @@ namespace openmsa::cuda::sm90::training {
 
 inline constexpr int kPrepareThreads = 256;
 inline constexpr int kBoundsKeys = 256;  // keys of a CTA
+inline constexpr int kStatsRows = 4;     // of a thread, at once
+
+/// A lane's channels of a row.
+template <class Element>
+__device__ __forceinline__ Channels<Element> channels_of(const QueryRows& rows, std::int64_t row, std::int64_t head,
+                                                         int lane) {
+  const auto* const channels = static_cast<const Element*>(rows.data) + row * rows.strides[0] + head * rows.strides[1];
+  return reinterpret_cast<const Channels<Element>*>(channels)[lane];
+}
 
 __device__ __forceinline__ void raise(float* maximum, float value) {  // value >= 0: floats are ordered as their bits
   atomicMax(reinterpret_cast<int*>(maximum), __float_as_int(value));
@@ -67,54 +76,74 @@ __global__ void __launch_bounds__(kPrepareThreads) key_bounds_kernel(const Batch
   }
 }
 
-/// Statistics of a row and query head that sees something, as RowStats has them.
-struct RowFigures {
-  float lse2, delta, to_fixed;
+/// What is known of a (row, query head) beside its d_o and o.
+struct RowFacts {
+  bool sees_keys;
+  float lse, d_lse;
+  KeyBounds keys;
 
-  __device__ __forceinline__ RowFigures(float lse, float delta, float d_o_norm, const KeyBounds& keys)
-      : lse2(lse * static_cast<float>(kLog2E)), delta(delta) {
-    constexpr float kLeastBound = 0x1p-90f;  // far below gradients that matter; its reciprocal stays a number
-    const float bound = (d_o_norm * keys.v_norm + fabsf(delta)) * keys.k_max;
-    to_fixed = isfinite(lse) && isfinite(bound) ? 0x1p30f / fmaxf(bound, kLeastBound) : NAN;
+  __device__ __forceinline__ RowFacts(const BackwardParams& p, const RowInputs& in, int row, int head) {
+    const int sequence =
+        p.batch.cu_seqlens_q.data == nullptr ? 0 : find_sequence(p.batch.cu_seqlens_q, p.batch.batch + 1, row);
+    lse = in.lse.at(row, head);
+    d_lse = in.d_lse.data == nullptr ? 0 : in.d_lse.at(row, head);
+    sees_keys = p.batch.position_in(sequence, row) >= 0 && lse != -INFINITY;
+    const std::int64_t at = std::int64_t{sequence} * in.num_heads_kv + (head >> p.log2_group_size);
+    keys = sees_keys ? in.bounds[at] : KeyBounds{0, 0};
   }
 };
 
-/// Statistics of the batch's rows.
+/// `delta`: d_o.o.
+__device__ __forceinline__ void store_stats(const BackwardParams& p, int row, int head, const RowFacts& facts,
+                                            float delta, float d_o_norm) {
+  constexpr float kLeastBound = 0x1p-90f;  // far below gradients that matter; its reciprocal stays a number
+  delta -= facts.d_lse;
+  const float bound = (d_o_norm * facts.keys.v_norm + fabsf(delta)) * facts.keys.k_max;
+  const float to_fixed = isfinite(facts.lse) && isfinite(bound) ? 0x1p30f / fmaxf(bound, kLeastBound) : NAN;
+  const int group_size = 1 << p.log2_group_size;
+  const std::int64_t at = p.work.place(head >> p.log2_group_size, row) * group_size + (head & (group_size - 1));
+  // One that sees nothing has p = 0 and d_q = 0.
+  p.stats.lse2[at] = facts.sees_keys ? facts.lse * static_cast<float>(kLog2E) : INFINITY;
+  p.stats.delta[at] = facts.sees_keys ? delta : 0;
+  p.stats.to_fixed[at] = facts.sees_keys ? to_fixed : 1;
+}
+
+/// Statistics of the batch's rows. A lane has channels of kStatsRows (row, query head) at once, all of them on their way
+/// from memory together; the first kStatsRows lanes of a row then finish one each. CTAs [rows * group_size][KV heads].
 template <class Element, class Output>
 __global__ void __launch_bounds__(kPrepareThreads) row_stats_kernel(const BackwardParams p, const RowInputs in) {
   wait_for_earlier_kernels();
-  const int lanes = in.head_dim / kLaneChannels, heads = p.work.heads << p.log2_group_size;
-  const int entry = static_cast<int>(blockIdx.x * kPrepareThreads + threadIdx.x) / lanes;
-  const bool exists = entry < p.work.rows * heads;
-  const int row = p.work.first_row + (exists ? entry / heads : 0), h = exists ? entry % heads : 0;
-  const int head = (p.work.first_head << p.log2_group_size) + h, channel = threadIdx.x % lanes * kLaneChannels;
-  float d_o[kLaneChannels], o[kLaneChannels];
-  load_channels(static_cast<const Element*>(in.d_o.data) + row * in.d_o.strides[0] + head * in.d_o.strides[1] + channel,
-                d_o);
-  load_channels(static_cast<const Output*>(in.o.data) + row * in.o.strides[0] + head * in.o.strides[1] + channel, o);
-  float delta = 0;
-#pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) delta += d_o[i] * o[i];
-  delta = sum_over(lanes, delta);
-  const float norm = norm_over(lanes, d_o);
-  if (!exists || channel != 0) return;
+  const int lanes = in.head_dim / kLaneChannels, lane = threadIdx.x % lanes, at_once = kPrepareThreads / lanes;
+  const int rows = p.work.rows << p.log2_group_size, first_head = (p.work.first_head + blockIdx.y) << p.log2_group_size;
+  const int first = blockIdx.x * at_once * kStatsRows + threadIdx.x / lanes;
+  const auto row_of = [&](int entry) { return p.work.first_row + (entry >> p.log2_group_size); };
+  const auto head_of = [&](int entry) { return first_head + (entry & ((1 << p.log2_group_size) - 1)); };
 
-  const int group = head >> p.log2_group_size, group_size = 1 << p.log2_group_size;
-  const std::int64_t at = p.work.place(group, row) * group_size + (head & (group_size - 1));
-  const float lse = in.lse.at(row, head);
-  const int sequence =
-      p.batch.cu_seqlens_q.data == nullptr ? 0 : find_sequence(p.batch.cu_seqlens_q, p.batch.batch + 1, row);
-  if (p.batch.position_in(sequence, row) < 0 || lse == -INFINITY) {  // sees nothing: p = 0, d_q = 0
-    p.stats.lse2[at] = INFINITY;
-    p.stats.delta[at] = 0;
-    p.stats.to_fixed[at] = 1;
-    return;
+  Channels<Element> d_o[kStatsRows];
+  Channels<Output> o[kStatsRows];
+#pragma unroll
+  for (int i = 0; i < kStatsRows; ++i) {
+    const int from = min(first + i * at_once, rows - 1);
+    d_o[i] = channels_of<Element>(in.d_o, row_of(from), head_of(from), lane);
+    o[i] = channels_of<Output>(in.o, row_of(from), head_of(from), lane);
   }
-  if (in.d_lse.data != nullptr) delta -= in.d_lse.at(row, head);
-  const RowFigures figures(lse, delta, norm, in.bounds[std::int64_t{sequence} * in.num_heads_kv + group]);
-  p.stats.lse2[at] = figures.lse2;
-  p.stats.delta[at] = figures.delta;
-  p.stats.to_fixed[at] = figures.to_fixed;
+  const int entry = first + min(lane, kStatsRows - 1) * at_once, row = row_of(min(entry, rows - 1)),
+            head = head_of(entry);
+  const RowFacts facts(p, in, row, head);
+  float delta = 0, norm = 0;  // of the lane's own entry
+#pragma unroll
+  for (int i = 0; i < kStatsRows; ++i) {
+    float x[kLaneChannels], product = 0;
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) {
+      x[c] = static_cast<float>(d_o[i].x[c]);
+      product += x[c] * static_cast<float>(o[i].x[c]);
+    }
+    const float sum = sum_over(lanes, product), x_norm = norm_over(lanes, x);
+    delta = lane == i ? sum : delta;
+    norm = lane == i ? x_norm : norm;
+  }
+  if (lane < kStatsRows && entry < rows) store_stats(p, row, head, facts, delta, norm);
 }
 
 }  // namespace openmsa::cuda::sm90::training

@@ -35,7 +35,7 @@ BatchView batch_view(const Layer& layer) {
 
 /// Rows [first_row, first_row + rows) of all KV heads, in ranges.
 struct Chunk {
-  std::int32_t first_row, rows, range_rows;
+  std::int32_t first_row, rows, range_rows, item_visits;
 };
 
 /// The lists of one chunk, phase by phase as in lists.cuh.
@@ -47,6 +47,7 @@ class HostLists {
     p_.first_row = chunk.first_row;
     p_.rows = chunk.rows;
     p_.range_rows = chunk.range_rows;
+    p_.item_visits = chunk.item_visits;
     p_.heads = layer.shape.num_heads_kv;
     p_.topk = layer.shape.topk;
     blocks_ = {0};
@@ -122,7 +123,7 @@ class HostLists {
     if (!p_.is_dense()) write_visits(place, range);
     const std::int32_t count = p_.is_dense() ? dense.count : static_cast<std::int32_t>(visits.size()) - first;
     p_.counts[range * num_lists(p_) + list] = count;
-    const ListItems parts(count, p_.is_dense());
+    const ListItems parts(count, p_.item_visits);
     const std::int32_t visit = p_.is_dense() ? dense.begin : first, order = items_before(p_, list, range);
     for (std::int32_t i = 0; i < parts.items; ++i) items.push_back(list_item(place, parts, list, i, visit, order));
   }
@@ -185,7 +186,7 @@ void expect_lists(const Layer& layer, const Chunk& chunk) {
   std::set<Visit> done;
   std::int32_t last_range = 0;
   for (const ListItem& item : lists.items) {
-    ASSERT_TRUE(item.count >= 1 && item.count <= kListItemVisits) << item.count;
+    ASSERT_TRUE(item.count >= 1 && item.count <= chunk.item_visits) << item.count;
     const std::int32_t range =
         (lists.visits.at(static_cast<std::size_t>(item.begin)) - chunk.first_row) / chunk.range_rows;
     EXPECT_LE(last_range, range) << "items go back to earlier rows";
@@ -204,18 +205,23 @@ void expect_lists(const Layer& layer, const Chunk& chunk) {
   EXPECT_EQ(done.size(), lists.visits.size());
   expect_order(lists.items);
 
-  const std::int64_t places = std::int64_t{chunk.rows} * layer.shape.num_heads_kv;
-  const std::int64_t ranges = ceil_div(chunk.rows, chunk.range_rows);
-  EXPECT_LE(std::ssize(lists.items), ListItems::max_items(places * layer.shape.topk, ranges * lists.lists()));
+  const std::int64_t places = std::int64_t{chunk.rows} * layer.shape.num_heads_kv, visits = std::ssize(done);
+  const std::int64_t parts = ceil_div(chunk.rows, chunk.range_rows) * lists.lists();
+  EXPECT_LE(std::ssize(lists.items), visits / chunk.item_visits + std::min(visits, parts));
   EXPECT_LE(lists.words(), RowsInBatch::max_words(places, layer.max_blocks(), lists.lists()));
 }
 
 /// All rows at once, in parts that begin and end anywhere, one row, and padding alone.
 std::vector<Chunk> chunks_of(const Layer& layer) {
   const auto total = static_cast<std::int32_t>(layer.total_q());
-  std::vector<Chunk> chunks = {{0, total, 1024}, {0, total, 128}, {total / 2, 1, 128}, {total - 1, 1, 128}};
-  for (std::int32_t first = 0; first < total; first += 177)
-    chunks.push_back({first, std::min(177, total - first), 128});
+  std::vector<Chunk> chunks = {{0, total, 1024, 512},
+                               {0, total, 1024, 64},
+                               {0, total, 128, 128},
+                               {total / 2, 1, 128, 64},
+                               {total - 1, 1, 128, 64}};
+  for (std::int32_t first = 0; first < total; first += 177) {
+    chunks.push_back({first, std::min(177, total - first), 128, 64});
+  }
   return chunks;
 }
 
@@ -276,7 +282,8 @@ TEST_P(Lists, OfDenseAttentionHoldEveryVisibleKey) {
     }
     EXPECT_EQ(done, visible(layer_, chunk));
     expect_order(lists.items);
-    EXPECT_LE(std::ssize(lists.items), ceil_div(chunk.rows, chunk.range_rows) * lists.lists());
+    const std::int64_t parts = ceil_div(chunk.rows, chunk.range_rows) * lists.lists();
+    EXPECT_LE(std::ssize(lists.items), std::ssize(done) / chunk.item_visits + parts);
   }
 }
 
@@ -292,14 +299,13 @@ TEST(LongLists, AreCutIntoEvenItems) {
     for (std::int64_t i = 0; i < visits; ++i) indices.set({0, layer.total_q() - visits + i, i % 2}, 1);
     layer.tensors["topk_indices"] = indices;
     for (const std::int32_t range_rows : {128, 1024, 4096}) {
-      expect_lists(layer, {0, 3003, range_rows});
-      expect_lists(layer, {100, 2900, range_rows});
+      expect_lists(layer, {0, 3003, range_rows, 512});
+      expect_lists(layer, {100, 2900, range_rows, 192});
     }
-    const std::int32_t count = static_cast<std::int32_t>(visits);
-    const ListItems items(count, false);
+    const auto count = static_cast<std::int32_t>(visits);
+    const ListItems items(count, 512);
     EXPECT_EQ(items.items, (count + 511) / 512);
-    EXPECT_LT(items.item_visits - ceil_div(count, items.items), ListItems::kWholeTiles);
-    EXPECT_EQ(ListItems(count, true).items, 1);
+    EXPECT_LT(items.item_visits - ceil_div(count, items.items), kListTileVisits);
   }
 }
 
