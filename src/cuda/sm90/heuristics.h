@@ -118,19 +118,6 @@ constexpr std::int64_t list_range_rows(std::int64_t blocks, std::int64_t topk, s
   return std::max(covering(wanted, 128) * 128, kLeastRangeRows);
 }
 
-/// Visits of a work item, at most, in a list batch with `visits` of them; `most`: for their kind. There should be so many
-/// items for each of 132 SMs that the last ones end at about the same time. Whole tiles of 64.
-inline constexpr std::int64_t kWantedListItems = 24 * 132;
-constexpr std::int64_t list_item_visits(std::int64_t visits, std::int64_t most) {
-  return std::clamp<std::int64_t>(visits / kWantedListItems / 64 * 64, 64, most);
-}
-
-/// Visits of a list batch of dense attention, about: those of one long sequence. There are at most twice as many.
-constexpr std::int64_t dense_visits(std::int64_t places, std::int64_t max_blocks) { return places * max_blocks / 2; }
-/// Items of dense attention beside the first of a list in a range, at most: with 2 * dense_visits and, as long as ranges
-/// are cut, more than dense_visits / (2 kWantedListItems) per item.
-inline constexpr std::int64_t kMostDenseCuts = 4 * kWantedListItems;
-
 /// Rows of each list batch of a call, at most max_rows: as even as can be.
 constexpr std::int64_t list_batch_rows(std::int64_t total_q, std::int64_t max_rows) {
   return covering(total_q, std::max<std::int64_t>(covering(total_q, max_rows), 1));

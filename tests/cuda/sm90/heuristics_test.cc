@@ -74,24 +74,6 @@ TEST(ListBatchRows, AreEven) {
   EXPECT_EQ(list_batch_rows(0, 65536), 0);
 }
 
-TEST(ListItemVisits, BalanceSmallListBatches) {
-  EXPECT_EQ(list_item_visits(4 * 8192 * 16, 512), 128);
-  EXPECT_EQ(list_item_visits(65536 * 16, 512), 320);
-  EXPECT_EQ(list_item_visits(65536 * 64, 512), 512);
-  EXPECT_EQ(list_item_visits(100, 512), 64);
-  EXPECT_EQ(list_item_visits(dense_visits(4 * 8192, 64), kDenseRangeRows), 320);
-  EXPECT_EQ(list_item_visits(dense_visits(65536, 1024), kDenseRangeRows), kDenseRangeRows);
-}
-
-TEST(ListItemVisits, KeepTheNumberOfDenseItemsBounded) {
-  for (std::int64_t visits = 1; visits < std::int64_t{1} << 40; visits += visits / 7 + 1) {
-    const std::int64_t of_item = list_item_visits(visits, kDenseRangeRows);
-    if (of_item < kDenseRangeRows) {
-      EXPECT_LE(2 * visits / of_item, kMostDenseCuts) << visits;
-    }
-  }
-}
-
 TEST(ListRangeRows, GiveAKvBlockEnoughVisits) {
   EXPECT_EQ(list_range_rows(64, 16, 65536), 4096);
   EXPECT_EQ(list_range_rows(1024, 16, 65536), 4096);

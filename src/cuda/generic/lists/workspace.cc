@@ -23,7 +23,7 @@ ListParams take_lists(core::Arena& arena, const ListCapacity& capacity) {
   p.counts = arena.take<std::int32_t>(parts);
   p.begins = arena.take<std::int32_t>(is_dense ? 0 : parts);
   p.visits = arena.take<std::int32_t>(visits);
-  p.items = arena.take<ListItem>(is_dense ? parts + capacity.dense_cuts : ListItems::max_items(visits, parts));
+  p.items = arena.take<ListItem>(is_dense ? parts : ListItems::max_items(visits, parts));
   p.num_items = arena.take<std::int32_t>(1);
   p.next_item = arena.take<std::int32_t>(1);
   p.tickets = arena.take<std::int32_t>(lists);

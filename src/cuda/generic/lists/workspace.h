@@ -15,7 +15,6 @@ struct ListCapacity {
   std::int64_t topk;          // visits of a row, at most; 0: dense attention
   std::int64_t max_blocks;    // kv_blocks of the longest sequence
   std::int64_t total_blocks;  // kv_blocks of all sequences
-  std::int64_t dense_cuts;    // items of dense attention beside the first of each list in a range, all together
 };
 
 /// Most kv_blocks that sequences with total_k keys in all can have.
@@ -26,7 +25,7 @@ constexpr std::int64_t most_blocks(std::int64_t total_k, std::int64_t batch, std
 /// Bits of a batch, in words.
 std::int64_t list_words(const ListCapacity& capacity);
 
-/// The pointers of ListParams, and max_lists; item_visits that cut no dense list.
+/// The pointers of ListParams, max_lists and item_visits, which cut no dense list.
 ListParams take_lists(core::Arena& arena, const ListCapacity& capacity);
 
 }  // namespace openmsa::cuda::generic

@@ -21,7 +21,8 @@
 //   kScores        256 threads of the consumers     the same              ds of both is in shared memory
 //   kKeys, kRows   256 threads of the consumers     the same              numbers that are not finite have been removed;
 //                                                                         d_k and d_v of the item before have been added
-//   kItem          256 threads of the consumers     the same              d_k and d_v of the last item have been added
+//   kItem          256 threads of the consumers     the same              it is the item's turn to add d_k and d_v; those of
+//                                                                         the last item have been added
 //
 // Order of a consumer's products, and what runs beside them:
 //
@@ -332,8 +333,8 @@ __device__ __forceinline__ void add_d_q(const BackwardParams& p, const generic::
   cute::tma_store_arrive();
 }
 
-/// Adds an item's d_k and d_v to those of earlier items of its kv_block, in its turn; end_turn() has to follow when they
-/// have arrived. `key`: the thread's first.
+/// Adds an item's d_k and d_v to those of earlier items of its kv_block; in its turn, which ends when they have arrived.
+/// `key`: the thread's first.
 template <class Tile>
 __device__ __forceinline__ void add_key_gradients(const BackwardParams& p, const generic::ListItem& item,
                                                   const typename Tile::KeyGradients& d_k,
@@ -348,7 +349,6 @@ __device__ __forceinline__ void add_key_gradients(const BackwardParams& p, const
       reduce_add(to + 8 * n, {d(make_coord(0, half, n), 0, 0), d(make_coord(1, half, n), 0, 0)});
     }
   };
-  wait_for_turn(p.work.tickets + item.ticket, item.order);
   CUTE_UNROLL
   for (int half = 0; half < 2; ++half) {
     if (key + 8 * half >= keys) continue;
@@ -416,6 +416,8 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
   warpgroup_fence_operand(d_k);
   release_done();
   if (lane == 0) EmptyBarrier::arrive(storage.kv_empty);
+  if (consumer == 0 && thread == 0) wait_for_turn(p.work.tickets + item.ticket, item.order);
+  sync(BackwardBarrier::kItem, Config::kConsumerThreads);
   add_key_gradients<Tile>(p, item, d_k, d_v, key, lane);
 }
 

@@ -78,13 +78,6 @@ class Backward {
  private:
   bool is_dense() const { return !present(problem_.tensors.topk_indices); }
 
-  /// Of a list batch with so many rows and heads.
-  std::int32_t item_visits(std::int64_t places) const {
-    return static_cast<std::int32_t>(
-        is_dense() ? list_item_visits(dense_visits(places, problem_.plan.max_blocks), kDenseRangeRows)
-                   : list_item_visits(places * config_.topk, generic::kMostItemVisits));
-  }
-
   void prepare_keys() const {
     const KeyInputs in{query_rows(problem_.tensors.k), query_rows(problem_.tensors.v), config_.num_heads_kv,
                        config_.head_dim, workspace_.bounds};
@@ -102,7 +95,6 @@ class Backward {
     for (std::int32_t row = 0; row < problem_.total_q; row += rows) {
       lists_.first_row = row;
       lists_.rows = std::min(rows, batch_.total_q - row);
-      lists_.item_visits = item_visits(std::int64_t{lists_.rows} * lists_.heads);
       run_batch();
     }
     const KeyGradients gradients{workspace_.d_kv_sums,

@@ -42,8 +42,7 @@ BackwardWorkspace::BackwardWorkspace(Arena& arena, const Plan& plan, bool is_den
   const std::int64_t blocks =
       std::min(generic::most_blocks(total_k, config.max_batch, config.block_size), config.max_batch * plan.max_blocks);
   const std::int64_t ranges = covering(max_rows, is_dense ? kDenseRangeRows : kLeastRangeRows);
-  const generic::ListCapacity capacity{config.max_batch, heads,  places,        ranges, topk,
-                                       plan.max_blocks,  blocks, kMostDenseCuts};
+  const generic::ListCapacity capacity{config.max_batch, heads, places, ranges, topk, plan.max_blocks, blocks};
   words = generic::list_words(capacity);
   lists = generic::take_lists(arena, capacity);
   bounds = arena.take<KeyBounds>(config.max_batch * config.num_heads_kv);
