@@ -187,5 +187,27 @@ TEST_F(HugeStrides, RowsPast32BitsAreFound) {
   expect_same_bits(call.results(), expected);
 }
 
+TEST_F(HugeStrides, RowsOfGradientsPast32BitsAreFound) {
+  constexpr std::int64_t kStride = (std::int64_t{1} << 30) + 64, kPart = 1 << 20, kRowBytes = kStride * 2;
+  Layer layer = device_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .seqlens_q = {3}, .seqlens_k = {190}});
+  layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+  const TensorMap expected = run(layer, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  const std::size_t bytes = static_cast<std::size_t>(kRowBytes) * 3;
+  if (!has_room(bytes)) GTEST_SKIP() << "needs " << (bytes >> 30) << " GiB of device memory";
+  DeviceMemory memory(bytes);
+  DeviceCall call(layer, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD);
+  Tensors& tensors = call.tensors();
+  const openmsa_tensor d_q = tensors.d_q;
+  tensors.q = spread(layer.tensors.at("q"), kStride, 0, memory);
+  tensors.o = spread(layer.tensors.at("o"), kStride, kPart, memory);
+  tensors.d_o = spread(layer.tensors.at("d_o"), kStride, 2 * kPart, memory);
+  tensors.d_q = spread(expected.at("d_q"), kStride, 3 * kPart, memory);
+  const std::size_t row = expected.at("d_q").bytes().size() / 3;
+  require_cuda(cudaMemset2D(tensors.d_q.data, kRowBytes, 0xff, row, 3), "cudaMemset2D");
+  call.enqueue();
+  require_cuda(cudaMemcpy2D(d_q.data, row, tensors.d_q.data, kRowBytes, row, 3, cudaMemcpyDefault), "cudaMemcpy2D");
+  expect_same_bits(call.results(), expected);
+}
+
 }  // namespace
 }  // namespace openmsa::test

@@ -3,12 +3,13 @@
 //   1. index_rows    one CTA: where each sequence's bits begin
 //   2. set_bits      a thread per slot of topk_indices
 //   3. count_visits  a warp per list and range
-//   4. place_items   a CTA per range: where each list's visits begin, and its items
+//   4. place_items   a CTA per range: where each list's visits begin, and its items, part by part
 //   5. write_visits  a warp per list and range: bits to rows; leaves the bits zero
 //
 // Dense attention has no lists: count_rows and place_items.
 #pragma once
 
+#include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
 #include "cuda/common/grid_dependency.cuh"
@@ -103,50 +104,108 @@ __global__ void __launch_bounds__(kCountThreads) count_rows_kernel(const ListPar
   if (list < num_lists(p)) keep_count(p, list, range, DenseRows(p, find_list(p, list), range).count);
 }
 
-/// Items and visits of lists, to be added up together.
-__device__ __forceinline__ std::uint64_t packed(const ListItems& items) {
-  return static_cast<std::uint64_t>(items.items) << 32 | items.count;
-}
+using RangeSum = cub::BlockReduce<std::uint64_t, kPlaceThreads>;
 
-/// Those of all ranges before the CTA's, in every thread's own lists.
-__device__ __forceinline__ std::uint64_t sum_earlier_ranges(const ListParams& p, int range, int lists) {
+/// Items << 32 | visits, where these are stored, of all ranges before the CTA's; in every thread.
+__device__ __forceinline__ std::uint64_t sum_earlier_ranges(const ListParams& p, int range, int lists,
+                                                            typename RangeSum::TempStorage& storage) {
+  __shared__ std::uint64_t all;
   std::uint64_t sum = 0;
   for (int list = threadIdx.x; list < lists; list += kPlaceThreads) {
 #pragma unroll 4
     for (int r = 0; r < range; ++r) {
-      sum += packed(ListItems(p.counts[r * std::int64_t{lists} + list], p.item_visits));
+      const ListItems items(p.counts[r * std::int64_t{lists} + list], p.item_visits);
+      sum += static_cast<std::uint64_t>(items.items) << 32 | (p.is_dense() ? 0 : items.count);
     }
   }
-  return sum;
+  sum = RangeSum(storage).Sum(sum);
+  if (threadIdx.x == 0) all = sum;
+  __syncthreads();
+  return all;
+}
+
+using PlaceScan = cub::BlockScan<int, kPlaceThreads, cub::BLOCK_SCAN_WARP_SCANS>;
+
+/// A thread's list in a range.
+struct PlacedList {
+  std::int32_t number;
+  ListItems items;
+  ListPlace place;
+  std::int32_t first_visit;
+  std::int32_t order;  // of its first item there
+
+  __device__ __forceinline__ ListItem item(int part) const {
+    return list_item(place, items, number, part, first_visit, order);
+  }
+};
+
+__device__ __forceinline__ ListItems items_in_range(const ListParams& p, int list, int range) {
+  const int lists = num_lists(p);
+  return {list < lists ? p.counts[range * std::int64_t{lists} + list] : 0, p.item_visits};
+}
+
+/// part_begins[i] = first + the items of the range in parts before i: part i has the i-th item of every list that has so
+/// many. Returns all of them.
+__device__ __forceinline__ int begin_parts(const ListParams& p, int range, int first, int (&part_begins)[kPlaceThreads],
+                                           typename PlaceScan::TempStorage& storage) {
+  part_begins[threadIdx.x] = 0;
+  __syncthreads();
+  for (int list = threadIdx.x; list < num_lists(p); list += kPlaceThreads) {
+    const int items = items_in_range(p, list, range).items;
+    if (items > 0) atomicAdd(&part_begins[items - 1], 1);
+  }
+  __syncthreads();
+  int with_fewer, lists, begin, all;  // thread i: lists with up to i items, that is, without a part i
+  PlaceScan(storage).ExclusiveSum(part_begins[threadIdx.x], with_fewer, lists);
+  __syncthreads();
+  PlaceScan(storage).ExclusiveSum(lists - with_fewer, begin, all);
+  part_begins[threadIdx.x] = first + begin;
+  __syncthreads();
+  return all;
+}
+
+/// Puts the items of every thread's list in their places, part by part; part_begins move on. A CTA.
+__device__ __forceinline__ void place_parts(const ListParams& p, const PlacedList& list,
+                                            int (&part_begins)[kPlaceThreads],
+                                            typename PlaceScan::TempStorage& storage) {
+  for (int part = 0; __syncthreads_or(part < list.items.items) != 0; ++part) {
+    const bool has_part = part < list.items.items;
+    int rank, sum;
+    PlaceScan(storage).ExclusiveSum(has_part ? 1 : 0, rank, sum);
+    if (has_part) p.items[part_begins[part] + rank] = list.item(part);
+    __syncthreads();
+    if (threadIdx.x == 0) part_begins[part] += sum;
+  }
 }
 
 /// CTAs [ranges]. The last one also leaves next_item zero.
 __global__ void __launch_bounds__(kPlaceThreads, 1) place_items_kernel(const ListParams p) {
-  using Scan = cub::BlockScan<std::uint64_t, kPlaceThreads, cub::BLOCK_SCAN_WARP_SCANS>;
-  __shared__ typename Scan::TempStorage storage;
+  static_assert(kMaxListRows / kListTileVisits <= kPlaceThreads, "parts of a list");
+  __shared__ typename RangeSum::TempStorage sum_storage;
+  __shared__ typename PlaceScan::TempStorage storage;
+  __shared__ int part_begins[kPlaceThreads];
   wait_for_earlier_kernels();
   const int range = blockIdx.x, lists = num_lists(p);
-  std::uint64_t offset, before;
-  Scan(storage).ExclusiveSum(sum_earlier_ranges(p, range, lists), offset, before);
+  const std::uint64_t before = sum_earlier_ranges(p, range, lists, sum_storage);
+  const auto first_item = static_cast<int>(before >> 32);
+  const int num_items = begin_parts(p, range, first_item, part_begins, storage);
+  auto visits = static_cast<int>(before);
   for (int first = 0; first < lists; first += kPlaceThreads) {
-    const int list = first + threadIdx.x;
-    const std::int64_t at = range * std::int64_t{lists} + list;
-    const ListItems items(list < lists ? p.counts[at] : 0, p.item_visits);
-    std::uint64_t sum;
-    __syncthreads();
-    Scan(storage).ExclusiveSum(packed(items), offset, sum);
-    offset += before;
-    before += sum;
-    if (items.count == 0) continue;
-    const ListPlace place = find_list(p, list);
-    const auto visit = p.is_dense() ? DenseRows(p, place, range).begin : static_cast<std::int32_t>(offset);
-    const int order = items_before(p, list, range);
-    ListItem* const to = p.items + (offset >> 32);
-    if (!p.is_dense()) p.begins[at] = visit;
-    for (int part = 0; part < items.items; ++part) to[part] = list_item(place, items, list, part, visit, order);
+    const int number = first + threadIdx.x;
+    PlacedList list{number, items_in_range(p, number, range)};
+    int offset, sum;
+    PlaceScan(storage).ExclusiveSum(list.items.count, offset, sum);
+    if (list.items.count > 0) {
+      list.place = find_list(p, number);
+      list.first_visit = p.is_dense() ? DenseRows(p, list.place, range).begin : visits + offset;
+      list.order = items_before(p, number, range);
+      if (!p.is_dense()) p.begins[range * std::int64_t{lists} + number] = list.first_visit;
+    }
+    visits += sum;
+    place_parts(p, list, part_begins, storage);
   }
   if (range == gridDim.x - 1 && threadIdx.x == 0) {
-    *p.num_items = static_cast<std::int32_t>(before >> 32);
+    *p.num_items = first_item + num_items;
     *p.next_item = 0;
   }
 }

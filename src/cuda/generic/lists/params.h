@@ -54,7 +54,9 @@ struct ListBatch {
 /// How lists are made. A batch has a list per KV head and kv_block of all sequences: list number
 /// (head - first_head) * kv_blocks of all sequences + kv_block counted over all sequences. Its rows are cut into ranges,
 /// [first_row + r * range_rows, first_row + (r + 1) * range_rows); items do not cross them and come range by range, so
-/// that the q, d_o and sums of a range stay in the L2 cache while its items are worked off.
+/// that the q, d_o and sums of a range stay in the L2 cache while its items are worked off. Inside a range the first
+/// items of all lists come first, then all second ones, and so on: items of one list, which add up their sums in turns,
+/// are not worked off side by side.
 struct ListParams {
   BatchView batch;
   BatchIndex index;            // of index_batch; tiles are not used

@@ -65,9 +65,7 @@ class HostLists {
       index_rows();
       set_bits();
     }
-    for (std::int32_t range = 0; range < p_.ranges(); ++range) {
-      for (std::int32_t list = 0; list < num_lists(p_); ++list) place_items(list, range);
-    }
+    for (std::int32_t range = 0; range < p_.ranges(); ++range) place_items(range);
   }
 
   std::vector<std::int32_t> visits;
@@ -116,7 +114,8 @@ class HostLists {
     }
   }
 
-  void place_items(std::int32_t list, std::int32_t range) {
+  /// Visits of a list in a range, which become its items there.
+  std::vector<ListItem> items_of(std::int32_t list, std::int32_t range) {
     const ListPlace place = find_list(p_, list);
     const DenseRows dense(p_, place, range);
     const auto first = static_cast<std::int32_t>(visits.size());
@@ -125,7 +124,20 @@ class HostLists {
     p_.counts[range * num_lists(p_) + list] = count;
     const ListItems parts(count, p_.item_visits);
     const std::int32_t visit = p_.is_dense() ? dense.begin : first, order = items_before(p_, list, range);
-    for (std::int32_t i = 0; i < parts.items; ++i) items.push_back(list_item(place, parts, list, i, visit, order));
+    std::vector<ListItem> result;
+    for (std::int32_t i = 0; i < parts.items; ++i) result.push_back(list_item(place, parts, list, i, visit, order));
+    return result;
+  }
+
+  /// The items of a range, part by part.
+  void place_items(std::int32_t range) {
+    std::vector<std::vector<ListItem>> parts;
+    for (std::int32_t list = 0; list < num_lists(p_); ++list) {
+      const std::vector<ListItem> own = items_of(list, range);
+      parts.resize(std::max(parts.size(), own.size()));
+      for (std::size_t i = 0; i < own.size(); ++i) parts[i].push_back(own[i]);
+    }
+    for (const std::vector<ListItem>& part : parts) items.insert(items.end(), part.begin(), part.end());
   }
 
   ListParams p_{};
@@ -166,44 +178,50 @@ std::set<Visit> visible(const Layer& layer, const Chunk& chunk) {
   return result;
 }
 
-/// Items of a kv_block follow one another in order, each in one range, and no other has their ticket.
-void expect_order(const std::vector<ListItem>& items) {
+/// Items of a kv_block follow one another in order, no other has their ticket, and inside a range first items come
+/// before second ones. range_of(item): the range that its rows lie in.
+template <class RangeOf>
+void expect_order(const std::vector<ListItem>& items, const RangeOf& range_of) {
   std::map<std::int32_t, std::vector<ListItem>> of_ticket;
-  for (const ListItem& item : items) of_ticket[item.ticket].push_back(item);
+  std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t> parts;  // of a ticket in a range
   std::set<std::tuple<std::int32_t, std::int32_t, std::int32_t>> blocks;
-  for (const auto& [ticket, own] : of_ticket) {
-    EXPECT_TRUE(blocks.emplace(own[0].head, own[0].sequence, own[0].block).second) << "two tickets of a kv_block";
-    for (std::size_t i = 0; i < own.size(); ++i) {
-      EXPECT_EQ(own[i].order, static_cast<std::int32_t>(i));
-      EXPECT_EQ(std::tie(own[i].head, own[i].sequence, own[i].block),
-                std::tie(own[0].head, own[0].sequence, own[0].block));
+  std::int32_t last_range = 0, last_part = 0;
+  for (const ListItem& item : items) {
+    std::vector<ListItem>& own = of_ticket[item.ticket];
+    EXPECT_EQ(item.order, static_cast<std::int32_t>(own.size()));
+    own.push_back(item);
+    EXPECT_EQ(std::tie(item.head, item.sequence, item.block), std::tie(own[0].head, own[0].sequence, own[0].block));
+    if (own.size() == 1) {
+      EXPECT_TRUE(blocks.emplace(item.head, item.sequence, item.block).second) << "two tickets of a kv_block";
     }
+    const std::int32_t range = range_of(item), part = parts[{item.ticket, range}]++;
+    EXPECT_LE(std::tie(last_range, last_part), std::tie(range, part));
+    last_range = range;
+    last_part = part;
   }
 }
 
 void expect_lists(const Layer& layer, const Chunk& chunk) {
   const HostLists lists(layer, chunk, &layer.tensors.at("topk_indices"));
+  const auto range_of = [&](const ListItem& item) {
+    return (lists.visits.at(static_cast<std::size_t>(item.begin)) - chunk.first_row) / chunk.range_rows;
+  };
   std::set<Visit> done;
-  std::int32_t last_range = 0;
   for (const ListItem& item : lists.items) {
     ASSERT_TRUE(item.count >= 1 && item.count <= chunk.item_visits) << item.count;
-    const std::int32_t range =
-        (lists.visits.at(static_cast<std::size_t>(item.begin)) - chunk.first_row) / chunk.range_rows;
-    EXPECT_LE(last_range, range) << "items go back to earlier rows";
-    last_range = range;
     std::int32_t last_row = -1;
     for (std::int32_t i = item.begin; i < item.begin + item.count; ++i) {
       const std::int32_t row = lists.visits.at(static_cast<std::size_t>(i));
       EXPECT_LT(last_row, row) << "rows of an item ascend";
       last_row = row;
-      EXPECT_EQ((row - chunk.first_row) / chunk.range_rows, range);
+      EXPECT_EQ((row - chunk.first_row) / chunk.range_rows, range_of(item));
       EXPECT_EQ(layer.sequence_of(row), static_cast<std::size_t>(item.sequence));
       EXPECT_TRUE(done.emplace(row, item.head, item.block).second) << "row " << row << " twice";
     }
   }
   EXPECT_EQ(done, chosen(layer, chunk));
   EXPECT_EQ(done.size(), lists.visits.size());
-  expect_order(lists.items);
+  expect_order(lists.items, range_of);
 
   const std::int64_t places = std::int64_t{chunk.rows} * layer.shape.num_heads_kv, visits = std::ssize(done);
   const std::int64_t parts = ceil_div(chunk.rows, chunk.range_rows) * lists.lists();
@@ -281,7 +299,7 @@ TEST_P(Lists, OfDenseAttentionHoldEveryVisibleKey) {
       }
     }
     EXPECT_EQ(done, visible(layer_, chunk));
-    expect_order(lists.items);
+    expect_order(lists.items, [&](const ListItem& item) { return (item.begin - chunk.first_row) / chunk.range_rows; });
     const std::int64_t parts = ceil_div(chunk.rows, chunk.range_rows) * lists.lists();
     EXPECT_LE(std::ssize(lists.items), std::ssize(done) / chunk.item_visits + parts);
   }
