@@ -24,9 +24,8 @@
  *   - Results are bitwise equal from run to run and for every number of threads.
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
- *     numbers, block indices) cannot be checked. It serves block_scores, topk, select_blocks, sparse_attention,
- *     msa_attention, append_kv, dense_attention and block_recall. Calls with few query tokens per sequence on average
- *     have kernels of their own.
+ *     numbers, block indices) cannot be checked. It serves every operation, but for the teacher's gradients of kl_loss
+ *     (d_q, d_k). Calls with few query tokens per sequence on average have kernels of their own.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H

@@ -14,6 +14,7 @@
 #include "cuda/sm90/prefill/workspace.h"
 #include "cuda/sm90/recall/host.h"
 #include "cuda/sm90/training/host.h"
+#include "cuda/sm90/training/kl/host.h"
 #include "cuda/sm90/training/workspace.h"
 
 namespace openmsa::cuda::sm90 {
@@ -102,6 +103,7 @@ void check_plan(const Plan& plan) {
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   if (is_backward(op)) return backward_workspace(op, plan);
   if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
+  if (op == OPENMSA_OP_KL_LOSS) return training::kl::workspace_bytes(plan);
   if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
@@ -122,6 +124,8 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
     case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
       return training::attention_backward(problem, arena, launch);
+    case OPENMSA_OP_KL_LOSS:
+      return training::kl::kl_loss(problem, arena, launch);
     case OPENMSA_OP_BLOCK_RECALL:
       return recall::run(problem, arena, launch);
     case OPENMSA_OP_TOPK:

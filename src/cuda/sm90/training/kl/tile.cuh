@@ -1,0 +1,170 @@
+// A warpgroup's share of a step: 64 keys of a kv_block against 16 queries. Shared-memory layouts and the products of
+// kv_outer.cuh.
+//
+// A thread holds two keys of each accumulator with keys as rows, 16 * warp + lane / 4 and the one 8 below, with columns
+// 8 * n + 2 * (lane % 4) + {0, 1}.
+#pragma once
+
+#include <cutlass/numeric_conversion.h>
+
+#include <cute/atom/mma_atom.hpp>
+#include <cute/tensor.hpp>
+
+#include "cuda/sm90/ptx/matrix_transposed.cuh"
+#include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/warp_mma.cuh"
+#include "cuda/sm90/training/kl/params.h"
+
+namespace openmsa::cuda::sm90::training::kl {
+
+inline constexpr int kTileKeys = 128;  // keys of a work item, half of them a warpgroup's
+inline constexpr int kKeys = kTileKeys / 2;
+
+/// Starts d = left right, or d += left right; finish with cute::warpgroup_wait and a fence on d.
+template <class Mma, class Left, class Right, class Accumulator>
+__device__ __forceinline__ void start_product(Mma mma, const Left& left, const Right& right, Accumulator& d,
+                                              bool accumulate) {
+  using namespace cute;
+  warpgroup_fence_operand(d);
+  warpgroup_arrive();
+  mma.accumulate_ = accumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
+  CUTE_UNROLL
+  for (int i = 0; i < size<2>(left); ++i) {
+    gemm(mma, left(_, _, i), right(_, _, i), d);
+    mma.accumulate_ = GMMA::ScaleOut::One;
+  }
+  warpgroup_commit_batch();
+}
+
+template <class Element_, int kDim_, int kIndexDim_>
+struct Tile {
+  using Element = Element_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kIndexDim = kIndexDim_;
+  static constexpr int kHalves = kDim / kPanelChannels;
+  // d_index_q: 64 channels of 16 queries are a consumer's, or with 64 channels in all those of 8 queries.
+  static constexpr bool kSplitsChannels = kIndexDim == 128;
+  static constexpr int kOwnQueries = kSplitsChannels ? kStepQueries : kStepQueries / 2;
+
+  template <int kRows, int kColumns>
+  using Size = cute::Shape<cute::Int<kRows>, cute::Int<kColumns>>;
+  using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
+  using ChannelsFirst = cute::Step<cute::_2, cute::_1>;
+
+  // Rows of q: the panels of eight rows side by side. index_k [key][channel] and index_q [query][channel]: panels of 64
+  // channels, one after the other, read both ways. gradients [query][key].
+  using LayoutRows = decltype(cute::tile_to_shape(KMajor{}, Size<kChunkRows, kDim>{}, ChannelsFirst{}));
+  using LayoutIndexKeys = decltype(cute::tile_to_shape(KMajor{}, Size<kTileKeys, kIndexDim>{}));
+  using LayoutIndexKeysT = decltype(cute::tile_to_shape(MnMajor{}, Size<kIndexDim, kTileKeys>{}, ChannelsFirst{}));
+  using LayoutIndexRows = decltype(cute::tile_to_shape(KMajor{}, Size<kStepQueries, kIndexDim>{}));
+  using LayoutIndexRowsT = decltype(cute::tile_to_shape(MnMajor{}, Size<kIndexDim, kStepQueries>{}, ChannelsFirst{}));
+  using LayoutGradients = decltype(cute::tile_to_shape(KMajor{}, Size<kStepQueries, kTileKeys>{}));
+
+  static constexpr auto kK = cute::GMMA::Major::K, kMn = cute::GMMA::Major::MN;
+  template <int kRows, int kColumns>
+  using Step = cute::Shape<cute::Int<kRows>, cute::Int<kColumns>, cute::_16>;
+  using TeacherMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float, Step<kKeys, kChunkRows>, kK, kK>()));
+  using StudentMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float, Step<kKeys, kStepQueries>, kK, kK>()));
+  using IndexKeyMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float, Step<kKeys, kIndexDim>, kK, kMn>()));
+  using IndexRowMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float, Step<kPanelChannels, kOwnQueries>, kMn, kK>()));
+
+  using TeacherScores = decltype(cute::partition_fragment_C(TeacherMma{}, Size<kKeys, kChunkRows>{}));
+  using StudentScores = decltype(cute::partition_fragment_C(StudentMma{}, Size<kKeys, kStepQueries>{}));
+  using IndexKeyGradients = decltype(cute::partition_fragment_C(IndexKeyMma{}, Size<kKeys, kIndexDim>{}));
+  using IndexRowGradients = decltype(cute::partition_fragment_C(IndexRowMma{}, Size<kPanelChannels, kOwnQueries>{}));
+  template <int kDepth>
+  using Operand = decltype(cute::make_tensor<Element>(
+      cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<kDepth / 16>>{}));
+
+  /// The warpgroup's keys as the left operand of s^T.
+  __device__ static void load_keys_operand(const Element* keys, Operand<kDim>& operand, int consumer, int thread) {
+    auto* const registers = reinterpret_cast<std::uint32_t*>(&operand(0));
+    CUTE_UNROLL
+    for (int i = 0; i < kDim / 16; ++i) {
+      std::uint32_t four[4];
+      SwizzledTile<kTileKeys, kDim * 2>::load(reinterpret_cast<const char*>(keys), consumer * kKeys + thread / 32 * 16,
+                                              i * kStepBytes, thread % 32, four);
+      CUTE_UNROLL
+      for (int j = 0; j < 4; ++j) registers[4 * i + j] = four[j];
+    }
+  }
+
+  /// Starts s^T = k q^T of the teacher, [64 keys][64 rows].
+  __device__ static void start_teacher(const Operand<kDim>& keys, const Element* rows, TeacherScores& s, int thread) {
+    using namespace cute;
+    const auto slice = TeacherMma{}.get_thread_slice(thread);
+    start_product(TeacherMma{}, keys, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRows{})), s,
+                  false);
+  }
+
+  /// Starts s_idx^T = index_k index_q^T, [64 keys][16 queries].
+  __device__ static void start_student(const Element* keys, const Element* rows, StudentScores& s, int consumer,
+                                       int thread) {
+    using namespace cute;
+    const auto slice = StudentMma{}.get_thread_slice(thread);
+    const Tensor all = make_tensor(make_smem_ptr(keys), LayoutIndexKeys{});
+    const Tensor own = local_tile(all, Size<kKeys, kIndexDim>{}, make_coord(consumer, _0{}));
+    start_product(StudentMma{}, slice.partition_fragment_A(own),
+                  slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutIndexRows{})), s, false);
+  }
+
+  /// Starts d_index_k += g^T index_q, [64 keys][kIndexDim].
+  __device__ static void start_index_keys(const Operand<kStepQueries>& gradients, const Element* rows,
+                                          IndexKeyGradients& d, bool accumulate, int thread) {
+    using namespace cute;
+    const auto slice = IndexKeyMma{}.get_thread_slice(thread);
+    start_product(IndexKeyMma{}, gradients,
+                  slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutIndexRowsT{})), d, accumulate);
+  }
+
+  /// Starts d_index_q^T = index_k^T g^T over all 128 keys, [64 channels][kOwnQueries].
+  __device__ static void start_index_rows(const Element* keys, const Element* gradients, IndexRowGradients& d,
+                                          int consumer, int thread) {
+    using namespace cute;
+    const int half = kSplitsChannels ? consumer : 0, queries = kSplitsChannels ? 0 : consumer;
+    const auto slice = IndexRowMma{}.get_thread_slice(thread);
+    const Tensor channels = make_tensor(make_smem_ptr(keys), LayoutIndexKeysT{});
+    const Tensor all = make_tensor(make_smem_ptr(gradients), LayoutGradients{});
+    start_product(
+        IndexRowMma{},
+        slice.partition_fragment_A(local_tile(channels, Size<kPanelChannels, kTileKeys>{}, make_coord(half, _0{}))),
+        slice.partition_fragment_B(local_tile(all, Size<kOwnQueries, kTileKeys>{}, make_coord(queries, _0{}))), d,
+        false);
+  }
+
+  /// A thread's gradients, of two keys and four queries, as a left operand: the same place in registers, rounded.
+  __device__ static Operand<kStepQueries> round(const float (&g)[2][4]) {
+    Operand<kStepQueries> operand;
+    const cutlass::NumericArrayConverter<Element, float, 2> convert;
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      cutlass::Array<float, 2> pair;
+      pair[0] = g[i % 2][i / 2 * 2];
+      pair[1] = g[i % 2][i / 2 * 2 + 1];
+      reinterpret_cast<cutlass::Array<Element, 2>*>(&operand(0))[i] = convert(pair);
+    }
+    return operand;
+  }
+
+  /// Stores rounded gradients of the warpgroup's keys into the [16 queries][128 keys] tile of both.
+  __device__ static void store_gradients(const Operand<kStepQueries>& gradients, Element* tile, int consumer,
+                                         int thread) {
+    const int lane = thread % 32, query = lane / 16 * 8 + lane % 8;
+    const int key = consumer * kKeys + thread / 32 * 16 + lane / 8 % 2 * 8;
+    const auto* const packed = reinterpret_cast<const std::uint32_t*>(&gradients(0));
+    const std::uint32_t four[4] = {packed[0], packed[1], packed[2], packed[3]};
+    store_matrices_transposed(tile + swizzled(kStepQueries, query, key), four);
+  }
+
+  /// Element (row, column) of a tile of `rows` rows in panels of 64 columns, in elements from its start.
+  __device__ static constexpr int swizzled(int rows, int row, int column) {
+    return AttentionTile<Element, kIndexDim, kTileKeys>::swizzled(rows, row, column);
+  }
+};
+
+}  // namespace openmsa::cuda::sm90::training::kl
