@@ -238,7 +238,7 @@ def test_on_another_stream():
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(200_000_000)
         late = {name: layer[name] * 1 for name in NAMES}
         result = step_gradients(loss_of, late)
         assert not stream.query(), "the calls did not wait"
