@@ -136,6 +136,16 @@ def test_compiled(warmup, backend):
         assert (ours - exact).float().norm() <= 1e-2 * exact.float().norm()
 
 
+def test_compiled_into_graphs():
+    """Graph trees of the compiler capture forward and backward; later inputs replay them."""
+    compiled = torch.compile(loss_of, mode="reduce-overhead", fullgraph=True)
+    for seed in range(5):
+        layer = torch_layer([500], [500], device="cuda", dtype=torch.bfloat16, seed=seed, **M3)
+        result = [gradient.clone() for gradient in step_gradients(compiled, layer)]
+        for ours, exact in zip(result, step_gradients(loss_of, layer)):
+            assert (ours - exact).float().norm() <= 1e-2 * exact.float().norm()
+
+
 def module_of(**options):
     torch.manual_seed(0)
     return MSAAttention(96, 32, 2, 128, 128, **OPTIONS | options).cuda()
@@ -228,7 +238,7 @@ def test_on_another_stream():
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(200_000_000)
         late = {name: layer[name] * 1 for name in NAMES}
         result = step_gradients(loss_of, late)
         assert not stream.query(), "the calls did not wait"
