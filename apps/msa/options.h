@@ -5,6 +5,8 @@
 #include <openmsa/openmsa.hpp>
 #include <string>
 
+#include "msa/number.h"
+
 namespace openmsa::cli {
 
 struct BackendOptions {
@@ -25,7 +27,7 @@ struct BackendOptions {
         ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
         ->capture_default_str();
     command.add_option("--threads", threads, "Threads of the cpu backend; 0: one per core")
-        ->check(CLI::Range(0, 4096))
+        ->check(between(0, 4096))
         ->capture_default_str();
   }
 };

@@ -1,6 +1,8 @@
 #include "tokenizer/byte_level.h"
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
 
 #include "io/error.h"
@@ -96,6 +98,7 @@ void ByteLevelTokenizer::read_merges(const json& merges, const json& vocab) {
 
 void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json& vocab) {
   if (!added_tokens.is_array()) throw InputError("added_tokens: expected a list");
+  std::map<std::string, std::int32_t> raw, normalized;
   for (const json& added : added_tokens) {
     const json content = added.is_object() ? added.value("content", json()) : json();
     if (!content.is_string() || content == json(std::string()))
@@ -112,12 +115,14 @@ void ByteLevelTokenizer::read_added_tokens(const json& added_tokens, const json&
     }
     const auto letters = content.get<std::string>();
     if (added.value("normalized", json(false)) == true) {
-      normalized_tokens_.add(normalizer_.apply(letters), token);
+      normalized[normalizer_.apply(letters)] = token;
     } else {
-      raw_tokens_.add(letters, token);
+      raw[letters] = token;
     }
     bytes_[token] = letters;
   }
+  raw_tokens_ = AddedTokens(raw);
+  normalized_tokens_ = AddedTokens(normalized);
 }
 
 std::vector<std::int32_t> ByteLevelTokenizer::encode(std::string_view text) const {

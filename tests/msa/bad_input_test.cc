@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <sstream>
 
 #include "msa/msa.h"
 
@@ -36,7 +37,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCommandLine{"Threads", {"attend", "--input", "x", "--output", "y", "--threads", "-1"}, "--threads"},
         BadCommandLine{"DenseTopk", {"attend", "--input", "x", "--output", "y", "--dense", "--topk", "4"}, "--dense"},
         BadCommandLine{"VerifyBackend", {"verify", "--backend", "reference"}, "--backend"},
-        BadCommandLine{"VerifyTolerance", {"verify", "--tolerance", "-1"}, "--tolerance"},
+        BadCommandLine{"VerifyTolerance", {"verify", "--tolerance", "-1"}, "from 0 to 1e+09, got -1"},
         BadCommandLine{"NoBench", {"bench"}, "subcommand"},
         BadCommandLine{"BenchDtype", {"bench", "decode", "--dtype", "int8"}, "int8"},
         BadCommandLine{"BenchContext", {"bench", "decode", "--contexts", "0"}, "--contexts"},
@@ -54,6 +55,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCommandLine{"BenchAgreement", {"bench", "decode", "--queries", "2", "--agreement", "1.5"}, "--agreement"},
         BadCommandLine{"PrefillPrefix", {"bench", "prefill", "--prefix", "3"}, "--queries"},
         BadCommandLine{"PrefillTwice", {"bench", "prefill", "--tokens", "5", "--queries", "3"}, "--queries"},
+        BadCommandLine{"PrefillPeak", {"bench", "prefill", "--peak-tflops", "0"}, "from 0.001 to 1e+09, got 0"},
         BadCommandLine{"PrefillHeads", {"bench", "prefill", "--num-heads-q", "3"}, "num_heads_q"},
         BadCommandLine{"TrainNan", {"train", "--output", "x", "--lr", "nan"}, "--lr"},
         BadCommandLine{"TrainInfinity", {"train", "--output", "x", "--lr", "inf"}, "from 0 to 1e+09, got inf"},
@@ -225,15 +227,54 @@ TEST_F(BadInput, MessagesAreCutWhereTheyQuoteTooMuch) {
   EXPECT_LT(run.err.size(), 2000u);
 }
 
+/// The options of a command that take a number, as its help lists them.
+std::vector<std::string> numeric_options(const std::string& help) {
+  std::vector<std::string> options;
+  std::istringstream lines(help);
+  for (std::string line; std::getline(lines, line);) {
+    std::string option, type;
+    std::istringstream(line) >> option >> type;
+    const bool is_number = type.starts_with("INT") || type.starts_with("UINT") || type.starts_with("FLOAT");
+    if (option.starts_with("--") && is_number) options.push_back(option);
+  }
+  return options;
+}
+
+/// A range that goes as far as doubles do has an end of 309 digits.
+TEST_F(BadInput, NumbersAreRefusedInShort) {
+  const std::vector<std::vector<std::string>> commands = {{"attend"},         {"train"},           {"eval"},
+                                                          {"generate"},       {"bench", "decode"}, {"bench", "prefill"},
+                                                          {"bench", "train"}, {"verify"}};
+  for (std::vector<std::string> command : commands) {
+    command.emplace_back("--help");
+    const std::vector<std::string> options = numeric_options(msa(command).out);
+    EXPECT_GE(options.size(), 2u) << command.front();
+    for (const std::string& option : options) {
+      command.back() = option;
+      for (const char* number : {"-1e308", "1e400"}) {
+        std::vector<std::string> arguments = command;
+        arguments.emplace_back(number);
+        const MsaRun run = msa(arguments);
+        expect_refusal(run, "");
+        EXPECT_LT(run.err.size(), 120u) << run.err;
+      }
+    }
+  }
+}
+
 TEST_F(BadInput, OutputThatCannotBeCreatedIsAFailure) {
   const Layer layer = good_layer(false);
   write(layer, names_of(layer));
   const std::string out = directory_ / "absent/out";
   using Arguments = std::vector<std::string>;
   for (Arguments arguments :
-       {Arguments{"eval", "--model", "absent"}, Arguments{"generate", "--prompt", "x", "--model", "absent"}}) {
+       {Arguments{"eval", "--model", "absent"}, Arguments{"generate", "--prompt", "x", "--model", "absent"},
+        Arguments{"bench", "decode", "--model", "absent"}, Arguments{"bench", "prefill", "--num-heads-q", "3"},
+        Arguments{"bench", "train", "--layers", "1"}, Arguments{"verify"}}) {
     arguments.insert(arguments.end(), {"--json", out});
-    expect_refusal(msa(arguments), out, 1);  // before anything is read or run
+    const MsaRun run = msa(arguments);
+    expect_refusal(run, out, 1);  // before anything is read or run
+    EXPECT_EQ(run.out, "");
   }
   expect_refusal(msa({"attend", "--input", directory_ / "in", "--output", out}), out, 1);
   EXPECT_EQ(directory_.num_entries(), 1u);

@@ -85,5 +85,13 @@ TEST_F(Report, IncompleteRunsAreRefused) {
   EXPECT_FALSE(std::filesystem::exists(directory_ / "report.html"));
 }
 
+/// Copying it would exhaust the stack.
+TEST_F(Report, DeepLogsAreRefused) {
+  constexpr std::size_t kDepth = 1 << 20;
+  const std::string deep = std::string(kDepth, '[') + std::string(kDepth, ']');
+  std::ofstream(directory_.path() / "msa" / "log.jsonl", std::ios::app) << R"({"event":"end","x":)" + deep + "}\n";
+  expect_refusal(report(), "log.jsonl: nested too deeply");
+}
+
 }  // namespace
 }  // namespace openmsa::test

@@ -165,6 +165,29 @@ TEST(Merges, MayBeWrittenAsPairsInOneString) {
   }
 }
 
+/// words.json with one more token, which is found as it is.
+ByteLevelTokenizer tokenizer_with(const std::string& content) {
+  json file = read_data("words.json");
+  file["added_tokens"].push_back({{"id", 1u << 20}, {"content", content}});
+  return ByteLevelTokenizer(file);
+}
+
+/// Half the places of the text begin a token of half its length that lacks the end.
+TEST(AddedTokenOfAFile, TimeIsLinearInTheText) {
+  const auto encode = [](int count) {
+    const std::string half(static_cast<std::size_t>(count), 'a');
+    const ByteLevelTokenizer tokenizer = tokenizer_with(half + "A");
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(half + half)), half + half);
+    EXPECT_EQ(tokenizer.encode(half + "A"), std::vector<std::int32_t>{1 << 20});
+  };
+  EXPECT_LT(test::growth(encode, 5000, 50000), 40) << "10 times the text";
+}
+
+TEST(AddedTokenOfAFile, IsRefusedWhereItsBytesAreTooMany) {
+  EXPECT_NO_THROW(tokenizer_with(std::string(1 << 20, 'a')));
+  EXPECT_THROW(tokenizer_with(std::string(9 << 20, 'a')), io::InputError);
+}
+
 TEST(LoadTokenizer, ReadsBytesWhereThereIsNoFile) {
   const test::TemporaryDirectory folder;
   const auto tokenizer = load_tokenizer(folder.path());

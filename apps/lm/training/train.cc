@@ -10,6 +10,7 @@
 
 #include "io/atomic_file.h"
 #include "io/error.h"
+#include "io/json_file.h"
 #include "lm/checkpoint/checkpoint.h"
 #include "lm/ops/parallel.h"
 #include "lm/training/corpus.h"
@@ -26,10 +27,13 @@ constexpr const char* kLogFile = "log.jsonl";
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// Whether a line of the log tells of the first `steps_done` steps, or of their start.
-bool tells_of(const json& event, std::int64_t steps_done) {
+bool tells_of(const std::string& line, std::int64_t steps_done) try {
+  const json event = io::parse_json(line);
   if (!event.is_object()) return false;
   const json name = event.value("event", json()), step = event.value("step", json(0));
   return (name == "start" || name == "step") && step.is_number_integer() && step.get<std::int64_t>() <= steps_done;
+} catch (const io::InputError&) {
+  return false;
 }
 
 /// The lines of an earlier run up to step `steps_done`.
@@ -37,7 +41,7 @@ std::string kept_lines(const std::filesystem::path& path, std::int64_t steps_don
   std::string kept;
   std::ifstream stream(path);
   for (std::string line; std::getline(stream, line);) {
-    if (!tells_of(json::parse(line, nullptr, false), steps_done)) break;
+    if (!tells_of(line, steps_done)) break;
     kept += line + '\n';
   }
   return kept;

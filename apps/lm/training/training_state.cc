@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "io/error.h"
+#include "io/json_file.h"
 #include "io/safetensors.h"
 #include "lm/checkpoint/checkpoint.h"
 #include "lm/training/training_memory.h"
@@ -32,6 +33,13 @@ void copy_parameter(const Weights& from, ParameterIndex index, const Parameter& 
   float* values = to.of(parameter).data();
   const std::int64_t rows = static_cast<std::int64_t>(parameter.size) / matrix.in;
   for (std::int64_t row = 0; row < rows; ++row) matrix.copy_row(row, values + row * matrix.in);
+}
+
+/// A value in the file's metadata, bounded as that of a whole file is.
+nlohmann::json json_of(const std::map<std::string, std::string>& metadata, const char* key) try {
+  return io::parse_json(metadata.at(key));
+} catch (const io::InputError& error) {
+  throw io::InputError(std::string(key) + ": " + error.what());
 }
 
 /// Steps that a run has done, as its file says.
@@ -85,8 +93,8 @@ TrainingState load_state(const std::filesystem::path& path) {
   const io::SafetensorsFile file(path);
   try {
     const auto& metadata = file.metadata();
-    TrainingState state = empty_state(config_from_json(nlohmann::json::parse(metadata.at("config"))),
-                                      options_from_json(nlohmann::json::parse(metadata.at("options"))));
+    TrainingState state =
+        empty_state(config_from_json(json_of(metadata, "config")), options_from_json(json_of(metadata, "options")));
     state.step = steps_done(metadata.at("step"), state.options);
     read_all_parameters(file, "weights.", state.weights);
     read_all_parameters(file, "m.", state.optimizer.m);

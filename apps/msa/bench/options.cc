@@ -1,5 +1,7 @@
 #include "msa/bench/options.h"
 
+#include "msa/number.h"
+
 namespace openmsa::cli {
 
 Config m3_geometry() {
@@ -28,11 +30,11 @@ void BenchOptions::add_dtype(CLI::App& command, const char* text) {
 }
 
 void BenchOptions::add_repeats(CLI::App& command, const char* text) {
-  command.add_option("--repeats", repeats, text)->check(CLI::Range(1, 100000))->capture_default_str();
+  command.add_option("--repeats", repeats, text)->check(between(1, 100000))->capture_default_str();
 }
 
 void BenchOptions::add_threads(CLI::App& command, const char* text) {
-  command.add_option("--threads", threads, text)->check(CLI::Range(0, 4096))->capture_default_str();
+  command.add_option("--threads", threads, text)->check(between(0, 4096))->capture_default_str();
 }
 
 void BenchOptions::add_seed(CLI::App& command, const char* text) {

@@ -15,13 +15,19 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
+/// A line of a log: one JSON object.
+json read_event(const std::string& line) {
+  json event = io::parse_json(line);
+  if (!event.is_object()) throw io::InputError("expected one JSON object per line");
+  return event;
+}
+
 /// {"start": {...}, "steps": [...], "end": {...}}
-json read_log(const fs::path& path) {
+json parse_log(const std::string& text) {
   json log = {{"start", nullptr}, {"steps", json::array()}, {"end", nullptr}};
-  std::istringstream lines(io::read_text(path));
+  std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
-    json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!row.is_object()) throw io::InputError(path.string() + ": expected one JSON object per line");
+    json row = read_event(line);
     const std::string event = row.value("event", "");
     if (event == "step") {
       log["steps"].push_back(std::move(row));
@@ -30,9 +36,18 @@ json read_log(const fs::path& path) {
     }
   }
   if (log["start"].is_null() || log["end"].is_null() || log["steps"].empty()) {
-    throw io::InputError(path.string() + ": the training run is not complete");
+    throw io::InputError("the training run is not complete");
   }
   return log;
+}
+
+json read_log(const fs::path& path) {
+  const std::string text = io::read_text(path);
+  try {
+    return parse_log(text);
+  } catch (const io::InputError& error) {
+    throw io::InputError(path.string() + ": " + error.what());
+  }
 }
 
 /// First and last step at which `field` was measured.

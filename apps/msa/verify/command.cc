@@ -12,7 +12,9 @@
 #include "io/json_file.h"
 #include "msa/device/call.h"
 #include "msa/machine.h"
+#include "msa/number.h"
 #include "msa/options.h"
+#include "msa/outputs.h"
 #include "msa/progress.h"
 #include "msa/verify/report.h"
 
@@ -124,6 +126,7 @@ std::string cuda_obstacle() try {
 }
 
 void VerifyCommand::run() const {
+  check_outputs({{"--json", json}});
   const std::string obstacle = cuda_obstacle();
   if (!obstacle.empty() && backend == "cuda") throw io::InputError(obstacle);
   const auto start = std::chrono::steady_clock::now();
@@ -171,10 +174,10 @@ void add_verify(CLI::App& app) {
       ->check(CLI::IsMember({"all", "cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
-      ->check(CLI::Range(0, 4096))
+      ->check(between(0, 4096))
       ->capture_default_str();
   command->add_option("--tolerance", options->tolerance, "How many times the allowed error is still right")
-      ->check(CLI::NonNegativeNumber)
+      ->check(between(0.0, 1e9))
       ->capture_default_str();
   command->add_option("--json", options->json, "Write every result as JSON")->type_name("FILE");
   command->callback([options] { options->run(); });

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/error.h"
+#include "io/safetensors.h"
 #include "lm/checkpoint/checkpoint.h"
 #include "lm/ops/random.h"
 #include "lm/support.h"
@@ -229,7 +230,10 @@ TEST_F(TrainingRun, KnowsTheFilesOfAnEarlierOneAndMixesThemWithNoOther) {
 TEST_F(TrainingRun, ResumesWhateverTheLogHolds) {
   int asked = 0;
   train([&] { return ++asked == 5; });
-  for (const std::string line : {"5", "[]", R"({"event":7})", R"({"event":"step","step":"3"})", "{"}) {
+  const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+  for (const std::string line :
+       {std::string("5"), std::string("[]"), std::string(R"({"event":7})"),
+        std::string(R"({"event":"step","step":"3"})"), std::string("{"), R"({"event":)" + deep + "}"}) {
     std::filesystem::copy(run_, directory_.path() / "copy", std::filesystem::copy_options::recursive);
     std::ofstream(directory_ / "copy/log.jsonl") << line << "\n";
     const auto copy = directory_.path() / "copy";
@@ -249,6 +253,31 @@ TEST_F(TrainingRun, ChecksTheNumbersOfAState) {
   state.options.clip = -1;
   lm::save_state(directory_ / "state", state);
   EXPECT_THROW(lm::load_state(directory_ / "state"), io::InputError);
+}
+
+/// The state with `value` beside the options that it knows.
+void add_option(const std::filesystem::path& path, const std::string& value) {
+  const io::SafetensorsFile file(path);
+  io::SafetensorsWriter writer;
+  for (const auto& [name, tensor] : file.tensors()) writer.add(name, tensor.type, tensor.shape, tensor.data);
+  for (const auto& [key, text] : file.metadata()) {
+    writer.set_metadata(key, key == "options" ? text.substr(0, text.size() - 1) + ",\"x\":" + value + "}" : text);
+  }
+  writer.write(path.string() + ".more");
+}
+
+/// What reads them copies them, in memory and on the stack.
+TEST_F(TrainingRun, BoundsTheOptionsOfAState) {
+  lm::save_state(directory_ / "state", lm::fresh_state(byte_config(), options_));
+  const auto load_with = [&](const std::string& value) {
+    add_option(directory_ / "state", value);
+    lm::load_state(directory_ / "state.more");
+  };
+  EXPECT_NO_THROW(load_with("[[1]]"));
+  EXPECT_THROW(load_with(std::string(100, '[') + std::string(100, ']')), io::InputError);
+  std::string zeros = "[0";
+  for (int i = 0; i < 5'000'000; ++i) zeros += ",0";
+  EXPECT_THROW(load_with(zeros + "]"), io::InputError);
 }
 
 TEST(Evaluate, RefusesAModelOfNans) {

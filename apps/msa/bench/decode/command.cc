@@ -22,6 +22,8 @@
 #include "msa/bench/host_rates.h"
 #include "msa/bench/options.h"
 #include "msa/machine.h"
+#include "msa/number.h"
+#include "msa/outputs.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -143,6 +145,7 @@ void require_memory(const DecodeOptions& options, const Config& config, const st
 }
 
 void run(const DecodeOptions& options) {
+  check_outputs({{"--json", options.json}});
   const Config config = decode_config(options);
   const std::vector<DecodeShape> shapes = shapes_of(options);
   require_memory(options, config, shapes);
@@ -197,21 +200,19 @@ void add_problem(CLI::App& command, DecodeOptions& options) {
                   "Keys per sequence, for example 2048,8192 or 2K,8K [2K..128K; cuda: 32K,128K,1M]")
       ->delimiter(',')
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(std::int64_t{1}, (std::int64_t{1} << 31) - 1));
-  command.add_option("--batch", options.batch, "Sequences per step")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
+      ->check(between(std::int64_t{1}, (std::int64_t{1} << 31) - 1));
+  command.add_option("--batch", options.batch, "Sequences per step")->check(between(1, 1 << 16))->capture_default_str();
   command.add_option("--lengths", options.lengths, "same, or mixed: log-uniform from 1K to the context")
       ->check(CLI::IsMember({"same", "mixed"}))
       ->capture_default_str();
   command.add_option("--queries", options.queries, "Query tokens per sequence, as in speculative verification")
-      ->check(CLI::Range(1, 16))
+      ->check(between(1, 16))
       ->capture_default_str();
   command
       .add_option("--agreement", options.agreement,
                   "Correlation of a sequence's query vectors: each mixes one common vector, by the square root of "
                   "this, with noise of its own; 0: independent, 1: all choose the same kv_blocks [0.99]")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(between(0.0, 1.0));
   command.add_option("--page-size", options.page_size, "Keys per cache page [--block-size]");
   options.add_dtype(command, "fp32, bf16 or fp16 [fp32; cuda: bf16]");
   command.add_option("--kv-dtype", options.kv_dtype, "e4m3: keys and values in fp8 [--dtype]")

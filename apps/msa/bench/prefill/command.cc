@@ -16,6 +16,8 @@
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
 #include "msa/machine.h"
+#include "msa/number.h"
+#include "msa/outputs.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -189,6 +191,7 @@ void require_memory(const PrefillOptions& options, const std::vector<std::vector
 }
 
 void run(PrefillOptions options) {
+  check_outputs({{"--json", options.json}});
   options.config.backend = options.backend_id();
   options.config.num_threads = options.threads;
   options.config.dtype = io::dtype_of_name(options.dtype);
@@ -218,7 +221,7 @@ void run(PrefillOptions options) {
 }
 
 void add_problem(CLI::App& command, PrefillOptions& options) {
-  const CLI::Range positive(std::int64_t{1}, std::int64_t{1} << 30);
+  const CLI::Validator positive = between(std::int64_t{1}, std::int64_t{1} << 30);
   auto* tokens = command.add_option("--tokens", options.tokens, "Prompts, for example 8192,32768 or 8K,1M [8K]");
   auto* lengths = command.add_option("--lengths", options.lengths, "One ragged batch of prompts of these lengths");
   auto* queries = command.add_option("--queries", options.queries, "One chunk of so many queries ...");
@@ -228,7 +231,7 @@ void add_problem(CLI::App& command, PrefillOptions& options) {
     option->transform(CLI::AsSizeValue(false));
     if (option != prefix) option->check(positive);
   }
-  prefix->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))->needs(queries);
+  prefix->check(between(std::int64_t{0}, std::int64_t{1} << 30))->needs(queries);
   tokens->excludes(lengths)->excludes(queries);
   lengths->excludes(queries);
 }
@@ -261,7 +264,7 @@ void add_bench_prefill(CLI::App& bench) {
       ->capture_default_str();
   options->add_repeats(*command);
   command->add_option("--peak-tflops", options->peak_tflops, "Adds each stage's share of this rate")
-      ->check(CLI::PositiveNumber);
+      ->check(between(1e-3, 1e9));
   options->add_seed(*command);
   options->add_json(*command);
   command->callback([options] { run(*options); });

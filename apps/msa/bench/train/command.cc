@@ -21,6 +21,8 @@
 #include "msa/bench/selection.h"
 #include "msa/device/timing.h"
 #include "msa/machine.h"
+#include "msa/number.h"
+#include "msa/outputs.h"
 #include "msa/progress.h"
 
 namespace openmsa::cli {
@@ -187,6 +189,7 @@ void check_supported(const TrainBench& bench) {
 }
 
 void run(const TrainBench& bench) {
+  check_outputs({{"--json", bench.json}});
   check_supported(bench);
   if (bench.dense_layers >= bench.layers) throw io::InputError("--dense-layers: expected fewer than --layers");
   const lm::ThreadLimit limit(bench.threads);
@@ -218,7 +221,7 @@ void add_bench_train(CLI::App& bench) {
   const auto add = [&](const char* name, auto& value, const char* text, std::int64_t least, std::int64_t most) {
     using T = std::remove_reference_t<decltype(value)>;
     command->add_option(name, value, text)
-        ->check(CLI::Range(static_cast<T>(least), static_cast<T>(most)))
+        ->check(between(static_cast<T>(least), static_cast<T>(most)))
         ->capture_default_str();
   };
   lm::ModelConfig& model = options->model;
