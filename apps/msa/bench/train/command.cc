@@ -182,9 +182,11 @@ ordered_json to_json(const TrainBench& bench, const std::vector<StepTimes>& all)
           {"machine", machine_facts()}};
 }
 
-/// Refuses backends and dtypes that have no training path yet.
+/// Refuses backends and dtypes that a step of this model is not served in.
 void check_supported(const TrainBench& bench) {
-  if (bench.backend != "cpu") throw io::InputError("--backend cuda: the CUDA backend has no training path; use cpu");
+  if (bench.backend != "cpu")
+    throw io::InputError("--backend " + bench.backend +
+                         ": msa bench train measures the CPU; the GPU: python -m openmsa.bench --sections training");
   if (bench.dtype != "fp32") throw io::InputError("--dtype " + bench.dtype + ": training is served in fp32 only");
 }
 
