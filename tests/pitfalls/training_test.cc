@@ -13,8 +13,21 @@ namespace {
 
 class TrainingPitfalls : public OnBackend {
  protected:
-  /// In the shape's own dtype and block_size.
-  Layer layer(const LayerShape& shape) const { return make_layer(shape).on(GetParam().id); }
+  bool is_cuda() const { return GetParam().id == OPENMSA_BACKEND_CUDA; }
+  /// In the shape's own dtype where the backend serves it.
+  Layer layer(LayerShape shape) const {
+    shape.block_size = block();
+    if (is_cuda()) shape.dtype = GetParam().dtype;
+    return make_layer(shape).on(GetParam().id);
+  }
+  /// Of loss and gradients of about 1 that need no rounding of 16 bits; exponentials on the GPU are approximate.
+  double precision() const { return is_cuda() ? 1e-5 : 1e-6; }
+  /// All that the backend writes.
+  std::vector<std::string> outputs() const {
+    std::vector<std::string> names = {"kl_loss", "d_index_q", "d_index_k"};
+    if (!is_cuda()) names.insert(names.end(), {"d_q", "d_k"});
+    return names;
+  }
 };
 INSTANTIATE_TEST_SUITE_P(Backends, TrainingPitfalls, testing::ValuesIn(backends()), backend_test_name);
 
@@ -25,14 +38,15 @@ Layer with_forward(Layer layer) { return layer.add(run(layer, OPENMSA_OP_MSA_ATT
 TEST_P(TrainingPitfalls, KlOfASingleVisibleKeyIsZero) {
   Layer single = with_forward(layer({.seqlens_q = {1, 1}, .seqlens_k = {1, 1}}));
   const TensorMap out = run(single, OPENMSA_OP_KL_LOSS);
-  EXPECT_NEAR(out.at("kl_loss")[0], 0, 1e-6);
+  EXPECT_NEAR(out.at("kl_loss")[0], 0, precision());
   for (const char* name : {"d_index_q", "d_index_k"}) {
-    for (const double value : out.at(name).values()) EXPECT_NEAR(value, 0, 1e-6) << name;
+    for (const double value : out.at(name).values()) EXPECT_NEAR(value, 0, precision()) << name;
   }
 }
 
 /// Pitfall 20: a teacher that averages logits, and logarithms to another base. Two heads with probabilities (1/2, 1/2)
-/// and (1/10, 9/10) over two tokens: P = (3/10, 7/10). The index branch cannot tell them apart: P_idx = (1/2, 1/2).
+/// and (1/10, 9/10) over two tokens: P = (3/10, 7/10), or nearly where log 9 is rounded. The index branch cannot tell them
+/// apart: P_idx = (1/2, 1/2).
 TEST_P(TrainingPitfalls, TheTeacherIsAMeanOfProbabilities) {
   Layer two = layer({.num_heads_q = 2, .num_heads_kv = 1, .seqlens_q = {1}, .seqlens_k = {2}});
   two.config.softmax_scale = 1;
@@ -40,22 +54,24 @@ TEST_P(TrainingPitfalls, TheTeacherIsAMeanOfProbabilities) {
   two.tensors.at("q").set({0, 1, 0}, 1);
   two.tensors.at("k").set({1, 0, 0}, std::log(9.0));
   two = with_forward(two);
-  const double expected = 0.3 * std::log(0.3 / 0.5) + 0.7 * std::log(0.7 / 0.5);
-  EXPECT_NEAR(run(two, OPENMSA_OP_KL_LOSS).at("kl_loss")[0], expected, 1e-6);
+  const double p = (0.5 + 1 / (1 + std::exp(two.tensors.at("k").at({1, 0, 0})))) / 2;
+  const double expected = p * std::log(p / 0.5) + (1 - p) * std::log((1 - p) / 0.5);
+  EXPECT_NEAR(run(two, OPENMSA_OP_KL_LOSS).at("kl_loss")[0], expected, precision());
 }
 
 /// Pitfall 20: a log-sum-exp over all tokens instead of the selected ones.
 TEST_P(TrainingPitfalls, KlSumsOverTheSelectedTokensAlone) {
   // Keys outside the selection may be anything.
-  Layer sparse = layer({.topk = 1, .seqlens_q = {10}, .seqlens_k = {100}});
+  const std::int64_t keys = 3 * block() + 4;
+  Layer sparse = layer({.topk = 1, .seqlens_q = {10}, .seqlens_k = {keys}});
   Buffer indices(OPENMSA_INT32, {2, 10, 1});
   indices.fill(1);
   sparse.add({{"topk_indices", indices}});
   sparse.add(run(sparse, OPENMSA_OP_SPARSE_ATTENTION));
   const TensorMap expected = run(sparse, OPENMSA_OP_KL_LOSS);
   for (const char* name : {"k", "index_k"}) {
-    fill_rows(sparse.tensors.at(name), 0, 32, kNan);
-    fill_rows(sparse.tensors.at(name), 64, 100, 1e30);
+    fill_rows(sparse.tensors.at(name), 0, block(), kNan);
+    fill_rows(sparse.tensors.at(name), 2 * block(), keys, 1e30);
   }
   expect_same_bits(run(sparse, OPENMSA_OP_KL_LOSS), expected);
 }
@@ -68,17 +84,16 @@ TEST_P(TrainingPitfalls, RowsOfWeightZeroGiveExactlyNothing) {
   fill_rows(weights, 10, 20, 0);
   for (const bool is_sparse : {true, false}) {
     if (!is_sparse) weighted.tensors.erase("topk_indices");
-    const std::vector<std::string> outputs = {"kl_loss", "d_index_q", "d_index_k", "d_q", "d_k"};
-    const TensorMap expected = run(weighted, OPENMSA_OP_KL_LOSS, outputs);
+    const TensorMap expected = run(weighted, OPENMSA_OP_KL_LOSS, outputs());
     Layer spoiled = weighted;
     for (const char* name : {"q", "lse", "index_q"}) fill_rows(spoiled.tensors.at(name), 10, 20, kNan);
-    const TensorMap got = run(spoiled, OPENMSA_OP_KL_LOSS, outputs);
+    const TensorMap got = run(spoiled, OPENMSA_OP_KL_LOSS, outputs());
     expect_same_bits(got, expected);
     fill_rows(spoiled.tensors.at("kl_weights"), 10, 20, 0.25);
     fill_rows(spoiled.tensors.at("lse"), 10, 20, -kInf);  // these saw nothing
-    expect_same_bits(run(spoiled, OPENMSA_OP_KL_LOSS, outputs), expected);
+    expect_same_bits(run(spoiled, OPENMSA_OP_KL_LOSS, outputs()), expected);
     EXPECT_TRUE(is_zero(rows(got.at("d_index_q"), 10, 10)));
-    EXPECT_TRUE(is_zero(rows(got.at("d_q"), 10, 10)));
+    EXPECT_TRUE(is_cuda() || is_zero(rows(got.at("d_q"), 10, 10)));
     EXPECT_FALSE(is_zero(rows(got.at("d_index_q"), 20, 10)));
   }
 }
@@ -96,10 +111,11 @@ TEST_P(TrainingPitfalls, WeightedLossesOfPartsAddUpToThatOfTheWhole) {
     part.tensors["kl_weights"].fill(1 / (49.0 * 2));
     const TensorMap got = run(part, OPENMSA_OP_KL_LOSS);
     sum += got.at("kl_loss")[0];
-    EXPECT_LT(relative_error(got.at("d_index_q"), rows(expected.at("d_index_q"), first, length)), 1e-6);
+    EXPECT_LT(relative_error(got.at("d_index_q"), rows(expected.at("d_index_q"), first, length)),
+              is_cuda() ? tolerance(whole.config).gradient : 1e-6);
     first += length;
   }
-  EXPECT_NEAR(sum, expected.at("kl_loss")[0], 1e-6);
+  EXPECT_NEAR(sum, expected.at("kl_loss")[0], is_cuda() ? 1e-4 : 1e-6);  // lse may come from other kernels there
 }
 
 /// Pitfall 18: a fully masked row.
@@ -112,13 +128,14 @@ TEST_P(TrainingPitfalls, KlOfFullyMaskedRowsIsFiniteInBf16) {
 
 /// Pitfall 19: gradients of kv_blocks with no owner, one, and many.
 TEST_P(TrainingPitfalls, KlGivesIndexKeysThatNobodyChoseExactZeros) {
-  Layer owned = layer({.topk = 2, .seqlens_q = {20}, .seqlens_k = {200}});
+  const std::int64_t keys = 6 * block() + 8;
+  Layer owned = layer({.topk = 2, .seqlens_q = {20}, .seqlens_k = {keys}});
   owned.add({{"topk_indices", owned_blocks(20)}});
   owned.add(run(owned, OPENMSA_OP_SPARSE_ATTENTION));
   const Buffer d_index_k = run(owned, OPENMSA_OP_KL_LOSS).at("d_index_k");
   for (std::int64_t b = 0; b < 7; ++b) {
-    const Buffer block = rows(d_index_k, b * 32, std::min<std::int64_t>(32, 200 - b * 32));
-    EXPECT_EQ(is_zero(block), b != 1 && b != 4) << "kv_block " << b;
+    const Buffer of_block = rows(d_index_k, b * block(), std::min<std::int64_t>(block(), keys - b * block()));
+    EXPECT_EQ(is_zero(of_block), b != 1 && b != 4) << "kv_block " << b;
   }
 }
 
@@ -130,10 +147,10 @@ TEST_P(TrainingPitfalls, StridedKlAndRecall) {
   packed.tensors["kl_weights"] = random_buffer(OPENMSA_FLOAT32, {49}, random);
   Layer strided = packed;
   TensorMap& in = strided.tensors;
-  in["q"] = restrided(in["q"], {700, 75, 1});
-  in["k"] = restrided(in["k"], {67, 160 * 67, 1});
-  in["index_q"] = restrided(in["index_q"], {200, 100, 1});
-  in["index_k"] = restrided(in["index_k"], {77, 1});
+  in["q"] = restrided(in["q"], {704, 80, 1});  // of 16 bytes, which the GPU wants
+  in["k"] = restrided(in["k"], {72, 160 * 72, 1});
+  in["index_q"] = restrided(in["index_q"], {208, 104, 1});
+  in["index_k"] = restrided(in["index_k"], {80, 1});
   in["lse"] = restrided(in["lse"], {1, 60});
   in["kl_weights"] = restrided(in["kl_weights"], {3});
   in["topk_indices"] = restrided(in["topk_indices"], {1, 11, 2});
