@@ -15,6 +15,7 @@
 #include <cute/tensor.hpp>
 
 #include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace openmsa::cuda::sm90 {
 
@@ -61,29 +62,11 @@ struct AttentionTile {
     const auto slice = mma.get_thread_slice(thread);
     const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(q), Layout{}));
     const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(k), LayoutK{}));
-    warpgroup_fence_operand(s);
-    warpgroup_arrive();
-    mma.accumulate_ = GMMA::ScaleOut::Zero;
-    CUTE_UNROLL
-    for (int i = 0; i < size<2>(left); ++i) {
-      gemm(mma, left(_, _, i), right(_, _, i), s);
-      mma.accumulate_ = GMMA::ScaleOut::One;
-    }
-    warpgroup_commit_batch();
+    start_product(mma, left, right, s, false);
   }
 
-  /// The probabilities in s as the left operand of p v: the same registers, rounded to Element.
-  __device__ static auto round_scores(const Scores& s) {
-    using namespace cute;
-    Tensor p = make_tensor<Element>(Shape<Shape<_2, _2, _2>, _1, Int<kBlock / 16>>{});
-    const cutlass::NumericArrayConverter<Element, float, 2> convert;
-    CUTE_UNROLL
-    for (int i = 0; i < size(p) / 2; ++i) {
-      reinterpret_cast<cutlass::Array<Element, 2>*>(&p(0))[i] =
-          convert(reinterpret_cast<const cutlass::Array<float, 2>*>(&s(0))[i]);
-    }
-    return p;
-  }
+  /// The probabilities in s as the left operand of p v.
+  __device__ static auto round_scores(const Scores& s) { return round_to_operand<Element>(s); }
 
   /// Starts o = p v, or o += p v.
   template <class Probabilities>
@@ -93,15 +76,7 @@ struct AttentionTile {
     ValueMma mma;
     const auto slice = mma.get_thread_slice(thread);
     const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(v), LayoutV{}));
-    warpgroup_fence_operand(o);
-    warpgroup_arrive();
-    mma.accumulate_ = accumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
-    CUTE_UNROLL
-    for (int i = 0; i < size<2>(p); ++i) {
-      gemm(mma, p(_, _, i), right(_, _, i), o);
-      mma.accumulate_ = GMMA::ScaleOut::One;
-    }
-    warpgroup_commit_batch();
+    start_product(mma, p, right, o, accumulate);
   }
 
   /// Element (row, channel) of a swizzled tile of `rows` rows, in elements from its start.

@@ -5,13 +5,12 @@
 // 8 * n + 2 * (lane % 4) + {0, 1}.
 #pragma once
 
-#include <cutlass/numeric_conversion.h>
-
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace openmsa::cuda::sm90::training {
 
@@ -62,7 +61,7 @@ struct BackwardTile {
     const Tensor all = make_tensor(make_smem_ptr(keys), LayoutKeys{});
     const Tensor left = slice.partition_fragment_A(local_tile(all, Size<kKeys, kDim>{}, make_coord(consumer, _0{})));
     const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRows{}));
-    start(mma, left, right, s, false);
+    start_product(mma, left, right, s, false);
   }
 
   /// Starts d = scores^T rows, or d += scores^T rows: d_v from p and d_o, d_k from ds and q.
@@ -72,7 +71,7 @@ struct BackwardTile {
     using namespace cute;
     KeyMma mma;
     const auto slice = mma.get_thread_slice(thread);
-    start(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRowsT{})), d, accumulate);
+    start_product(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRowsT{})), d, accumulate);
   }
 
   /// Starts d = ds k for the warpgroup's half of the channels.
@@ -83,22 +82,12 @@ struct BackwardTile {
     const auto slice = mma.get_thread_slice(thread);
     const Tensor all = make_tensor(make_smem_ptr(keys), LayoutKeysT{});
     const Tensor half = local_tile(all, Size<kDim / 2, kTileKeys>{}, make_coord(consumer, _0{}));
-    start(mma, slice.partition_fragment_A(make_tensor(make_smem_ptr(ds), LayoutScores{})),
+    start_product(mma, slice.partition_fragment_A(make_tensor(make_smem_ptr(ds), LayoutScores{})),
           slice.partition_fragment_B(half), d, false);
   }
 
-  /// Scores as the left operand of a product over rows: the same registers, rounded to Element.
-  __device__ static auto round(const Scores& s) {
-    using namespace cute;
-    Tensor p = make_tensor<Element>(Shape<Shape<_2, _2, _2>, _1, Int<kTileRows / 16>>{});
-    const cutlass::NumericArrayConverter<Element, float, 2> convert;
-    CUTE_UNROLL
-    for (int i = 0; i < size(p) / 2; ++i) {
-      reinterpret_cast<cutlass::Array<Element, 2>*>(&p(0))[i] =
-          convert(reinterpret_cast<const cutlass::Array<float, 2>*>(&s(0))[i]);
-    }
-    return p;
-  }
+  /// Scores as the left operand of a product over rows.
+  __device__ static auto round(const Scores& s) { return round_to_operand<Element>(s); }
 
   /// Stores rounded scores of the warpgroup's keys into the [kTileKeys][kTileRows] tile of both: stmatrix writes four
   /// 8x8 matrices at once, keys 0-7 and 8-15 of rows [8 n, 8 n + 8), then of the eight rows after them.
@@ -124,21 +113,6 @@ struct BackwardTile {
       finite &= (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
     }
     return finite;
-  }
-
- private:
-  template <class Mma, class Left, class Right, class Accumulator>
-  __device__ static void start(Mma& mma, const Left& left, const Right& right, Accumulator& d, bool accumulate) {
-    using namespace cute;
-    warpgroup_fence_operand(d);
-    warpgroup_arrive();
-    mma.accumulate_ = accumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
-    CUTE_UNROLL
-    for (int i = 0; i < size<2>(left); ++i) {
-      gemm(mma, left(_, _, i), right(_, _, i), d);
-      mma.accumulate_ = GMMA::ScaleOut::One;
-    }
-    warpgroup_commit_batch();
   }
 };
 

@@ -12,6 +12,7 @@
 
 #include "cuda/sm90/ptx/matrix_transposed.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/product.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 #include "cuda/sm90/training/kl/params.h"
 
@@ -19,22 +20,6 @@ namespace openmsa::cuda::sm90::training::kl {
 
 inline constexpr int kTileKeys = 128;  // keys of a work item, half of them a warpgroup's
 inline constexpr int kKeys = kTileKeys / 2;
-
-/// Starts d = left right, or d += left right; finish with cute::warpgroup_wait and a fence on d.
-template <class Mma, class Left, class Right, class Accumulator>
-__device__ __forceinline__ void start_product(Mma mma, const Left& left, const Right& right, Accumulator& d,
-                                              bool accumulate) {
-  using namespace cute;
-  warpgroup_fence_operand(d);
-  warpgroup_arrive();
-  mma.accumulate_ = accumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
-  CUTE_UNROLL
-  for (int i = 0; i < size<2>(left); ++i) {
-    gemm(mma, left(_, _, i), right(_, _, i), d);
-    mma.accumulate_ = GMMA::ScaleOut::One;
-  }
-  warpgroup_commit_batch();
-}
 
 template <class Element_, int kDim_, int kIndexDim_>
 struct Tile {
@@ -78,8 +63,7 @@ struct Tile {
   using IndexKeyGradients = decltype(cute::partition_fragment_C(IndexKeyMma{}, Size<kKeys, kIndexDim>{}));
   using IndexRowGradients = decltype(cute::partition_fragment_C(IndexRowMma{}, Size<kPanelChannels, kOwnQueries>{}));
   template <int kDepth>
-  using Operand = decltype(cute::make_tensor<Element>(
-      cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<kDepth / 16>>{}));
+  using Operand = LeftOperand<Element, kDepth>;
 
   /// The warpgroup's keys as the left operand of s^T.
   __device__ static void load_keys_operand(const Element* keys, Operand<kDim>& operand, int consumer, int thread) {
