@@ -71,7 +71,8 @@ struct BackwardTile {
     using namespace cute;
     KeyMma mma;
     const auto slice = mma.get_thread_slice(thread);
-    start_product(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRowsT{})), d, accumulate);
+    start_product(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRowsT{})), d,
+                  accumulate);
   }
 
   /// Starts d = ds k for the warpgroup's half of the channels.
@@ -83,7 +84,7 @@ struct BackwardTile {
     const Tensor all = make_tensor(make_smem_ptr(keys), LayoutKeysT{});
     const Tensor half = local_tile(all, Size<kDim / 2, kTileKeys>{}, make_coord(consumer, _0{}));
     start_product(mma, slice.partition_fragment_A(make_tensor(make_smem_ptr(ds), LayoutScores{})),
-          slice.partition_fragment_B(half), d, false);
+                  slice.partition_fragment_B(half), d, false);
   }
 
   /// Scores as the left operand of a product over rows.
