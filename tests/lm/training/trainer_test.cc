@@ -231,7 +231,7 @@ TEST_F(TrainingRun, ResumesWhateverTheLogHolds) {
   int asked = 0;
   train([&] { return ++asked == 5; });
   const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
-  for (const std::string line :
+  for (const std::string& line :
        {std::string("5"), std::string("[]"), std::string(R"({"event":7})"),
         std::string(R"({"event":"step","step":"3"})"), std::string("{"), R"({"event":)" + deep + "}"}) {
     std::filesystem::copy(run_, directory_.path() / "copy", std::filesystem::copy_options::recursive);
