@@ -9,12 +9,15 @@ namespace {
 
 using Numbers = std::map<std::string, std::int32_t>;
 
+/// "<3>" for token 3.
+std::string bracketed(std::int32_t token) { return std::string("<").append(std::to_string(token)).append(">"); }
+
 /// "text<3>more": tokens by their numbers.
 std::string split(const Numbers& numbers, const std::string& text) {
   std::string result;
   AddedTokens(numbers).split(
       text, [&](std::string_view between) { result += between; },
-      [&](std::int32_t token) { result += "<" + std::to_string(token) + ">"; });
+      [&](std::int32_t token) { result += bracketed(token); });
   return result;
 }
 
@@ -26,7 +29,7 @@ std::string expected_split(const Numbers& numbers, const std::string& text) {
     for (const auto& entry : numbers) {  // a prefix comes before what it begins
       if (text.compare(at, entry.first.size(), entry.first) == 0) longest = &entry;
     }
-    result += longest ? "<" + std::to_string(longest->second) + ">" : text.substr(at, 1);
+    result += longest ? bracketed(longest->second) : text.substr(at, 1);
     at += longest ? longest->first.size() : 1;
   }
   return result;
