@@ -45,6 +45,12 @@ struct ListBatch {
   std::int32_t* next_item;        // [1] zero before: the next item that a CTA takes
   std::int32_t* tickets;          // zero before: items of each kv_block and head whose sums have been added
 
+  /// Query row of visit `i` of an item; -1: there is none.
+  OPENMSA_DEVICE std::int32_t visited_row(const ListItem& item, std::int32_t i) const {
+    if (i >= item.count) return -1;
+    return visits == nullptr ? item.begin + i : visits[item.begin + i];
+  }
+
   /// Place of a row and KV head of the batch among all of them.
   OPENMSA_DEVICE std::int64_t place(std::int32_t head, std::int32_t row) const {
     return std::int64_t{head - first_head} * rows + (row - first_row);

@@ -42,6 +42,7 @@
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/training/backward_tile.cuh"
+#include "cuda/sm90/training/items.cuh"
 #include "cuda/sm90/training/params.h"
 
 namespace openmsa::cuda::sm90::training {
@@ -85,20 +86,6 @@ struct BackwardConfig {
 
 // ---- Producers ------------------------------------------------------------------------------------------------------
 
-/// The CTA's items one after the other, for a warp or for one of its threads that reads them from the ring.
-template <class Config, class Work>
-__device__ __forceinline__ void for_each_item(typename Config::Storage& storage, Work work) {
-  PipelineState<Config::kItemStages> ring;
-  for (;; ring.advance()) {
-    FullBarrier::wait(&storage.item_full[ring.stage], ring.phase);
-    const generic::ListItem item = storage.items[ring.stage];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) EmptyBarrier::arrive(&storage.item_empty[ring.stage]);
-    if (item.count == 0) return;
-    work(item);
-  }
-}
-
 /// Takes items, and loads their keys and values; one thread.
 template <class Config>
 __device__ __forceinline__ void produce_items(const BackwardParams& p, const CUtensorMap& map_k,
@@ -127,12 +114,6 @@ __device__ __forceinline__ void produce_items(const BackwardParams& p, const CUt
   }
 }
 
-/// Query row of visit `i` of an item; -1: there is none.
-__device__ __forceinline__ int visited_row(const BackwardParams& p, const generic::ListItem& item, int i) {
-  if (i >= item.count) return -1;
-  return p.work.visits == nullptr ? item.begin + i : p.work.visits[item.begin + i];
-}
-
 /// q and d_o of all tiles; a warp. One copy per query (one per half where it has less than 8 rows); where a tile lacks
 /// a query, of a row outside the tensor, which are zeros.
 template <class Config>
@@ -142,11 +123,11 @@ __device__ __forceinline__ void produce_rows(const BackwardParams& p, const CUte
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size, capacity = kTileRows >> p.log2_group_size;
   const int copies = group < 8 ? Tile::kHalves : 1;
   PipelineState<Config::kStages> ring;
-  for_each_item<Config>(storage, [&](const generic::ListItem& item) {
+  for_each_item(storage, [&](const generic::ListItem& item) {
     const int head = item.head * group;
     int q_rows[2];
     const auto load_q_rows = [&](int begin) {
-      for (int i = 0; i < 2; ++i) q_rows[i] = visited_row(p, item, begin + lane + 32 * i);
+      for (int i = 0; i < 2; ++i) q_rows[i] = p.work.visited_row(item, begin + lane + 32 * i);
     };
     load_q_rows(0);
     for (int begin = 0; begin < item.count; begin += capacity, ring.advance()) {
@@ -177,7 +158,7 @@ template <class Config>
 __device__ __forceinline__ void produce_statistics(const BackwardParams& p, typename Config::Storage& storage) {
   const int lane = threadIdx.x % 32, shift = p.log2_group_size, capacity = kTileRows >> shift;
   PipelineState<Config::kStages> ring;
-  for_each_item<Config>(storage, [&](const generic::ListItem& item) {
+  for_each_item(storage, [&](const generic::ListItem& item) {
     const SequenceView view = p.batch.sequence(item.sequence);
     const int first_key = item.block * p.batch.block_size, position = view.seqlen_k - view.seqlen_q - view.q_row;
     for (int begin = 0; begin < item.count; begin += capacity, ring.advance()) {
@@ -186,7 +167,7 @@ __device__ __forceinline__ void produce_statistics(const BackwardParams& p, type
       bool hides = false, is_finite = true;
       for (int i = 0; i < 2; ++i) {
         const int row = lane + 32 * i;
-        q_row[i] = visited_row(p, item, begin + (row >> shift));
+        q_row[i] = p.work.visited_row(item, begin + (row >> shift));
         last_key[i] = min(position + q_row[i] - first_key, p.batch.block_size - 1);
         const bool is_there = q_row[i] >= 0;
         const std::int64_t place = (p.work.place(item.head, q_row[i]) << shift) + (row & ((1 << shift) - 1));
@@ -222,18 +203,7 @@ __device__ __forceinline__ void produce_statistics(const BackwardParams& p, type
 /// them are NaN by their lse.
 template <class Config>
 __device__ __forceinline__ void remove_poison_from_keys(typename Config::Storage& storage, int thread) {
-  using Tile = typename Config::Tile;
-  constexpr int kChunks = kTileKeys * Tile::kDim / 8 / Config::kConsumerThreads;  // of 16 bytes, of a thread
-  auto* const chunks = reinterpret_cast<uint4*>(storage.k);
-  bool found = false;
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
-    const int at = i * Config::kConsumerThreads + thread;
-    if (Tile::is_finite(chunks[at])) continue;
-    chunks[at] = uint4{0, 0, 0, 0};
-    found = true;
-  }
-  if (found) cutlass::arch::fence_view_async_shared();
+  clear_keys_not_finite<Config::Tile::kDim, Config::kConsumerThreads>(storage.k, thread);
   sync(BackwardBarrier::kKeys, Config::kConsumerThreads);
 }
 
@@ -245,7 +215,7 @@ __device__ __forceinline__ void remove_poison_from_rows(typename Config::Storage
   for (int i = thread; i < kTileRows * Tile::kDim / 8; i += Config::kConsumerThreads) {
     for (typename Tile::Element* rows : {storage.q[stage], storage.d_o[stage]}) {
       uint4& chunk = reinterpret_cast<uint4*>(rows)[i];
-      if (!Tile::is_finite(chunk)) chunk = uint4{0, 0, 0, 0};
+      if (!is_finite<typename Tile::Element>(chunk)) chunk = uint4{0, 0, 0, 0};
     }
   }
   cutlass::arch::fence_view_async_shared();
@@ -453,7 +423,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     const auto end_turn_before = [&] {
       if (consumer == 0 && thread == 0 && ticket != nullptr) end_turn(ticket);
     };
-    for_each_item<Config>(storage, [&](const generic::ListItem& item) {
+    for_each_item(storage, [&](const generic::ListItem& item) {
       FullBarrier::wait(storage.kv_full, keys.phase);
       keys.advance();
       __threadfence();  // d_k and d_v of the item before have been added

@@ -11,18 +11,18 @@
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/product.cuh"
+#include "cuda/sm90/training/items.cuh"
 
 namespace openmsa::cuda::sm90::training {
 
-inline constexpr int kTileRows = 64;   // query rows of a tile
-inline constexpr int kTileKeys = 128;  // keys of a work item, half of them a warpgroup's
+inline constexpr int kTileRows = 64;  // query rows of a tile
 
 template <class Element_, int kDim_>
 struct BackwardTile {
   using Element = Element_;
   static constexpr int kDim = kDim_;
   static constexpr int kHalves = kDim / kPanelChannels;
-  static constexpr int kKeys = kTileKeys / 2;  // of a warpgroup
+  static constexpr int kKeys = kTileKeys / 2;  // of a warpgroup: half of an item's
 
   template <int kRows, int kColumns>
   using Size = cute::Shape<cute::Int<kRows>, cute::Int<kColumns>>;
@@ -103,17 +103,6 @@ struct BackwardTile {
       const std::uint32_t four[4] = {packed[2 * n], packed[2 * n + 1], packed[2 * n + 2], packed[2 * n + 3]};
       store_matrices(tile + key * kTileRows + (chunk ^ (key % 8)) * 8, four);
     }
-  }
-
-  /// Whether none of eight elements is NaN or infinite: their exponents are not all ones.
-  __device__ static bool is_finite(const uint4& chunk) {
-    constexpr std::uint32_t kExponent =
-        cutlass::sizeof_bits<Element>::value == 16 && cute::is_same_v<Element, cutlass::half_t> ? 0x7c00u : 0x7f80u;
-    bool finite = true;
-    for (const std::uint32_t two : {chunk.x, chunk.y, chunk.z, chunk.w}) {
-      finite &= (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
-    }
-    return finite;
   }
 };
 

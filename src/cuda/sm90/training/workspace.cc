@@ -2,9 +2,8 @@
 
 #include <algorithm>
 
-#include "cuda/generic/lists/list.h"
-#include "cuda/generic/lists/workspace.h"
 #include "cuda/sm90/heuristics.h"
+#include "cuda/sm90/training/call.h"
 
 namespace openmsa::cuda::sm90::training {
 namespace {
@@ -39,10 +38,7 @@ BackwardWorkspace::BackwardWorkspace(Arena& arena, const Plan& plan, bool is_den
   max_rows = static_cast<std::int32_t>(std::max<std::int64_t>(max_places(plan, topk, heads) / heads, 1));
 
   const std::int64_t places = std::int64_t{max_rows} * heads;
-  const std::int64_t blocks =
-      std::min(generic::most_blocks(total_k, config.max_batch, config.block_size), config.max_batch * plan.max_blocks);
-  const std::int64_t ranges = covering(max_rows, is_dense ? kDenseRangeRows : kLeastRangeRows);
-  const generic::ListCapacity capacity{config.max_batch, heads, places, ranges, topk, plan.max_blocks, blocks};
+  const generic::ListCapacity capacity = list_capacity(plan, is_dense, heads, max_rows);
   words = generic::list_words(capacity);
   lists = generic::take_lists(arena, capacity);
   bounds = arena.take<KeyBounds>(config.max_batch * config.num_heads_kv);

@@ -1,18 +1,14 @@
 #include "cuda/sm90/training/kl/host.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <bit>
 
 #include "core/error.h"
-#include "cuda/common/call.h"
-#include "cuda/common/error.h"
 #include "cuda/common/math.h"
 #include "cuda/generic/lists/kernels.h"
-#include "cuda/generic/lists/workspace.h"
 #include "cuda/generic/schedule/kernels.h"
 #include "cuda/sm90/heuristics.h"
+#include "cuda/sm90/training/call.h"
 #include "cuda/sm90/training/kl/variants.h"
 #include "cuda/sm90/training/kl/workspace.h"
 
@@ -23,22 +19,6 @@ using core::Arena;
 using core::present;
 using core::Problem;
 
-constexpr std::int32_t kKeyBoxRows = 128;
-
-template <class T>
-void set_zero(T* data, std::int64_t count, Launch launch) {
-  check(cudaMemsetAsync(data, 0, sizeof(T) * static_cast<std::size_t>(count), launch.stream), "cudaMemsetAsync");
-}
-
-/// d_index_q or d_index_k.
-GradientRows gradient_rows(const openmsa_tensor& gradient) {
-  return {gradient.data,
-          {gradient.strides[0], gradient.rank == 3 ? gradient.strides[1] : 0},
-          static_cast<std::int32_t>(gradient.shape[gradient.rank - 1]),
-          gradient.dtype == OPENMSA_FLOAT32,
-          has_aligned_rows(gradient)};
-}
-
 /// One call: what its steps have in common.
 class KlLoss {
  public:
@@ -47,15 +27,11 @@ class KlLoss {
         config_(problem.plan.config),
         launch_(launch),
         workspace_(arena, problem.plan, is_dense()),
-        lists_(workspace_.lists),
+        lists_(call_lists(problem, workspace_.lists)),
         params_(workspace_.params),
         maps_(maps()) {
-    params_.batch = lists_.batch = batch_view(problem);
-    params_.topk_indices = lists_.topk_indices = selection_view(problem.tensors.topk_indices);
-    const std::int64_t blocks = generic::most_blocks(params_.batch.total_k, params_.batch.batch, config_.block_size);
-    lists_.max_lists = std::min(lists_.max_lists, blocks);
-    lists_.range_rows = static_cast<std::int32_t>(
-        is_dense() ? kDenseRangeRows : list_range_rows(blocks, config_.topk, generic::kMaxListRows));
+    params_.batch = lists_.batch;
+    params_.topk_indices = lists_.topk_indices;
     set_layer();
   }
 
@@ -96,7 +72,7 @@ class KlLoss {
     if (present(t.kl_weights)) {
       params_.weights = {static_cast<const float*>(t.kl_weights.data), t.kl_weights.strides[0]};
     }
-    params_.lse = {static_cast<const float*>(t.lse.data), {t.lse.strides[0], t.lse.strides[1]}};
+    params_.lse = figure_rows(t.lse);
     params_.index = lists_.index;
   }
 

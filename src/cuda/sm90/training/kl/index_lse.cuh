@@ -8,6 +8,7 @@
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/sm90/ptx/cp_async.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
+#include "cuda/sm90/tile/causal_mask.cuh"
 #include "cuda/sm90/tile/load_keys.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -31,12 +32,6 @@ struct IndexLseConfig {
     std::uint64_t full;   // k
   };
 };
-
-/// Query row `at` of an item's visits; at < item.count.
-__device__ __forceinline__ std::int32_t visited_row(const generic::ListBatch& work, const generic::ListItem& item,
-                                                    int at) {
-  return work.visits == nullptr ? item.begin + at : work.visits[item.begin + at];
-}
 
 /// Rows of index_q of every second tile of an item, copied by a warpgroup into two stages in turn.
 template <class Config>
@@ -69,7 +64,7 @@ class IndexRows {
 #pragma unroll
     for (int i = 0; i < Config::kRowsPerThread; ++i) {
       const int at = first + thread_ / Config::kChunks + i * (128 / Config::kChunks);
-      rows_[i] = at < item_.count ? visited_row(p_.work, item_, at) : -1;
+      rows_[i] = p_.work.visited_row(item_, at);
     }
   }
 
@@ -95,18 +90,6 @@ __device__ __forceinline__ PartialLse* partial_place(const Params& p, const gene
   return found;
 }
 
-/// Hides the keys after last[i], counted from the first of the tile, from the thread's row i.
-template <class Tile>
-__device__ __forceinline__ void hide_keys_after(typename Tile::Scores& s, const int (&last)[2], int lane) {
-  using namespace cute;
-  if (min(last[0], last[1]) >= Tile::kBlock - 1) return;
-  const int limit[2] = {last[0] - lane % 4 * 2, last[1] - lane % 4 * 2};
-  CUTE_UNROLL
-  for (int i = 0; i < size(s); ++i) {  // s(i): row i / 2 % 2, column i / 4 * 8 + lane % 4 * 2 + i % 2
-    if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s(i) = -INFINITY;
-  }
-}
-
 /// A tile of 64 rows of the item from visit `first` on.
 template <class Config>
 __device__ __forceinline__ void index_lse_tile(const Params& p, const generic::ListItem& item, const SequenceView& view,
@@ -121,14 +104,14 @@ __device__ __forceinline__ void index_lse_tile(const Params& p, const generic::L
   int last[2];
   for (int i = 0; i < 2; ++i) {
     const int at = first + thread / 32 * 16 + i * 8 + lane / 4;
-    const std::int32_t row = at < item.count ? visited_row(p.work, item, at) : -1;
+    const std::int32_t row = p.work.visited_row(item, at);
     places[i] = partial_place(p, item, row, lane);
     const int position = view.seqlen_k - view.seqlen_q + row - view.q_row;
     last[i] = row < 0 ? Tile::kBlock : min(position - item.block * p.batch.block_size, p.batch.block_size - 1);
   }
   warpgroup_wait<0>();
   warpgroup_fence_operand(s);
-  hide_keys_after<Tile>(s, last, lane);
+  hide_later_keys<Tile>(s, last, lane);
   Softmax softmax;
   float alpha[2];
   softmax.template update<Tile>(s, p.index_scale_log2, alpha);

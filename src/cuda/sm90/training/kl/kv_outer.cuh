@@ -59,32 +59,11 @@ struct ConsumerThread {
         key(consumer * kKeys + thread / 32 * 16 + thread % 32 / 4) {}
 };
 
-/// Whether none of eight elements is NaN or infinite: their exponents are not all ones.
-template <class Element>
-__device__ __forceinline__ bool is_finite(const uint4& chunk) {
-  constexpr std::uint32_t kExponent = cute::is_same_v<Element, cutlass::half_t> ? 0x7c00u : 0x7f80u;
-  bool finite = true;
-  for (const std::uint32_t two : {chunk.x, chunk.y, chunk.z, chunk.w}) {
-    finite &= (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
-  }
-  return finite;
-}
-
 /// Index keys that are not finite, which rows that do not see them would meet as 0 * NaN in d_index_q, become 0. Rows
 /// that do see them are NaN by their lse2.
 template <class Config>
 __device__ __forceinline__ void clean_index_keys(typename Config::Tile::Element* keys, int thread) {
-  using Tile = typename Config::Tile;
-  auto* const chunks = reinterpret_cast<uint4*>(keys);
-  bool found = false;
-#pragma unroll
-  for (int i = 0; i < kTileKeys * Tile::kIndexDim / 8 / Config::kConsumerThreads; ++i) {
-    uint4& chunk = chunks[i * Config::kConsumerThreads + thread];
-    if (is_finite<typename Tile::Element>(chunk)) continue;
-    chunk = uint4{0, 0, 0, 0};
-    found = true;
-  }
-  if (found) cutlass::arch::fence_view_async_shared();
+  clear_keys_not_finite<Config::Tile::kIndexDim, Config::kConsumerThreads>(keys, thread);
   sync(ConsumerBarrier::kKeys, Config::kConsumerThreads);
 }
 
@@ -444,7 +423,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     cutlass::arch::warpgroup_reg_alloc<232>();
     const int thread = thread_index();
     Consumer<Config> consumer(p, storage, thread / 128 - 1, thread % 128);
-    for_each_item<Config>(storage, [&](const WorkItem& item) { consumer.run(item); });
+    for_each_item(storage, [&](const WorkItem& item) { consumer.run(item); });
     consumer.finish();
   }
 }

@@ -45,13 +45,6 @@ __device__ __forceinline__ void produce_items(const Params& p, const CUtensorMap
   }
 }
 
-/// Query row of visit `at` of an item; -1: there is none.
-__device__ __forceinline__ std::int32_t visited_row_or_none(const generic::ListBatch& work, const WorkItem& item,
-                                                            int at) {
-  if (at >= item.count) return -1;
-  return work.visits == nullptr ? item.begin + at : work.visits[item.begin + at];
-}
-
 /// Rows of q of all steps, chunk by chunk; a warp, of which lane i < 16 loads query i of a step: one copy, or one per
 /// half where a query has less than 8 rows.
 template <class Config>
@@ -62,10 +55,8 @@ __device__ __forceinline__ void produce_rows(const Params& p, const CUtensorMap&
   const int row_bytes = group * Tile::kDim * static_cast<int>(sizeof(typename Tile::Element));
   const TeacherPlace own = teacher_place<Config::kChunks>(lane % kStepQueries);
   PipelineState<Config::kRowStages> ring;
-  for_each_item<Config>(storage, [&](const WorkItem& item) {
-    const auto row_of = [&](int begin) {
-      return lane < kStepQueries ? visited_row_or_none(p.work, item, begin + lane) : -1;
-    };
+  for_each_item(storage, [&](const WorkItem& item) {
+    const auto row_of = [&](int begin) { return lane < kStepQueries ? p.work.visited_row(item, begin + lane) : -1; };
     const int head = item.head * group;
     int q_row = row_of(0);
     for (int begin = 0; begin < item.count; begin += kStepQueries) {
@@ -148,13 +139,11 @@ template <class Config>
 __device__ __forceinline__ void produce_steps(const Params& p, typename Config::Storage& storage) {
   const int lane = threadIdx.x % 32;
   PipelineState<Config::kStepStages> ring;
-  for_each_item<Config>(storage, [&](const WorkItem& item) {
+  for_each_item(storage, [&](const WorkItem& item) {
     const SequenceView view = p.batch.sequence(item.sequence);
     const int first_key = item.block * p.batch.block_size;
     const int position = view.seqlen_k - view.seqlen_q - view.q_row;  // of row 0
-    const auto row_of = [&](int begin) {
-      return lane < kStepQueries ? visited_row_or_none(p.work, item, begin + lane) : -1;
-    };
+    const auto row_of = [&](int begin) { return lane < kStepQueries ? p.work.visited_row(item, begin + lane) : -1; };
     std::int32_t row = row_of(0);
     for (int begin = 0; begin < item.count; begin += kStepQueries, ring.advance()) {
       const StepQuery query(p, item, row);

@@ -1,4 +1,4 @@
-// Shared memory of kv_outer.cuh, and the rings through which its producers and consumers meet.
+// Shared memory of kv_outer.cuh: rings between its producers and consumers.
 #pragma once
 
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -47,19 +47,5 @@ struct Config {
     std::uint64_t step_full[kStepStages], step_empty[kStepStages];
   };
 };
-
-/// The CTA's items one after the other, for a warp that reads them from the ring.
-template <class Config, class Work>
-__device__ __forceinline__ void for_each_item(typename Config::Storage& storage, Work work) {
-  PipelineState<Config::kItemStages> ring;
-  for (;; ring.advance()) {
-    FullBarrier::wait(&storage.item_full[ring.stage], ring.phase);
-    const WorkItem item = storage.items[ring.stage];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) EmptyBarrier::arrive(&storage.item_empty[ring.stage]);
-    if (item.count == 0) return;
-    work(item);
-  }
-}
 
 }  // namespace openmsa::cuda::sm90::training::kl

@@ -10,16 +10,16 @@
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
 
-#include "cuda/sm90/ptx/matrix_transposed.cuh"
+#include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/product.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
+#include "cuda/sm90/training/items.cuh"
 #include "cuda/sm90/training/kl/params.h"
 
 namespace openmsa::cuda::sm90::training::kl {
 
-inline constexpr int kTileKeys = 128;  // keys of a work item, half of them a warpgroup's
-inline constexpr int kKeys = kTileKeys / 2;
+inline constexpr int kKeys = kTileKeys / 2;  // of a warpgroup
 
 template <class Element_, int kDim_, int kIndexDim_>
 struct Tile {

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "cuda/generic/lists/list.h"
-#include "cuda/generic/lists/workspace.h"
 #include "cuda/sm90/heuristics.h"
+#include "cuda/sm90/training/call.h"
 
 namespace openmsa::cuda::sm90::training::kl {
 namespace {
@@ -41,12 +41,9 @@ Workspace::Workspace(Arena& arena, const Plan& plan, bool is_dense) : params{} {
   max_rows = static_cast<std::int32_t>(max_list_rows(plan, topk, params.slots, heads));
 
   const std::int64_t places = std::int64_t{max_rows} * heads;
-  const std::int64_t blocks =
-      std::min(generic::most_blocks(total_k, config.max_batch, config.block_size), config.max_batch * plan.max_blocks);
-  const std::int64_t ranges = covering(max_rows, is_dense ? kDenseRangeRows : kLeastRangeRows);
-  const std::int64_t parts = ranges * heads * blocks;
+  const generic::ListCapacity capacity = list_capacity(plan, is_dense, heads, max_rows);
+  const std::int64_t blocks = capacity.total_blocks, parts = capacity.ranges * heads * blocks;
   const std::int64_t items = is_dense ? parts : generic::ListItems::max_items(places * topk, parts);
-  const generic::ListCapacity capacity{config.max_batch, heads, places, ranges, topk, plan.max_blocks, blocks};
   words = generic::list_words(capacity);
   lists = generic::take_lists(arena, capacity);
   params.maxima = {arena.take<std::uint32_t>(1), arena.take<std::uint32_t>(blocks)};
