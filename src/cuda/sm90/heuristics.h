@@ -96,6 +96,8 @@ constexpr std::int32_t shared_threshold(std::int32_t tile_queries) { return std:
 inline constexpr std::int64_t kBackwardBytes = (std::int64_t{2} << 30) - (std::int64_t{48} << 20);
 /// (row, KV head) places of a list batch that are taken even where keys alone need more than that.
 inline constexpr std::int64_t kLeastBackwardPlaces = 8192;
+/// Where a place takes memory for all kv_blocks of its history: KL over 1M keys.
+inline constexpr std::int64_t kLeastHistoryPlaces = 128;
 
 /// KV heads of a list batch: as many as have all their rows in it, while the sums of their keys, key_bytes for each, take
 /// no more than half of the workspace.

@@ -14,8 +14,6 @@
 #include "cuda/sm90/prefill/workspace.h"
 #include "cuda/sm90/recall/host.h"
 #include "cuda/sm90/training/host.h"
-#include "cuda/sm90/training/kl/host.h"
-#include "cuda/sm90/training/workspace.h"
 
 namespace openmsa::cuda::sm90 {
 namespace {
@@ -44,16 +42,6 @@ void msa_attention(const Problem& problem, Path path, Arena arena, Launch launch
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   select_blocks(layer, path, arena, launch);  // one after the other in the same memory
   sparse_attention(layer, path, arena, launch);
-}
-
-bool is_backward(openmsa_op op) {
-  return op == OPENMSA_OP_SPARSE_ATTENTION_BACKWARD || op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD;
-}
-
-std::size_t backward_workspace(openmsa_op op, const Plan& plan) {
-  Arena arena;
-  training::BackwardWorkspace(arena, plan, op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD);
-  return arena.used();
 }
 
 /// Workspace of the calls of an operation that take `path`.
@@ -101,9 +89,11 @@ void check_plan(const Plan& plan) {
 }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
-  if (is_backward(op)) return backward_workspace(op, plan);
+  if (op == OPENMSA_OP_SPARSE_ATTENTION_BACKWARD) return training::attention_backward_bytes(plan, false);
+  if (op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD) return training::attention_backward_bytes(plan, true);
+  if (op == OPENMSA_OP_MSA_ATTENTION_BACKWARD) return training::msa_attention_backward_bytes(plan);
   if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
-  if (op == OPENMSA_OP_KL_LOSS) return training::kl::workspace_bytes(plan);
+  if (op == OPENMSA_OP_KL_LOSS) return training::kl_loss_bytes(plan);
   if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
   return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
 }
@@ -124,8 +114,10 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
     case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
       return training::attention_backward(problem, arena, launch);
+    case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
+      return training::msa_attention_backward(problem, arena, launch);
     case OPENMSA_OP_KL_LOSS:
-      return training::kl::kl_loss(problem, arena, launch);
+      return training::kl_loss(problem, arena, launch);
     case OPENMSA_OP_BLOCK_RECALL:
       return recall::run(problem, arena, launch);
     case OPENMSA_OP_TOPK:

@@ -7,6 +7,7 @@
 //   d_v [64 keys][kDim]      += p^T d_o           p^T from registers
 //   d_k [64 keys][kDim]      += ds^T q            ds^T from registers
 //   d_q [64 rows][kDim / 2]   = ds k              ds of both warpgroups through shared memory, half of the channels each
+//   P   [64 keys][8 queries]  = p^T weights       for the KL loss: means over the heads of a query, p^T from registers
 //
 // d_k and d_v stay in registers for the whole item. d_q leaves with every tile, as fixed-point numbers that the copy
 // engine adds to those in memory (params.h).
@@ -42,6 +43,7 @@
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/training/backward_tile.cuh"
+#include "cuda/sm90/training/group_sums.cuh"
 #include "cuda/sm90/training/items.cuh"
 #include "cuda/sm90/training/params.h"
 
@@ -60,8 +62,10 @@ struct alignas(16) TileRows {
   bool is_poisoned;                  // and some row is not finite
 };
 
-template <class Element, int kDim>
+/// kGivesTeacher: the means of p over the heads of a group go to memory, for the KL loss.
+template <class Element, int kDim, bool kGivesTeacher_>
 struct BackwardConfig {
+  static constexpr bool kGivesTeacher = kGivesTeacher_;
   using Tile = BackwardTile<Element, kDim>;
   static constexpr int kConsumers = 2;
   static constexpr int kConsumerThreads = 128 * kConsumers;
@@ -76,6 +80,7 @@ struct BackwardConfig {
     alignas(1024) Element q[kStages][kTileRows * kDim];
     alignas(1024) Element d_o[kStages][kTileRows * kDim];
     alignas(1024) Element ds[2][kTileKeys * kTileRows];
+    alignas(1024) Element mean_weights[kGivesTeacher ? Tile::kMeans * kTileRows : 1];
     alignas(1024) std::int32_t d_q[kConsumers * 4][kWarpRows * kDim / 2];  // of each warp
     TileRows rows[kStages];
     generic::ListItem items[kItemStages];  // count 0: no more
@@ -120,11 +125,9 @@ template <class Config>
 __device__ __forceinline__ void produce_rows(const BackwardParams& p, const CUtensorMap& map_q,
                                              const CUtensorMap& map_d_o, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
-  const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size, capacity = kTileRows >> p.log2_group_size;
-  const int copies = group < 8 ? Tile::kHalves : 1;
+  const int lane = threadIdx.x % 32, shift = p.log2_group_size, capacity = kTileRows >> shift;
   PipelineState<Config::kStages> ring;
   for_each_item(storage, [&](const generic::ListItem& item) {
-    const int head = item.head * group;
     int q_rows[2];
     const auto load_q_rows = [&](int begin) {
       for (int i = 0; i < 2; ++i) q_rows[i] = p.work.visited_row(item, begin + lane + 32 * i);
@@ -138,15 +141,10 @@ __device__ __forceinline__ void produce_rows(const BackwardParams& p, const CUte
       }
       __syncwarp();
       for (int i = 0; i < 2; ++i) {
-        const int x = lane + 32 * i, first = x * group, token = q_rows[i] < 0 ? p.batch.total_q : q_rows[i];
-        for (int h = 0; x < capacity && h < copies; ++h) {
-          const int at = (first / 8 * Tile::kHalves + h) * 8 * kPanelChannels + first % 8 * kPanelChannels;
-          constexpr auto kHint = static_cast<std::uint64_t>(CacheHintSm90::EVICT_NORMAL);
-          cute::SM90_TMA_LOAD_5D::copy(&map_q, full, kHint, &storage.q[ring.stage][at], 0, head % 8, h, head / 8,
-                                       token);
-          cute::SM90_TMA_LOAD_5D::copy(&map_d_o, full, kHint, &storage.d_o[ring.stage][at], 0, head % 8, h, head / 8,
-                                       token);
-        }
+        const int x = lane + 32 * i, token = q_rows[i] < 0 ? p.batch.total_q : q_rows[i];
+        if (x >= capacity) continue;
+        copy_query<Tile>(map_q, full, storage.q[ring.stage], x, shift, item.head, token);
+        copy_query<Tile>(map_d_o, full, storage.d_o[ring.stage], x, shift, item.head, token);
       }
       load_q_rows(begin + capacity);
     }
@@ -338,6 +336,8 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
   const int lane = thread % 32, warp = thread / 32, key = consumer * Tile::kKeys + warp * 16 + lane / 4;
   const int capacity = kTileRows >> p.log2_group_size, tiles = (item.count + capacity - 1) / capacity;
   typename Tile::KeyGradients d_k, d_v;
+  std::uint16_t* teacher = nullptr;  // the thread's keys of a tile's first query
+  if constexpr (Config::kGivesTeacher) teacher = p.teacher.data + std::int64_t{item.begin} * kTileKeys + key_pair(key);
   int done = -1;  // stage of the tile before, whose d_k is under way
   const auto release_done = [&] {
     if (done >= 0 && lane == 0) EmptyBarrier::arrive(&storage.rows_empty[done]);
@@ -366,6 +366,13 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     warpgroup_fence_operand(dp);
 
     Tile::start_key_gradients(p_operand, storage.d_o[stage], d_v, tile > 0, thread);
+    typename Tile::Means means;
+    if constexpr (Config::kGivesTeacher) {
+      Tile::start_means(p_operand, storage.mean_weights, means, thread);
+      if (capacity > Tile::kMeans) {
+        store_group_means(s, p.log2_group_size, teacher, kTileKeys, item.count - tile * capacity, lane);
+      }
+    }
     score_gradients<Tile>(s, dp, ColumnPairs(rows.delta, lane));
     if (is_masked) mask<Tile>(dp, rows, key, lane);
     const auto ds_operand = Tile::round(dp);
@@ -379,6 +386,12 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     warpgroup_wait<1>();
     warpgroup_fence_operand(d_q);
     warpgroup_fence_operand(d_v);
+    if constexpr (Config::kGivesTeacher) {
+      warpgroup_fence_operand(means);
+      if (capacity <= Tile::kMeans)
+        store_means(means, teacher, kTileKeys, min(item.count - tile * capacity, capacity), lane);
+      teacher += capacity * kTileKeys;
+    }
     add_d_q<Config>(p, item, d_q, rows, storage.d_q[consumer * 4 + warp], consumer, warp, lane);
     done = stage;
   }
@@ -399,6 +412,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   constexpr int kConsumerWarps = Config::kConsumerThreads / 32;
+  if constexpr (Config::kGivesTeacher) {
+    fill_mean_weights<typename Config::Tile, Config::kThreads>(storage.mean_weights, p.log2_group_size);
+  }
   init_barriers([&] {
     init_ring(storage.item_full, storage.item_empty, kConsumerWarps + 2);
     init_ring(storage.kv_full, storage.kv_empty, kConsumerWarps);

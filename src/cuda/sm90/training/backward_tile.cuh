@@ -38,6 +38,8 @@ struct BackwardTile {
   using LayoutKeysT = decltype(cute::tile_to_shape(MnMajor{}, Size<kDim, kTileKeys>{}, ChannelsFirst{}));
   using LayoutRowsT = decltype(cute::tile_to_shape(MnMajor{}, Size<kDim, kTileRows>{}, RowsFirst{}));
   using LayoutScores = decltype(cute::tile_to_shape(MnMajor{}, Size<kTileRows, kTileKeys>{}));
+  static constexpr int kMeans = 8;  // queries of the smallest product over rows
+  using LayoutMeans = decltype(cute::tile_to_shape(KMajor{}, Size<kMeans, kTileRows>{}));
 
   static constexpr auto kK = cute::GMMA::Major::K, kMn = cute::GMMA::Major::MN;
   template <int kRows, int kColumns>
@@ -49,9 +51,14 @@ struct BackwardTile {
   using RowMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, Step<kTileRows, kDim / 2>, kMn, kMn>()));
 
+  using MeanMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float, Step<kKeys, kMeans>, kK, kK>()));
+
   using Scores = decltype(cute::partition_fragment_C(ScoreMma{}, Size<kKeys, kTileRows>{}));
   using KeyGradients = decltype(cute::partition_fragment_C(KeyMma{}, Size<kKeys, kDim>{}));
   using RowGradients = decltype(cute::partition_fragment_C(RowMma{}, Size<kTileRows, kDim / 2>{}));
+
+  using Means = decltype(cute::partition_fragment_C(MeanMma{}, Size<kKeys, kMeans>{}));
 
   /// Starts s^T = keys rows^T for the warpgroup's keys.
   __device__ static void start_scores(const Element* keys, const Element* rows, Scores& s, int consumer, int thread) {
@@ -73,6 +80,16 @@ struct BackwardTile {
     const auto slice = mma.get_thread_slice(thread);
     start_product(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRowsT{})), d,
                   accumulate);
+  }
+
+  /// Starts means[key][query] = sum over rows of scores^T weights, weights[query][row].
+  template <class Operand>
+  __device__ static void start_means(const Operand& scores, const Element* weights, Means& means, int thread) {
+    using namespace cute;
+    MeanMma mma;
+    const auto slice = mma.get_thread_slice(thread);
+    start_product(mma, scores, slice.partition_fragment_B(make_tensor(make_smem_ptr(weights), LayoutMeans{})), means,
+                  false);
   }
 
   /// Starts d = ds k for the warpgroup's half of the channels.

@@ -1,12 +1,12 @@
 #include "cuda/sm90/training/host.h"
 
-#include <algorithm>
 #include <bit>
 
+#include "core/error.h"
 #include "cuda/generic/lists/kernels.h"
-#include "cuda/generic/schedule/kernels.h"
-#include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/training/call.h"
+#include "cuda/sm90/training/kl/loss.h"
+#include "cuda/sm90/training/kl/workspace.h"
 #include "cuda/sm90/training/variants.h"
 #include "cuda/sm90/training/workspace.h"
 
@@ -14,88 +14,70 @@ namespace openmsa::cuda::sm90::training {
 namespace {
 
 using core::Arena;
+using core::Plan;
 using core::present;
 using core::Problem;
 
-BackwardMaps backward_maps(const Problem& problem, const BackwardWorkspace& workspace) {
-  const openmsa_tensors& t = problem.tensors;
-  return {query_map(problem, t.q), query_map(problem, t.d_o),
-          key_map(problem, t.k, t.k_cache, true, kKeyBoxRows, workspace.d_q_sums),
-          key_map(problem, t.v, t.v_cache, true, kKeyBoxRows, workspace.d_q_sums)};
-}
+bool is_dense(const Problem& problem) { return !present(problem.tensors.topk_indices); }
 
-/// One gradient of attention: what its steps have in common.
+/// The gradient of attention: what its steps have in common.
 class Backward {
  public:
-  Backward(const Problem& problem, Arena arena, Launch launch)
-      : problem_(problem),
-        config_(problem.plan.config),
-        launch_(launch),
-        workspace_(arena, problem.plan, is_dense()),
-        lists_(call_lists(problem, workspace_.lists)),
-        batch_(lists_.batch) {}
+  Backward(const Problem& problem, const BackwardWorkspace& workspace, Launch launch)
+      : problem_(problem), config_(problem.plan.config), launch_(launch), workspace_(workspace), maps_(maps()) {}
 
-  void run() {
-    prepare_keys();
-    for (std::int32_t head = 0; head < config_.num_heads_kv; head += workspace_.heads) {
-      lists_.first_head = head;
-      lists_.heads = std::min(workspace_.heads, config_.num_heads_kv - head);
-      run_heads();
-    }
-  }
-
- private:
-  bool is_dense() const { return !present(problem_.tensors.topk_indices); }
-
-  void prepare_keys() const {
+  /// Before all batches.
+  void prepare(const BatchView& batch) const {
     const KeyInputs in{query_rows(problem_.tensors.k), query_rows(problem_.tensors.v), config_.num_heads_kv,
                        config_.head_dim, workspace_.bounds};
     set_zero(in.bounds, problem_.batch * config_.num_heads_kv, launch_);
-    set_zero(lists_.bits, workspace_.words, launch_);
-    generic::index_batch(batch_, lists_.index, batch_.block_size, launch_);
-    launch_key_bounds(batch_, in, config_.dtype, launch_);
+    launch_key_bounds(batch, in, config_.dtype, launch_);
   }
 
-  /// All rows of lists_.heads KV heads.
-  void run_heads() {
-    const std::int64_t key_sums = std::int64_t{lists_.heads} * batch_.total_k * 2 * config_.head_dim;
-    set_zero(workspace_.d_kv_sums, key_sums, launch_);
-    const auto rows = static_cast<std::int32_t>(list_batch_rows(problem_.total_q, workspace_.max_rows));
-    for (std::int32_t row = 0; row < problem_.total_q; row += rows) {
-      lists_.first_row = row;
-      lists_.rows = std::min(rows, batch_.total_q - row);
-      run_batch();
-    }
+  /// Before and after all rows of lists.heads KV heads.
+  void begin_heads(const generic::ListParams& lists) const {
+    set_zero(workspace_.d_kv_sums, std::int64_t{lists.heads} * lists.batch.total_k * 2 * config_.head_dim, launch_);
+  }
+  void end_heads(const generic::ListParams& lists) const {
     const KeyGradients gradients{workspace_.d_kv_sums,
-                                 lists_.first_head,
-                                 lists_.heads,
-                                 batch_.total_k,
+                                 lists.first_head,
+                                 lists.heads,
+                                 lists.batch.total_k,
                                  static_cast<float>(problem_.plan.softmax_scale),
                                  gradient_rows(problem_.tensors.d_k),
                                  gradient_rows(problem_.tensors.d_v)};
     launch_key_gradients(gradients, config_.dtype, launch_);
   }
 
-  void run_batch() const {
+  /// A batch, whose lists are there; writes `teacher`, if there is one.
+  void run(const generic::ListParams& lists, const TeacherRows& teacher) const {
     const openmsa_tensors& t = problem_.tensors;
-    const BackwardParams p = backward_params();
+    const BackwardParams p = params(lists, teacher);
     const RowInputs in{query_rows(t.d_o), query_rows(t.o),      figure_rows(t.lse), figure_rows(t.d_lse),
                        workspace_.bounds, config_.num_heads_kv, config_.head_dim};
     const std::int64_t row_sums = std::int64_t{p.work.rows} * p.work.heads * problem_.plan.group_size;
     set_zero(p.d_q_sums, row_sums * config_.head_dim, launch_);
-    generic::make_lists(lists_, launch_);
     launch_row_stats(p, in, config_.dtype, t.o.dtype, launch_);
-    find_variant(kBackwardVariants, {config_.dtype, config_.head_dim}, "backward")(
-        p, backward_maps(problem_, workspace_), launch_);
+    const BackwardKey variant{config_.dtype, config_.head_dim, teacher.data != nullptr};
+    find_variant(kBackwardVariants, variant, "backward")(p, maps_, launch_);
     launch_query_gradient(p, gradient_rows(t.d_q), static_cast<float>(problem_.plan.softmax_scale), config_.dtype,
                           launch_);
   }
 
-  BackwardParams backward_params() const {
+ private:
+  BackwardMaps maps() const {
+    const openmsa_tensors& t = problem_.tensors;
+    return {query_map(problem_, t.q), query_map(problem_, t.d_o),
+            key_map(problem_, t.k, t.k_cache, true, kTileKeys, workspace_.d_q_sums),
+            key_map(problem_, t.v, t.v_cache, true, kTileKeys, workspace_.d_q_sums)};
+  }
+
+  BackwardParams params(const generic::ListParams& lists, const TeacherRows& teacher) const {
     BackwardParams p{};
-    p.batch = batch_;
-    p.work = lists_.work();
+    p.batch = lists.batch;
+    p.work = lists.work();
     p.stats = workspace_.stats;
+    p.teacher = teacher;
     p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(problem_.plan.group_size));
     p.scale_log2 = scale_log2(problem_.plan);
     p.d_q_sums = workspace_.d_q_sums;
@@ -107,12 +89,101 @@ class Backward {
   const openmsa_config& config_;
   const Launch launch_;
   const BackwardWorkspace workspace_;
-  generic::ListParams lists_;
-  const BatchView batch_;
+  const BackwardMaps maps_;
 };
+
+void refuse_gradients_of_teacher(const openmsa_tensors& t) {
+  if (!present(t.d_q) && !present(t.d_k)) return;
+  core::fail(OPENMSA_UNSUPPORTED, present(t.d_q) ? "d_q" : "d_k",
+             ": expected none on the CUDA backend, whose openmsa_kl_loss has no gradients of the teacher");
+}
+
+/// What a batch of both costs.
+BatchCosts step_costs(const Plan& plan) {
+  const BatchCosts a = BackwardWorkspace::costs(plan), b = kl::LossWorkspace::costs(plan, false);
+  return {a.key_bytes + b.key_bytes, a.place_bytes + b.place_bytes, kLeastBackwardPlaces};
+}
 
 }  // namespace
 
-void attention_backward(const Problem& problem, Arena arena, Launch launch) { Backward(problem, arena, launch).run(); }
+void attention_backward(const Problem& problem, Arena arena, Launch launch) {
+  const ListBatches batches(arena, problem.plan, is_dense(problem), BackwardWorkspace::costs(problem.plan));
+  const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
+  generic::ListParams lists = begin_lists(problem, batches, launch);
+  backward.prepare(lists.batch);
+  for_each_batch(
+      problem, batches, lists, [&] { backward.begin_heads(lists); },
+      [&] {
+        generic::make_lists(lists, launch);
+        backward.run(lists, {});
+      },
+      [&] { backward.end_heads(lists); });
+}
+
+void kl_loss(const Problem& problem, Arena arena, Launch launch) {
+  refuse_gradients_of_teacher(problem.tensors);
+  const bool dense = is_dense(problem);
+  const ListBatches batches(arena, problem.plan, dense, kl::LossWorkspace::costs(problem.plan, dense));
+  kl::Loss loss(problem, kl::LossWorkspace(arena, problem.plan, dense, batches), launch);
+  generic::ListParams lists = begin_lists(problem, batches, launch);
+  loss.prepare(lists, batches.heads);
+  const auto nothing = [] {};
+  for_each_batch(
+      problem, batches, lists, nothing,
+      [&] {
+        generic::make_lists(lists, launch);
+        loss.begin_batch(lists);
+        loss.run_teacher();
+        loss.run_student();
+      },
+      nothing);
+  loss.finish(batches.heads);
+}
+
+void msa_attention_backward(const Problem& problem, Arena arena, Launch launch) {
+  const ListBatches batches(arena, problem.plan, false, step_costs(problem.plan));
+  const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
+  kl::Loss loss(problem, kl::LossWorkspace(arena, problem.plan, false, batches), launch);
+  generic::ListParams lists = begin_lists(problem, batches, launch);
+  backward.prepare(lists.batch);
+  loss.prepare(lists, batches.heads);
+  for_each_batch(
+      problem, batches, lists, [&] { backward.begin_heads(lists); },
+      [&] {
+        generic::make_lists(lists, launch);
+        loss.begin_batch(lists);
+        backward.run(lists, loss.teacher());
+        set_zero(lists.tickets, lists.heads * lists.max_lists, launch);
+        loss.run_student();
+      },
+      [&] { backward.end_heads(lists); });
+  loss.finish(batches.heads);
+}
+
+std::size_t attention_backward_bytes(const Plan& plan, bool dense) {
+  Arena arena;
+  const ListBatches batches(arena, plan, dense, BackwardWorkspace::costs(plan));
+  BackwardWorkspace(arena, plan, batches);
+  return arena.used();
+}
+
+std::size_t kl_loss_bytes(const Plan& plan) {
+  std::size_t most = 0;
+  for (const bool dense : {false, true}) {
+    Arena arena;
+    const ListBatches batches(arena, plan, dense, kl::LossWorkspace::costs(plan, dense));
+    kl::LossWorkspace(arena, plan, dense, batches);
+    most = std::max(most, arena.used());
+  }
+  return most;
+}
+
+std::size_t msa_attention_backward_bytes(const Plan& plan) {
+  Arena arena;
+  const ListBatches batches(arena, plan, false, step_costs(plan));
+  BackwardWorkspace(arena, plan, batches);
+  kl::LossWorkspace(arena, plan, false, batches);
+  return arena.used();
+}
 
 }  // namespace openmsa::cuda::sm90::training

@@ -9,11 +9,12 @@
 #include <cute/config.hpp>
 #include <cute/util/type_traits.hpp>
 
+#include "cuda/sm90/ptx/async_copy.cuh"
+#include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/training/teacher.h"
 
 namespace openmsa::cuda::sm90::training {
-
-inline constexpr int kTileKeys = 128;  // keys of a work item
 
 /// The CTA's items one after the other, for a warp that reads them from the ring. count 0: no more.
 template <class Storage, class Work>
@@ -26,6 +27,30 @@ __device__ __forceinline__ void for_each_item(Storage& storage, Work work) {
     if (threadIdx.x % 32 == 0) EmptyBarrier::arrive(&storage.item_empty[ring.stage]);
     if (item.count == 0) return;
     work(item);
+  }
+}
+
+inline constexpr auto kKeepInL2 = static_cast<std::uint64_t>(CacheHintSm90::EVICT_NORMAL);
+
+/// Loads an item's keys of one tensor: panels of 64 channels, one after the other.
+template <int kDim, class Element>
+__device__ __forceinline__ void load_key_panels(const CUtensorMap& map, int head, int row, Element* to,
+                                                std::uint64_t* full) {
+  FullBarrier::arrive_and_expect_tx(full, kTileKeys * kDim * static_cast<int>(sizeof(Element)));
+  for (int channel = 0; channel < kDim; channel += kPanelChannels) {
+    cute::SM90_TMA_LOAD_4D::copy(&map, full, kKeepInL2, to + channel * kTileKeys, channel, head, row, 0);
+  }
+}
+
+/// Starts the copies of a query's 2^shift rows to its place `x` in a tile of rows (BackwardTile::LayoutRows): one, or one
+/// per half where it has less than 8 rows.
+template <class Tile>
+__device__ __forceinline__ void copy_query(const CUtensorMap& map, std::uint64_t* full, typename Tile::Element* tile,
+                                           int x, int shift, int kv_head, int token) {
+  const int first = x << shift, head = kv_head << shift;
+  for (int h = 0; h < (shift < 3 ? Tile::kHalves : 1); ++h) {
+    const int at = (first / 8 * Tile::kHalves + h) * 8 * kPanelChannels + first % 8 * kPanelChannels;
+    cute::SM90_TMA_LOAD_5D::copy(&map, full, kKeepInL2, tile + at, 0, head % 8, h, head / 8, token);
   }
 }
 

@@ -14,11 +14,11 @@ struct BackwardMaps {
   CUtensorMap k, v;    // boxes of 128 keys of one head
 };
 
-/// Adds the gradients of p.work's items to p.d_q_sums and p.d_kv_sums.
+/// Adds the gradients of p.work's items to p.d_q_sums and p.d_kv_sums; writes p.teacher where that is wanted.
 using BackwardFunction = void(const BackwardParams& p, const BackwardMaps& maps, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.
-template <openmsa_dtype kDtype, int kDim>
+template <openmsa_dtype kDtype, int kDim, bool kGivesTeacher>
 void launch_backward(const BackwardParams& p, const BackwardMaps& maps, Launch launch);
 
 /// in.bounds of all sequences and KV heads. `dtype`: of k and v.

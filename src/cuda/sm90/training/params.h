@@ -10,6 +10,7 @@
 
 #include "cuda/common/batch_view.h"
 #include "cuda/generic/lists/params.h"
+#include "cuda/sm90/training/teacher.h"
 
 namespace openmsa::cuda::sm90::training {
 
@@ -40,6 +41,7 @@ struct BackwardParams {
   BatchView batch;
   generic::ListBatch work;
   RowStats stats;
+  TeacherRows teacher;  // wanted for the KL loss, or not
   std::int32_t log2_group_size;
   float scale_log2;        // softmax_scale * log2(e)
   std::int32_t* d_q_sums;  // [heads of the batch][rows of the batch][group_size * head_dim]: zero before, see above
@@ -65,9 +67,10 @@ struct KeyInputs {
 struct FigureRows {
   const float* data;  // nullptr: absent
   std::int64_t strides[2];
-  OPENMSA_DEVICE float at(std::int32_t row, std::int32_t head) const {
-    return data[row * strides[0] + head * strides[1]];
+  OPENMSA_DEVICE std::int64_t place(std::int32_t row, std::int32_t head) const {
+    return row * strides[0] + head * strides[1];
   }
+  OPENMSA_DEVICE float at(std::int32_t row, std::int32_t head) const { return data[place(row, head)]; }
 };
 
 struct RowInputs {

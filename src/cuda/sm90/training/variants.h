@@ -9,18 +9,20 @@ namespace openmsa::cuda::sm90::training {
 struct BackwardKey {
   openmsa_dtype dtype;
   int dim;
+  bool gives_teacher;  // writes BackwardParams::teacher
   bool operator==(const BackwardKey&) const = default;
 };
 using BackwardVariant = Variant<BackwardKey, BackwardFunction>;
 
-template <openmsa_dtype kDtype, int kDim>
-inline constexpr BackwardVariant kBackward = {{kDtype, kDim}, &launch_backward<kDtype, kDim>};
+template <openmsa_dtype kDtype, int kDim, bool kGivesTeacher>
+inline constexpr BackwardVariant kBackward = {{kDtype, kDim, kGivesTeacher},
+                                              &launch_backward<kDtype, kDim, kGivesTeacher>};
 
 inline constexpr BackwardVariant kBackwardVariants[] = {
-    kBackward<OPENMSA_BFLOAT16, 64>,
-    kBackward<OPENMSA_BFLOAT16, 128>,  //
-    kBackward<OPENMSA_FLOAT16, 64>,
-    kBackward<OPENMSA_FLOAT16, 128>,
+    kBackward<OPENMSA_BFLOAT16, 64, false>,  kBackward<OPENMSA_BFLOAT16, 64, true>,   //
+    kBackward<OPENMSA_BFLOAT16, 128, false>, kBackward<OPENMSA_BFLOAT16, 128, true>,  //
+    kBackward<OPENMSA_FLOAT16, 64, false>,   kBackward<OPENMSA_FLOAT16, 64, true>,    //
+    kBackward<OPENMSA_FLOAT16, 128, false>,  kBackward<OPENMSA_FLOAT16, 128, true>,
 };
 
 }  // namespace openmsa::cuda::sm90::training

@@ -5,18 +5,16 @@
 
 #include "core/arena.h"
 #include "core/plan.h"
-#include "cuda/generic/lists/params.h"
+#include "cuda/sm90/training/batches.h"
 #include "cuda/sm90/training/params.h"
 
 namespace openmsa::cuda::sm90::training {
 
+/// Of a list batch's places, and of the keys of its heads.
 struct BackwardWorkspace {
-  BackwardWorkspace(core::Arena& arena, const core::Plan& plan, bool is_dense);
+  BackwardWorkspace(core::Arena& arena, const core::Plan& plan, const ListBatches& batches);
+  static BatchCosts costs(const core::Plan& plan);
 
-  std::int32_t heads;     // KV heads of a list batch
-  std::int32_t max_rows;  // query rows of a list batch
-  std::int64_t words;     // of lists.bits
-  generic::ListParams lists;
   KeyBounds* bounds;  // [max_batch][num_heads_kv]
   RowStats stats;
   std::int32_t* d_q_sums;

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2)
 
   const int num_items = *p.work.num_items;
   for (std::uint32_t phase = 0;; phase ^= 1) {
-    if (threadIdx.x == 0) storage.number = atomicAdd(p.next_item, 1);
+    if (threadIdx.x == 0) storage.number = atomicAdd(p.next_item + kIndexLseItem, 1);
     __syncthreads();
     const int number = storage.number;
     if (number >= num_items) return;

@@ -9,28 +9,26 @@
 
 namespace openmsa::cuda::sm90::training::kl {
 
-struct Maps {
-  CUtensorMap q;  // boxes of one query
-  CUtensorMap k;
-  CUtensorMap index_k;
-};
-
-/// partials of p.work's visits.
-using IndexLseFunction = void(const Params& p, const CUtensorMap& index_k, Launch launch);
-/// Adds loss and gradients of p.work's items to p.item_loss, p.d_index_q_sums and p.d_index_k_sums.
-using KlFunction = void(const Params& p, const Maps& maps, Launch launch);
+/// p.teacher of p.work's visits. Maps: boxes of one query, and of 128 keys of one head.
+using TeacherFunction = void(const Params& p, const CUtensorMap& q, const CUtensorMap& k, Launch launch);
+/// A kernel over p.work's items and index_k, boxes of 128 keys.
+using IndexKeysFunction = void(const Params& p, const CUtensorMap& index_k, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.
+template <openmsa_dtype kDtype, int kDim>
+void launch_teacher(const Params& p, const CUtensorMap& q, const CUtensorMap& k, Launch launch);
+/// Writes p.partials.
 template <openmsa_dtype kDtype, int kIndexDim>
 void launch_index_lse(const Params& p, const CUtensorMap& index_k, Launch launch);
-template <openmsa_dtype kDtype, int kDim, int kIndexDim>
-void launch_kl(const Params& p, const Maps& maps, Launch launch);
+/// From p.teacher: p.item_loss, and adds to p.d_index_q_sums and p.d_index_k_sums.
+template <openmsa_dtype kDtype, int kIndexDim>
+void launch_kl(const Params& p, const CUtensorMap& index_k, Launch launch);
 
 /// Before all list batches: p.maxima. `max_blocks`: kv_blocks that the sequences can have together; `dtype`: of index_k.
 void launch_maxima(const Params& p, const QueryRows& index_k, std::int64_t max_blocks, openmsa_dtype dtype,
                    Launch launch);
 
-/// p.stats and p.teacher_lse2 of the batch's rows, from p.partials.
+/// p.stats of the batch's rows, from p.partials.
 void launch_row_stats(const Params& p, Launch launch);
 
 /// Adds p.item_loss to p.loss.

@@ -1,44 +1,38 @@
 // KL loss and gradients with kv_blocks in the outer loop: each work item is a kv_block and the query rows of one KV head
-// that visit it, in ascending order. Steps of 16 queries stream past. Two consumer warpgroups take 64 keys each; a
-// thread's accumulators are keys x rows, but for the last one:
+// that visit it, in ascending order. Steps of 32 queries stream past. Two consumer warpgroups take 64 keys each:
 //
-//   s^T    [64 keys][64 rows]         = k q^T                  k in registers, 1, 2 or 4 chunks of rows per step
-//   s_idx^T[64 keys][16 queries]      = index_k index_q^T      both from shared memory
+//   s_idx^T[64 keys][32 queries]      = index_k index_q^T      both from shared memory
 //   d_index_k[64 keys][kIndexDim]    += g^T index_q            g^T from registers
 //   d_index_q^T[64 channels][queries] = index_k^T g^T          over all 128 keys, g through shared memory
 //
-// d_index_k stays in registers for the whole item. d_index_q leaves with every step, as fixed-point numbers that the
-// copy engine adds to those in memory (params.h).
+// The teacher's probabilities come from memory, a step ahead (teacher.h). d_index_k stays in registers for the whole item.
+// d_index_q leaves with every step, as fixed-point numbers that the copy engine adds to those in memory (params.h).
 //
 //   barrier           arrivals                         waited on by          guards
-//   item_full[i]      warp 0                           warps 1 and 2, cons.  the item
-//   item_empty[i]     warps 1 and 2, consumer warps    warp 0                all have read it
-//   k_full            warp 0 + bytes                   consumers             k of the item
-//   k_empty           consumer warps                   warp 0                k is in registers
+//   item_full[i]      warp 0                           all others            the item
+//   item_empty[i]     all other warps                  warp 0                all have read it
 //   index_k_full[i]   warp 0 + bytes                   consumers             index_k of the item
 //   index_k_empty[i]  consumer warps                   warp 0                all products with it are done
-//   q_full[i]         warp 1 + bytes                   consumers             q of a chunk
-//   q_empty[i]        consumer warps                   warp 1                its product is done
-//   step_full[i]      lanes of warp 2, with copies     consumers             index_q and StepRows of a step
-//   step_empty[i]     consumer warps                   warp 2                all products with it are done
+//   step_full[i]      lanes of warp 2 or 3, copies     consumers             index_q and StepRows of a step
+//   step_empty[i]     consumer warps                   warps 2 and 3         all products with it are done
+//   sums_full[i]      consumer warps                   warp 1                d_index_q of a step, in fixed point
+//   sums_empty[i]     warp 1                           consumers             it has been read
 //   kKeys             256 threads of the consumers     the same              index keys that are not finite are gone;
 //                                                                            d_index_k of the item before is in memory
-//   kGradients        256 threads of the consumers     the same              g of both is in shared memory, and so is
-//                                                                            d_index_q of the step before
+//   kGradients        256 threads of the consumers     the same              g of both is in shared memory
 //
-// Order of a consumer's products, and what runs beside them:
+// Order of a consumer's products, and what runs beside them: P_idx and g of a step beside d_index_q of the step before and
+// s_idx of the next one; d_index_q of the step before goes to shared memory beside d_index_k.
 //
-//   s of chunk 1 | P of chunk 0, d_index_q of the step before to memory | s of chunk 2 | P of chunk 1 | ...
-//   | s_idx, s of the next step's chunk 0 | P of the last chunk | P_idx, g | d_index_k, d_index_q | the next step
-//
-// Per step (16 heads, head_dim and index_dim 128): products 2432 cycles of the tensor cores, 34816 exponentials 2176
-// cycles; shared memory about 2400 cycles at 128 bytes. 69 KB of q, index_q and log-sum-exps come in, 8 KB of d_index_q
-// go out to the L2 cache.
+// Per step (index_dim 128): products 768 cycles of the tensor cores, 8192 exponentials and logarithms 512 cycles. 8 KB of
+// index_q and 8 KB of probabilities come in, 16 KB of d_index_q go out to the L2 cache.
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/ptx/turn.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
+#include "cuda/sm90/training/group_sums.cuh"
 #include "cuda/sm90/training/kl/load.cuh"
 
 namespace openmsa::cuda::sm90::training::kl {
@@ -67,32 +61,65 @@ __device__ __forceinline__ void clean_index_keys(typename Config::Tile::Element*
   sync(ConsumerBarrier::kKeys, Config::kConsumerThreads);
 }
 
-/// A thread's gradients of a step, of two keys and four queries, in the columns of the student's scores.
-struct StepGradients {
-  float g[2][4];         // P_idx - P, times gradient_scale
-  float weighted[2][4];  // the same, times the row's weight
+/// The teacher's probabilities of a step: of the thread's two keys and its queries, times kTeacherOne.
+struct TeacherStep {
+  __half2 of[kThreadQueries];
 };
 
-/// g = P_idx - P of a step, in its four queries; adds the thread's share of the loss, / ln 2, to `loss`:
+/// Reads those of an item step by step.
+class TeacherReader {
+ public:
+  __device__ __forceinline__ TeacherReader(const Params& p, const WorkItem& item, const ConsumerThread& at)
+      : visits_(p.teacher.data + p.teacher.first_visit(p.work, item) * kTileKeys + key_pair(at.key)),
+        stride_(p.teacher.stride() * kTileKeys),
+        last_(item.count - 1) {}
+
+  /// Of the next step; where it has no such query, those of the item's last one.
+  __device__ __forceinline__ TeacherStep read(const ConsumerThread& at) {
+    TeacherStep step;
+#pragma unroll
+    for (int i = 0; i < kThreadQueries; ++i) {
+      const int query = min(first_ + 2 * (at.lane % 4) + i / 2 * 8 + i % 2, last_);
+      step.of[i] = __ldcs(reinterpret_cast<const __half2*>(visits_ + std::int64_t{query} * stride_));
+    }
+    first_ += kStepQueries;
+    return step;
+  }
+
+ private:
+  const std::uint16_t* visits_;
+  std::int32_t stride_;
+  std::int32_t last_;
+  std::int32_t first_ = 0;  // query of the next step
+};
+
+/// A thread's gradients of a step, of two keys, in the columns of the student's scores.
+struct StepGradients {
+  float g[2][kThreadQueries];         // P_idx - P, times gradient_scale
+  float weighted[2][kThreadQueries];  // the same, times the row's weight
+};
+
+/// g = P_idx - P of a step; adds the thread's share of the loss, / ln 2, to `loss`:
 /// sum_j P (log2 P - log2 P_idx). Keys that a query does not see have neither.
 template <class Config>
-__device__ __forceinline__ StepGradients step_gradients(const Params& p, const StepRows<Config::kChunks>& rows,
+__device__ __forceinline__ StepGradients step_gradients(const Params& p, const StepRows& rows,
                                                         const typename Config::Tile::StudentScores& s,
-                                                        const float (&teacher)[2][4], const ConsumerThread& at,
+                                                        const TeacherStep& teacher, const ConsumerThread& at,
                                                         float& loss) {
   using namespace cute;
   StepGradients out;
   CUTE_UNROLL
-  for (int n = 0; n < 2; ++n) {
+  for (int n = 0; n < kThreadQueries / 2; ++n) {
     const int column = 8 * n + 2 * (at.lane % 4);
     const float2 lse2 = *reinterpret_cast<const float2*>(&rows.lse2[column]);
     const float2 weight = *reinterpret_cast<const float2*>(&rows.weight[column]);
     const int2 keys = *reinterpret_cast<const int2*>(&rows.keys[column]);
     CUTE_UNROLL
     for (int c = 0; c < 2; ++c) {
+      const float2 pair = __half22float2(teacher.of[2 * n + c]);
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const float probability = teacher[i][2 * n + c], w = c == 0 ? weight.x : weight.y;
+        const float probability = (i == 0 ? pair.x : pair.y) / kTeacherOne, w = c == 0 ? weight.x : weight.y;
         const bool is_seen = at.key + 8 * i < (c == 0 ? keys.x : keys.y);
         const float log2_student = fmaf(s(make_coord(c, i, n), 0, 0), p.index_scale_log2, c == 0 ? -lse2.x : -lse2.y);
         const float g = (exp2_approx(log2_student) - probability) * Config::kGradientScale;
@@ -128,33 +155,6 @@ __device__ __forceinline__ void stage_index_rows(const typename Config::Tile::In
   }
 }
 
-/// What a consumer has in registers during an item.
-template <class Config>
-struct ItemState {
-  using Tile = typename Config::Tile;
-  typename Tile::template Operand<Tile::kDim> k;
-  typename Tile::TeacherScores s[2];  // of this chunk and the next
-  typename Tile::IndexKeyGradients d_index_k;
-  float loss = 0;
-  bool adds_index_keys = false;  // d_index_k holds something
-  float probabilities[2][4];     // of the teacher
-  // Of a step, whose d_index_q leaves one step later.
-  typename Tile::IndexRowGradients d_index_q;
-  std::int32_t place = -1;  // lane i < 16: of its query i; -1: nothing to add
-};
-
-/// Adds staged rows of d_index_q to those in memory; the first consumer warp, one copy per query.
-template <class Config>
-__device__ __forceinline__ void add_index_rows(const Params& p, const std::int32_t* sums, std::int32_t place,
-                                               int lane) {
-  constexpr int kDim = Config::Tile::kIndexDim;
-  if (place >= 0) {
-    bulk_add(p.d_index_q_sums + std::int64_t{place} * kDim, sums + lane * Config::kSumStride,
-             kDim * static_cast<int>(sizeof(std::int32_t)));
-  }
-  cute::tma_store_arrive();
-}
-
 /// Adds an item's d_index_k to those of earlier items of its kv_block. Its turn has come; end_turn() has to follow when
 /// they have arrived.
 template <class Config>
@@ -182,21 +182,22 @@ __device__ __forceinline__ void add_index_keys(const Params& p, const WorkItem& 
 template <class Config>
 struct Consumer {
   using Tile = typename Config::Tile;
-  using Element = typename Tile::Element;
-  using Storage = typename Config::Storage;
-  static constexpr int kChunks = Config::kChunks;
+  using Student = typename Tile::StudentScores;
 
   const Params& p;
-  Storage& storage;
+  typename Config::Storage& storage;
   const ConsumerThread at;
-  PipelineState<1> keys;
-  PipelineState<Config::kIndexKeyStages> index_keys;
-  PipelineState<Config::kRowStages> started, finished;  // chunks of q
-  PipelineState<Config::kStepStages> steps;
-  int turn = 0;           // of the two buffers of g and of d_index_q
+  PipelineState<Config::kIndexKeyStages> keys;
+  PipelineState<Config::kStepStages> started, steps;
+  PipelineState<Config::kSumStages> sums;
+  int turn = 0;           // of the two buffers of g
   int* ticket = nullptr;  // of the item before
+  float loss;             // of an item
+  int stage_before;       // of the step before, whose d_index_q is still to leave; -1: none
+  typename Tile::IndexKeyGradients d_index_k;
+  typename Tile::IndexRowGradients d_index_q;
 
-  __device__ __forceinline__ Consumer(const Params& p, Storage& storage, int consumer, int thread)
+  __device__ __forceinline__ Consumer(const Params& p, typename Config::Storage& storage, int consumer, int thread)
       : p(p), storage(storage), at(consumer, thread) {}
 
   __device__ __forceinline__ bool is_first_thread() const { return at.consumer == 0 && at.thread == 0; }
@@ -205,152 +206,84 @@ struct Consumer {
     if (at.lane == 0) EmptyBarrier::arrive(empty);
   }
 
-  /// Starts s^T of the next chunk of q.
-  __device__ __forceinline__ void start_chunk(const typename Tile::template Operand<Tile::kDim>& k,
-                                              typename Tile::TeacherScores& s) {
-    FullBarrier::wait(&storage.q_full[started.stage], started.phase);
-    Tile::start_teacher(k, storage.q[started.stage], s, at.thread);
+  /// Starts s_idx^T of the next step.
+  __device__ __forceinline__ void start_student(Student& s) {
+    FullBarrier::wait(&storage.step_full[started.stage], started.phase);
+    cutlass::arch::fence_view_async_shared();  // index_q was written by plain copies
+    Tile::start_student(storage.index_k[keys.stage], storage.index_q[started.stage], s, at.consumer, at.thread);
     started.advance();
   }
 
-  /// Puts d_index_q of a step, all of whose products have ended, into its staging memory.
-  __device__ __forceinline__ void finish_step(ItemState<Config>& state, int stage) const {
-    cute::warpgroup_fence_operand(state.d_index_q);
-    cute::warpgroup_fence_operand(state.d_index_k);
-    stage_index_rows<Config>(state.d_index_q, storage.rows[stage].to_fixed, storage.sums[turn], at);
-    __syncwarp();
-    release(&storage.step_empty[stage]);
+  /// Gives d_index_q of the step before, all of whose products have ended, to the adder.
+  __device__ __forceinline__ void finish_step_before() {
+    cute::warpgroup_fence_operand(d_index_q);
+    if (stage_before < 0) return;
+    EmptyBarrier::wait(&storage.sums_empty[sums.stage], sums.phase ^ 1);
+    stage_index_rows<Config>(d_index_q, storage.rows[stage_before].to_fixed, storage.sums[sums.stage], at);
     cutlass::arch::fence_view_async_shared();
+    __syncwarp();
+    release(&storage.sums_full[sums.stage]);
+    release(&storage.step_empty[stage_before]);
+    sums.advance();
   }
 
-  /// Meets the other consumer: g of this step and d_index_q of the one before are in shared memory.
-  __device__ __forceinline__ void meet(const ItemState<Config>& state) {
-    const bool adds = at.consumer == 0 && at.thread < 32;
-    if (adds) cute::tma_store_wait<0>();  // the copies of the step before that have read the other buffer
-    sync(ConsumerBarrier::kGradients, Config::kConsumerThreads);
-    if (adds) add_index_rows<Config>(p, storage.sums[turn ^ 1], state.place, at.lane);
-  }
-
-  /// Probabilities of a chunk of this step, whose product has ended.
-  template <int kChunk>
-  __device__ __forceinline__ void sum_chunk(ItemState<Config>& state) {
-    constexpr int kOwn = 4 / kChunks;
-    auto& scores = state.s[kChunk % 2];
-    cute::warpgroup_fence_operand(scores);
-    release(&storage.q_empty[finished.stage]);
-    finished.advance();
-    float part[2][kOwn];
-    sum_over_heads<kChunks>(scores, &storage.rows[steps.stage].teacher_lse2[kChunk * kChunkRows], p.scale_log2, at.lane,
-                            part);
-    CUTE_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      state.probabilities[0][kChunk * kOwn + i] = part[0][i];
-      state.probabilities[1][kChunk * kOwn + i] = part[1][i];
-    }
-  }
-
-  __device__ __forceinline__ void wait_for_step() const {
-    FullBarrier::wait(&storage.step_full[steps.stage], steps.phase);
-    cutlass::arch::fence_view_async_shared();  // index_q was written by plain copies
-  }
-
-  /// Starts the product of the student, and that of the next step's first chunk.
+  /// A step, whose s_idx^T `student` is there; puts that of the next one, computed in s, into its place.
   template <bool kIsLast>
-  __device__ __forceinline__ void start_ahead(ItemState<Config>& state, typename Tile::StudentScores& student) {
-    Tile::start_student(storage.index_k[index_keys.stage], storage.index_q[steps.stage], student, at.consumer,
-                        at.thread);
-    if (!kIsLast) start_chunk(state.k, state.s[0]);
-  }
-
-  /// The chunks of a step but the first, from kChunk on.
-  template <bool kIsLast, int kChunk>
-  __device__ __forceinline__ void sum_chunks(ItemState<Config>& state, typename Tile::StudentScores& student) {
-    constexpr bool kEnds = kChunk + 1 >= kChunks;
-    if constexpr (kChunk < kChunks) {
-      if constexpr (kEnds) {
-        start_ahead<kIsLast>(state, student);
-      } else {
-        start_chunk(state.k, state.s[(kChunk + 1) % 2]);
-      }
-      if (kChunk > 1) cute::warpgroup_wait<kEnds && !kIsLast ? 2 : 1>();
-      sum_chunk<kChunk>(state);
-      sum_chunks<kIsLast, kChunk + 1>(state, student);
-    }
-  }
-
-  /// Starts d_index_k and d_index_q of a step.
-  __device__ __forceinline__ void start_gradients(ItemState<Config>& state,
-                                                  const typename Tile::StudentScores& student) {
-    const StepRows<kChunks>& rows = storage.rows[steps.stage];
-    const StepGradients gradients = step_gradients<Config>(p, rows, student, state.probabilities, at, state.loss);
-    Tile::start_index_keys(Tile::round(gradients.weighted), storage.index_q[steps.stage], state.d_index_k,
-                           state.adds_index_keys, at.thread);
-    state.adds_index_keys = true;
+  __device__ __forceinline__ void run_step(Student& s, Student& student, const TeacherStep& teacher) {
+    using namespace cute;
+    if (!kIsLast) start_student(s);
+    const StepRows& rows = storage.rows[steps.stage];
+    const StepGradients gradients = step_gradients<Config>(p, rows, student, teacher, at, loss);
     Tile::store_gradients(Tile::round(gradients.g), storage.gradients[turn], at.consumer, at.thread);
     cutlass::arch::fence_view_async_shared();
-    meet(state);
-    Tile::start_index_rows(storage.index_k[index_keys.stage], storage.gradients[turn], state.d_index_q, at.consumer,
-                           at.thread);
-    const bool adds = at.lane < kStepQueries && rows.keys[at.lane % kStepQueries] > 0;
-    state.place = adds ? rows.place[at.lane % kStepQueries] : -1;
-  }
-
-  /// A step. On entry the probabilities of its first chunk are there, and the product of its second one has ended; on
-  /// return those of the next step, unless this one is the last of the item.
-  template <bool kIsLast>
-  __device__ __forceinline__ void run_step(ItemState<Config>& state) {
-    using namespace cute;
-    typename Tile::StudentScores student;
-    sum_chunks<kIsLast, 1>(state, student);
-    if (kChunks == 1) start_ahead<kIsLast>(state, student);
-    warpgroup_wait<kIsLast ? 0 : 1>();
-    warpgroup_fence_operand(student);
-    start_gradients(state, student);
-    const int stage = steps.stage;
-    steps.advance();
-    if (!kIsLast) begin_step<2>(state);
     warpgroup_wait<0>();
-    finish_step(state, stage);
+    if (!kIsLast) warpgroup_fence_operand(s);
+    Tile::start_index_keys(Tile::round(gradients.weighted), storage.index_q[steps.stage], d_index_k, stage_before >= 0,
+                           at.thread);
+    finish_step_before();
+    sync(ConsumerBarrier::kGradients, Config::kConsumerThreads);
+    Tile::start_index_rows(storage.index_k[keys.stage], storage.gradients[turn], d_index_q, at.consumer, at.thread);
+    stage_before = steps.stage;
+    steps.advance();
     turn ^= 1;
-  }
-
-  /// The first chunk of a step, whose product has been started, with kLater others started after it.
-  template <int kLater>
-  __device__ __forceinline__ void begin_step(ItemState<Config>& state) {
-    if (kChunks > 1) start_chunk(state.k, state.s[1]);
-    wait_for_step();
-    cute::warpgroup_wait<kLater + (kChunks > 1 ? 1 : 0)>();
-    sum_chunk<0>(state);
+    if (!kIsLast) copy(s, student);
   }
 
   /// All steps of an item.
   __device__ __forceinline__ void run(const WorkItem& item) {
     using namespace cute;
-    ItemState<Config> state;
-    FullBarrier::wait(storage.k_full, keys.phase);
-    Tile::load_keys_operand(storage.k, state.k, at.consumer, at.thread);
-    __syncwarp();
-    release(storage.k_empty);
-    keys.advance();
-    FullBarrier::wait(&storage.index_k_full[index_keys.stage], index_keys.phase);
+    TeacherReader reader(p, item, at);
+    TeacherStep teacher[2] = {reader.read(at), reader.read(at)};  // of this step and the next
+    FullBarrier::wait(&storage.index_k_full[keys.stage], keys.phase);
     __threadfence();  // d_index_k of the item before has been added
-    clean_index_keys<Config>(storage.index_k[index_keys.stage], at.consumer * 128 + at.thread);
+    clean_index_keys<Config>(storage.index_k[keys.stage], at.consumer * 128 + at.thread);
     end_turn_before();
 
-    start_chunk(state.k, state.s[0]);
-    begin_step<0>(state);
+    loss = 0;
+    stage_before = -1;
+    Student s, student;
+    start_student(s);
     warpgroup_wait<0>();
-    for (int left = item.count; left > kStepQueries; left -= kStepQueries) run_step<false>(state);
-    run_step<true>(state);
-    warpgroup_fence_operand(state.d_index_k);
-    release(&storage.index_k_empty[index_keys.stage]);
-    index_keys.advance();
-    finish_loss(state.loss);
+    warpgroup_fence_operand(s);
+    copy(s, student);
+    for (int left = item.count; left > kStepQueries; left -= kStepQueries) {
+      const TeacherStep now = teacher[0];
+      teacher[0] = teacher[1];
+      teacher[1] = reader.read(at);
+      run_step<false>(s, student, now);
+    }
+    run_step<true>(s, student, teacher[0]);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(d_index_k);
+    finish_step_before();
+    release(&storage.index_k_empty[keys.stage]);
+    keys.advance();
+    finish_loss(loss);
     if (is_first_thread()) wait_for_turn(p.work.tickets + item.ticket, item.order);
     __syncwarp();
-    meet(state);  // the others' turn too
+    sync(ConsumerBarrier::kGradients, Config::kConsumerThreads);  // the others' turn too
     if (is_first_thread()) write_loss(item);
-    add_index_keys<Config>(p, item, state.d_index_k, at);
+    add_index_keys<Config>(p, item, d_index_k, at);
     ticket = p.work.tickets + item.ticket;
   }
 
@@ -359,7 +292,6 @@ struct Consumer {
     __threadfence();
     sync(ConsumerBarrier::kKeys, Config::kConsumerThreads);
     end_turn_before();
-    cute::tma_store_wait<0>();
   }
 
   /// All threads have added d_index_k of the item before.
@@ -381,46 +313,53 @@ struct Consumer {
   }
 };
 
-/// Before any copy: rows of q and log-sum-exps that stand for no head, where a query has less than four.
+/// Adds d_index_q of all steps to those in memory, one copy per query; a warp.
 template <class Config>
-__device__ __forceinline__ void clear_missing_heads(const Params& p, typename Config::Storage& storage) {
-  if (1 << p.log2_group_size >= 4) return;
-  auto* const q = reinterpret_cast<uint4*>(storage.q);
-  for (int i = threadIdx.x; i < static_cast<int>(sizeof(storage.q) / sizeof(uint4)); i += Config::kThreads) {
-    q[i] = uint4{0, 0, 0, 0};
-  }
-  for (int i = threadIdx.x; i < Config::kStepStages * kChunkRows * Config::kChunks; i += Config::kThreads) {
-    storage.rows[i / (kChunkRows * Config::kChunks)].teacher_lse2[i % (kChunkRows * Config::kChunks)] = INFINITY;
-  }
-  cutlass::arch::fence_view_async_shared();
+__device__ __forceinline__ void add_index_rows(const Params& p, typename Config::Storage& storage) {
+  constexpr int kDim = Config::Tile::kIndexDim;
+  const int lane = threadIdx.x % 32;
+  PipelineState<Config::kSumStages> ring;
+  for_each_item(storage, [&](const WorkItem& item) {
+    std::int32_t row = p.work.visited_row(item, lane);
+    for (int begin = 0; begin < item.count; begin += kStepQueries, ring.advance()) {
+      const std::int32_t next = p.work.visited_row(item, begin + kStepQueries + lane);
+      FullBarrier::wait(&storage.sums_full[ring.stage], ring.phase);
+      if (row >= 0) {
+        bulk_add(p.d_index_q_sums + p.work.place(item.head, row) * kDim,
+                 storage.sums[ring.stage] + lane * Config::kSumStride, kDim * static_cast<int>(sizeof(std::int32_t)));
+      }
+      cute::tma_store_arrive();
+      cute::tma_store_wait<0>();
+      __syncwarp();
+      if (lane == 0) EmptyBarrier::arrive(&storage.sums_empty[ring.stage]);
+      row = next;
+    }
+  });
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    kl_kernel(const Params p, const __grid_constant__ CUtensorMap map_q, const __grid_constant__ CUtensorMap map_k,
-              const __grid_constant__ CUtensorMap map_index_k) {
+    kl_kernel(const Params p, const __grid_constant__ CUtensorMap map_index_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   constexpr int kConsumerWarps = Config::kConsumerThreads / 32;
-  clear_missing_heads<Config>(p, storage);
   init_barriers([&] {
-    init_ring(storage.item_full, storage.item_empty, kConsumerWarps + 2);
-    init_ring(storage.k_full, storage.k_empty, kConsumerWarps);
+    init_ring(storage.item_full, storage.item_empty, kConsumerWarps + 1 + Config::kStepWarps);
     init_ring(storage.index_k_full, storage.index_k_empty, kConsumerWarps);
-    init_ring(storage.q_full, storage.q_empty, kConsumerWarps);
     init_ring(storage.step_full, storage.step_empty, kConsumerWarps, 2 * 32);
+    init_ring(storage.sums_full, storage.sums_empty, 1, kConsumerWarps);
   });
   wait_for_earlier_kernels();
 
-  // 64512 registers of the CTA: 40 x 128 for the producers, 232 x 256 for the consumers.
+  // 64512 registers of the CTA: 56 x 128 for producers and adder, 224 x 256 for the consumers.
   if (threadIdx.x < 128) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    cutlass::arch::warpgroup_reg_dealloc<56>();
     const int warp = threadIdx.x / 32;
-    if (threadIdx.x == 0) produce_items<Config>(p, map_k, map_index_k, storage);
-    if (warp == 1) produce_rows<Config>(p, map_q, storage);
-    if (warp == 2) produce_steps<Config>(p, storage);
+    if (threadIdx.x == 0) produce_items<Config>(p, map_index_k, storage);
+    if (warp == 1) add_index_rows<Config>(p, storage);
+    if (warp >= 2) produce_steps<Config>(p, storage, warp - 2);
   } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
+    cutlass::arch::warpgroup_reg_alloc<224>();
     const int thread = thread_index();
     Consumer<Config> consumer(p, storage, thread / 128 - 1, thread % 128);
     for_each_item(storage, [&](const WorkItem& item) { consumer.run(item); });

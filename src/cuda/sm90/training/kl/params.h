@@ -13,17 +13,17 @@
 #include "cuda/common/batch_view.h"
 #include "cuda/generic/lists/params.h"
 #include "cuda/sm90/training/params.h"
+#include "cuda/sm90/training/teacher.h"
 
 namespace openmsa::cuda::sm90::training::kl {
 
-inline constexpr int kStepQueries = 16;  // queries of a step: the depth of one product of 16-bit elements
-inline constexpr int kChunkRows = 64;    // (query, head) rows of the teacher that are worked on at once
-
-/// Kernels are compiled for this many chunks of a step; groups of less than four heads take as much room as four.
-constexpr int chunks_of_step(int group_size) { return group_size < 4 ? 1 : group_size * kStepQueries / kChunkRows; }
+inline constexpr int kStepQueries = 32;  // queries of a step
 
 /// A gradient (P_idx - P) leaves its registers in 16 bits times this: fp16 has no small numbers.
 constexpr float gradient_scale(bool is_fp16) { return is_fp16 ? 1 << 14 : 1; }
+
+/// Params::next_item of each kernel that takes items.
+inline constexpr int kIndexLseItem = 0, kTeacherItem = 1, kStepsItem = 2, kItemCounters = 3;
 
 /// An item as a CTA takes it.
 struct WorkItem : generic::ListItem {
@@ -83,10 +83,10 @@ struct Params {
   Maxima maxima;
 
   // Of the list batch. A place is ListBatch::place.
-  std::int32_t* next_item;  // [2] zero before: the next item of index_lse, and of kv_outer
-  PartialLse* partials;     // [places][slots]
-  RowStats* stats;          // [places]
-  float* teacher_lse2;      // [places][group_size] log2(e) * lse + log2(group_size): P is then a sum over the heads
+  std::int32_t* next_item;       // [kItemCounters] zero before
+  PartialLse* partials;          // [places][slots]
+  RowStats* stats;               // [places]
+  TeacherRows teacher;           //
   std::int32_t* d_index_q_sums;  // [places][index_dim] zero before: (P_idx - P) index_k in fixed point
   float* item_loss;              // [items] share of the loss, / (ln 2 * largest |w|)
 

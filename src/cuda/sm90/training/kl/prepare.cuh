@@ -112,7 +112,7 @@ struct MergedSlots {
   }
 };
 
-/// RowStats and the teacher's log-sum-exps of the batch's rows; a warp each.
+/// RowStats of the batch's rows; a warp each.
 __global__ void __launch_bounds__(kPrepareThreads) row_stats_kernel(const Params p) {
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, group = 1 << p.log2_group_size;
@@ -123,10 +123,7 @@ __global__ void __launch_bounds__(kPrepareThreads) row_stats_kernel(const Params
   const MergedSlots student(p, head, row, lane);
   float teacher = 0;
   bool saw_nothing = student.is_empty;
-  if (lane < group) {
-    teacher = p.lse.at(row, head * group + lane);
-    p.teacher_lse2[place * group + lane] = teacher * static_cast<float>(kLog2E) + static_cast<float>(p.log2_group_size);
-  }
+  if (lane < group) teacher = p.lse.at(row, head * group + lane);
   saw_nothing |= __all_sync(kFullWarp, lane >= group || teacher == -INFINITY);
   const bool is_finite = __all_sync(kFullWarp, isfinite(teacher)) && isfinite(student.lse2);
   if (lane != 0) return;

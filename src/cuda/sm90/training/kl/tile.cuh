@@ -1,4 +1,4 @@
-// A warpgroup's share of a step: 64 keys of a kv_block against 16 queries. Shared-memory layouts and the products of
+// A warpgroup's share of a step: 64 keys of a kv_block against 32 queries. Shared-memory layouts and the products of
 // kv_outer.cuh.
 //
 // A thread holds two keys of each accumulator with keys as rows, 16 * warp + lane / 4 and the one 8 below, with columns
@@ -13,21 +13,20 @@
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/product.cuh"
-#include "cuda/sm90/tile/warp_mma.cuh"
 #include "cuda/sm90/training/items.cuh"
 #include "cuda/sm90/training/kl/params.h"
 
 namespace openmsa::cuda::sm90::training::kl {
 
 inline constexpr int kKeys = kTileKeys / 2;  // of a warpgroup
+/// Queries of a step whose scores a thread holds: columns 8 (i / 2) + 2 (lane % 4) + i % 2.
+inline constexpr int kThreadQueries = kStepQueries / 4;
 
-template <class Element_, int kDim_, int kIndexDim_>
+template <class Element_, int kIndexDim_>
 struct Tile {
   using Element = Element_;
-  static constexpr int kDim = kDim_;
   static constexpr int kIndexDim = kIndexDim_;
-  static constexpr int kHalves = kDim / kPanelChannels;
-  // d_index_q: 64 channels of 16 queries are a consumer's, or with 64 channels in all those of 8 queries.
+  // d_index_q: 64 channels of all queries are a consumer's, or with 64 channels in all those of half of the queries.
   static constexpr bool kSplitsChannels = kIndexDim == 128;
   static constexpr int kOwnQueries = kSplitsChannels ? kStepQueries : kStepQueries / 2;
 
@@ -37,9 +36,8 @@ struct Tile {
   using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
   using ChannelsFirst = cute::Step<cute::_2, cute::_1>;
 
-  // Rows of q: the panels of eight rows side by side. index_k [key][channel] and index_q [query][channel]: panels of 64
-  // channels, one after the other, read both ways. gradients [query][key].
-  using LayoutRows = decltype(cute::tile_to_shape(KMajor{}, Size<kChunkRows, kDim>{}, ChannelsFirst{}));
+  // index_k [key][channel] and index_q [query][channel]: panels of 64 channels, one after the other, read both ways.
+  // gradients [query][key].
   using LayoutIndexKeys = decltype(cute::tile_to_shape(KMajor{}, Size<kTileKeys, kIndexDim>{}));
   using LayoutIndexKeysT = decltype(cute::tile_to_shape(MnMajor{}, Size<kIndexDim, kTileKeys>{}, ChannelsFirst{}));
   using LayoutIndexRows = decltype(cute::tile_to_shape(KMajor{}, Size<kStepQueries, kIndexDim>{}));
@@ -49,8 +47,6 @@ struct Tile {
   static constexpr auto kK = cute::GMMA::Major::K, kMn = cute::GMMA::Major::MN;
   template <int kRows, int kColumns>
   using Step = cute::Shape<cute::Int<kRows>, cute::Int<kColumns>, cute::_16>;
-  using TeacherMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<Element, Element, float, Step<kKeys, kChunkRows>, kK, kK>()));
   using StudentMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, Step<kKeys, kStepQueries>, kK, kK>()));
   using IndexKeyMma = decltype(cute::make_tiled_mma(
@@ -58,35 +54,12 @@ struct Tile {
   using IndexRowMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, Step<kPanelChannels, kOwnQueries>, kMn, kK>()));
 
-  using TeacherScores = decltype(cute::partition_fragment_C(TeacherMma{}, Size<kKeys, kChunkRows>{}));
   using StudentScores = decltype(cute::partition_fragment_C(StudentMma{}, Size<kKeys, kStepQueries>{}));
   using IndexKeyGradients = decltype(cute::partition_fragment_C(IndexKeyMma{}, Size<kKeys, kIndexDim>{}));
   using IndexRowGradients = decltype(cute::partition_fragment_C(IndexRowMma{}, Size<kPanelChannels, kOwnQueries>{}));
-  template <int kDepth>
-  using Operand = LeftOperand<Element, kDepth>;
+  using Operand = LeftOperand<Element, kStepQueries>;
 
-  /// The warpgroup's keys as the left operand of s^T.
-  __device__ static void load_keys_operand(const Element* keys, Operand<kDim>& operand, int consumer, int thread) {
-    auto* const registers = reinterpret_cast<std::uint32_t*>(&operand(0));
-    CUTE_UNROLL
-    for (int i = 0; i < kDim / 16; ++i) {
-      std::uint32_t four[4];
-      SwizzledTile<kTileKeys, kDim * 2>::load(reinterpret_cast<const char*>(keys), consumer * kKeys + thread / 32 * 16,
-                                              i * kStepBytes, thread % 32, four);
-      CUTE_UNROLL
-      for (int j = 0; j < 4; ++j) registers[4 * i + j] = four[j];
-    }
-  }
-
-  /// Starts s^T = k q^T of the teacher, [64 keys][64 rows].
-  __device__ static void start_teacher(const Operand<kDim>& keys, const Element* rows, TeacherScores& s, int thread) {
-    using namespace cute;
-    const auto slice = TeacherMma{}.get_thread_slice(thread);
-    start_product(TeacherMma{}, keys, slice.partition_fragment_B(make_tensor(make_smem_ptr(rows), LayoutRows{})), s,
-                  false);
-  }
-
-  /// Starts s_idx^T = index_k index_q^T, [64 keys][16 queries].
+  /// Starts s_idx^T = index_k index_q^T, [64 keys][kStepQueries].
   __device__ static void start_student(const Element* keys, const Element* rows, StudentScores& s, int consumer,
                                        int thread) {
     using namespace cute;
@@ -98,8 +71,8 @@ struct Tile {
   }
 
   /// Starts d_index_k += g^T index_q, [64 keys][kIndexDim].
-  __device__ static void start_index_keys(const Operand<kStepQueries>& gradients, const Element* rows,
-                                          IndexKeyGradients& d, bool accumulate, int thread) {
+  __device__ static void start_index_keys(const Operand& gradients, const Element* rows, IndexKeyGradients& d,
+                                          bool accumulate, int thread) {
     using namespace cute;
     const auto slice = IndexKeyMma{}.get_thread_slice(thread);
     start_product(IndexKeyMma{}, gradients,
@@ -121,12 +94,12 @@ struct Tile {
         false);
   }
 
-  /// A thread's gradients, of two keys and four queries, as a left operand: the same place in registers, rounded.
-  __device__ static Operand<kStepQueries> round(const float (&g)[2][4]) {
-    Operand<kStepQueries> operand;
+  /// A thread's gradients of two keys as a left operand: the same place in registers, rounded.
+  __device__ static Operand round(const float (&g)[2][kThreadQueries]) {
+    Operand operand;
     const cutlass::NumericArrayConverter<Element, float, 2> convert;
     CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kThreadQueries; ++i) {
       cutlass::Array<float, 2> pair;
       pair[0] = g[i % 2][i / 2 * 2];
       pair[1] = g[i % 2][i / 2 * 2 + 1];
@@ -135,14 +108,16 @@ struct Tile {
     return operand;
   }
 
-  /// Stores rounded gradients of the warpgroup's keys into the [16 queries][128 keys] tile of both.
-  __device__ static void store_gradients(const Operand<kStepQueries>& gradients, Element* tile, int consumer,
-                                         int thread) {
+  /// Stores rounded gradients of the warpgroup's keys into the [queries][128 keys] tile of both: 16 queries at once.
+  __device__ static void store_gradients(const Operand& gradients, Element* tile, int consumer, int thread) {
     const int lane = thread % 32, query = lane / 16 * 8 + lane % 8;
     const int key = consumer * kKeys + thread / 32 * 16 + lane / 8 % 2 * 8;
     const auto* const packed = reinterpret_cast<const std::uint32_t*>(&gradients(0));
-    const std::uint32_t four[4] = {packed[0], packed[1], packed[2], packed[3]};
-    store_matrices_transposed(tile + swizzled(kStepQueries, query, key), four);
+    CUTE_UNROLL
+    for (int i = 0; i < kThreadQueries; i += 4) {
+      const std::uint32_t four[4] = {packed[i], packed[i + 1], packed[i + 2], packed[i + 3]};
+      store_matrices_transposed(tile + swizzled(kStepQueries, query + 4 * i, key), four);
+    }
   }
 
   /// Element (row, column) of a tile of `rows` rows in panels of 64 columns, in elements from its start.

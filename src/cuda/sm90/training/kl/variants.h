@@ -6,37 +6,38 @@
 
 namespace openmsa::cuda::sm90::training::kl {
 
-struct IndexLseKey {
-  openmsa_dtype dtype;
-  int index_dim;
-  bool operator==(const IndexLseKey&) const = default;
-};
-using IndexLseVariant = Variant<IndexLseKey, IndexLseFunction>;
-
 struct KlKey {
   openmsa_dtype dtype;
-  int head_dim;
-  int index_dim;
+  int dim;
   bool operator==(const KlKey&) const = default;
 };
-using KlVariant = Variant<KlKey, KlFunction>;
+using TeacherVariant = Variant<KlKey, TeacherFunction>;
+using IndexKeysVariant = Variant<KlKey, IndexKeysFunction>;
 
-template <openmsa_dtype kDtype, int kIndexDim>
-inline constexpr IndexLseVariant kIndexLse = {{kDtype, kIndexDim}, &launch_index_lse<kDtype, kIndexDim>};
-template <openmsa_dtype kDtype, int kDim, int kIndexDim>
-inline constexpr KlVariant kKl = {{kDtype, kDim, kIndexDim}, &launch_kl<kDtype, kDim, kIndexDim>};
+template <openmsa_dtype kDtype, int kDim>
+inline constexpr TeacherVariant kTeacher = {{kDtype, kDim}, &launch_teacher<kDtype, kDim>};
+template <openmsa_dtype kDtype, int kDim>
+inline constexpr IndexKeysVariant kIndexLse = {{kDtype, kDim}, &launch_index_lse<kDtype, kDim>};
+template <openmsa_dtype kDtype, int kDim>
+inline constexpr IndexKeysVariant kKl = {{kDtype, kDim}, &launch_kl<kDtype, kDim>};
 
-inline constexpr IndexLseVariant kIndexLseVariants[] = {
+inline constexpr TeacherVariant kTeacherVariants[] = {
+    kTeacher<OPENMSA_BFLOAT16, 64>,
+    kTeacher<OPENMSA_BFLOAT16, 128>,  //
+    kTeacher<OPENMSA_FLOAT16, 64>,
+    kTeacher<OPENMSA_FLOAT16, 128>,
+};
+inline constexpr IndexKeysVariant kIndexLseVariants[] = {
     kIndexLse<OPENMSA_BFLOAT16, 64>,
     kIndexLse<OPENMSA_BFLOAT16, 128>,  //
     kIndexLse<OPENMSA_FLOAT16, 64>,
     kIndexLse<OPENMSA_FLOAT16, 128>,
 };
-inline constexpr KlVariant kKlVariants[] = {
-    kKl<OPENMSA_BFLOAT16, 64, 64>,  kKl<OPENMSA_BFLOAT16, 64, 128>,   //
-    kKl<OPENMSA_BFLOAT16, 128, 64>, kKl<OPENMSA_BFLOAT16, 128, 128>,  //
-    kKl<OPENMSA_FLOAT16, 64, 64>,   kKl<OPENMSA_FLOAT16, 64, 128>,    //
-    kKl<OPENMSA_FLOAT16, 128, 64>,  kKl<OPENMSA_FLOAT16, 128, 128>,
+inline constexpr IndexKeysVariant kKlVariants[] = {
+    kKl<OPENMSA_BFLOAT16, 64>,
+    kKl<OPENMSA_BFLOAT16, 128>,  //
+    kKl<OPENMSA_FLOAT16, 64>,
+    kKl<OPENMSA_FLOAT16, 128>,
 };
 
 }  // namespace openmsa::cuda::sm90::training::kl

@@ -5,19 +5,17 @@
 
 #include "core/arena.h"
 #include "core/plan.h"
-#include "cuda/generic/lists/params.h"
+#include "cuda/sm90/training/batches.h"
 #include "cuda/sm90/training/kl/params.h"
 
 namespace openmsa::cuda::sm90::training::kl {
 
-struct Workspace {
-  Workspace(core::Arena& arena, const core::Plan& plan, bool is_dense);
+/// Of a list batch's places and items, and of the keys of its heads.
+struct LossWorkspace {
+  LossWorkspace(core::Arena& arena, const core::Plan& plan, bool is_dense, const ListBatches& batches);
+  static BatchCosts costs(const core::Plan& plan, bool is_dense);
 
-  std::int32_t heads;     // KV heads of a list batch
-  std::int32_t max_rows;  // query rows of a list batch
-  std::int64_t words;     // of lists.bits
-  generic::ListParams lists;
-  Params params;  // what lies in the workspace; slots
+  Params params;  // what lies in the workspace
 };
 
 }  // namespace openmsa::cuda::sm90::training::kl

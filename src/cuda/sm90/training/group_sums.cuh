@@ -1,0 +1,132 @@
+// From the probabilities of a tile, keys x (query, head) rows, to their means over the heads of each query.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cutlass/arch/barrier.h>
+
+#include <cute/tensor.hpp>
+
+#include "cuda/common/math.h"
+#include "cuda/sm90/training/backward_tile.cuh"
+#include "cuda/sm90/training/teacher.h"
+
+namespace openmsa::cuda::sm90::training {
+
+/// Adds up over two lanes `distance` apart: the one with that bit keeps the sums of the upper half of x, the other one
+/// those of the lower half; both in the lower half of their x.
+template <int kCount, int kSize>
+__device__ __forceinline__ void add_halves(float (&x)[kSize], int lane, int distance) {
+  const bool upper = lane & distance;
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float kept = upper ? x[kCount / 2 + i] : x[i], given = upper ? x[i] : x[kCount / 2 + i];
+    x[i] = kept + __shfl_xor_sync(kFullWarp, given, distance);
+  }
+}
+
+/// Sums of a thread's 16 columns of a tile of 64, 8 n + 2 (lane % 4) + c, over the 2^kShift that belong to one query: first
+/// those that the thread holds, then between the lanes of a quad. Each lane is left with kCount queries.
+template <int kShift>
+struct GroupSums {
+  static constexpr int kOwn = kShift == 4 ? 4 : kShift == 0 ? 16 : 8;
+  static constexpr int kCount = kShift >= 3 ? kOwn / 4 : kShift == 2 ? kOwn / 2 : kOwn;
+
+  /// The query of the lane's sum `i`.
+  static __device__ __forceinline__ int query(int i, int lane) {
+    const int quad = lane % 4;
+    if constexpr (kShift == 4) return quad;
+    if constexpr (kShift == 3) return 2 * quad + i;
+    if constexpr (kShift == 2) return 2 * (quad % 2 * 4 + i) + quad / 2;
+    if constexpr (kShift == 1) return 4 * i + quad;
+    return i / 2 * 8 + 2 * quad + i % 2;
+  }
+
+  template <class Scores>
+  __device__ __forceinline__ GroupSums(const Scores& p, int key, int lane) {
+    using namespace cute;
+    CUTE_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      if constexpr (kShift == 0) {
+        of[i] = p(make_coord(i % 2, key, i / 2), 0, 0);
+      } else if constexpr (kShift == 4) {
+        of[i] = (p(make_coord(0, key, 2 * i), 0, 0) + p(make_coord(1, key, 2 * i), 0, 0)) +
+                (p(make_coord(0, key, 2 * i + 1), 0, 0) + p(make_coord(1, key, 2 * i + 1), 0, 0));
+      } else {
+        of[i] = p(make_coord(0, key, i), 0, 0) + p(make_coord(1, key, i), 0, 0);
+      }
+    }
+    if constexpr (kShift >= 3) add_halves<kOwn>(of, lane, 2);
+    if constexpr (kShift >= 3) add_halves<kOwn / 2>(of, lane, 1);
+    if constexpr (kShift == 2) add_halves<kOwn>(of, lane, 1);
+  }
+
+  float of[kOwn];  // the first kCount
+};
+
+/// Writes a tile's means. `to`: the thread's two keys of the tile's first query; `count`: its queries.
+template <int kShift, class Scores>
+__device__ __forceinline__ void store_group_means(const Scores& p, std::uint16_t* to, std::int64_t stride, int count,
+                                                  int lane) {
+  using Sums = GroupSums<kShift>;
+  constexpr float kFactor = kTeacherOne / (1 << kShift);
+  const Sums first(p, 0, lane), second(p, 1, lane);
+#pragma unroll
+  for (int i = 0; i < Sums::kCount; ++i) {
+    const int query = Sums::query(i, lane);
+    if (query < count) {
+      *reinterpret_cast<__half2*>(to + query * stride) =
+          __floats2half2_rn(first.of[i] * kFactor, second.of[i] * kFactor);
+    }
+  }
+}
+
+/// The same for a group of 2^shift heads.
+template <class Scores>
+__device__ __forceinline__ void store_group_means(const Scores& p, int shift, std::uint16_t* to, std::int64_t stride,
+                                                  int count, int lane) {
+  switch (shift) {
+    case 4:
+      return store_group_means<4>(p, to, stride, count, lane);
+    case 3:
+      return store_group_means<3>(p, to, stride, count, lane);
+    case 2:
+      return store_group_means<2>(p, to, stride, count, lane);
+    case 1:
+      return store_group_means<1>(p, to, stride, count, lane);
+    default:
+      return store_group_means<0>(p, to, stride, count, lane);
+  }
+}
+
+/// Weights of a product over rows that gives the means of up to eight queries: [query][row] = kTeacherOne / 2^shift where
+/// the row is a head of the query. For all threads of a CTA, which have to meet after it.
+template <class Tile, int kThreads>
+__device__ __forceinline__ void fill_mean_weights(typename Tile::Element* weights, int shift) {
+  using namespace cute;
+  const Tensor all = make_tensor(make_smem_ptr(weights), typename Tile::LayoutMeans{});
+  for (int i = threadIdx.x; i < Tile::kMeans * kTileRows; i += kThreads) {
+    const int query = i / kTileRows, row = i % kTileRows;
+    all(query, row) = typename Tile::Element(row >> shift == query ? kTeacherOne / (1 << shift) : 0.0F);
+  }
+  cutlass::arch::fence_view_async_shared();
+}
+
+/// Writes such means, of a thread's two keys and queries 2 (lane % 4) + {0, 1}.
+template <class Means>
+__device__ __forceinline__ void store_means(const Means& means, std::uint16_t* to, std::int64_t stride, int count,
+                                            int lane) {
+  using namespace cute;
+  CUTE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int query = 2 * (lane % 4) + i;
+    if (query < count) {
+      *reinterpret_cast<__half2*>(to + query * stride) =
+          __floats2half2_rn(means(make_coord(i, 0, 0), 0, 0), means(make_coord(i, 1, 0), 0, 0));
+    }
+  }
+}
+
+/// Where a thread's two keys lie in a visit, `key` the first of them.
+__device__ __forceinline__ int key_pair(int key) { return key / 16 * 16 + key % 8 * 2; }
+
+}  // namespace openmsa::cuda::sm90::training
