@@ -41,7 +41,7 @@ def _backward(ctx, d_o, d_lse, d_kl):
     """What the loss used of o, lse and kl decides what is computed."""
     tensors = dict(zip(_SAVED, ctx.saved_tensors))
     main, index = ({name: tensors[name] for name in names} for names in (_MAIN, _INDEX))
-    is_attention_used = not (d_o is None and d_lse is None) and any(ctx.needs_input_grad[:3])
+    is_attention_used = not (d_o is None and d_lse is None)
     found: dict[str, torch.Tensor] = {}
     if is_attention_used:
         main["d_o"] = torch.zeros_like(tensors["o"]) if d_o is None else d_o
