@@ -40,6 +40,7 @@ class Attention(nn.Module):
 
     detaches   the index branch sees x detached, so that kl_loss trains it alone
     is_warmup  attention is dense, and kl_loss runs over the whole history
+    kl_value   where gradients are wanted kl_loss is 0, and backward computes its gradient and puts its value here
     """
 
     def __init__(self, shape: Shape, is_sparse: bool, detaches: bool):
@@ -49,6 +50,7 @@ class Attention(nn.Module):
         self.v_proj = _projection(shape, shape.num_heads_kv, shape.head_dim)
         self.o_proj = nn.Linear(shape.num_heads_q * shape.head_dim, shape.hidden_size, bias=False)
         self.indexer = Indexer(shape) if is_sparse else None
+        self.register_buffer("kl_value", torch.zeros(()) if is_sparse else None, persistent=False)
         self.detaches, self.is_warmup = detaches, False
         self.options = {"block_size": shape.block_size, "topk": shape.topk}
 
@@ -62,9 +64,10 @@ class Attention(nn.Module):
         else:
             index_q, index_k = self.indexer(x.detach() if self.detaches else x, rotary)
             layer |= {"index_q": index_q.type_as(v), "index_k": index_k.type_as(v)}
-            o, kl_loss, indices = openmsa.torch.msa_attention(
-                **layer, **self.options, warmup=self.is_warmup, return_kl=True, return_indices=True
-            )
+            options = self.options | {"warmup": self.is_warmup, "return_kl": True, "return_indices": True}
+            if torch.is_grad_enabled():
+                options["kl_out"] = self.kl_value
+            o, kl_loss, indices = openmsa.torch.msa_attention(**layer, **options)
             if watch is not None:
                 watch(layer | {"topk_indices": indices})
         return self.o_proj(o.flatten(1)), kl_loss
@@ -86,7 +89,8 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """forward(sequence) -> hidden [length, hidden_size] in front of the output projection, kl_loss [sparse layers]."""
+    """forward(sequence) -> hidden [length, hidden_size] in front of the output projection, kl_loss [sparse layers], 0 where
+    gradients are wanted: then kl_values() has it after backward."""
 
     def __init__(self, shape: Shape, arm: Arm):
         super().__init__()
@@ -132,6 +136,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden):
         return linear(hidden, self.embed.weight)
+
+    def kl_values(self) -> torch.Tensor:
+        """kl_loss of the sparse layers, after backward."""
+        values = [layer.attention.kl_value for layer in self.layers if layer.attention.kl_value is not None]
+        return torch.stack(values) if values else self.norm.weight.new_zeros(0)
 
     def set_warmup(self, is_warmup: bool) -> None:
         for layer in self.layers:

@@ -88,7 +88,7 @@ class Training:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
         self.next_step += 1
-        return {"loss": loss.detach(), "kl": kl_losses.detach().sum()}
+        return {"loss": loss.detach(), "kl": self.model.kl_values().sum()}
 
     def autocast(self):
         return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else contextlib.nullcontext()

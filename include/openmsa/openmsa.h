@@ -137,7 +137,7 @@ typedef struct openmsa_config {
   openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
                                 OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
   int64_t max_total_k;       /* capacity: contiguous keys of all sequences together, rows of none included, in a call of
-                                openmsa_sparse_attention_backward, openmsa_dense_attention_backward or openmsa_kl_loss.
+                                openmsa_kl_loss or of a function whose name ends in _backward.
                                 0: on CUDA, where it sizes the workspace, the larger of max_total_q and max_seqlen_k;
                                 on the CPU and the reference no bound. Other operations have none */
 } openmsa_config;
@@ -164,7 +164,8 @@ typedef enum openmsa_op OPENMSA_ENUM_BASE {
   OPENMSA_OP_KL_LOSS = 8,
   OPENMSA_OP_BLOCK_RECALL = 9,
   OPENMSA_OP_APPEND_KV = 10,
-  OPENMSA_OP_COUNT = 11
+  OPENMSA_OP_MSA_ATTENTION_BACKWARD = 11,
+  OPENMSA_OP_COUNT = 12
 } openmsa_op;
 
 /* Bytes of workspace that `op` needs for every call within the plan's capacities; 0 is possible. */
@@ -323,6 +324,15 @@ OPENMSA_API openmsa_status openmsa_dense_attention_backward(const openmsa_plan* 
  * d_index_q, d_index_k, d_q, d_k, at least one. */
 OPENMSA_API openmsa_status openmsa_kl_loss(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                            openmsa_workspace workspace);
+
+/* The gradient of the sparse layer in one call: d_q, d_k and d_v of openmsa_sparse_attention_backward, and kl_loss,
+ * d_index_q and d_index_k of openmsa_kl_loss over the same topk_indices. Both need the probabilities exp(scale q.k - lse),
+ * which a backend may compute once. Nothing flows to the teacher: d_q and d_k are those of attention alone. A row of
+ * weight 0 in kl_weights has its full share of them. Contiguous keys of the plan's dtype only.
+ * Reads q, k, v, index_q, index_k, topk_indices, o, lse, d_o and, where present, d_lse and kl_weights; writes d_q, d_k,
+ * d_v and those present of kl_loss, d_index_q, d_index_k, at least one. */
+OPENMSA_API openmsa_status openmsa_msa_attention_backward(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                          openmsa_workspace workspace);
 
 /* Health of a selection against dense attention, per KV head and query:
  *   mass[b]      = mean over the group's heads of the dense attention probability that falls in kv_block b

@@ -30,6 +30,7 @@ __all__ = [
     "dense_attention_backward",
     "kl_loss",
     "msa_attention",
+    "msa_attention_backward",
     "select_blocks",
     "sparse_attention",
     "sparse_attention_backward",
@@ -322,6 +323,56 @@ def kl_loss(
     wanted = names if return_gradients else names[:1]
     written = call("kl_loss", reads, dict(zip(names, (kl_loss, d_index_q, d_index_k))), wanted, batch)
     return _pick(written, *wanted)
+
+
+@_batch
+def msa_attention_backward(
+    d_o: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    index_q: Array,
+    index_k: Array,
+    topk_indices: Array,
+    o: Array,
+    lse: Array,
+    *,
+    d_lse: Array = None,
+    kl_weights: Array = None,
+    d_q: Array = None,
+    d_k: Array = None,
+    d_v: Array = None,
+    kl_loss: Array = None,
+    d_index_q: Array = None,
+    d_index_k: Array = None,
+    **batch: Unpack[Batch],
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """The gradient of a training step's sparse layer in one call: `sparse_attention_backward`, and `kl_loss` with its
+    gradients over the same topk_indices. Where both are needed a GPU computes the probabilities that they share once.
+
+        d_q, d_k, d_v                  of attention alone: nothing flows to the teacher of the KL loss
+        kl_loss, d_index_q, d_index_k  of the KL loss with weight 1
+
+    d_o, o        like q; lse [total_q, num_heads_q]; the others as of `msa_attention`, contiguous keys only
+    topk_indices  [num_heads_kv, total_q, topk] int32, the selection of the forward pass
+    d_lse         like lse, the gradient into lse; None: 0
+    kl_weights    [total_q] fp32 as of `kl_loss`; None: the mean. They do not reach d_q, d_k and d_v
+    returns       d_q, d_k, d_v, kl_loss [1] fp32, d_index_q, d_index_k
+
+    >>> import numpy as np, openmsa
+    >>> q = k = v = index_q = np.ones((2, 1, 8), np.float32)
+    >>> layer = (q, k, v, index_q, np.diag(np.arange(8, dtype=np.float32))[:2])
+    >>> o, lse, indices = openmsa.msa_attention(*layer, block_size=8, topk=1, return_lse=True, return_indices=True)
+    >>> gradients = openmsa.msa_attention_backward(np.ones_like(o), *layer, indices, o, lse, block_size=8)
+    >>> d_q, d_k, d_v, kl_loss, d_index_q, d_index_k = gradients
+    >>> d_v[:, 0, 0], kl_loss.round(4)
+    (array([1.5, 0.5], dtype=float32), array([0.0078], dtype=float32))
+    """
+    reads = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k, "topk_indices": topk_indices}
+    reads |= {"o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse, "kl_weights": kl_weights}
+    names = ("d_q", "d_k", "d_v", "kl_loss", "d_index_q", "d_index_k")
+    given = dict(zip(names, (d_q, d_k, d_v, kl_loss, d_index_q, d_index_k)))
+    return _pick(call("msa_attention_backward", reads, given, names, batch), *names)
 
 
 @_batch

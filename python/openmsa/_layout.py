@@ -10,7 +10,7 @@ from ._plan import DEFAULTS
 #: Shapes of the arrays by name, in the words of openmsa.h; None: [1] or per token of the keys.
 SHAPES = {name: None if "key_tokens" in extents else extents for name, extents in _openmsa.tensor_extents().items()}
 _FP8 = "float8_e4m3fn"
-_BOUND_TOTAL_K = ("sparse_attention_backward", "dense_attention_backward", "kl_loss")
+_BOUND_TOTAL_K = ("sparse_attention_backward", "dense_attention_backward", "kl_loss", "msa_attention_backward")
 
 
 def extents_of(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,17 @@ void check_presence(const Operation& operation, const Field& field, std::uint32_
           " with this plan; expected it absent, got a tensor");
 }
 
+/// "d_index_q, d_index_k, kl_loss"
+std::string names_of(FieldSet set) {
+  std::string names;
+  for (std::uint32_t id = 0; id < fields().size(); ++id) {
+    if (!contains(set, id)) continue;
+    if (!names.empty()) names += ", ";
+    names += fields()[id].name;
+  }
+  return names;
+}
+
 /// The keys that a scale belongs to.
 const Field& scaled_keys(const core::Plan& plan, const Field& scale) {
   TensorMember keys = plan.is_paged() ? &openmsa_tensors::index_k_cache : &openmsa_tensors::index_k;
@@ -383,9 +394,9 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
     check_layout(field, tensor, is_written(operation, id, tensor));
     extents.unify(field, tensor);
     if (field.kind == Kind::kScale) check_scale(plan, operation, tensors, field);
-    writes_any |= is_written(operation, id, tensor);
+    writes_any |= contains(operation.may_write, id);
   }
-  require(writes_any, operation.name, ": expected at least one output, got none");
+  require(writes_any, operation.name, ": expected at least one of ", names_of(operation.may_write), ", got none");
   check_aliases(operation, tensors);
 
   // The rows that append_kv stores are new tokens: its k and v count like queries.

@@ -79,18 +79,19 @@ struct Row {
 /// By openmsa_op. k, v and index_k stand for the layer's keys, wherever the plan keeps them; every operation may also
 /// read cu_seqlens_q, and what operation() adds.
 constexpr Row kOperations[] = {
-//   name                                 reads                          may read                   writes              may write                              flags
-    {"openmsa_block_scores",              "index_q index_k",             "",                        "block_scores",     "",                                    0},
-    {"openmsa_topk",                      "block_scores seqlens_k",      "",                        "topk_indices",     "",                                    0},
-    {"openmsa_select_blocks",             "index_q index_k",             "",                        "topk_indices",     "",                                    0},
-    {"openmsa_sparse_attention",          "q k v topk_indices",          "",                        "o",                "lse",                                 0},
-    {"openmsa_msa_attention",             "q k v index_q index_k",       "",                        "o",                "lse topk_indices",                    0},
-    {"openmsa_dense_attention",           "q k v",                       "",                        "o",                "lse",                                 0},
-    {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o", "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
-    {"openmsa_dense_attention_backward",  "q k v o lse d_o",             "d_lse",                   "d_q d_k d_v",      "",                                    kContiguousOnly | kBoundsTotalK},
-    {"openmsa_kl_loss",                   "q k lse index_q index_k",     "topk_indices kl_weights", "",                 "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kBoundsTotalK | kAnyOutput},
-    {"openmsa_block_recall",              "q k topk_indices",            "",                        "",                 "block_recall score_recall",           kContiguousOnly | kAnyOutput},
-    {"openmsa_append_kv",                 "k v seqlens_k block_table",   "index_k",                 "k_cache v_cache",  "index_k_cache",                       0},
+//   name                                 reads                                           may read                   writes             may write                              flags
+    {"openmsa_block_scores",              "index_q index_k",                              "",                        "block_scores",    "",                                    0},
+    {"openmsa_topk",                      "block_scores seqlens_k",                       "",                        "topk_indices",    "",                                    0},
+    {"openmsa_select_blocks",             "index_q index_k",                              "",                        "topk_indices",    "",                                    0},
+    {"openmsa_sparse_attention",          "q k v topk_indices",                           "",                        "o",               "lse",                                 0},
+    {"openmsa_msa_attention",             "q k v index_q index_k",                        "",                        "o",               "lse topk_indices",                    0},
+    {"openmsa_dense_attention",           "q k v",                                        "",                        "o",               "lse",                                 0},
+    {"openmsa_sparse_attention_backward", "q k v topk_indices o lse d_o",                 "d_lse",                   "d_q d_k d_v",     "",                                    kContiguousOnly | kBoundsTotalK},
+    {"openmsa_dense_attention_backward",  "q k v o lse d_o",                              "d_lse",                   "d_q d_k d_v",     "",                                    kContiguousOnly | kBoundsTotalK},
+    {"openmsa_kl_loss",                   "q k lse index_q index_k",                      "topk_indices kl_weights", "",                "kl_loss d_index_q d_index_k d_q d_k", kContiguousOnly | kBoundsTotalK | kAnyOutput},
+    {"openmsa_block_recall",              "q k topk_indices",                             "",                        "",                "block_recall score_recall",           kContiguousOnly | kAnyOutput},
+    {"openmsa_append_kv",                 "k v seqlens_k block_table",                    "index_k",                 "k_cache v_cache", "index_k_cache",                       0},
+    {"openmsa_msa_attention_backward",    "q k v index_q index_k topk_indices o lse d_o", "d_lse kl_weights",        "d_q d_k d_v",     "kl_loss d_index_q d_index_k",         kContiguousOnly | kBoundsTotalK | kAnyOutput},
 };
 static_assert(std::size(kOperations) == OPENMSA_OP_COUNT, "a row per operation");
 
@@ -179,4 +180,5 @@ OPENMSA_ENTRY(openmsa_dense_attention_backward, OPENMSA_OP_DENSE_ATTENTION_BACKW
 OPENMSA_ENTRY(openmsa_kl_loss, OPENMSA_OP_KL_LOSS)
 OPENMSA_ENTRY(openmsa_block_recall, OPENMSA_OP_BLOCK_RECALL)
 OPENMSA_ENTRY(openmsa_append_kv, OPENMSA_OP_APPEND_KV)
+OPENMSA_ENTRY(openmsa_msa_attention_backward, OPENMSA_OP_MSA_ATTENTION_BACKWARD)
 #undef OPENMSA_ENTRY

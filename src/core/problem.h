@@ -119,6 +119,13 @@ struct Problem {
                    std::int64_t head) const;
 };
 
+/// The tensors of the KL loss in a call of msa_attention_backward: its d_q and d_k are those of attention, not the
+/// teacher's.
+inline openmsa_tensors without_teacher(openmsa_tensors tensors) {
+  tensors.d_q = tensors.d_k = {};
+  return tensors;
+}
+
 inline Sequence Problem::sequence(std::int64_t b) const {
   Sequence result{0, total_q, 0, 0, nullptr, 0};
   if (present(tensors.cu_seqlens_q)) {

@@ -17,6 +17,8 @@ void attention(const core::Problem& problem, core::Arena& arena, const Loops& lo
 void dense_decode(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void attention_backward(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void kl_loss(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+/// Both of them, over the call's topk_indices.
+void msa_attention_backward(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void block_recall(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void msa_attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void append_kv(const core::Problem& problem, core::Arena& arena, const Loops& loops);
@@ -29,6 +31,7 @@ void plan_msa_attention(const core::Plan& plan, core::Arena& arena);
 void plan_dense_decode(const core::Plan& plan, core::Arena& arena);
 void plan_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
+void plan_msa_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_block_recall(const core::Plan& plan, core::Arena& arena);
 
 /// An operation of the C API.
@@ -40,17 +43,18 @@ struct Stage {
 
 // clang-format off
 inline constexpr Stage kStages[] = {
-    {OPENMSA_OP_BLOCK_SCORES,              plan_block_scores,       block_scores},
-    {OPENMSA_OP_TOPK,                      nullptr,                 topk},
-    {OPENMSA_OP_SELECT_BLOCKS,             plan_select_blocks,      select_blocks},
-    {OPENMSA_OP_SPARSE_ATTENTION,          plan_attention,          attention},
-    {OPENMSA_OP_MSA_ATTENTION,             plan_msa_attention,      msa_attention},
-    {OPENMSA_OP_DENSE_ATTENTION,           plan_attention,          attention},
-    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, plan_attention_backward, attention_backward},
-    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  plan_attention_backward, attention_backward},
-    {OPENMSA_OP_KL_LOSS,                   plan_kl_loss,            kl_loss},
-    {OPENMSA_OP_BLOCK_RECALL,              plan_block_recall,       block_recall},
-    {OPENMSA_OP_APPEND_KV,                 nullptr,                 append_kv},
+    {OPENMSA_OP_BLOCK_SCORES,              plan_block_scores,           block_scores},
+    {OPENMSA_OP_TOPK,                      nullptr,                     topk},
+    {OPENMSA_OP_SELECT_BLOCKS,             plan_select_blocks,          select_blocks},
+    {OPENMSA_OP_SPARSE_ATTENTION,          plan_attention,              attention},
+    {OPENMSA_OP_MSA_ATTENTION,             plan_msa_attention,          msa_attention},
+    {OPENMSA_OP_DENSE_ATTENTION,           plan_attention,              attention},
+    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, plan_attention_backward,     attention_backward},
+    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  plan_attention_backward,     attention_backward},
+    {OPENMSA_OP_KL_LOSS,                   plan_kl_loss,                kl_loss},
+    {OPENMSA_OP_BLOCK_RECALL,              plan_block_recall,           block_recall},
+    {OPENMSA_OP_APPEND_KV,                 nullptr,                     append_kv},
+    {OPENMSA_OP_MSA_ATTENTION_BACKWARD,    plan_msa_attention_backward, msa_attention_backward},
 };
 // clang-format on
 

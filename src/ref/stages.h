@@ -46,6 +46,10 @@ void run_attention_backward(const core::Problem& problem);
 template <class C>
 void run_kl_loss(const core::Problem& problem);
 
+/// Both of them, one after the other, over the call's topk_indices.
+template <class C>
+void run_msa_attention_backward(const core::Problem& problem);
+
 template <class C>
 void run_block_recall(const core::Problem& problem);
 
@@ -60,17 +64,18 @@ struct Stage {
 
 // clang-format off
 inline constexpr Stage kStages[] = {
-    {OPENMSA_OP_BLOCK_SCORES,              run_block_scores<double>,       run_block_scores<float>},
-    {OPENMSA_OP_TOPK,                      run_topk<double>,               run_topk<float>},
-    {OPENMSA_OP_SELECT_BLOCKS,             run_select_blocks<double>,      run_select_blocks<float>},
-    {OPENMSA_OP_SPARSE_ATTENTION,          run_sparse_attention<double>,   run_sparse_attention<float>},
-    {OPENMSA_OP_MSA_ATTENTION,             run_msa_attention<double>,      run_msa_attention<float>},
-    {OPENMSA_OP_DENSE_ATTENTION,           run_dense_attention<double>,    run_dense_attention<float>},
-    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, run_attention_backward<double>, run_attention_backward<float>},
-    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  run_attention_backward<double>, run_attention_backward<float>},
-    {OPENMSA_OP_KL_LOSS,                   run_kl_loss<double>,            run_kl_loss<float>},
-    {OPENMSA_OP_BLOCK_RECALL,              run_block_recall<double>,       run_block_recall<float>},
-    {OPENMSA_OP_APPEND_KV,                 run_append_kv,                  run_append_kv},
+    {OPENMSA_OP_BLOCK_SCORES,              run_block_scores<double>,           run_block_scores<float>},
+    {OPENMSA_OP_TOPK,                      run_topk<double>,                   run_topk<float>},
+    {OPENMSA_OP_SELECT_BLOCKS,             run_select_blocks<double>,          run_select_blocks<float>},
+    {OPENMSA_OP_SPARSE_ATTENTION,          run_sparse_attention<double>,       run_sparse_attention<float>},
+    {OPENMSA_OP_MSA_ATTENTION,             run_msa_attention<double>,          run_msa_attention<float>},
+    {OPENMSA_OP_DENSE_ATTENTION,           run_dense_attention<double>,        run_dense_attention<float>},
+    {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, run_attention_backward<double>,     run_attention_backward<float>},
+    {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  run_attention_backward<double>,     run_attention_backward<float>},
+    {OPENMSA_OP_KL_LOSS,                   run_kl_loss<double>,                run_kl_loss<float>},
+    {OPENMSA_OP_BLOCK_RECALL,              run_block_recall<double>,           run_block_recall<float>},
+    {OPENMSA_OP_APPEND_KV,                 run_append_kv,                      run_append_kv},
+    {OPENMSA_OP_MSA_ATTENTION_BACKWARD,    run_msa_attention_backward<double>, run_msa_attention_backward<float>},
 };
 // clang-format on
 

@@ -185,6 +185,13 @@ const std::vector<Refusal>& refusals() {
        OPENMSA_UNSUPPORTED,
        0,
        true},
+      {"fused_backward_on_fp8_index_keys",
+       OPENMSA_OP_MSA_ATTENTION_BACKWARD,
+       [](Call&) {},
+       {"index_dtype: openmsa_msa_attention_backward", "the plan's dtype = fp32, got e4m3"},
+       OPENMSA_UNSUPPORTED,
+       0,
+       true},
   };
   return kRefusals;
 }

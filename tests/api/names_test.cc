@@ -133,6 +133,12 @@ TEST(Names, UsesAreThoseOfTheHeader) {
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_WRITES), testing::IsEmpty());
   EXPECT_THAT(tensors_that(config, OPENMSA_OP_KL_LOSS, OPENMSA_MAY_WRITE),
               testing::ElementsAre("d_q", "d_k", "d_index_q", "d_index_k", "kl_loss"));
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_READS),
+              testing::ElementsAre("q", "k", "v", "index_q", "index_k", "topk_indices", "o", "lse", "d_o"));
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_WRITES),
+              testing::ElementsAre("d_q", "d_k", "d_v"));
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_MAY_WRITE),
+              testing::ElementsAre("d_index_q", "d_index_k", "kl_loss"));
 }
 
 TEST(Names, UsesFollowTheKeysIntoThePages) {

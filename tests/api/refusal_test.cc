@@ -20,6 +20,7 @@ constexpr openmsa_op kMsa = OPENMSA_OP_MSA_ATTENTION;
 constexpr openmsa_op kSparse = OPENMSA_OP_SPARSE_ATTENTION;
 constexpr openmsa_op kBackward = OPENMSA_OP_SPARSE_ATTENTION_BACKWARD;
 constexpr openmsa_op kKl = OPENMSA_OP_KL_LOSS;
+constexpr openmsa_op kFused = OPENMSA_OP_MSA_ATTENTION_BACKWARD;
 constexpr openmsa_op kTopk = OPENMSA_OP_TOPK;
 
 /// Puts `value` into element `i` of an int32 input.
@@ -150,7 +151,20 @@ const std::vector<Refusal>& refusals() {
       {"no_output_at_all",
        kKl,
        [](Call& c) { c.tensors.kl_loss = c.tensors.d_index_q = c.tensors.d_index_k = {}; },
-       {"expected at least one output, got none"}},
+       {"openmsa_kl_loss: expected at least one of d_q, d_k, d_index_q, d_index_k, kl_loss, got none"}},
+      {"no_output_of_kl",
+       kFused,
+       [](Call& c) { c.tensors.kl_loss = c.tensors.d_index_q = c.tensors.d_index_k = {}; },
+       {"openmsa_msa_attention_backward: expected at least one of d_index_q, d_index_k, kl_loss, got none"}},
+      {"missing_selection_in_fused_backward",
+       kFused,
+       [](Call& c) { c.tensors.topk_indices = {}; },
+       {"topk_indices: required by openmsa_msa_attention_backward, got none"}},
+      {"missing_gradient_of_fused_backward",
+       kFused,
+       [](Call& c) { c.tensors.d_k = {}; },
+       {"d_k: required by openmsa_msa_attention_backward, got none"}},
+      {"index_out_of_range_fused_backward", kFused, put("topk_indices", 1, 7), {"topk_indices: expected", "got 7"}},
       {"output_on_input", kMsa, [](Call& c) { c.tensors.o.data = c.tensors.q.data; }, {"o: expected", "q"}},
       {"output_at_the_workspace",
        kMsa,
@@ -217,6 +231,12 @@ const std::vector<Refusal>& refusals() {
        OPENMSA_UNSUPPORTED,
        16},
       {"paged_kl", kKl, [](Call&) {}, {"page_size: openmsa_kl_loss"}, OPENMSA_UNSUPPORTED, 16},
+      {"paged_fused_backward",
+       kFused,
+       [](Call&) {},
+       {"page_size: openmsa_msa_attention_backward"},
+       OPENMSA_UNSUPPORTED,
+       16},
       {"append_without_pages", OPENMSA_OP_APPEND_KV, [](Call&) {}, {"page_size: openmsa_append_kv", "got page_size 0"}},
   };
   return kRefusals;
@@ -251,7 +271,7 @@ TEST(CallRefusals, TotalKeysOfTrainingAreBoundedWhereThePlanSays) {
   Layer layer = make_layer({.seqlens_q = {40, 2}, .seqlens_k = {40, 70}});
   layer.add(run(layer, kMsa));
   ASSERT_GT(layer.total_k(), std::max(layer.config.max_total_q, layer.config.max_seqlen_k));
-  for (const openmsa_op op : {kBackward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, kKl}) {
+  for (const openmsa_op op : {kBackward, OPENMSA_OP_DENSE_ATTENTION_BACKWARD, kKl, kFused}) {
     for (const std::int64_t unbound_or_enough : {0, 110}) {
       layer.config.max_total_k = unbound_or_enough;
       EXPECT_NO_THROW(run(layer, op)) << unbound_or_enough;

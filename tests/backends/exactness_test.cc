@@ -15,7 +15,7 @@ std::vector<OperationOf> operations() {
   constexpr openmsa_op kForward[] = {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
                                      OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION};
   constexpr openmsa_op kBackward[] = {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
-                                      OPENMSA_OP_KL_LOSS};
+                                      OPENMSA_OP_KL_LOSS, OPENMSA_OP_MSA_ATTENTION_BACKWARD};
   constexpr openmsa_op kOthers[] = {OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_BLOCK_RECALL};
   std::vector<OperationOf> result;
   for (const Backend& backend : judged_backends()) {

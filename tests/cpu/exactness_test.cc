@@ -35,7 +35,7 @@ constexpr openmsa_op kDeterministic[] = {OPENMSA_OP_BLOCK_SCORES,    OPENMSA_OP_
                                          OPENMSA_OP_MSA_ATTENTION,   OPENMSA_OP_SPARSE_ATTENTION,
                                          OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
                                          OPENMSA_OP_KL_LOSS,         OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
-                                         OPENMSA_OP_BLOCK_RECALL};
+                                         OPENMSA_OP_BLOCK_RECALL,    OPENMSA_OP_MSA_ATTENTION_BACKWARD};
 
 class ExactnessOfThreads : public testing::TestWithParam<openmsa_op> {};
 INSTANTIATE_TEST_SUITE_P(Operations, ExactnessOfThreads, testing::ValuesIn(kDeterministic),

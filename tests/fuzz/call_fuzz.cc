@@ -55,8 +55,10 @@ class CallMaker {
     const bool paged = page > 0, appends = op == OPENMSA_OP_APPEND_KV, topk = op == OPENMSA_OP_TOPK;
     const bool selects = is(op, {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_SELECT_BLOCKS});
     const bool attends = is(op, {OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION});
-    const bool backward = is(op, {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD});
-    const bool kl = op == OPENMSA_OP_KL_LOSS, recall = op == OPENMSA_OP_BLOCK_RECALL;
+    const bool backward = is(op, {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                  OPENMSA_OP_MSA_ATTENTION_BACKWARD});
+    const bool kl = is(op, {OPENMSA_OP_KL_LOSS, OPENMSA_OP_MSA_ATTENTION_BACKWARD});
+    const bool recall = op == OPENMSA_OP_BLOCK_RECALL;
     const bool indexed = selects || kl || op == OPENMSA_OP_MSA_ATTENTION;
     const bool chosen = topk || kl || recall ||
                         is(op, {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION,

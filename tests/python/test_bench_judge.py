@@ -121,6 +121,17 @@ def test_gradients_of_the_index_branch_are_judged(kl):
         _judge.judge_kl(problem, 0, result)
 
 
+@pytest.mark.parametrize("name", ["d_q", "d_k", "d_v", "d_index_q"])
+@pytest.mark.parametrize("step", [Step.fused_step, Step.fused_backward])
+def test_both_gradients_of_one_call_are_judged(name, step):
+    problem = Problem(LAYER, [(100, 100)])
+    result = step(Step(problem), 0)
+    assert _judge.judge_step(problem, 0, result) < 1e-6
+    getattr(result, name)[[0, 99]] += 1e-3
+    with pytest.raises(Wrong, match=f"{name} differs"):
+        _judge.judge_step(problem, 0, result)
+
+
 @pytest.mark.parametrize("scale", [None, "token", "one"])
 def test_fp8_index_keys_are_judged_as_rounded(scale):
     pytest.importorskip("ml_dtypes")

@@ -109,6 +109,31 @@ def test_kl_loss(layer):
     assert openmsa.kl_loss(**arrays, kl_weights=mean, **OPTIONS) == pytest.approx(results[0], rel=1e-6)
 
 
+def test_gradient_of_a_training_step(layer):
+    """That of attention and that of the KL loss, in one call."""
+    indices = openmsa.select_blocks(**pick(layer, "index_q", "index_k", "cu_seqlens_q", "cu_seqlens_k"), **OPTIONS)
+    keys = pick(layer, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", topk_indices=indices)
+    o, lse = openmsa.sparse_attention(**keys, **OPTIONS, return_lse=True)
+    rng = np.random.default_rng(5)
+    d_o, d_lse = rng.standard_normal(o.shape, np.float32), rng.standard_normal(lse.shape, np.float32)
+    weights = rng.uniform(size=len(o)).astype(np.float32)
+    arrays = layer | {"topk_indices": indices, "o": o, "lse": lse, "d_o": d_o, "d_lse": d_lse, "kl_weights": weights}
+    of_attention = {name: array for name, array in arrays.items() if name not in ("index_q", "index_k", "kl_weights")}
+    of_kl = {name: array for name, array in arrays.items() if name not in ("v", "o", "d_o", "d_lse")}
+    expected = (
+        *openmsa.sparse_attention_backward(**of_attention, **OPTIONS),
+        *openmsa.kl_loss(**of_kl, **OPTIONS, return_gradients=True),
+    )
+    results = openmsa.msa_attention_backward(**arrays, **OPTIONS)
+    assert len(results) == len(expected) == 6
+    for result, wanted in zip(results, expected):
+        np.testing.assert_array_equal(result, wanted)
+    given = {"d_k": np.full_like(layer["k"], np.nan), "kl_loss": np.full(1, np.nan, np.float32)}
+    written = openmsa.msa_attention_backward(**arrays, **given, **OPTIONS)
+    assert written[1] is given["d_k"] and written[3] is given["kl_loss"]
+    np.testing.assert_array_equal(given["d_k"], expected[1])
+
+
 def test_keys_of_many_short_sequences():
     """More keys in all than queries, or than the longest sequence has."""
     layer = random_layer([2] * 30, [20] * 30)

@@ -101,6 +101,12 @@ def judge_gradients(problem: Problem, call: int, result: Result) -> float:
     return (judge_dense if result.topk_indices is None else judge_attention)(problem, call, result)
 
 
+def judge_step(problem: Problem, call: int, result: Result) -> float:
+    """Judges attention with its gradients, and the gradient of the KL loss beside them."""
+    judge_kl(problem, call, result)
+    return judge_gradients(problem, call, result)
+
+
 def judge_kl(problem: Problem, call: int, result: Result) -> float:
     """Judges d_index_q over the selection, or over the whole history where there is none. Returns its relative error."""
     d_index_q = _RelativeError()

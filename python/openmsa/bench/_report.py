@@ -19,6 +19,7 @@ _COLORS = {
     "openmsa": "#c0392b",
     "openmsa select": "#f1948a",
     "openmsa attend": "#d98880",
+    "openmsa fused": "#ec7063",
     "openmsa fp8 index": "#e67e22",
     "openmsa fp8 caches": "#f5b041",
     "vLLM Triton": "#8e44ad",

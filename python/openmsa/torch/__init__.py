@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from .._options import documented
+from . import _kl_in_backward  # noqa: F401, registers its operator
 from ._kv_cache import KVCache
 from ._module import MSAAttention
 from ._operators import ARGUMENTS, TENSORS
@@ -168,6 +169,7 @@ def msa_attention(
     return_indices: bool = False,
     kl_reduction: str = "mean",
     kl_weights=None,
+    kl_out=None,
     **batch,
 ):
     """The whole layer, for training too: o, then whichever of kl_loss, lse and topk_indices are asked for.
@@ -178,6 +180,10 @@ def msa_attention(
     index_q and index_k, and of nothing else. Detach the hidden state in front of the index projections: the layer cannot.
     warmup: attention over all keys, kl_loss over the whole history; no selection, topk_indices are None.
     kl_reduction: "mean" or "sum", and kl_weights: [total_q], as `kl_loss` takes them.
+    kl_out: a float32 tensor of shape [] for training steps that compute the KL loss in backward, with attention's gradient,
+    where it costs a GPU little. The returned kl_loss is then 0 and has the gradient; the loss above stays as it is. Each
+    backward that reaches it writes the value into kl_out (with warmup forward does). Without gradients, as under
+    torch.no_grad, kl_loss is 0 and kl_out stays as it is.
     Derivatives are those of backward, once: torch.func.grad, forward mode and second derivatives are not there.
 
     >>> import torch, openmsa.torch
@@ -187,11 +193,20 @@ def msa_attention(
     >>> kl_loss.backward()
     >>> q.grad is None, index_k.grad.shape
     (True, torch.Size([64, 8]))
+    >>> layer, kl_out = (q, k, k, index_q, index_k), torch.zeros(())
+    >>> _, in_backward = openmsa.torch.msa_attention(*layer, block_size=8, topk=2, return_kl=True, kl_out=kl_out)
+    >>> in_backward.backward()
+    >>> in_backward.item(), torch.equal(kl_out, kl_loss)
+    (0.0, True)
     """
     _check("msa_attention", q=q, k=k, v=v, index_q=index_q, index_k=index_k, **batch)
-    if not torch.is_grad_enabled() and not return_kl and not warmup:
+    is_in_backward = kl_out is not None
+    if is_in_backward:
+        _check_kl_out(kl_out, q, return_kl)
+    computes_kl = return_kl and (torch.is_grad_enabled() or not is_in_backward)
+    kl = _zero_kl(q) if return_kl else None
+    if not torch.is_grad_enabled() and not computes_kl and not warmup:
         o, lse, topk_indices = _ops.msa_attention(q, k, v, index_q, index_k, **batch)
-        kl = None
     else:
         indexing = {
             name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")
@@ -200,10 +215,50 @@ def msa_attention(
         if return_kl and k is None:
             raise ValueError("k: expected contiguous keys for kl_loss, got a cache")
         topk_indices = None if warmup else select_blocks(index_q, index_k, **indexing)
-        attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))
-        o, lse = attend[0](*attend[1], **attending)
         index = (index_q, index_k, topk_indices)
         how = {"kl_weights": kl_weights, "reduction": kl_reduction}
-        kl = kl_loss(q, k, lse, *index, **how, **batch) if return_kl else None
+        if computes_kl and is_in_backward and not warmup:
+            o, lse, kl = _with_kl_in_backward(kl_out, (q, k, v, *index), **how, **batch)
+        else:
+            attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))
+            o, lse = attend[0](*attend[1], **attending)
+            if computes_kl:
+                kl = kl_loss(q, k, lse, *index, **how, **batch)
+                kl = _moved_to(kl_out, kl) if is_in_backward else kl
     wanted = [o, *[kl] * return_kl, *[lse] * return_lse, *[topk_indices] * return_indices]
     return wanted[0] if len(wanted) == 1 else tuple(wanted)
+
+
+def _with_kl_in_backward(kl_out, layer: tuple, kl_weights, reduction: str, **batch):
+    """o, lse and the KL loss, a 0 whose value backward writes into kl_out. layer: q, k, v, index_q, index_k, topk_indices"""
+    _check("sparse_attention_with_kl", kl_weights=kl_weights, **batch)
+    q, k, v, index_q, *_ = layer
+    kl_weights, divisor = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
+    if divisor is not None and not isinstance(divisor, torch.Tensor):
+        divisor = kl_weights.new_full((), divisor)
+    o, lse, kl = _ops.sparse_attention_with_kl(*layer, kl_out, kl_weights, divisor, **batch)
+    if not any(tensor.requires_grad for tensor in (q, k, v)):  # the index branch learns alone
+        o, lse = o.detach(), lse.detach()
+    return o, lse, kl
+
+
+def _moved_to(kl_out, kl):
+    """0 with the gradient of kl, whose value goes to kl_out."""
+    kl_out.copy_(kl.detach())
+    return kl - kl.detach()
+
+
+def _zero_kl(q):
+    return q.new_zeros((), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+
+
+def _check_kl_out(kl_out, q, return_kl: bool) -> None:
+    if not isinstance(kl_out, torch.Tensor):
+        raise TypeError(f"kl_out: expected a torch.Tensor, got {type(kl_out).__name__}")
+    if kl_out.dtype != torch.float32 or kl_out.shape != () or kl_out.device != q.device:
+        got = f"{kl_out.dtype} {list(kl_out.shape)} on {kl_out.device}"
+        raise ValueError(f"kl_out: expected torch.float32 of shape [] on {q.device} like q, got {got}")
+    if kl_out.requires_grad:
+        raise ValueError("kl_out: expected a tensor that needs no gradient, got one that does")
+    if not return_kl:
+        raise ValueError("kl_out: expected return_kl=True beside it, got False")

@@ -44,6 +44,9 @@ class MSAAttention(nn.Module):
     rotary_dim    channels of every head that are rotated, from the first; None: min(head_dim, index_dim); 0: none
     kl_reduction  "mean" over tokens (weighted) and KV heads; or "sum", for micro-batches or ranks of unequal size: add
                   their sums up and divide by all their tokens, or weights, times num_heads_kv
+    kl_in_backward  compute the KL loss in backward, with attention's gradient, where it costs a GPU little: the kl_loss that
+                  forward returns is 0 and has its gradient, and the buffer `kl_value`, no part of state_dict, has its value
+                  after backward; each backward writes it anew
     options       block_size, topk, num_init_blocks, num_local_blocks, softmax_scale, max_seqlen_k, num_threads and backend,
                   as `openmsa.torch.msa_attention` takes them
     """
@@ -61,6 +64,7 @@ class MSAAttention(nn.Module):
         eps: float = 1e-6,
         warmup: bool = False,
         kl_reduction: str = "mean",
+        kl_in_backward: bool = False,
         **options,
     ):
         super().__init__()
@@ -72,6 +76,15 @@ class MSAAttention(nn.Module):
         self.v_proj = _projection(hidden_size, num_heads_kv, head_dim)
         self.o_proj = nn.Linear(num_heads_q * head_dim, hidden_size, bias=False)
         self.indexer = Indexer(hidden_size, num_heads_kv, index_dim, eps)
+        self.kl_value: torch.Tensor | None
+        kl_value = torch.zeros((), dtype=torch.float32) if kl_in_backward else None
+        self.register_buffer("kl_value", kl_value, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.kl_value is not None:  # whatever the dtype of the weights
+            self.kl_value = self.kl_value.float()
+        return self
 
     def forward(self, x, cu_seqlens=None, kl_weights=None):
         from . import msa_attention
@@ -81,6 +94,7 @@ class MSAAttention(nn.Module):
         options = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens} | self.options | {"warmup": self.warmup}
         if self.training:
             options |= {"return_kl": True, "kl_reduction": self.kl_reduction, "kl_weights": kl_weights}
+            options["kl_out"] = self.kl_value
             o, kl_loss = msa_attention(**layer, **options)
         else:
             o, kl_loss = msa_attention(**layer, **options), None

@@ -12,8 +12,8 @@ from ._autocast import register_autocast
 _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlens_k=None, Tensor? block_table=None,
     Tensor? k_cache=None, Tensor? v_cache=None, Tensor? index_k_cache=None,
     Tensor? k_scale=None, Tensor? v_scale=None, Tensor? index_k_scale=None"""
-_SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
-_OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
+SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
+OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
     float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
@@ -24,8 +24,8 @@ TENSORS: dict[str, frozenset[str]] = {}
 
 def _define(operation: str, parameters: str, results: tuple[str, ...]):
     """Registers openmsa::`operation`, whose arguments go to the library by name and whose results it allocates."""
-    schema = f"({parameters}, {_OPTIONS}) -> ({', '.join('Tensor' for _ in results)})"
-    names = _arguments_of(operation, schema)
+    schema = f"({parameters}, {OPTIONS}) -> ({', '.join('Tensor' for _ in results)})"
+    names = arguments_of(operation, schema)
     keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
 
     def run(*args, **keywords):
@@ -46,7 +46,7 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
     return operator, names
 
 
-def _arguments_of(operation: str, schema: str) -> tuple[str, ...]:
+def arguments_of(operation: str, schema: str) -> tuple[str, ...]:
     parsed = torch._C.parse_schema(f"{operation}{schema}")
     ARGUMENTS[operation] = tuple(argument.name for argument in parsed.arguments)
     TENSORS[operation] = frozenset(argument.name for argument in parsed.arguments if "Tensor" in str(argument.type))
@@ -101,7 +101,7 @@ def _attention_gradients(backward_name: str):
     return gradients
 
 
-def _kl_gradients(tensors, keywords, d_kl_loss):
+def kl_gradients(tensors, keywords, d_kl_loss):
     """The product is taken in fp32: a loss scale of 65536 is infinite in fp16."""
     found = {name: tensors[f"d_{name}"] for name in ("index_q", "index_k")}
     found = {name: (d_kl_loss * d.to(d_kl_loss.dtype)).to(d.dtype) for name, d in found.items()}
@@ -115,7 +115,7 @@ def _kl_gradients(tensors, keywords, d_kl_loss):
 _define("block_scores", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("block_scores",))
 _define("topk", "Tensor block_scores, Tensor seqlens_k, Tensor? cu_seqlens_q=None", ("topk_indices",))
 _define("select_blocks", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("topk_indices",))
-_define("block_recall", f"Tensor q, Tensor k, Tensor topk_indices, {_SEQUENCES}", ("block_recall", "score_recall"))
+_define("block_recall", f"Tensor q, Tensor k, Tensor topk_indices, {SEQUENCES}", ("block_recall", "score_recall"))
 _define(
     "msa_attention",
     f"{_KEYS}, Tensor? index_q=None, Tensor? index_k=None, {_BATCH}",
@@ -125,7 +125,7 @@ _SAVED = ("q", "k", "v", "o", "lse", "cu_seqlens_q", "cu_seqlens_k")
 for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
     _argument = f", Tensor? {_indices}=None" if _indices else ""
     _required = f"Tensor q, Tensor k, Tensor v{', Tensor topk_indices' if _indices else ''}, Tensor o, Tensor lse"
-    _optional = f"Tensor? d_lse=None, {_SEQUENCES}"
+    _optional = f"Tensor? d_lse=None, {SEQUENCES}"
     _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_optional}", ("d_q", "d_k", "d_v"))
     _register_gradient(
         _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
@@ -138,13 +138,19 @@ _register_gradient(
     _define(
         "kl_loss",
         f"""Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor? topk_indices=None,
-        Tensor? kl_weights=None, {_SEQUENCES}""",
+        Tensor? kl_weights=None, {SEQUENCES}""",
         ("kl_loss", "d_index_q", "d_index_k"),
     ),
     saved=("d_index_q", "d_index_k"),
     results=("kl_loss", "d_index_q", "d_index_k"),
     num_differentiable=1,
-    gradients=_kl_gradients,
+    gradients=kl_gradients,
+)
+_define(
+    "msa_attention_backward",
+    f"""Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor index_q, Tensor index_k, Tensor topk_indices, Tensor o,
+    Tensor lse, Tensor? d_lse=None, Tensor? kl_weights=None, {SEQUENCES}""",
+    ("d_q", "d_k", "d_v", "kl_loss", "d_index_q", "d_index_k"),
 )
 
 
@@ -167,4 +173,4 @@ torch.library.custom_op(
     mutates_args=("k_cache", "v_cache", "index_k_cache", "k_scale", "v_scale", "index_k_scale"),
     schema=_APPEND_KV,
 ).register_fake(lambda *args, **keywords: None)
-register_autocast("append_kv", _arguments_of("append_kv", _APPEND_KV))
+register_autocast("append_kv", arguments_of("append_kv", _APPEND_KV))

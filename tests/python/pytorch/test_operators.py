@@ -62,6 +62,9 @@ def calls(layer, cache):
     yield "kl_loss", teacher | pick(layer, "index_q", "index_k") | OPTIONS
     weights = torch.rand(len(layer["q"]), device=layer["q"].device)
     yield "kl_loss", teacher | pick(layer, "index_q", "index_k", kl_weights=weights) | OPTIONS
+    both = forward | pick(layer, "index_q", "index_k") | {"d_o": d_o} | OPTIONS
+    yield "msa_attention_backward", both
+    yield "msa_attention_backward", both | {"d_lse": torch.randn_like(forward["lse"]), "kl_weights": weights}
 
 
 DIFFERENTIABLE = {"sparse_attention": "qkv", "dense_attention": "qkv", "kl_loss": ("index_q", "index_k")}

@@ -88,6 +88,19 @@ def test_resuming_is_exact(lm, trained, tmp_path, stop):
         assert torch.equal(weight, result["model"][name]), name
 
 
+def test_backward_leaves_the_kl_of_the_forward_pass(lm, trained, tmp_path):
+    """While the index branch warms up, after it, and over a long sequence, whose layers run again in backward."""
+    settings = lm["settings"]
+    held_in = lm["sequences"].Sequences(lm["text"].load(trained / "text", "train"), settings.SMOKE_RECIPE, False)
+    training = lm["training"].Training("msa-pt", tmp_path, settings.SMOKE_SHAPE, settings.SMOKE_RECIPE, held_in, "cpu")
+    for number in (0, 12, len(training.steps) - 1):
+        training.next_step, step = number, training.steps[number]
+        training.model.set_warmup(training.is_warmup(step))
+        with torch.no_grad():
+            expected = training.model(held_in[number, step.length])[1].sum()
+        assert training.step()["kl"] == expected and expected > 0
+
+
 def test_minutes_end_a_run_that_goes_on(lm, folder, tmp_path):
     (tmp_path / "text").symlink_to(folder / "text")
     arguments = ("--steps", "4", "--long-share", "0", "train", "--arm", "no-warmup")

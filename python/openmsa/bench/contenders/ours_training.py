@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import openmsa
 
-from .._judge import judge_gradients, judge_kl, judge_layer
+from .._judge import judge_gradients, judge_kl, judge_layer, judge_step
 from .._problem import Problem
 from .._section import Contender, Prepared, Result
 from .ours import plan_of
@@ -62,6 +62,16 @@ class Step:
         self.kl(call, forward)
         return self.backward(call, forward)
 
+    def fused_backward(self, call: int, forward: Result | None = None) -> Result:
+        """backward and kl in one call."""
+        made = forward or self._made(self.forward)
+        tensors = (made.o, self.q, self.k, self.v, *self.index, made.topk_indices, made.o, made.lse)
+        gradients = openmsa.msa_attention_backward(*tensors, **self.where, plan=self.plan)
+        return Result(made.o, made.lse, made.topk_indices, *gradients[:3], d_index_q=gradients[4])
+
+    def fused_step(self, call: int) -> Result:
+        return self.fused_backward(call, self.forward(call))
+
     def dense_step(self, call: int) -> Result:
         return self.dense_backward(call, self.dense_forward(call))
 
@@ -82,11 +92,14 @@ def _contender(name: str, part: str, function, judge) -> Contender:
 
 BACKWARD = _contender("openmsa backward", "backward", Step.backward, judge_gradients)
 KL = _contender("openmsa KL", "kl", Step.kl, judge_kl)
+FUSED_BACKWARD = _contender("openmsa fused backward", "backward", Step.fused_backward, judge_step)
 PARTS = (
     _contender("openmsa", "layer", Step.step, judge_gradients),
+    _contender("openmsa fused", "layer", Step.fused_step, judge_step),
     _contender("openmsa forward", "forward", Step.forward, judge_layer),
     BACKWARD,
     KL,
+    FUSED_BACKWARD,
     _contender("openmsa dense", "dense", Step.dense_step, judge_gradients),
     _contender("openmsa dense forward", "forward", Step.dense_forward, judge_gradients),
     _contender("openmsa dense backward", "backward", Step.dense_backward, judge_gradients),

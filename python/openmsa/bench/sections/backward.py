@@ -10,5 +10,5 @@ SECTION = Section(
     "backward",
     "gradients over selections made for it",
     cases,
-    (ours_training.BACKWARD, ours_training.KL, nsa.BACKWARD),
+    (ours_training.BACKWARD, ours_training.KL, ours_training.FUSED_BACKWARD, nsa.BACKWARD),
 )
