@@ -59,7 +59,7 @@ struct alignas(16) TileRows {
   std::int32_t last_key[kTileRows];  // of the kv_block, that the row sees
   std::int32_t q_row[kTileRows];     // of each query; -1: none
   bool is_masked;                    // some row does not see all 128 keys
-  bool is_poisoned;                  // and some row is not finite
+  bool is_poisoned;                  // some row is not finite
 };
 
 /// kGivesTeacher: the means of p over the heads of a group go to memory, for the KL loss.
@@ -188,7 +188,7 @@ __device__ __forceinline__ void produce_statistics(const BackwardParams& p, type
       const bool is_masked = __any_sync(kFullWarp, hides), is_poisoned = __any_sync(kFullWarp, !is_finite);
       if (lane == 0) {
         rows.is_masked = is_masked;
-        rows.is_poisoned = is_masked && is_poisoned;
+        rows.is_poisoned = is_poisoned;
       }
       EmptyBarrier::arrive(&storage.rows_full[ring.stage]);
     }
@@ -250,15 +250,15 @@ __device__ __forceinline__ void score_gradients(const typename Tile::Scores& p, 
 }
 
 /// Hides the keys that a row does not see: x = 0 there. `key`: of the kv_block, the thread's first. Elsewhere x is NaN
-/// where delta is.
-template <class Tile>
+/// where delta is, if it gives NaN.
+template <class Tile, bool kGivesNan = true>
 __device__ __forceinline__ void mask(typename Tile::Scores& x, const TileRows& rows, int key, int lane) {
   using namespace cute;
   CUTE_UNROLL
   for (int i = 0; i < size(x); ++i) {  // x(i): key + 8 * (i / 2 % 2), row i / 4 * 8 + lane % 4 * 2 + i % 2
     const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
     const bool sees = key + i / 2 % 2 * 8 <= rows.last_key[row];
-    x(i) = sees ? fmaf(0, rows.delta[row], x(i)) : 0;
+    x(i) = !sees ? 0 : kGivesNan ? fmaf(0, rows.delta[row], x(i)) : x(i);
   }
 }
 
@@ -336,8 +336,8 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
   const int lane = thread % 32, warp = thread / 32, key = consumer * Tile::kKeys + warp * 16 + lane / 4;
   const int capacity = kTileRows >> p.log2_group_size, tiles = (item.count + capacity - 1) / capacity;
   typename Tile::KeyGradients d_k, d_v;
-  std::uint16_t* teacher = nullptr;  // the thread's keys of a tile's first query
-  if constexpr (Config::kGivesTeacher) teacher = p.teacher.data + std::int64_t{item.begin} * kTileKeys + key_pair(key);
+  // The thread's keys of a tile's first query among p.teacher: less than 2^16 places with 64 visits of 2^7 keys.
+  [[maybe_unused]] std::uint32_t teacher = static_cast<std::uint32_t>(item.begin) * kTileKeys + key_pair(key);
   int done = -1;  // stage of the tile before, whose d_k is under way
   const auto release_done = [&] {
     if (done >= 0 && lane == 0) EmptyBarrier::arrive(&storage.rows_empty[done]);
@@ -348,7 +348,8 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     typename Tile::Element* const ds = storage.ds[turn];
     FullBarrier::wait(&storage.rows_full[stage], ring.phase);
     const bool is_masked = rows.is_masked;
-    if (rows.is_poisoned) remove_poison_from_rows<Config>(storage, stage, consumer * 128 + thread);
+    const bool is_poisoned = rows.is_poisoned;
+    if (is_masked && is_poisoned) remove_poison_from_rows<Config>(storage, stage, consumer * 128 + thread);
 
     // Loads from shared memory take several times as long beside the products that read both operands there.
     const ColumnPairs lse2(rows.lse2, lane);
@@ -360,18 +361,31 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     if (tile > 0) warpgroup_fence_operand(d_k);
     release_done();
     probabilities<Tile>(s, lse2, p.scale_log2);
-    if (is_masked) mask<Tile>(s, rows, key, lane);
-    const auto p_operand = Tile::round(s);
+    if (is_masked) mask<Tile, !Config::kGivesTeacher>(s, rows, key, lane);
+    auto p_operand = Tile::round(s);
+    [[maybe_unused]] typename Tile::Means means;
+    if constexpr (Config::kGivesTeacher) {
+      if (is_poisoned) bound_probabilities<typename Tile::Element>(p_operand);
+      Tile::start_means(p_operand, storage.mean_weights, means, thread);
+    }
     warpgroup_wait<0>();
     warpgroup_fence_operand(dp);
+    if constexpr (Config::kGivesTeacher) {
+      warpgroup_fence_operand(means);
+      if (capacity > Tile::kMeans) {
+        store_group_means(s, p.log2_group_size, p.teacher.data + teacher, kTileKeys, item.count - tile * capacity, lane);
+      }
+      if (is_poisoned) {
+        if (is_masked) mask<Tile, true>(s, rows, key, lane);
+        p_operand = Tile::round(s);
+      }
+    }
 
     Tile::start_key_gradients(p_operand, storage.d_o[stage], d_v, tile > 0, thread);
-    typename Tile::Means means;
     if constexpr (Config::kGivesTeacher) {
-      Tile::start_means(p_operand, storage.mean_weights, means, thread);
-      if (capacity > Tile::kMeans) {
-        store_group_means(s, p.log2_group_size, teacher, kTileKeys, item.count - tile * capacity, lane);
-      }
+      const int queries = min(item.count - tile * capacity, capacity);
+      if (capacity <= Tile::kMeans) store_means(means, p.teacher.data + teacher, kTileKeys, queries, lane);
+      teacher += capacity * kTileKeys;
     }
     score_gradients<Tile>(s, dp, ColumnPairs(rows.delta, lane));
     if (is_masked) mask<Tile>(dp, rows, key, lane);
@@ -386,12 +400,6 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     warpgroup_wait<1>();
     warpgroup_fence_operand(d_q);
     warpgroup_fence_operand(d_v);
-    if constexpr (Config::kGivesTeacher) {
-      warpgroup_fence_operand(means);
-      if (capacity <= Tile::kMeans)
-        store_means(means, teacher, kTileKeys, min(item.count - tile * capacity, capacity), lane);
-      teacher += capacity * kTileKeys;
-    }
     add_d_q<Config>(p, item, d_q, rows, storage.d_q[consumer * 4 + warp], consumer, warp, lane);
     done = stage;
   }

@@ -1,6 +1,7 @@
 // From the probabilities of a tile, keys x (query, head) rows, to their means over the heads of each query.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cutlass/arch/barrier.h>
 
@@ -109,6 +110,22 @@ __device__ __forceinline__ void fill_mean_weights(typename Tile::Element* weight
     all(query, row) = typename Tile::Element(row >> shift == query ? kTeacherOne / (1 << shift) : 0.0F);
   }
   cutlass::arch::fence_view_async_shared();
+}
+
+/// Before that product: what is no probability, NaN too, becomes 2, so that queries do not meet each other's as 0 * NaN.
+template <class Element, class Operand>
+__device__ __forceinline__ void bound_probabilities(Operand& p) {
+  using namespace cute;
+  using Two = cute::conditional_t<cute::is_same_v<Element, cutlass::half_t>, __half2, __nv_bfloat162>;
+  CUTE_UNROLL
+  for (int i = 0; i < size(p) / 2; ++i) {
+    Two& two = reinterpret_cast<Two*>(&p(0))[i];
+    if constexpr (cute::is_same_v<Element, cutlass::half_t>) {
+      two = __hmin2(two, __float2half2_rn(2));
+    } else {
+      two = __hmin2(two, __float2bfloat162_rn(2));
+    }
+  }
 }
 
 /// Writes such means, of a thread's two keys and queries 2 (lane % 4) + {0, 1}.

@@ -266,7 +266,9 @@ struct TeacherConsumer {
       store_before();
       const Scores p_values = probabilities(tile);
       if (capacity > Rounded::kMeans) store_group_means(p_values, p.log2_group_size, to, stride, left, lane);
-      Rounded::start_means(Rounded::round(p_values), storage.mean_weights, means, thread);
+      auto operand = Rounded::round(p_values);
+      bound_probabilities<typename Tile::Element>(operand);
+      Rounded::start_means(operand, storage.mean_weights, means, thread);
       waiting = min(left, capacity);
       to += capacity * stride;
       left -= capacity;
