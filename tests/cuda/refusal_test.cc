@@ -114,10 +114,10 @@ TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
   config.max_total_q = config.max_seqlen_k = 1 << 20;
   for (const std::int32_t topk : {16, 64}) {
     config.topk = topk;
-    for (const openmsa_op op :
-         {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
-          OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION, OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
-          OPENMSA_OP_DENSE_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL}) {
+    for (const openmsa_op op : {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
+                                OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION,
+                                OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL}) {
       EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << topk << ", op " << op;
     }
   }
