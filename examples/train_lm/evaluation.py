@@ -82,8 +82,8 @@ def _answers(training: Training, sequences: Sequences, length: int, depth: float
     key, value = facts.key_and_value(draw)
     question, answer = corpus.encode(facts.question(key)), corpus.encode(facts.answer(value))
     passage = corpus.passage(draw, length - 2 * len(question) - 2 * len(answer))
-    ends = np.flatnonzero(corpus.ends_line[passage]) + 1
-    place = ends[int(depth * len(ends))] if len(ends) else 0
+    ends = corpus.line_ends(passage)
+    place = ends[int(depth * len(ends))]
     ids = np.concatenate((passage[:place], question, answer, passage[place:], question, answer))
     sequence = _plain(torch.from_numpy(ids)).to(training.device)
     with training.autocast():

@@ -1,5 +1,5 @@
-"""Facts such as ``# note: KXQWP = 49317``, hidden between lines and asked for again: the same line, whose value is the
-answer."""
+"""Facts such as ``# note: KXQWP=49317``, hidden between lines and asked for again: the same line, whose value is the
+answer. A fact begins with the line feed that ends the line before it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def key_and_value(draw: np.random.Generator) -> tuple[str, str]:
 
 
 def question(key: str) -> str:
-    return f"# note: {key} ="
+    return f"\n# note: {key}="
 
 
 def answer(value: str) -> str:
-    return f" {value}\n"
+    return value

@@ -91,17 +91,23 @@ def _trained_tokenizer(texts: list[str], vocab_size: int):
 
 @dataclasses.dataclass
 class Corpus:
-    """Tokens of one part; `ends_line` says of every token of the vocabulary whether a line ends with it."""
+    """Tokens of one part; `feeds_line` says of every token of the vocabulary whether it begins with a line feed. The spaces
+    that the next line begins with are often part of it."""
 
     tokens: np.ndarray
     starts: np.ndarray
     tokenizer: object
-    ends_line: np.ndarray
+    feeds_line: np.ndarray
 
     def passage(self, draw: np.random.Generator, length: int) -> np.ndarray:
         """So many tokens from the beginning of some file on."""
         begin = int(draw.choice(self.starts))
         return np.take(self.tokens, np.arange(begin, begin + length), mode="wrap").astype(np.int64)
+
+    def line_ends(self, passage: np.ndarray) -> np.ndarray:
+        """Places of a passage in front of its line feeds, or its beginning where it has none."""
+        places = np.flatnonzero(self.feeds_line[passage])
+        return places if len(places) else np.zeros(1, np.int64)
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text).ids, np.int64)
@@ -117,7 +123,7 @@ def load(folder: Path, part: str) -> Corpus:
     if not path.exists():
         raise SystemExit(f"train_lm: {path}: expected tokens; `python examples/train_lm.py prepare` writes them")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ends_line = np.zeros(tokenizer.get_vocab_size(), bool)
+    feeds_line = np.zeros(tokenizer.get_vocab_size(), bool)
     for token, number in tokenizer.get_vocab().items():
-        ends_line[number] = token.endswith("Ċ")  # a line feed, as byte-level tokens spell it
-    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, ends_line)
+        feeds_line[number] = token.startswith("Ċ")  # a line feed, as byte-level tokens spell it
+    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, feeds_line)
