@@ -63,7 +63,7 @@ class Sequences:
         draw = np.random.default_rng((recipe.seed, int(self.is_held_out), number))
         has_pages = self.is_held_out or number % WITH_PAGES == 0
         num_pages = recipe.pages * lengthening * has_pages
-        lines = [self._fact(draw) for _ in range(recipe.facts * lengthening)]
+        lines = self._facts(draw, recipe.facts * lengthening)
         fact_tokens = (1 + QUESTIONS) * sum(len(ids) for ids, _ in lines)
         inserted = num_pages * pages.num_patches(recipe.page_lines) + fact_tokens
         passage = self.corpus.passage(draw, max(length + 1 - inserted, 2))
@@ -71,11 +71,15 @@ class Sequences:
         pieces = self._placed(lines, passage, draw) + self._pages(passage, kinds, draw, num_pages)
         return _joined(passage, kinds, pieces, length)
 
-    def _fact(self, draw) -> tuple[np.ndarray, int]:
-        """The tokens of a fact's line, and where its answer begins."""
-        key, value = facts.key_and_value(draw)
-        question, answer = (self.corpus.encode(text) for text in (facts.question(key), facts.answer(value)))
-        return np.concatenate((question, answer)), len(question)
+    def _facts(self, draw, count: int) -> list[tuple[np.ndarray, int]]:
+        """Of each, the tokens of its line, and where its answer begins. No key twice, as far as there are words."""
+        words = self.corpus.words
+        order = np.concatenate([draw.permutation(len(words)) for _ in range(-(-count // len(words)))])
+        lines = []
+        for number in order[:count]:
+            question, answer = (self.corpus.encode(x) for x in (facts.question(words[number]), facts.value(draw)))
+            lines.append((np.concatenate((question, answer)), len(question)))
+        return lines
 
     def _placed(self, lines, passage, draw) -> list[_Piece]:
         """Each fact's line once to be told and then to be asked for, between lines of the passage; near questions at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -91,13 +92,18 @@ def _trained_tokenizer(texts: list[str], vocab_size: int):
 
 @dataclasses.dataclass
 class Corpus:
-    """Tokens of one part; `feeds_line` says of every token of the vocabulary whether it begins with a line feed. The spaces
-    that the next line begins with are often part of it."""
+    """Tokens of one part.
+
+    feeds_line  whether a token of the vocabulary begins with a line feed; the blanks that the next line begins with are often
+                part of it
+    words       those of the vocabulary that with the blank before them are one token
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
     tokenizer: object
     feeds_line: np.ndarray
+    words: list[str]
 
     def passage(self, draw: np.random.Generator, length: int) -> np.ndarray:
         """So many tokens from the beginning of some file on."""
@@ -123,7 +129,7 @@ def load(folder: Path, part: str) -> Corpus:
     if not path.exists():
         raise SystemExit(f"train_lm: {path}: expected tokens; `python examples/train_lm.py prepare` writes them")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    feeds_line = np.zeros(tokenizer.get_vocab_size(), bool)
-    for token, number in tokenizer.get_vocab().items():
-        feeds_line[number] = token.startswith("Ċ")  # a line feed, as byte-level tokens spell it
-    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, feeds_line)
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    feeds_line = np.array([token.startswith("Ċ") for token in vocabulary])  # as byte-level tokens spell a line feed
+    words = [token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{4,}", token)]
+    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, feeds_line, words)

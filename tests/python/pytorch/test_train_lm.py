@@ -121,10 +121,10 @@ def test_questions_are_near_their_facts_and_far(lm, folder):
     corpus = lm["text"].load(folder / "text", "train")
     recipe = dataclasses.replace(lm["settings"].SMOKE_RECIPE, context=32768, facts=48)
     sequence = lm["sequences"].Sequences(corpus, recipe, is_held_out=False)[1, 32768]
-    lines = re.finditer(r"\n# note: ([A-Z]{5})=\d{5}(?=\n)", corpus.decode(sequence.ids.numpy()))
+    lines = re.finditer(r"\n# note: [a-z]+=\d{5}(?=\n)", corpus.decode(sequence.ids.numpy()))
     places = {}
     for line in lines:
-        places.setdefault(line[1], []).append(line.start())  # of characters, two or so to a token
+        places.setdefault(line[0], []).append(line.start())  # of characters, two or so to a token
     visits = 1 + lm["sequences"].QUESTIONS
     assert len(places) == recipe.facts and all(len(of_one) == visits for of_one in places.values())
     distances = np.array([place - told for told, *asked in places.values() for place in asked])
