@@ -79,11 +79,11 @@ def retrieval(training: Training, sequences: Sequences, lengths: list[int], coun
 def _answers(training: Training, sequences: Sequences, length: int, depth: float, number: int) -> bool:
     """Whether every token of the value is the likeliest one after those before it, which is what greedy sampling gives."""
     corpus, draw = sequences.corpus, np.random.default_rng((sequences.recipe.seed, 2, number, length))
-    key, value = facts.key_and_value(draw)
-    question, answer = corpus.encode(facts.question(key)), corpus.encode(facts.answer(value))
+    key = corpus.words[draw.integers(len(corpus.words))]
+    question, answer = corpus.encode(facts.question(key)), corpus.encode(facts.value(draw))
     passage = corpus.passage(draw, length - 2 * len(question) - 2 * len(answer))
-    ends = np.flatnonzero(corpus.ends_line[passage]) + 1
-    place = ends[int(depth * len(ends))] if len(ends) else 0
+    ends = corpus.line_ends(passage)
+    place = ends[int(depth * len(ends))]
     ids = np.concatenate((passage[:place], question, answer, passage[place:], question, answer))
     sequence = _plain(torch.from_numpy(ids)).to(training.device)
     with training.autocast():

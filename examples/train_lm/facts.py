@@ -1,5 +1,6 @@
-"""Facts such as ``# note: KXQWP = 49317``, hidden between lines and asked for again: the same line, whose value is the
-answer."""
+"""Facts such as ``# note: shard=49317``, hidden between lines and asked for again: the same line, whose value is the answer. A
+fact begins with the line feed that ends the line before it. Keys are words of one token, so that a fact is looked up by what
+one position holds, and an answer takes no chain of matches."""
 
 from __future__ import annotations
 
@@ -7,17 +8,12 @@ import string
 
 import numpy as np
 
-KEY_LENGTH = VALUE_LENGTH = 5
+VALUE_LENGTH = 5
 
 
-def key_and_value(draw: np.random.Generator) -> tuple[str, str]:
-    pick = lambda alphabet, count: "".join(draw.choice(list(alphabet), count))  # noqa: E731
-    return pick(string.ascii_uppercase, KEY_LENGTH), pick(string.digits, VALUE_LENGTH)
+def value(draw: np.random.Generator) -> str:
+    return "".join(draw.choice(list(string.digits), VALUE_LENGTH))
 
 
 def question(key: str) -> str:
-    return f"# note: {key} ="
-
-
-def answer(value: str) -> str:
-    return f" {value}\n"
+    return f"\n# note: {key}="

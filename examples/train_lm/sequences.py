@@ -20,8 +20,10 @@ TEXT, SHOWN, ANSWER, UNCOUNTED = range(4)
 IGNORED = -100  # target of cross_entropy where a patch follows
 # Of training sequences, every so many has pages.
 WITH_PAGES = 3
-# A fact is told once and asked for twice.
-VISITS = 3
+# A fact is told once and asked for so many times: near, where a model begins to look facts up, and far, which is wanted of it.
+NEAR, FAR = 2, 1
+QUESTIONS = NEAR + FAR
+SHORTEST = 16  # tokens from a fact to a question, or more, to the end of a line
 
 
 @dataclasses.dataclass
@@ -61,27 +63,38 @@ class Sequences:
         draw = np.random.default_rng((recipe.seed, int(self.is_held_out), number))
         has_pages = self.is_held_out or number % WITH_PAGES == 0
         num_pages = recipe.pages * lengthening * has_pages
-        lines = [self._fact(draw) for _ in range(recipe.facts * lengthening)]
-        inserted = num_pages * pages.num_patches(recipe.page_lines) + sum(VISITS * len(ids) for ids, _ in lines)
+        lines = self._facts(draw, recipe.facts * lengthening)
+        fact_tokens = (1 + QUESTIONS) * sum(len(ids) for ids, _ in lines)
+        inserted = num_pages * pages.num_patches(recipe.page_lines) + fact_tokens
         passage = self.corpus.passage(draw, max(length + 1 - inserted, 2))
         kinds = np.full(len(passage), TEXT, np.int8)
         pieces = self._placed(lines, passage, draw) + self._pages(passage, kinds, draw, num_pages)
         return _joined(passage, kinds, pieces, length)
 
-    def _fact(self, draw) -> tuple[np.ndarray, int]:
-        """The tokens of a fact's line, and where its answer begins."""
-        key, value = facts.key_and_value(draw)
-        question, answer = (self.corpus.encode(text) for text in (facts.question(key), facts.answer(value)))
-        return np.concatenate((question, answer)), len(question)
+    def _facts(self, draw, count: int) -> list[tuple[np.ndarray, int]]:
+        """Of each, the tokens of its line, and where its answer begins. No key twice, as far as there are words."""
+        words = self.corpus.words
+        order = np.concatenate([draw.permutation(len(words)) for _ in range(-(-count // len(words)))])
+        lines = []
+        for number in order[:count]:
+            question, answer = (self.corpus.encode(x) for x in (facts.question(words[number]), facts.value(draw)))
+            lines.append((np.concatenate((question, answer)), len(question)))
+        return lines
 
     def _placed(self, lines, passage, draw) -> list[_Piece]:
-        """Each fact's line once to be told and then to be asked for, between lines of the passage."""
-        ends = np.flatnonzero(self.corpus.ends_line[passage]) + 1
+        """Each fact's line once to be told and then to be asked for, between lines of the passage; near questions at
+        distances of any magnitude, those far at any distance to the end."""
+        ends = self.corpus.line_ends(passage)
         pieces = []
         for ids, begin in lines:
-            for visit, place in enumerate(np.sort(draw.choice([0, *ends], VISITS))):
+            told = draw.uniform(0, len(passage))
+            farthest = max(len(passage) - told, SHORTEST)
+            near = SHORTEST * (farthest / SHORTEST) ** draw.uniform(size=NEAR)
+            far = draw.uniform(0, farthest, FAR)
+            for visit, position in enumerate([told, *(told + near), *(told + far)]):
                 kinds = np.full(len(ids), UNCOUNTED, np.int8)
                 kinds[begin:] = ANSWER if visit else UNCOUNTED
+                place = ends[min(np.searchsorted(ends, position), len(ends) - 1)]
                 pieces.append(_Piece(int(place), ids, kinds))
         return pieces
 

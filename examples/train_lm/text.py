@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -91,17 +92,28 @@ def _trained_tokenizer(texts: list[str], vocab_size: int):
 
 @dataclasses.dataclass
 class Corpus:
-    """Tokens of one part; `ends_line` says of every token of the vocabulary whether a line ends with it."""
+    """Tokens of one part.
+
+    feeds_line  whether a token of the vocabulary begins with a line feed; the blanks that the next line begins with are often
+                part of it
+    words       those of the vocabulary that with the blank before them are one token
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
     tokenizer: object
-    ends_line: np.ndarray
+    feeds_line: np.ndarray
+    words: list[str]
 
     def passage(self, draw: np.random.Generator, length: int) -> np.ndarray:
         """So many tokens from the beginning of some file on."""
         begin = int(draw.choice(self.starts))
         return np.take(self.tokens, np.arange(begin, begin + length), mode="wrap").astype(np.int64)
+
+    def line_ends(self, passage: np.ndarray) -> np.ndarray:
+        """Places of a passage in front of its line feeds, or its beginning where it has none."""
+        places = np.flatnonzero(self.feeds_line[passage])
+        return places if len(places) else np.zeros(1, np.int64)
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text).ids, np.int64)
@@ -117,7 +129,7 @@ def load(folder: Path, part: str) -> Corpus:
     if not path.exists():
         raise SystemExit(f"train_lm: {path}: expected tokens; `python examples/train_lm.py prepare` writes them")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ends_line = np.zeros(tokenizer.get_vocab_size(), bool)
-    for token, number in tokenizer.get_vocab().items():
-        ends_line[number] = token.endswith("Ċ")  # a line feed, as byte-level tokens spell it
-    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, ends_line)
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    feeds_line = np.array([token.startswith("Ċ") for token in vocabulary])  # as byte-level tokens spell a line feed
+    words = [token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{4,}", token)]
+    return Corpus(np.load(path, mmap_mode="r"), np.load(folder / f"{part}_starts.npy"), tokenizer, feeds_line, words)

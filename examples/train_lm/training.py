@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .model import Decoder
-from .sequences import Sequences
+from .sequences import ANSWER, Sequences
 from .settings import ARMS, Recipe, Shape
 
 
@@ -81,9 +81,10 @@ class Training:
             group["lr"] = self.learning_rate(step)
         with self.autocast():
             hidden, kl_losses = self.model(sequence, recomputes=step.length > self.recipe.context)
-            loss = self.model.token_losses(hidden, sequence.targets).sum() / (sequence.targets >= 0).sum()
+            losses = self.model.token_losses(hidden, sequence.targets) / (sequence.targets >= 0).sum()
+        loss, answers = losses.sum(), (losses * (sequence.kinds == ANSWER)).sum()
         self.optimizer.zero_grad()
-        (loss + self.recipe.kl_weight * kl_losses.sum()).backward()
+        (loss + (self.recipe.answer_weight - 1) * answers + self.recipe.kl_weight * kl_losses.sum()).backward()
         for parameters in self.branches:  # each for itself: kl_loss shortens no step of what it does not train
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
