@@ -59,11 +59,11 @@ class Sequences:
 
     def __getitem__(self, number_and_length: tuple[int, int]) -> Sequence:
         number, length = number_and_length
-        recipe, lengthening = self.recipe, max(length // self.recipe.context, 1)
+        recipe, lengthening = self.recipe, length / self.recipe.context
         draw = np.random.default_rng((recipe.seed, int(self.is_held_out), number))
         has_pages = self.is_held_out or number % WITH_PAGES == 0
-        num_pages = recipe.pages * lengthening * has_pages
-        lines = self._facts(draw, recipe.facts * lengthening)
+        num_pages = round(recipe.pages * lengthening) * has_pages
+        lines = self._facts(draw, round(recipe.facts * lengthening))
         fact_tokens = (1 + QUESTIONS) * sum(len(ids) for ids, _ in lines)
         inserted = num_pages * pages.num_patches(recipe.page_lines) + fact_tokens
         passage = self.corpus.passage(draw, max(length + 1 - inserted, 2))

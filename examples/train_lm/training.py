@@ -26,11 +26,12 @@ class Step:
 
 
 def schedule(recipe: Recipe) -> list[Step]:
-    """Sequences of `context` tokens, then long ones."""
-    lengthening = recipe.long_context // recipe.context
-    long_steps = int(recipe.steps * recipe.long_share) // lengthening
-    short_steps = recipe.steps - long_steps * lengthening
-    lengths = [recipe.context] * short_steps + [recipe.long_context] * long_steps
+    """Short sequences, then those of `context` tokens, then long ones."""
+    lengthening, shortening = recipe.long_context // recipe.context, recipe.context // recipe.short_context
+    num_long = int(recipe.steps * recipe.long_share) // lengthening
+    num_short = int(recipe.steps * recipe.short_share) * shortening
+    num_others = recipe.steps - num_short // shortening - num_long * lengthening
+    lengths = [recipe.short_context] * num_short + [recipe.context] * num_others + [recipe.long_context] * num_long
     steps, tokens = [], 0
     for number, length in enumerate(lengths):
         steps.append(Step(number, length, tokens / (recipe.steps * recipe.context)))
@@ -108,7 +109,7 @@ class Training:
                 self.seconds += now - last
                 self._log("step", figures | self._cost(tokens / (now - last)))
                 last, tokens = now, 0
-            if done % self.recipe.evaluate_every == 0 or done == len(self.steps):
+            if self._reaches(self.recipe.evaluate_every) or done == len(self.steps):
                 self._log("evaluation", evaluate(self))
                 last = time.perf_counter()
             if self.name == "dense" and done == self.convert_step:
@@ -116,11 +117,17 @@ class Training:
                 last = time.perf_counter()
             if minutes is not None and time.perf_counter() - begin >= 60 * minutes:
                 break
-            if done % self.recipe.checkpoint_every == 0:
+            if self._reaches(self.recipe.checkpoint_every):
                 self.save()
                 last = time.perf_counter()
         self.save()
         return self.next_step == len(self.steps)
+
+    def _reaches(self, every: int) -> bool:
+        """Whether the last step came to another multiple of `every` times `context` tokens."""
+        last = self.steps[self.next_step - 1]
+        begin = round(last.share * self.recipe.steps * self.recipe.context)
+        return (begin + last.length) // (every * self.recipe.context) > begin // (every * self.recipe.context)
 
     def _cost(self, tokens_per_second: float) -> dict:
         cost = {"tokens_per_s": round(tokens_per_second, 1), "seconds": round(self.seconds, 2)}

@@ -56,7 +56,9 @@ TEST_P(TrainingPitfalls, TheTeacherIsAMeanOfProbabilities) {
   two = with_forward(two);
   const double p = (0.5 + 1 / (1 + std::exp(two.tensors.at("k").at({1, 0, 0})))) / 2;
   const double expected = p * std::log(p / 0.5) + (1 - p) * std::log((1 - p) / 0.5);
-  EXPECT_NEAR(run(two, OPENMSA_OP_KL_LOSS).at("kl_loss")[0], expected, precision());
+  // On CUDA the teacher passes through 16 bits.
+  const double allowed = two.config.backend == OPENMSA_BACKEND_CUDA ? 2e-3 * expected : precision();
+  EXPECT_NEAR(run(two, OPENMSA_OP_KL_LOSS).at("kl_loss")[0], expected, allowed);
 }
 
 /// Pitfall 20: a log-sum-exp over all tokens instead of the selected ones.

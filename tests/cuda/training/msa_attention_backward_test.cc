@@ -44,19 +44,19 @@ TEST_F(DeviceStep, LargeCallsMatchTheCpu) {
     const Layer layer = hot(busy(group_size));
     const TensorMap got = run(layer, kBackward), expected = judged(layer, kBackward, OPENMSA_BACKEND_CPU);
     for (const auto& [name, result] : got) {
-      const double allowed = name == "kl_loss" ? 1e-4 : tolerance(layer.config).gradient;
+      const double allowed = name == "kl_loss" ? 2e-3 : tolerance(layer.config).gradient;
       EXPECT_LT(relative_error(result, expected.at(name)), allowed) << name;
     }
   }
 }
 
-/// Groups of 8 and 16 heads: the teacher of both is the same product.
+/// Groups of 8 and 16 heads: the teacher is a mean of probabilities rounded to bf16.
 TEST_F(DeviceStep, LossAndItsGradientsAreThoseOfAKlLossAlone) {
   for (const std::int32_t group_size : {8, 16}) {
     const Layer layer = hot(busy(group_size));
     const TensorMap all = run(layer, kBackward), alone = run(layer, OPENMSA_OP_KL_LOSS);
     for (const char* name : {"kl_loss", "d_index_q", "d_index_k"}) {
-      EXPECT_LT(relative_error(all.at(name), alone.at(name)), 1e-3) << name << ", group_size " << group_size;
+      EXPECT_LT(relative_error(all.at(name), alone.at(name)), 4e-3) << name << ", group_size " << group_size;
     }
   }
 }

@@ -162,8 +162,8 @@ def test_files_are_held_out(lm):
 def test_schedule(lm):
     recipe = dataclasses.replace(lm["settings"].SMOKE_RECIPE, steps=40, long_share=0.1)
     steps = lm["training"].schedule(recipe)
-    assert [step.length for step in steps] == [256] * 36 + [512] * 2
-    assert steps[-1].share == 38 / 40 and [step.number for step in steps] == list(range(38))
+    assert [step.length for step in steps] == [128] * 8 + [256] * 32 + [512] * 2
+    assert steps[-1].share == 38 / 40 and [step.number for step in steps] == list(range(42))
 
 
 def test_recording(lm, trained):

@@ -62,10 +62,10 @@ struct alignas(16) TileRows {
   bool is_poisoned;                  // some row is not finite
 };
 
-/// kGivesTeacher: the means of p over the heads of a group go to memory, for the KL loss.
-template <class Element, int kDim, bool kGivesTeacher_>
+template <class Element, int kDim, TeacherMeans kMeans>
 struct BackwardConfig {
-  static constexpr bool kGivesTeacher = kGivesTeacher_;
+  static constexpr bool kGivesTeacher = kMeans != TeacherMeans::kNone;
+  static constexpr bool kHasProducts = kMeans == TeacherMeans::kByProducts;
   using Tile = BackwardTile<Element, kDim>;
   static constexpr int kConsumers = 2;
   static constexpr int kConsumerThreads = 128 * kConsumers;
@@ -80,7 +80,7 @@ struct BackwardConfig {
     alignas(1024) Element q[kStages][kTileRows * kDim];
     alignas(1024) Element d_o[kStages][kTileRows * kDim];
     alignas(1024) Element ds[2][kTileKeys * kTileRows];
-    alignas(1024) Element mean_weights[kGivesTeacher ? Tile::kMeans * kTileRows : 1];
+    alignas(1024) Element mean_weights[kHasProducts ? Tile::kMeans * kTileRows : 1];
     alignas(1024) std::int32_t d_q[kConsumers * 4][kWarpRows * kDim / 2];  // of each warp
     TileRows rows[kStages];
     generic::ListItem items[kItemStages];  // count 0: no more
@@ -173,7 +173,7 @@ __device__ __forceinline__ void produce_statistics(const BackwardParams& p, type
         delta[i] = is_there ? p.stats.delta[place] : 0;
         to_fixed[i] = is_there ? p.stats.to_fixed[place] : 0;
         hides |= is_there && last_key[i] < kTileKeys - 1;
-        is_finite &= !isnan(to_fixed[i]);
+        is_finite &= isfinite(to_fixed[i]);
       }
       EmptyBarrier::wait(&storage.rows_empty[ring.stage], ring.phase ^ 1);
       TileRows& rows = storage.rows[ring.stage];
@@ -251,7 +251,7 @@ __device__ __forceinline__ void score_gradients(const typename Tile::Scores& p, 
 
 /// Hides the keys that a row does not see: x = 0 there. `key`: of the kv_block, the thread's first. Elsewhere x is NaN
 /// where delta is, if it gives NaN.
-template <class Tile, bool kGivesNan = true>
+template <class Tile, bool kGivesNan>
 __device__ __forceinline__ void mask(typename Tile::Scores& x, const TileRows& rows, int key, int lane) {
   using namespace cute;
   CUTE_UNROLL
@@ -260,6 +260,26 @@ __device__ __forceinline__ void mask(typename Tile::Scores& x, const TileRows& r
     const bool sees = key + i / 2 % 2 * 8 <= rows.last_key[row];
     x(i) = !sees ? 0 : kGivesNan ? fmaf(0, rows.delta[row], x(i)) : x(i);
   }
+}
+
+/// NaN in d_v of the keys that a row without finite lse or d_o sees: its probabilities have been bounded.
+template <class Tile>
+__device__ __forceinline__ void poison_keys(typename Tile::KeyGradients& d_v, const TileRows& rows, int key, int lane) {
+  using namespace cute;
+  float nan[2] = {0, 0};  // of the thread's keys
+#pragma unroll 1          // rare
+  for (int row = lane % 4; row < kTileRows; row += 4) {
+    for (int i = 0; i < 2; ++i) {
+      if (key + 8 * i <= rows.last_key[row] && isnan(rows.to_fixed[row])) nan[i] = NAN;
+    }
+  }
+  CUTE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    nan[i] += __shfl_xor_sync(kFullWarp, nan[i], 1);
+    nan[i] += __shfl_xor_sync(kFullWarp, nan[i], 2);
+  }
+  CUTE_UNROLL
+  for (int i = 0; i < size(d_v); ++i) d_v(i) += nan[i / 2 % 2];
 }
 
 /// Adds a warp's 16 rows of d_q to those in memory: fixed point into the warp's own staging memory, from there one copy
@@ -336,8 +356,10 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
   const int lane = thread % 32, warp = thread / 32, key = consumer * Tile::kKeys + warp * 16 + lane / 4;
   const int capacity = kTileRows >> p.log2_group_size, tiles = (item.count + capacity - 1) / capacity;
   typename Tile::KeyGradients d_k, d_v;
-  // The thread's keys of a tile's first query among p.teacher: less than 2^16 places with 64 visits of 2^7 keys.
-  [[maybe_unused]] std::uint32_t teacher = static_cast<std::uint32_t>(item.begin) * kTileKeys + key_pair(key);
+  // The thread's keys of a tile's first query. All visits of a list batch, of 2^7 keys each, are less than 2^32 numbers.
+  [[maybe_unused]] const auto teacher = [&](int tile) {
+    return p.teacher.data + (static_cast<std::uint32_t>(item.begin + tile * capacity) * kTileKeys + key_pair(key));
+  };
   int done = -1;  // stage of the tile before, whose d_k is under way
   const auto release_done = [&] {
     if (done >= 0 && lane == 0) EmptyBarrier::arrive(&storage.rows_empty[done]);
@@ -361,34 +383,23 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     if (tile > 0) warpgroup_fence_operand(d_k);
     release_done();
     probabilities<Tile>(s, lse2, p.scale_log2);
-    if (is_masked) mask<Tile, !Config::kGivesTeacher>(s, rows, key, lane);
+    if (is_masked) mask<Tile, false>(s, rows, key, lane);
     auto p_operand = Tile::round(s);
-    [[maybe_unused]] typename Tile::Means means;
-    if constexpr (Config::kGivesTeacher) {
-      if (is_poisoned) bound_probabilities<typename Tile::Element>(p_operand);
-      Tile::start_means(p_operand, storage.mean_weights, means, thread);
-    }
+    if (is_poisoned) bound_probabilities<typename Tile::Element>(p_operand);
     warpgroup_wait<0>();
     warpgroup_fence_operand(dp);
-    if constexpr (Config::kGivesTeacher) {
-      warpgroup_fence_operand(means);
-      if (capacity > Tile::kMeans) {
-        store_group_means(s, p.log2_group_size, p.teacher.data + teacher, kTileKeys, item.count - tile * capacity, lane);
-      }
-      if (is_poisoned) {
-        if (is_masked) mask<Tile, true>(s, rows, key, lane);
-        p_operand = Tile::round(s);
-      }
-    }
 
     Tile::start_key_gradients(p_operand, storage.d_o[stage], d_v, tile > 0, thread);
-    if constexpr (Config::kGivesTeacher) {
-      const int queries = min(item.count - tile * capacity, capacity);
-      if (capacity <= Tile::kMeans) store_means(means, p.teacher.data + teacher, kTileKeys, queries, lane);
-      teacher += capacity * kTileKeys;
+    [[maybe_unused]] typename Tile::Means means;
+    if constexpr (Config::kHasProducts) {
+      Tile::start_means(p_operand, storage.mean_weights, means, thread);
+    } else if constexpr (Config::kGivesTeacher) {
+      with_group_sums<kMostProductQueries>(p.log2_group_size, [&](auto sums) {
+        decltype(sums)(s).store(teacher(tile), kTileKeys, item.count - tile * capacity, lane);
+      });
     }
     score_gradients<Tile>(s, dp, ColumnPairs(rows.delta, lane));
-    if (is_masked) mask<Tile>(dp, rows, key, lane);
+    if (is_masked) mask<Tile, true>(dp, rows, key, lane);
     const auto ds_operand = Tile::round(dp);
     Tile::store_scores(ds_operand, ds, consumer, thread);
     cutlass::arch::fence_view_async_shared();
@@ -400,6 +411,12 @@ __device__ __forceinline__ void consume_item(const BackwardParams& p, const gene
     warpgroup_wait<1>();
     warpgroup_fence_operand(d_q);
     warpgroup_fence_operand(d_v);
+    if constexpr (Config::kHasProducts) {
+      warpgroup_fence_operand(means);
+      const int queries = min(item.count - tile * capacity, capacity);
+      store_means(means, teacher(tile), queries, lane);
+    }
+    if (is_poisoned) poison_keys<Tile>(d_v, rows, key, lane);
     add_d_q<Config>(p, item, d_q, rows, storage.d_q[consumer * 4 + warp], consumer, warp, lane);
     done = stage;
   }
@@ -420,7 +437,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   constexpr int kConsumerWarps = Config::kConsumerThreads / 32;
-  if constexpr (Config::kGivesTeacher) {
+  if constexpr (Config::kHasProducts) {
     fill_mean_weights<typename Config::Tile, Config::kThreads>(storage.mean_weights, p.log2_group_size);
   }
   init_barriers([&] {

@@ -12,10 +12,9 @@
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/product.cuh"
 #include "cuda/sm90/training/items.cuh"
+#include "cuda/sm90/training/params.h"
 
 namespace openmsa::cuda::sm90::training {
-
-inline constexpr int kTileRows = 64;  // query rows of a tile
 
 template <class Element_, int kDim_>
 struct BackwardTile {
@@ -38,7 +37,7 @@ struct BackwardTile {
   using LayoutKeysT = decltype(cute::tile_to_shape(MnMajor{}, Size<kDim, kTileKeys>{}, ChannelsFirst{}));
   using LayoutRowsT = decltype(cute::tile_to_shape(MnMajor{}, Size<kDim, kTileRows>{}, RowsFirst{}));
   using LayoutScores = decltype(cute::tile_to_shape(MnMajor{}, Size<kTileRows, kTileKeys>{}));
-  static constexpr int kMeans = 8;  // queries of the smallest product over rows
+  static constexpr int kMeans = kMostProductQueries;  // columns of the smallest product over rows
   using LayoutMeans = decltype(cute::tile_to_shape(KMajor{}, Size<kMeans, kTileRows>{}));
 
   static constexpr auto kK = cute::GMMA::Major::K, kMn = cute::GMMA::Major::MN;

@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kFinishThreads)
   const int row = p.work.first_row + pair / heads, head = (p.work.first_head << p.log2_group_size) + pair % heads;
   const int group_size = 1 << p.log2_group_size, h = head & (group_size - 1);
   const std::int64_t place = p.work.place(head >> p.log2_group_size, row);
-  const float unit = softmax_scale / p.stats.to_fixed[place * group_size + h];
+  const float to_fixed = p.stats.to_fixed[place * group_size + h];
+  const float unit = isfinite(to_fixed) ? softmax_scale / to_fixed : NAN;
   const auto* const sums = reinterpret_cast<const int4*>(p.d_q_sums + place * group_size * d_q.head_dim +
                                                          fixed_place(d_q.head_dim, group_size, h, channel));
   float x[kQueryChannels];

@@ -25,10 +25,54 @@ __device__ __forceinline__ void add_halves(float (&x)[kSize], int lane, int dist
   }
 }
 
-/// Sums of a thread's 16 columns of a tile of 64, 8 n + 2 (lane % 4) + c, over the 2^kShift that belong to one query: first
-/// those that the thread holds, then between the lanes of a quad. Each lane is left with kCount queries.
+/// Sums of a thread's two keys and 16 columns of a tile of 64, 8 n + 2 (lane % 4) + c, over the 2^kShift columns that
+/// belong to one query: those that the thread holds, then between the lanes of a quad, which leaves each lane with kCount
+/// queries.
 template <int kShift>
-struct GroupSums {
+class GroupSums {
+ public:
+  static constexpr bool kExchanges = kShift >= 3;  // more than once
+
+  GroupSums() = default;
+
+  /// Of the thread alone.
+  template <class Scores>
+  __device__ __forceinline__ explicit GroupSums(const Scores& p) {
+    using namespace cute;
+    CUTE_UNROLL
+    for (int key = 0; key < 2; ++key) {
+      CUTE_UNROLL
+      for (int i = 0; i < kOwn; ++i) {
+        const auto at = [&](int column, int n) { return p(make_coord(column, key, n), 0, 0); };
+        if constexpr (kShift == 0) {
+          of_[key][i] = at(i % 2, i / 2);
+        } else if constexpr (kShift == 4) {
+          of_[key][i] = (at(0, 2 * i) + at(1, 2 * i)) + (at(0, 2 * i + 1) + at(1, 2 * i + 1));
+        } else {
+          of_[key][i] = at(0, i) + at(1, i);
+        }
+      }
+    }
+  }
+
+  /// Adds up between lanes and writes the means. `to`: the thread's keys of the tile's first query; `count`: its queries.
+  __device__ __forceinline__ void store(std::uint16_t* to, std::int64_t stride, int count, int lane) {
+    constexpr float kFactor = kTeacherOne / (1 << kShift);
+#pragma unroll
+    for (float(&sums)[kOwn] : of_) {
+      if constexpr (kShift >= 3) add_halves<kOwn>(sums, lane, 2);
+      if constexpr (kShift >= 3) add_halves<kOwn / 2>(sums, lane, 1);
+      if constexpr (kShift == 2) add_halves<kOwn>(sums, lane, 1);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (query(i, lane) >= count) continue;
+      *reinterpret_cast<__half2*>(to + query(i, lane) * stride) =
+          __floats2half2_rn(of_[0][i] * kFactor, of_[1][i] * kFactor);
+    }
+  }
+
+ private:
   static constexpr int kOwn = kShift == 4 ? 4 : kShift == 0 ? 16 : 8;
   static constexpr int kCount = kShift >= 3 ? kOwn / 4 : kShift == 2 ? kOwn / 2 : kOwn;
 
@@ -42,61 +86,21 @@ struct GroupSums {
     return i / 2 * 8 + 2 * quad + i % 2;
   }
 
-  template <class Scores>
-  __device__ __forceinline__ GroupSums(const Scores& p, int key, int lane) {
-    using namespace cute;
-    CUTE_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      if constexpr (kShift == 0) {
-        of[i] = p(make_coord(i % 2, key, i / 2), 0, 0);
-      } else if constexpr (kShift == 4) {
-        of[i] = (p(make_coord(0, key, 2 * i), 0, 0) + p(make_coord(1, key, 2 * i), 0, 0)) +
-                (p(make_coord(0, key, 2 * i + 1), 0, 0) + p(make_coord(1, key, 2 * i + 1), 0, 0));
-      } else {
-        of[i] = p(make_coord(0, key, i), 0, 0) + p(make_coord(1, key, i), 0, 0);
-      }
-    }
-    if constexpr (kShift >= 3) add_halves<kOwn>(of, lane, 2);
-    if constexpr (kShift >= 3) add_halves<kOwn / 2>(of, lane, 1);
-    if constexpr (kShift == 2) add_halves<kOwn>(of, lane, 1);
-  }
-
-  float of[kOwn];  // the first kCount
+  float of_[2][kOwn];  // then the first kCount
 };
 
-/// Writes a tile's means. `to`: the thread's two keys of the tile's first query; `count`: its queries.
-template <int kShift, class Scores>
-__device__ __forceinline__ void store_group_means(const Scores& p, std::uint16_t* to, std::int64_t stride, int count,
-                                                  int lane) {
-  using Sums = GroupSums<kShift>;
-  constexpr float kFactor = kTeacherOne / (1 << kShift);
-  const Sums first(p, 0, lane), second(p, 1, lane);
-#pragma unroll
-  for (int i = 0; i < Sums::kCount; ++i) {
-    const int query = Sums::query(i, lane);
-    if (query < count) {
-      *reinterpret_cast<__half2*>(to + query * stride) =
-          __floats2half2_rn(first.of[i] * kFactor, second.of[i] * kFactor);
-    }
+/// Calls work(GroupSums<shift>()) for groups of 2^shift heads; of a tile with more than kLeastQueries queries.
+template <int kLeastQueries, class Work>
+__device__ __forceinline__ void with_group_sums(int shift, const Work& work) {
+  if constexpr (kTileRows >> 4 > kLeastQueries) {
+    if (shift == 4) return work(GroupSums<4>());
   }
-}
-
-/// The same for a group of 2^shift heads.
-template <class Scores>
-__device__ __forceinline__ void store_group_means(const Scores& p, int shift, std::uint16_t* to, std::int64_t stride,
-                                                  int count, int lane) {
-  switch (shift) {
-    case 4:
-      return store_group_means<4>(p, to, stride, count, lane);
-    case 3:
-      return store_group_means<3>(p, to, stride, count, lane);
-    case 2:
-      return store_group_means<2>(p, to, stride, count, lane);
-    case 1:
-      return store_group_means<1>(p, to, stride, count, lane);
-    default:
-      return store_group_means<0>(p, to, stride, count, lane);
+  if constexpr (kTileRows >> 3 > kLeastQueries) {
+    if (shift == 3) return work(GroupSums<3>());
   }
+  if (shift == 2) return work(GroupSums<2>());
+  if (shift == 1) return work(GroupSums<1>());
+  work(GroupSums<0>());
 }
 
 /// Weights of a product over rows that gives the means of up to eight queries: [query][row] = kTeacherOne / 2^shift where
@@ -130,14 +134,13 @@ __device__ __forceinline__ void bound_probabilities(Operand& p) {
 
 /// Writes such means, of a thread's two keys and queries 2 (lane % 4) + {0, 1}.
 template <class Means>
-__device__ __forceinline__ void store_means(const Means& means, std::uint16_t* to, std::int64_t stride, int count,
-                                            int lane) {
+__device__ __forceinline__ void store_means(const Means& means, std::uint16_t* to, int count, int lane) {
   using namespace cute;
   CUTE_UNROLL
   for (int i = 0; i < 2; ++i) {
     const int query = 2 * (lane % 4) + i;
     if (query < count) {
-      *reinterpret_cast<__half2*>(to + query * stride) =
+      *reinterpret_cast<__half2*>(to + query * kTileKeys) =
           __floats2half2_rn(means(make_coord(i, 0, 0), 0, 0), means(make_coord(i, 1, 0), 0, 0));
     }
   }

@@ -58,7 +58,7 @@ class Backward {
     const std::int64_t row_sums = std::int64_t{p.work.rows} * p.work.heads * problem_.plan.group_size;
     set_zero(p.d_q_sums, row_sums * config_.head_dim, launch_);
     launch_row_stats(p, in, config_.dtype, t.o.dtype, launch_);
-    const BackwardKey variant{config_.dtype, config_.head_dim, teacher.data != nullptr};
+    const BackwardKey variant{config_.dtype, config_.head_dim, means(teacher)};
     find_variant(kBackwardVariants, variant, "backward")(p, maps_, launch_);
     launch_query_gradient(p, gradient_rows(t.d_q), static_cast<float>(problem_.plan.softmax_scale), config_.dtype,
                           launch_);
@@ -70,6 +70,12 @@ class Backward {
     return {query_map(problem_, t.q), query_map(problem_, t.d_o),
             key_map(problem_, t.k, t.k_cache, true, kTileKeys, workspace_.d_q_sums),
             key_map(problem_, t.v, t.v_cache, true, kTileKeys, workspace_.d_q_sums)};
+  }
+
+  TeacherMeans means(const TeacherRows& teacher) const {
+    if (teacher.data == nullptr) return TeacherMeans::kNone;
+    const std::int64_t queries = kTileRows / problem_.plan.group_size;
+    return queries <= kMostProductQueries ? TeacherMeans::kByProducts : TeacherMeans::kBetweenLanes;
   }
 
   BackwardParams params(const generic::ListParams& lists, const TeacherRows& teacher) const {

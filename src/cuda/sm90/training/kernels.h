@@ -18,7 +18,7 @@ struct BackwardMaps {
 using BackwardFunction = void(const BackwardParams& p, const BackwardMaps& maps, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.
-template <openmsa_dtype kDtype, int kDim, bool kGivesTeacher>
+template <openmsa_dtype kDtype, int kDim, TeacherMeans kMeans>
 void launch_backward(const BackwardParams& p, const BackwardMaps& maps, Launch launch);
 
 /// in.bounds of all sequences and KV heads. `dtype`: of k and v.

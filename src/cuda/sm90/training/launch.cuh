@@ -7,9 +7,9 @@
 
 namespace openmsa::cuda::sm90::training {
 
-template <openmsa_dtype kDtype, int kDim, bool kGivesTeacher>
+template <openmsa_dtype kDtype, int kDim, TeacherMeans kMeans>
 void launch_backward(const BackwardParams& p, const BackwardMaps& maps, Launch launch) {
-  using Config = BackwardConfig<Element<kDtype>, kDim, kGivesTeacher>;
+  using Config = BackwardConfig<Element<kDtype>, kDim, kMeans>;
   cuda::launch("backward", backward_kernel<Config>,
                {{static_cast<unsigned int>(launch.num_sms)}, Config::kThreads, sizeof(typename Config::Storage) + 1024},
                launch.stream, p, maps.q, maps.d_o, maps.k, maps.v);

@@ -18,8 +18,8 @@ namespace openmsa::cuda::sm90::training {
 struct RowStats {
   float* lse2;   // log2(e) * lse; +inf where lse is -inf, so that p = 0
   float* delta;  // d_o.o - d_lse
-  /// d_q (before softmax_scale) times this is summed as an int32, see d_q_sums. NaN where lse, delta or |d_o| is not
-  /// finite: then d_q is NaN as a whole.
+  /// d_q (before softmax_scale) times this is summed as an int32, see d_q_sums. Not finite where d_q is NaN as a whole:
+  /// NaN where lse or |d_o| is not finite, so that d_v of the keys is NaN too; infinite where delta alone is not.
   float* to_fixed;
 };
 
@@ -36,6 +36,13 @@ OPENMSA_DEVICE std::int32_t fixed_place(std::int32_t head_dim, std::int32_t grou
   const std::int32_t chunks = width / 16, chunk = c / 16, lane = c % 8 / 2, place = c % 16 / 8 * 2 + c % 2;
   return (half * group_size + head) * width + ((chunk ^ (head & (chunks - 1))) * 4 + lane) * 4 + place;
 }
+
+inline constexpr int kTileRows = 64;  // query rows of a tile
+
+/// Whether a backward kernel writes BackwardParams::teacher, and how it adds up the heads of a group: by products over the
+/// rows of a tile with eight queries at most, groups of 8 and 16 heads; else between lanes.
+enum class TeacherMeans { kNone, kByProducts, kBetweenLanes };
+inline constexpr int kMostProductQueries = 8;
 
 struct BackwardParams {
   BatchView batch;

@@ -99,7 +99,8 @@ __device__ __forceinline__ void store_stats(const BackwardParams& p, int row, in
   constexpr float kLeastBound = 0x1p-90f;  // far below gradients that matter; its reciprocal stays a number
   delta -= facts.d_lse;
   const float bound = (d_o_norm * facts.keys.v_norm + fabsf(delta)) * facts.keys.k_max;
-  const float to_fixed = isfinite(facts.lse) && isfinite(bound) ? 0x1p30f / fmaxf(bound, kLeastBound) : NAN;
+  const bool gives_d_v = isfinite(facts.lse) && isfinite(d_o_norm);
+  const float to_fixed = !gives_d_v ? NAN : isfinite(bound) ? 0x1p30f / fmaxf(bound, kLeastBound) : INFINITY;
   const int group_size = 1 << p.log2_group_size;
   const std::int64_t at = p.work.place(head >> p.log2_group_size, row) * group_size + (head & (group_size - 1));
   // One that sees nothing has p = 0 and d_q = 0.

@@ -99,34 +99,37 @@ struct StepGradients {
   float weighted[2][kThreadQueries];  // the same, times the row's weight
 };
 
-/// g = P_idx - P of a step; adds the thread's share of the loss, / ln 2, to `loss`:
-/// sum_j P (log2 P - log2 P_idx). Keys that a query does not see have neither.
-template <class Config>
+/// g = P_idx - P of a step; adds the thread's share of the loss, times kTeacherOne / ln 2, to `loss`:
+/// sum_j P (log2 P - log2 P_idx). Keys that a query does not see have neither; without kIsMasked all see all.
+template <class Config, bool kIsMasked>
 __device__ __forceinline__ StepGradients step_gradients(const Params& p, const StepRows& rows,
                                                         const typename Config::Tile::StudentScores& s,
                                                         const TeacherStep& teacher, const ConsumerThread& at,
                                                         float& loss) {
   using namespace cute;
+  constexpr float kLog2One = 12;
+  static_assert(kTeacherOne == 1 << 12);
   StepGradients out;
   CUTE_UNROLL
   for (int n = 0; n < kThreadQueries / 2; ++n) {
     const int column = 8 * n + 2 * (at.lane % 4);
     const float2 lse2 = *reinterpret_cast<const float2*>(&rows.lse2[column]);
     const float2 weight = *reinterpret_cast<const float2*>(&rows.weight[column]);
-    const int2 keys = *reinterpret_cast<const int2*>(&rows.keys[column]);
+    int2 keys{kTileKeys, kTileKeys};
+    if constexpr (kIsMasked) keys = *reinterpret_cast<const int2*>(&rows.keys[column]);
     CUTE_UNROLL
     for (int c = 0; c < 2; ++c) {
       const float2 pair = __half22float2(teacher.of[2 * n + c]);
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const float probability = (i == 0 ? pair.x : pair.y) / kTeacherOne, w = c == 0 ? weight.x : weight.y;
-        const bool is_seen = at.key + 8 * i < (c == 0 ? keys.x : keys.y);
+        const float probability = i == 0 ? pair.x : pair.y, w = c == 0 ? weight.x : weight.y;  // times kTeacherOne
+        const bool is_seen = !kIsMasked || at.key + 8 * i < (c == 0 ? keys.x : keys.y);
         const float log2_student = fmaf(s(make_coord(c, i, n), 0, 0), p.index_scale_log2, c == 0 ? -lse2.x : -lse2.y);
-        const float g = (exp2_approx(log2_student) - probability) * Config::kGradientScale;
+        const float g = fmaf(probability, -1 / kTeacherOne, exp2_approx(log2_student)) * Config::kGradientScale;
         out.g[i][2 * n + c] = is_seen ? g : 0;
         out.weighted[i][2 * n + c] = is_seen ? g * w : 0;
         if (is_seen && probability != 0) {  // NaN too
-          loss += w * (probability * (log2_approx(probability) - log2_student));
+          loss = fmaf(w * probability, log2_approx(probability) - kLog2One - log2_student, loss);
         }
       }
     }
@@ -233,7 +236,8 @@ struct Consumer {
     using namespace cute;
     if (!kIsLast) start_student(s);
     const StepRows& rows = storage.rows[steps.stage];
-    const StepGradients gradients = step_gradients<Config>(p, rows, student, teacher, at, loss);
+    const StepGradients gradients = rows.is_masked ? step_gradients<Config, true>(p, rows, student, teacher, at, loss)
+                                                   : step_gradients<Config, false>(p, rows, student, teacher, at, loss);
     Tile::store_gradients(Tile::round(gradients.g), storage.gradients[turn], at.consumer, at.thread);
     cutlass::arch::fence_view_async_shared();
     warpgroup_wait<0>();
@@ -278,7 +282,7 @@ struct Consumer {
     finish_step_before();
     release(&storage.index_k_empty[keys.stage]);
     keys.advance();
-    finish_loss(loss);
+    finish_loss(loss / kTeacherOne);
     if (is_first_thread()) wait_for_turn(p.work.tickets + item.ticket, item.order);
     __syncwarp();
     sync(ConsumerBarrier::kGradients, Config::kConsumerThreads);  // the others' turn too

@@ -84,7 +84,9 @@ __device__ __forceinline__ void produce_steps(const Params& p, typename Config::
       rows.lse2[lane] = query.stats.lse2;
       rows.weight[lane] = query.stats.weight;
       rows.to_fixed[lane] = kFixedOne / Config::kGradientScale / query.stats.bound;
-      rows.keys[lane] = query.contributes() ? min(position + query.row + 1, p.batch.block_size) : 0;
+      const int keys = query.contributes() ? min(position + query.row + 1, p.batch.block_size) : 0;
+      rows.keys[lane] = keys;
+      rows.is_masked = __any_sync(kFullWarp, keys < kTileKeys);
       copy_index_rows<Config>(p, item, query, storage.index_q[ring.stage], lane);
       async_arrive(&storage.step_full[ring.stage]);
       EmptyBarrier::arrive(&storage.step_full[ring.stage]);

@@ -7,11 +7,12 @@
 namespace openmsa::cuda::sm90::training::kl {
 
 /// What is known of a step's queries, put beside their index_q by the producer.
-struct StepRows {
+struct alignas(16) StepRows {
   float lse2[kStepQueries];
   float weight[kStepQueries];
   float to_fixed[kStepQueries];     // of d_index_q as it leaves the product
   std::int32_t keys[kStepQueries];  // of the kv_block, that the query sees; 0: it contributes nothing
+  bool is_masked;                   // some query does not see all kTileKeys
 };
 
 template <class Element, int kIndexDim>

@@ -5,8 +5,6 @@
 //   s^T[64 keys][64 rows] = k q^T      k in registers, q from shared memory
 //   P  [64 keys][queries] = mean over a query's heads of exp2(s * scale_log2 - log2(e) lse), in fp16 to memory
 //
-// Means of groups of 8 and 16 heads are products too, as in the gradient of attention.
-//
 //   barrier        arrivals                         waited on by          guards
 //   item_full[i]   warp 0                           warps 1 and 2, cons.  the item
 //   item_empty[i]  warps 1 and 2, consumer warps    warp 0                all have read it
@@ -77,7 +75,6 @@ struct TeacherConfig {
   struct Storage {
     alignas(1024) Element k[kTileKeys * kDim];
     alignas(1024) Element q[kStages][kTileRows * kDim];
-    alignas(1024) Element mean_weights[BackwardTile<Element, kDim>::kMeans * kTileRows];
     alignas(16) float lse[kStages][kTileRows];
     generic::ListItem items[kItemStages];  // count 0: no more
     std::uint64_t item_full[kItemStages], item_empty[kItemStages], k_full[1], k_empty[1];
@@ -191,8 +188,6 @@ template <class Config>
 struct TeacherConsumer {
   using Tile = typename Config::Tile;
   using Scores = typename Tile::Scores;
-  using Rounded = BackwardTile<typename Tile::Element, Tile::kDim>;  // for products of rounded probabilities
-  using Means = typename Rounded::Means;
 
   const Params& p;
   typename Config::Storage& storage;
@@ -250,50 +245,53 @@ struct TeacherConsumer {
     if (lane == 0) EmptyBarrier::arrive(storage.k_empty);
     keys.advance();
 
+    with_group_sums<0>(p.log2_group_size, [&](auto sums) { run_tiles<decltype(sums)>(item); });
+  }
+
+  /// Sums that lanes exchange go on, and to memory, beside the exponentials of the next tile.
+  template <class Sums>
+  __device__ __forceinline__ void run_tiles(const generic::ListItem& item) {
+    using namespace cute;
     const int capacity = kTileRows >> p.log2_group_size;
-    const std::int64_t stride = std::int64_t{p.teacher.stride()} * kTileKeys;
-    std::uint16_t* to = p.teacher.data + p.teacher.first_visit(p.work, item) * kTileKeys +
-                        key_pair(consumer * Tile::kKeys + thread / 32 * 16 + lane / 4);
+    const std::int64_t stride = std::int64_t{p.teacher.stride()} * kTileKeys, step = capacity * stride;
+    std::uint16_t* to = p.teacher.data + p.teacher.first_visit(p.work, item) * kTileKeys - step +
+                        key_pair(consumer * Tile::kKeys + thread / 32 * 16 + lane / 4);  // of the tile before
     // Without branches around products: the compiler has to see which of them are under way.
     Started even, odd;
-    Means means;
-    int left = item.count, waiting = 0;  // visits; queries of the tile before, whose means are under way
-    const auto store_before = [&] {
-      warpgroup_fence_operand(means);
-      if (capacity <= Rounded::kMeans) store_means(means, to - capacity * stride, stride, waiting, lane);
-    };
-    const auto write = [&](Started& tile) {
-      store_before();
-      const Scores p_values = probabilities(tile);
-      if (capacity > Rounded::kMeans) store_group_means(p_values, p.log2_group_size, to, stride, left, lane);
-      auto operand = Rounded::round(p_values);
-      bound_probabilities<typename Tile::Element>(operand);
-      Rounded::start_means(operand, storage.mean_weights, means, thread);
-      waiting = min(left, capacity);
-      to += capacity * stride;
+    Sums before;
+    int left = item.count, before_count = 0;  // visits; queries of the tile before, 0: there is none
+    const auto work = [&](Started& tile) {
+      Sums now(probabilities(tile));
+      if constexpr (Sums::kExchanges) {
+        before.store(to, stride, before_count, lane);
+        before = now;
+        before_count = left;
+      } else {
+        now.store(to + step, stride, left, lane);
+      }
+      to += step;
       left -= capacity;
     };
     start(even);
     while (left > 2 * capacity) {
       start(odd);
       warpgroup_wait<1>();
-      write(even);
+      work(even);
       start(even);
       warpgroup_wait<1>();
-      write(odd);
+      work(odd);
     }
     if (left > capacity) {
       start(odd);
       warpgroup_wait<1>();
-      write(even);
+      work(even);
       warpgroup_wait<0>();
-      write(odd);
+      work(odd);
     } else {
       warpgroup_wait<0>();
-      write(even);
+      work(even);
     }
-    warpgroup_wait<0>();
-    store_before();
+    if constexpr (Sums::kExchanges) before.store(to, stride, before_count, lane);
   }
 };
 
@@ -303,8 +301,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                    const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
-  using Rounded = BackwardTile<typename Config::Tile::Element, Config::Tile::kDim>;
-  fill_mean_weights<Rounded, Config::kThreads>(storage.mean_weights, p.log2_group_size);
   init_barriers([&] {
     init_ring(storage.item_full, storage.item_empty, Config::kConsumerWarps + 2);
     init_ring(storage.k_full, storage.k_empty, Config::kConsumerWarps);
