@@ -1,15 +1,16 @@
-"""The command line: prepare, train, retrieve, record, report."""
+"""The command line: prepare, train, retrieve, record, report; all."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import torch
 
-from . import evaluation, report, selections, text
+from . import comparison, evaluation, report, selections, text
 from .sequences import Sequences
 from .settings import ARMS, SMOKE_RECIPE, SMOKE_SHAPE, Recipe, Shape
 from .training import Training
@@ -25,7 +26,8 @@ def parse(arguments) -> argparse.Namespace:
         parser.add_argument(name, dest=field.name, type=type(field.default), help=f"({field.default})")
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="writes the tokenizer and the tokens of installed packages")
-    prepare.add_argument("--text-bytes", type=int, default=200 << 20, help="of source code, at most (200 MB)")
+    text_bytes = {"type": int, "default": 200 << 20, "help": "of source code, at most (200 MB)"}
+    prepare.add_argument("--text-bytes", **text_bytes)
     train = commands.add_parser("train", help="trains an arm")
     train.add_argument("--arm", choices=ARMS, required=True)
     train.add_argument("--resume", action="store_true", help="goes on from the last checkpoint")
@@ -38,11 +40,32 @@ def parse(arguments) -> argparse.Namespace:
     record = commands.add_parser("record", help="selections of a trained model: selections.npz, counts, a picture")
     record.add_argument("--arm", choices=ARMS, default="msa-pt")
     commands.add_parser("report", help="curves.svg and table.md")
-    return parser.parse_args(arguments)
+    everything = commands.add_parser("all", help="all of these for all arms, over all GPUs; begun again, it goes on")
+    everything.add_argument("--arms", default=",".join(ARMS), help=f"some of {', '.join(ARMS)} (all)")
+    everything.add_argument("--questions", type=int, default=20, help="of each length (20)")
+    everything.add_argument("--longest", type=int, default=128 << 10)
+    everything.add_argument("--text-bytes", **text_bytes)
+    options = parser.parse_args(arguments)
+    if options.command == "all":
+        options.arms = options.arms.split(",")
+        for arm in options.arms:
+            if arm not in ARMS:
+                everything.error(f"--arms: expected some of {', '.join(ARMS)}, got {arm}")
+        if "msa-cpt" in options.arms and "dense" not in options.arms:
+            everything.error("--arms: expected dense beside msa-cpt, which begins with its checkpoint")
+    return options
 
 
 def main(arguments=None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
+    if options.command == "all":
+        prepare = ["--text-bytes", str(options.text_bytes)]
+        retrieve = ["--questions", str(options.questions), "--longest", str(options.longest)]
+        jobs = comparison.jobs_of(options.folder, options.arms, prepare, retrieve)
+        front = arguments[: arguments.index("all")]
+        gpus = comparison.visible_gpus(options.device)
+        return 0 if comparison.Comparison(options.folder, front, jobs, gpus).run() else 1
     shape, base = (SMOKE_SHAPE, SMOKE_RECIPE) if options.smoke else (Shape(), Recipe())
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
     recipe = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})

@@ -30,7 +30,9 @@ class Recipe:
     """Of a training. All arms read the same sequences in the same order. Shares are of all tokens."""
 
     context: int = 32 << 10
-    short_context: int = 8 << 10  # of the sequences at first: more steps for the same tokens, until a model looks things up
+    short_context: int = (
+        8 << 10
+    )  # of the sequences at first: more steps for the same tokens, until a model looks things up
     long_context: int = 128 << 10  # of the sequences at the end
     steps: int = 1500  # of `context` tokens; a sequence of another length counts as so much more or less
     short_share: float = 0.4

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,18 @@ if not EXAMPLES.exists():
 def lm():
     """The package's modules by name."""
     sys.path.insert(0, str(EXAMPLES))
-    names = ("command", "text", "pages", "facts", "sequences", "settings", "training", "selections", "report")
+    names = (
+        "command",
+        "text",
+        "pages",
+        "facts",
+        "sequences",
+        "settings",
+        "training",
+        "selections",
+        "comparison",
+        "report",
+    )
     yield {name: importlib.import_module(f"train_lm.{name}") for name in names}
     sys.path.remove(str(EXAMPLES))
 
@@ -195,3 +207,31 @@ def test_retrieval_and_report(lm, trained):
     lines = (trained / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| arm", "| ---", "| dense", "| msa-pt", "| msa-cpt"]
     assert (trained / "curves.svg").read_text().count("<path") > 20
+
+
+def test_the_whole_comparison(tmp_path):
+    """By commands of its own; begun again, it does nothing twice."""
+    command = [sys.executable, str(EXAMPLES / "train_lm.py"), "--smoke", "--device", "cpu", "--folder", str(tmp_path)]
+    command += ["--steps", "8", "all", "--arms", "dense", "--text-bytes", "1000000", "--questions", "1"]
+    command += ["--longest", "256"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    for job in ("prepare", "train dense", "retrieve dense"):
+        assert f"{job}: done" in first and job not in second
+    assert "report: done" in second and len((tmp_path / "table.md").read_text().splitlines()) == 3
+
+
+def test_order_of_jobs(lm, tmp_path):
+    jobs = lm["comparison"].jobs_of(tmp_path, list(lm["settings"].ARMS), [], ["--questions", "2"])
+    trainings = [f"train {arm}" for arm in ("dense", "msa-pt", "msa-cpt", "no-detach", "no-warmup")]
+    assert [job.name for job in jobs][:6] == ["prepare", *trainings]
+    by_name = {job.name: job for job in jobs}
+    assert by_name["train msa-cpt"].needs == tmp_path / "dense" / "converted.pt"
+    assert by_name["record msa-cpt"].after == ("train msa-cpt",)
+    assert by_name["retrieve dense"].arguments == ["retrieve", "--arm", "dense", "--questions", "2"]
+
+
+def test_a_job_that_fails_holds_up_its_own(lm, tmp_path):
+    jobs = lm["comparison"].jobs_of(tmp_path, ["dense", "msa-cpt"], [], [])
+    front = ["--smoke", "--device", "cpu", "--folder", str(tmp_path), "--answer-weight", "nan-sense"]
+    assert not lm["comparison"].Comparison(tmp_path, front, jobs, [None]).run(every=0.1)
+    assert [job.state for job in jobs] == ["failed"] + ["waits"] * (len(jobs) - 1)
