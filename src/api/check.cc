@@ -396,7 +396,10 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
     if (field.kind == Kind::kScale) check_scale(plan, operation, tensors, field);
     writes_any |= contains(operation.may_write, id);
   }
-  require(writes_any, operation.name, ": expected at least one of ", names_of(operation.may_write), ", got none");
+  if (!writes_any) {
+    fail(OPENMSA_INVALID_ARGUMENT, operation.name, ": expected at least one of ", names_of(operation.may_write),
+         ", got none");
+  }
   check_aliases(operation, tensors);
 
   // The rows that append_kv stores are new tokens: its k and v count like queries.
