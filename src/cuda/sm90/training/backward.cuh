@@ -96,27 +96,15 @@ template <class Config>
 __device__ __forceinline__ void produce_items(const BackwardParams& p, const CUtensorMap& map_k,
                                               const CUtensorMap& map_v, typename Config::Storage& storage) {
   using Tile = typename Config::Tile;
-  const int num_items = *p.work.num_items;
-  PipelineState<Config::kItemStages> ring;
   PipelineState<1> keys;
-  for (;; ring.advance(), keys.advance()) {
-    const int number = atomicAdd(p.work.next_item, 1);
-    const generic::ListItem item = number < num_items ? p.work.items[number] : generic::ListItem{};
-    EmptyBarrier::wait(&storage.item_empty[ring.stage], ring.phase ^ 1);
-    storage.items[ring.stage] = item;
-    EmptyBarrier::arrive(&storage.item_full[ring.stage]);
-    if (item.count == 0) return;
-    const int row = p.batch.sequence(item.sequence).k_row + item.block * p.batch.block_size;
+  const auto as_it_is = [](const generic::ListItem& item, int) { return item; };
+  take_items(p.batch, p.work, p.work.next_item, storage, as_it_is, [&](const generic::ListItem& item, int row) {
     EmptyBarrier::wait(storage.kv_empty, keys.phase ^ 1);
     FullBarrier::arrive_and_expect_tx(storage.kv_full, 2 * kTileKeys * Tile::kDim * sizeof(typename Tile::Element));
-    for (int channel = 0; channel < Tile::kDim; channel += kPanelChannels) {
-      constexpr auto kHint = static_cast<std::uint64_t>(CacheHintSm90::EVICT_NORMAL);
-      cute::SM90_TMA_LOAD_4D::copy(&map_k, storage.kv_full, kHint, storage.k + channel * kTileKeys, channel, item.head,
-                                   row, 0);
-      cute::SM90_TMA_LOAD_4D::copy(&map_v, storage.kv_full, kHint, storage.v + channel * kTileKeys, channel, item.head,
-                                   row, 0);
-    }
-  }
+    copy_key_panels<Tile::kDim>(map_k, item.head, row, storage.k, storage.kv_full);
+    copy_key_panels<Tile::kDim>(map_v, item.head, row, storage.v, storage.kv_full);
+    keys.advance();
+  });
 }
 
 /// q and d_o of all tiles; a warp. One copy per query (one per half where it has less than 8 rows); where a tile lacks

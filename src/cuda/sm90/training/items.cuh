@@ -9,6 +9,7 @@
 #include <cute/config.hpp>
 #include <cute/util/type_traits.hpp>
 
+#include "cuda/generic/lists/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -30,16 +31,41 @@ __device__ __forceinline__ void for_each_item(Storage& storage, Work work) {
   }
 }
 
+/// Takes items of a list batch, by the counter next_item, and puts them into the ring; one thread. make(item, number): what
+/// stands in the ring; load(item, row): loads the item's keys, from row `row` of the keys on.
+template <class Batch, class Storage, class Make, class Load>
+__device__ __forceinline__ void take_items(const Batch& batch, const generic::ListBatch& work, std::int32_t* next_item,
+                                           Storage& storage, const Make& make, const Load& load) {
+  const int num_items = *work.num_items;
+  PipelineState<sizeof(storage.items) / sizeof(storage.items[0])> ring;
+  for (;; ring.advance()) {
+    const int number = atomicAdd(next_item, 1);
+    const auto item = make(number < num_items ? work.items[number] : generic::ListItem{}, number);
+    EmptyBarrier::wait(&storage.item_empty[ring.stage], ring.phase ^ 1);
+    storage.items[ring.stage] = item;
+    EmptyBarrier::arrive(&storage.item_full[ring.stage]);
+    if (item.count == 0) return;
+    load(item, batch.sequence(item.sequence).k_row + item.block * batch.block_size);
+  }
+}
+
 inline constexpr auto kKeepInL2 = static_cast<std::uint64_t>(CacheHintSm90::EVICT_NORMAL);
 
-/// Loads an item's keys of one tensor: panels of 64 channels, one after the other.
+/// Starts the copies of an item's keys of one tensor: panels of 64 channels, one after the other.
+template <int kDim, class Element>
+__device__ __forceinline__ void copy_key_panels(const CUtensorMap& map, int head, int row, Element* to,
+                                                std::uint64_t* full) {
+  for (int channel = 0; channel < kDim; channel += kPanelChannels) {
+    cute::SM90_TMA_LOAD_4D::copy(&map, full, kKeepInL2, to + channel * kTileKeys, channel, head, row, 0);
+  }
+}
+
+/// The same for a stage that holds nothing else.
 template <int kDim, class Element>
 __device__ __forceinline__ void load_key_panels(const CUtensorMap& map, int head, int row, Element* to,
                                                 std::uint64_t* full) {
   FullBarrier::arrive_and_expect_tx(full, kTileKeys * kDim * static_cast<int>(sizeof(Element)));
-  for (int channel = 0; channel < kDim; channel += kPanelChannels) {
-    cute::SM90_TMA_LOAD_4D::copy(&map, full, kKeepInL2, to + channel * kTileKeys, channel, head, row, 0);
-  }
+  copy_key_panels<kDim>(map, head, row, to, full);
 }
 
 /// Starts the copies of a query's 2^shift rows to its place `x` in a tile of rows (BackwardTile::LayoutRows): one, or one

@@ -45,21 +45,14 @@ __device__ __forceinline__ void copy_index_rows(const Params& p, const WorkItem&
 template <class Config>
 __device__ __forceinline__ void produce_items(const Params& p, const CUtensorMap& map_index_k,
                                               typename Config::Storage& storage) {
-  const int num_items = *p.work.num_items;
-  PipelineState<Config::kItemStages> ring;
   PipelineState<Config::kIndexKeyStages> keys;
-  for (;; ring.advance(), keys.advance()) {
-    const int number = atomicAdd(p.next_item + kStepsItem, 1);
-    const WorkItem item(number < num_items ? p.work.items[number] : generic::ListItem{}, number);
-    EmptyBarrier::wait(&storage.item_empty[ring.stage], ring.phase ^ 1);
-    storage.items[ring.stage] = item;
-    EmptyBarrier::arrive(&storage.item_full[ring.stage]);
-    if (item.count == 0) return;
-    const int row = p.batch.sequence(item.sequence).k_row + item.block * p.batch.block_size;
+  const auto numbered = [](const generic::ListItem& item, int number) { return WorkItem(item, number); };
+  take_items(p.batch, p.work, p.next_item + kStepsItem, storage, numbered, [&](const WorkItem&, int row) {
     EmptyBarrier::wait(&storage.index_k_empty[keys.stage], keys.phase ^ 1);
     load_key_panels<Config::Tile::kIndexDim>(map_index_k, 0, row, storage.index_k[keys.stage],
                                              &storage.index_k_full[keys.stage]);
-  }
+    keys.advance();
+  });
 }
 
 /// Rows of index_q and StepRows of every second step of all items together, from step `first` on; a warp, of which lane i

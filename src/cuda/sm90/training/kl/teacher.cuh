@@ -86,20 +86,14 @@ struct TeacherConfig {
 template <class Config>
 __device__ __forceinline__ void produce_teacher_items(const Params& p, const CUtensorMap& map_k,
                                                       typename Config::Storage& storage) {
-  const int num_items = *p.work.num_items;
-  PipelineState<Config::kItemStages> ring;
   PipelineState<1> keys;
-  for (;; ring.advance(), keys.advance()) {
-    const int number = atomicAdd(p.next_item + kTeacherItem, 1);
-    const generic::ListItem item = number < num_items ? p.work.items[number] : generic::ListItem{};
-    EmptyBarrier::wait(&storage.item_empty[ring.stage], ring.phase ^ 1);
-    storage.items[ring.stage] = item;
-    EmptyBarrier::arrive(&storage.item_full[ring.stage]);
-    if (item.count == 0) return;
-    const int row = p.batch.sequence(item.sequence).k_row + item.block * p.batch.block_size;
+  const auto as_it_is = [](const generic::ListItem& item, int) { return item; };
+  std::int32_t* const next = p.next_item + kTeacherItem;
+  take_items(p.batch, p.work, next, storage, as_it_is, [&](const generic::ListItem& item, int row) {
     EmptyBarrier::wait(storage.k_empty, keys.phase ^ 1);
     load_key_panels<Config::Tile::kDim>(map_k, item.head, row, storage.k, storage.k_full);
-  }
+    keys.advance();
+  });
 }
 
 /// Query rows of an item's visits, 64 at a time: the next ones are on their way while a warp asks for these.
