@@ -59,9 +59,10 @@ class Comparison:
         workers = [threading.Thread(target=self._work, args=(gpu,), daemon=True) for gpu in self.gpus]
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers):
-            workers[0].join(every) if workers[0].is_alive() else time.sleep(min(every, 1.0))
-            self._tell()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(every)
+                self._tell()
         return self._call(Job("report", ["report"]), None) and all(job.state == "done" for job in self.jobs)
 
     def _mark(self, job: Job) -> Path:
@@ -87,6 +88,8 @@ class Comparison:
                 time.sleep(0.2)
                 continue
             is_done = self._call(job, gpu)
+            if is_done:
+                self._mark(job).touch()
             with self.lock:
                 job.state = "done" if is_done else "failed"
 
@@ -103,8 +106,6 @@ class Comparison:
             code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         end = "done" if code == 0 else f"failed, see {log}"
         print(f"{job.name}: {end} after {time.monotonic() - begin:.0f} s", flush=True)
-        if code == 0 and job.name != "report":
-            self._mark(job).touch()
         return code == 0
 
     def _tell(self) -> None:
