@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .._options import documented
-from . import _kl_in_backward  # noqa: F401, registers its operator
+from . import _kl_in_backward
 from ._kv_cache import KVCache
 from ._module import MSAAttention
 from ._operators import ARGUMENTS, TENSORS
@@ -204,7 +204,7 @@ def msa_attention(
     if is_in_backward:
         _check_kl_out(kl_out, q, return_kl)
     computes_kl = return_kl and (torch.is_grad_enabled() or not is_in_backward)
-    kl = _zero_kl(q) if return_kl else None
+    kl = _kl_in_backward.zero_like_kl(q) if return_kl and not computes_kl else None
     if not torch.is_grad_enabled() and not computes_kl and not warmup:
         o, lse, topk_indices = _ops.msa_attention(q, k, v, index_q, index_k, **batch)
     else:
@@ -246,10 +246,6 @@ def _moved_to(kl_out, kl):
     """0 with the gradient of kl, whose value goes to kl_out."""
     kl_out.copy_(kl.detach())
     return kl - kl.detach()
-
-
-def _zero_kl(q):
-    return q.new_zeros((), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
 
 
 def _check_kl_out(kl_out, q, return_kl: bool) -> None:

@@ -18,13 +18,17 @@ _INDEX = ("q", "k", "lse", "index_q", "index_k", "topk_indices", "kl_weights", *
 _SAVED = tuple(dict.fromkeys(_MAIN + _INDEX)) + ("kl_divisor",)
 
 
+def zero_like_kl(q: torch.Tensor) -> torch.Tensor:
+    """A 0 in the dtype of a layer's KL loss."""
+    return q.new_zeros((), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+
+
 def _forward(*args, **keywords):
     """o and lse of sparse_attention; and a 0 that stands for the KL loss, whose gradient is that of the KL loss."""
     arguments = dict(zip(_NAMES, args)) | keywords
     attending = {name: value for name, value in arguments.items() if name in ARGUMENTS["sparse_attention"]}
     o, lse = torch.ops.openmsa.sparse_attention(**attending)
-    q = arguments["q"]
-    return o, lse, q.new_zeros((), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return o, lse, zero_like_kl(arguments["q"])
 
 
 def _setup_context(ctx, inputs, output):
