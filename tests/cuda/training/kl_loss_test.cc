@@ -4,6 +4,7 @@
 
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
+#include "cuda/training/busy_layer.h"
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
 #include "support/gradients.h"
@@ -13,8 +14,6 @@ namespace openmsa::test {
 namespace {
 
 const std::vector<std::string> kOutputs = {"kl_loss", "d_index_q", "d_index_k"};
-
-openmsa_op forward_of(bool is_dense) { return is_dense ? OPENMSA_OP_DENSE_ATTENTION : OPENMSA_OP_SPARSE_ATTENTION; }
 
 /// Ready for a KL loss over random selections, or over the whole history.
 Layer ready(Layer layer, bool is_dense, openmsa_backend judge = OPENMSA_BACKEND_CPU) {
@@ -246,60 +245,23 @@ TEST_P(DeviceKl, OfWeightedRowsMatchesTheReference) {
   expect_kl(layer.add({{"kl_weights", weights}}));
 }
 
-class DeviceKlBits : public OnHopper {
- protected:
-  /// Many kv_blocks, some of them with several work items, over two query heads per KV head or 16.
-  static LayerShape busy(std::int32_t group_size = 16) {
-    return {.dtype = OPENMSA_BFLOAT16,
-            .num_heads_q = 2 * group_size,
-            .head_dim = 128,
-            .index_dim = 128,
-            .block_size = 128,
-            .topk = 8,
-            .seqlens_q = {1800, 1, 5, 300},
-            .seqlens_k = {2600, 900, 1300, 300},
-            .padding_q = 7};
-  }
-
-  /// Ready, with a kv_block that every second query wants.
-  static Layer hot(const LayerShape& shape, bool is_dense, std::uint64_t seed = 1) {
-    Layer layer = device_layer(shape, seed);
-    if (!is_dense) {
-      Buffer indices = random_selection(layer, seed);
-      for (std::int64_t row = 0; row < layer.total_q(); row += 2) {
-        for (std::int64_t slot = 0; slot < 8; ++slot) indices.set({1, row, slot}, slot == 0 ? 0 : -1);
-      }
-      layer.add({{"topk_indices", indices}});
-    }
-    return with_forward(layer, forward_of(is_dense), OPENMSA_BACKEND_CPU);
-  }
-};
+class DeviceKlBits : public OnHopper {};
 
 TEST_F(DeviceKlBits, LargeCallsMatchTheCpu) {
   for (const std::int32_t group_size : {2, 8, 16}) {
     for (const bool is_dense : {false, true}) {
       SCOPED_TRACE(testing::Message() << "group_size " << group_size << (is_dense ? " history" : " selection"));
-      expect_kl(hot(busy(group_size), is_dense), OPENMSA_BACKEND_CPU);
+      expect_kl(hot_layer(busy_shape(group_size), is_dense), OPENMSA_BACKEND_CPU);
     }
   }
 }
 
 TEST_F(DeviceKlBits, TwentyRunsAreEqual) {
-  for (const bool is_dense : {false, true}) {
-    const Layer layer = hot(busy(), is_dense);
-    DeviceCall call(layer, OPENMSA_OP_KL_LOSS);
-    call.enqueue();
-    const TensorMap first = call.results();
-    for (int repeat = 0; repeat < 20; ++repeat) {
-      call.poison();
-      call.enqueue();
-      expect_same_bits(call.results(), first);
-    }
-  }
+  for (const bool is_dense : {false, true}) expect_equal_runs(hot_layer(busy_shape(), is_dense), OPENMSA_OP_KL_LOSS);
 }
 
 TEST_F(DeviceKlBits, EachOutputIsTheSameWithoutTheOthers) {
-  const Layer layer = hot(busy(), false);
+  const Layer layer = hot_layer(busy_shape(), false);
   const TensorMap all = run(layer, OPENMSA_OP_KL_LOSS, kOutputs);
   for (const std::string& name : kOutputs) {
     EXPECT_TRUE(run(layer, OPENMSA_OP_KL_LOSS, {name}).at(name).same_bits(all.at(name))) << name;
@@ -307,35 +269,11 @@ TEST_F(DeviceKlBits, EachOutputIsTheSameWithoutTheOthers) {
 }
 
 TEST_F(DeviceKlBits, TwoStreamsDoNotDisturbEachOther) {
-  DeviceCall calls[] = {{hot(busy(), false, 1), OPENMSA_OP_KL_LOSS}, {hot(busy(), true, 2), OPENMSA_OP_KL_LOSS}};
-  const Stream streams[2];
-  TensorMap alone[2];
-  for (int i = 0; i < 2; ++i) {
-    calls[i].enqueue(streams[i].get());
-    alone[i] = calls[i].results();
-  }
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    for (DeviceCall& call : calls) call.poison();
-    for (int i : {0, 1, 0, 1}) calls[i].enqueue(streams[i].get());
-    for (int i = 0; i < 2; ++i) expect_same_bits(calls[i].results(), alone[i]);
-  }
+  expect_undisturbed({hot_layer(busy_shape(), false, 1), hot_layer(busy_shape(), true, 2)}, OPENMSA_OP_KL_LOSS);
 }
 
 TEST_F(DeviceKlBits, AReplayedGraphEqualsAFreshRun) {
-  LayerShape shape = busy();
-  const Layer first = hot(shape, false, 1);
-  shape.seqlens_q = {300, 5, 1, 1800};
-  shape.seqlens_k = {300, 1300, 900, 2600};
-  const Layer second = hot(shape, false, 2);
-  DeviceCall call(first, OPENMSA_OP_KL_LOSS);
-  const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-  const Stream stream;
-  for (const Layer* layer : {&first, &second, &first}) {
-    call.update(*layer);
-    call.poison();
-    graph.replay(stream);
-    expect_same_bits(call.results(), run(*layer, OPENMSA_OP_KL_LOSS));
-  }
+  expect_replays(hot_layer(busy_shape(), false, 1), hot_layer(busy_shape_reordered(), false, 2), OPENMSA_OP_KL_LOSS);
 }
 
 }  // namespace
