@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "cpu/columns.h"
+#include "cpu/gradient_sums.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -115,7 +116,6 @@ void load_block(const Problem& problem, const Sequence& sequence, std::int64_t h
 /// Pass 1: d_q of one tile of queries.
 void query_gradients(const Problem& problem, const HeadTile& tile, const float* delta, Scratch& s) {
   const Plan& plan = problem.plan;
-  const TileOps& ops = tile_ops();
   const Sequence& sequence = tile.sequence;
   const std::int64_t head = tile.head, first = tile.first, count = tile.count;
   const std::int64_t group = plan.group_size;
@@ -128,8 +128,7 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
     load_block(problem, sequence, head, begin, keys, s);
     for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& columns) {
       s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, delta);
-      ops.matmul(columns.size(), s.width, keys, {s.tile.ds, 1, kMaxColumns}, s.k.data, s.k.ld, s.product, s.width,
-                 false);
+      sum_over_keys({s.tile.ds, keys, columns.size(), s.tile.limit}, s.k, s.product);
       add_rows(s.product, s.width, columns, first, s.d_q);
     });
   }
@@ -140,7 +139,6 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
 /// Pass 2: d_k and d_v of one kv_block of one KV head.
 void key_gradients(const Problem& problem, const HeadBlock& at, const Workspace& workspace, Scratch& s) {
   const Plan& plan = problem.plan;
-  const TileOps& ops = tile_ops();
   const Sequence& sequence = at.sequence;
   const std::int64_t head = at.head, begin = at.block * plan.config.block_size;
   const std::int64_t keys = keys_in_block(plan, sequence, at.block);
@@ -150,10 +148,8 @@ void key_gradients(const Problem& problem, const HeadBlock& at, const Workspace&
   std::fill_n(s.d_v, keys * s.width, 0.0f);
   for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& columns) {
     s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, workspace.delta);
-    ops.matmul(keys, s.width, columns.size(), {s.tile.p, kMaxColumns, 1}, s.tile.d_o.rows, s.width, s.d_v, s.width,
-               true);
-    ops.matmul(keys, s.width, columns.size(), {s.tile.ds, kMaxColumns, 1}, s.tile.q.rows, s.width, s.d_k, s.width,
-               true);  // q is scaled already
+    add_over_columns({s.tile.p, keys, columns.size(), s.tile.limit}, s.tile.d_o, s.d_v);
+    add_over_columns({s.tile.ds, keys, columns.size(), s.tile.limit}, s.tile.q, s.d_k);  // q is scaled already
   });
   const openmsa_tensor &d_k = problem.tensors.d_k, &d_v = problem.tensors.d_v;
   for (std::int64_t j = 0; j < keys; ++j) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/gradient_sums.h"
 #include "cpu/kl_tile.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
@@ -114,8 +115,7 @@ void query_gradients(const Problem& problem, const HeadTile& queries, const Work
       std::fill_n(s.chunk, n, 0.0f);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse,
                      tile.weight, s.chunk);
-      ops.matmul(heads.count, s.width, s.keys.count, {tile.scores, 1, kMaxColumns}, s.keys.index_k.data,
-                 s.keys.index_k.ld, s.product, s.width, false);
+      sum_over_keys({tile.scores, s.keys.count, heads.count, tile.index_limit}, s.keys.index_k, s.product);
       for (std::int64_t c = 0; c < heads.count; ++c) {
         kl[heads.queries[c]] += s.chunk[c];
       }
@@ -142,8 +142,8 @@ void key_gradients(const Problem& problem, const Item& item, const Workspace& wo
       tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
                      tile.index_limit, tile.index_lse, tile.weight, s.chunk);
-      ops.matmul(s.keys.count, s.width, heads.count, {tile.scores, kMaxColumns, 1}, tile.index_q.rows, s.width,
-                 s.d_index_k, s.width, true);  // index_q is scaled already
+      add_over_columns({tile.scores, s.keys.count, heads.count, tile.index_limit}, tile.index_q,
+                       s.d_index_k);  // index_q is scaled already
     });
   }
   const openmsa_tensor& d_index_k = problem.tensors.d_index_k;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/gradient_sums.h"
 #include "cpu/kl_tile.h"
 #include "cpu/work.h"
 
@@ -88,7 +89,6 @@ void for_each_visit(const Problem& problem, const HeadTile& tile, const float* i
 void query_gradients(const Problem& problem, const HeadTile& tile, const float* index_lse, float* expectation,
                      Scratch& s) {
   const Plan& plan = problem.plan;
-  const TileOps& ops = tile_ops();
   const Sequence& sequence = tile.sequence;
   const std::int64_t head = tile.head, first = tile.first, count = tile.count;
   const std::int64_t group = plan.group_size, heads_q = plan.config.num_heads_q;
@@ -106,8 +106,7 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
   for_each_visit(problem, tile, index_lse, s, [&](const Columns& heads) {
     compute_d_scores(problem, sequence, heads, expectation, s);
-    ops.matmul(heads.size(), s.width, s.keys.count, {s.ds, 1, kMaxColumns}, s.keys.k.data, s.keys.k.ld, s.product,
-               s.width, false);
+    sum_over_keys({s.ds, s.keys.count, heads.size(), s.tile.limit}, s.keys.k, s.product);
     add_rows(s.product, s.width, heads, first, s.d_q);
   });
   store_rows(s.d_q, s.width, static_cast<float>(plan.softmax_scale), sequence, first, count, head, group,
@@ -124,8 +123,7 @@ void key_gradients(const Problem& problem, const HeadBlock& at, const Visitors& 
   for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
     compute_ratios(problem, sequence, heads, head, index_lse, s);
     compute_d_scores(problem, sequence, heads, expectation, s);
-    tile_ops().matmul(s.keys.count, s.width, heads.size(), {s.ds, kMaxColumns, 1}, s.tile.q.rows, s.width, s.d_k,
-                      s.width, true);  // q is scaled already
+    add_over_columns({s.ds, s.keys.count, heads.size(), s.tile.limit}, s.tile.q, s.d_k);  // q is scaled already
   });
   const openmsa_tensor& d_k = problem.tensors.d_k;
   for (std::int64_t j = 0; j < s.keys.count; ++j) {

@@ -226,9 +226,7 @@ TEST_P(MsaAttentionBackwardPitfalls, KeysOutsideTheSelectionDoNotMatterAndGetExa
   Layer spoiled = clean;
   for (const char* name : {"k", "v", "index_k"}) {
     fill_rows(spoiled.tensors.at(name), 0, block(), kNan);
-    // On CUDA the largest finite key of a sequence sets the unit of d_q.
-    const bool is_cuda = clean.config.backend == OPENMSA_BACKEND_CUDA;
-    fill_rows(spoiled.tensors.at(name), 2 * block(), 4 * block(), is_cuda ? kNan : 1e30);
+    fill_rows(spoiled.tensors.at(name), 2 * block(), 4 * block(), 1e30);
     fill_rows(spoiled.tensors.at(name), 5 * block(), 6 * block() + 8, kInf);
   }
   expect_same_bits(run(spoiled, kBackward), expected);

@@ -4,6 +4,8 @@
 
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "pitfalls/fixture.h"
 #include "support/compare.h"
@@ -31,6 +33,11 @@ class GradientPitfalls : public OnBackend {
     LayerShape shape = two_documents();
     shape.dtype = OPENMSA_BFLOAT16;
     return shape;
+  }
+  /// Through the teacher too, where the backend has that.
+  TensorMap gradients_of(const Layer& layer, openmsa_op op) const {
+    if (op != OPENMSA_OP_KL_LOSS || GetParam().id == OPENMSA_BACKEND_CUDA) return run(layer, op);
+    return run(layer, op, {"kl_loss", "d_index_q", "d_index_k", "d_q", "d_k"});
   }
 };
 INSTANTIATE_TEST_SUITE_P(Backends, GradientPitfalls, testing::ValuesIn(backends()), backend_test_name);
@@ -91,6 +98,60 @@ TEST_P(GradientPitfalls, MasksDoNotLeakInBf16) {
         fill_rows(other.tensors.at(name), first, first + second, value);
       }
       expect_same_rows(run(other, op), expected, 0, first);
+    }
+  }
+}
+
+/// Every gradient, over the selection or the history.
+std::vector<std::pair<openmsa_op, const Layer*>> every_gradient(const Layer& chosen, const Layer& history) {
+  return {{OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, &chosen},
+          {OPENMSA_OP_DENSE_ATTENTION_BACKWARD, &history},
+          {OPENMSA_OP_KL_LOSS, &chosen},
+          {OPENMSA_OP_KL_LOSS, &history},
+          {OPENMSA_OP_MSA_ATTENTION_BACKWARD, &chosen}};
+}
+
+/// Keys after a query may be anything, in its own kv_block too: nothing of them, not even their size, reaches its gradient.
+TEST_P(GradientPitfalls, KeysAfterAQueryDoNotMatterToIt) {
+  const std::int64_t rows_before = 20, first = block() + rows_before;
+  const Layer chosen = with_forward(layer({.seqlens_q = {block()}, .seqlens_k = {2 * block()}}));
+  Layer history = chosen;  // what is chosen is everything
+  history.tensors.erase("topk_indices");
+  for (const auto& [op, clean] : every_gradient(chosen, history)) {
+    const TensorMap expected = gradients_of(*clean, op);
+    for (const double value : {1e30, kInf, kNan}) {
+      SCOPED_TRACE(testing::Message() << openmsa_op_name(op) << " beside keys of " << value);
+      Layer other = *clean;
+      for (const char* name : {"k", "v", "index_k"}) {
+        fill_rows(other.tensors.at(name), first, 2 * block(), value);
+      }
+      for (const auto& [name, gradient] : gradients_of(other, op)) {
+        if (name != "d_q" && name != "d_index_q") continue;
+        EXPECT_TRUE(rows(gradient, 0, rows_before).same_bits(rows(expected.at(name), 0, rows_before))) << name;
+        EXPECT_FALSE(is_zero(rows(gradient, 0, rows_before))) << name;
+      }
+    }
+  }
+}
+
+/// Nor does a query matter to keys after it, which it does not see.
+TEST_P(GradientPitfalls, QueriesBeforeAKeyDoNotMatterToIt) {
+  const std::int64_t spoiled = 20, first = block() + spoiled;
+  const Layer clean = with_forward(layer({.seqlens_q = {block()}, .seqlens_k = {2 * block()}}));
+  Layer history = clean;  // what is chosen is everything
+  history.tensors.erase("topk_indices");
+  for (const auto& [op, layer] : every_gradient(clean, history)) {
+    const TensorMap expected = gradients_of(*layer, op);
+    for (const double value : {1e30, kInf, kNan}) {
+      SCOPED_TRACE(testing::Message() << openmsa_op_name(op) << " beside queries of " << value);
+      Layer other = *layer;
+      for (const char* name : {"q", "index_q", "d_o"}) fill_rows(other.tensors.at(name), 0, spoiled, value);
+      for (const auto& [name, gradient] : gradients_of(other, op)) {
+        if (name != "d_k" && name != "d_v" && name != "d_index_k") continue;
+        const Buffer after = rows(gradient, first, block() - spoiled);
+        EXPECT_TRUE(after.same_bits(rows(expected.at(name), first, block() - spoiled))) << name;
+        EXPECT_FALSE(is_zero(after)) << name;
+      }
     }
   }
 }

@@ -42,7 +42,6 @@ ListBatches::ListBatches(Arena& arena, const Plan& plan, bool is_dense, const Ba
   const generic::ListCapacity capacity = list_capacity(plan, is_dense, heads, max_rows);
   const std::int64_t parts = capacity.ranges * heads * capacity.total_blocks;
   items = is_dense ? parts : generic::ListItems::max_items(places() * topk, parts);
-  blocks = capacity.total_blocks;
   words = generic::list_words(capacity);
   lists = generic::take_lists(arena, capacity);
 }

@@ -30,7 +30,6 @@ struct ListBatches {
   std::int32_t heads;     // KV heads
   std::int32_t max_rows;  // query rows
   std::int64_t items;     // of a batch, at most
-  std::int64_t blocks;    // kv_blocks of all sequences, at most
   std::int64_t words;     // of lists.bits
   generic::ListParams lists;
 };

@@ -27,11 +27,10 @@ class Backward {
       : problem_(problem), config_(problem.plan.config), launch_(launch), workspace_(workspace), maps_(maps()) {}
 
   /// Before all batches.
-  void prepare(const BatchView& batch) const {
+  void prepare(const generic::ListParams& lists) const {
     const KeyInputs in{query_rows(problem_.tensors.k), query_rows(problem_.tensors.v), config_.num_heads_kv,
                        config_.head_dim, workspace_.bounds};
-    set_zero(in.bounds, problem_.batch * config_.num_heads_kv, launch_);
-    launch_key_bounds(batch, in, config_.dtype, launch_);
+    launch_key_bounds(lists, in, config_.dtype, launch_);
   }
 
   /// Before and after all rows of lists.heads KV heads.
@@ -53,10 +52,11 @@ class Backward {
   void run(const generic::ListParams& lists, const TeacherRows& teacher) const {
     const openmsa_tensors& t = problem_.tensors;
     const BackwardParams p = params(lists, teacher);
-    const RowInputs in{query_rows(t.d_o), query_rows(t.o),      figure_rows(t.lse), figure_rows(t.d_lse),
-                       workspace_.bounds, config_.num_heads_kv, config_.head_dim};
+    const SeenKeys keys{{lists.topk_indices, lists.topk}, workspace_.bounds, config_.num_heads_kv};
+    const RowInputs in{query_rows(t.d_o), query_rows(t.o), figure_rows(t.lse), figure_rows(t.d_lse), config_.head_dim};
     const std::int64_t row_sums = std::int64_t{p.work.rows} * p.work.heads * problem_.plan.group_size;
     set_zero(p.d_q_sums, row_sums * config_.head_dim, launch_);
+    launch_row_bounds(p, keys, launch_);
     launch_row_stats(p, in, config_.dtype, t.o.dtype, launch_);
     const BackwardKey variant{config_.dtype, config_.head_dim, means(teacher)};
     find_variant(kBackwardVariants, variant, "backward")(p, maps_, launch_);
@@ -116,7 +116,7 @@ void attention_backward(const Problem& problem, Arena arena, Launch launch) {
   const ListBatches batches(arena, problem.plan, is_dense(problem), BackwardWorkspace::costs(problem.plan));
   const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
   generic::ListParams lists = begin_lists(problem, batches, launch);
-  backward.prepare(lists.batch);
+  backward.prepare(lists);
   for_each_batch(
       problem, batches, lists, [&] { backward.begin_heads(lists); },
       [&] {
@@ -151,7 +151,7 @@ void msa_attention_backward(const Problem& problem, Arena arena, Launch launch) 
   const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
   kl::Loss loss(problem, kl::LossWorkspace(arena, problem.plan, false, batches), launch);
   generic::ListParams lists = begin_lists(problem, batches, launch);
-  backward.prepare(lists.batch);
+  backward.prepare(lists);
   loss.prepare(lists, batches.heads);
   for_each_batch(
       problem, batches, lists, [&] { backward.begin_heads(lists); },

@@ -21,10 +21,13 @@ using BackwardFunction = void(const BackwardParams& p, const BackwardMaps& maps,
 template <openmsa_dtype kDtype, int kDim, TeacherMeans kMeans>
 void launch_backward(const BackwardParams& p, const BackwardMaps& maps, Launch launch);
 
-/// in.bounds of all sequences and KV heads. `dtype`: of k and v.
-void launch_key_bounds(const BatchView& batch, const KeyInputs& in, openmsa_dtype dtype, Launch launch);
+/// in.bounds of all sequences and KV heads, whose kv_blocks `lists` counts. `dtype`: of k and v.
+void launch_key_bounds(const generic::ListParams& lists, const KeyInputs& in, openmsa_dtype dtype, Launch launch);
 
-/// p.stats of the batch's rows. `dtype`: of d_o; o has it too, or fp32.
+/// p.stats.keys of the batch's rows.
+void launch_row_bounds(const BackwardParams& p, const SeenKeys& in, Launch launch);
+
+/// The rest of p.stats. `dtype`: of d_o; o has it too, or fp32.
 void launch_row_stats(const BackwardParams& p, const RowInputs& in, openmsa_dtype dtype, openmsa_dtype o_dtype,
                       Launch launch);
 

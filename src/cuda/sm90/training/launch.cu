@@ -26,12 +26,19 @@ void with_element(openmsa_dtype dtype, const LaunchWith& launch_with) {
 
 }  // namespace
 
-void launch_key_bounds(const BatchView& batch, const KeyInputs& in, openmsa_dtype dtype, Launch launch) {
+void launch_key_bounds(const generic::ListParams& lists, const KeyInputs& in, openmsa_dtype dtype, Launch launch) {
   const LaunchShape shape{
-      {ctas_for(batch.total_k, kBoundsKeys), static_cast<unsigned int>(in.num_heads_kv)}, kPrepareThreads, 0};
+      {static_cast<unsigned int>(lists.max_lists), static_cast<unsigned int>(in.num_heads_kv)}, kPrepareThreads, 0};
   with_element(dtype, [&](auto element) {
-    cuda::launch("key_bounds", key_bounds_kernel<decltype(element)>, shape, launch.stream, batch, in);
+    cuda::launch("key_bounds", key_bounds_kernel<decltype(element)>, shape, launch.stream, lists.batch,
+                 lists.index.blocks, in);
   });
+}
+
+void launch_row_bounds(const BackwardParams& p, const SeenKeys& in, Launch launch) {
+  const std::int64_t places = std::int64_t{p.work.rows} * p.work.heads;
+  cuda::launch("row_bounds", row_bounds_kernel, {{ctas_for(places * 32, kPrepareThreads)}, kPrepareThreads, 0},
+               launch.stream, p, in);
 }
 
 void launch_row_stats(const BackwardParams& p, const RowInputs& in, openmsa_dtype dtype, openmsa_dtype o_dtype,

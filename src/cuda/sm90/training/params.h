@@ -14,10 +14,17 @@
 
 namespace openmsa::cuda::sm90::training {
 
+/// Maxima over keys of a KV head, of finite numbers: a query that sees another one has no finite lse or delta.
+struct KeyBounds {
+  float v_norm;  // |v_j|_2
+  float k_max;   // |k[j,c]|
+};
+
 /// What the backward kernel knows of each (row, query head), [heads of the batch][rows of the batch][group_size].
 struct RowStats {
-  float* lse2;   // log2(e) * lse; +inf where lse is -inf, so that p = 0
-  float* delta;  // d_o.o - d_lse
+  KeyBounds* keys;  // [heads of the batch][rows of the batch] over the keys that the row sees
+  float* lse2;      // log2(e) * lse; +inf where lse is -inf, so that p = 0
+  float* delta;     // d_o.o - d_lse
   /// d_q (before softmax_scale) times this is summed as an int32, see d_q_sums. Not finite where d_q is NaN as a whole:
   /// NaN where lse or |d_o| is not finite, so that d_v of the keys is NaN too; infinite where delta alone is not.
   float* to_fixed;
@@ -25,8 +32,7 @@ struct RowStats {
 
 /// d_q is summed in fixed point, by reduce-adds of the copy engine: sums of integers do not depend on their order. With
 ///   |d_q[c]| <= sum_j |ds_j| max_j |k[j,c]| <= (|d_o| max_j |v_j| + |delta|) max_jc |k[j,c]|
-/// to_fixed = 2^30 / that bound, no sum can overflow. The maxima are those of a sequence and KV head, over finite
-/// numbers: a query that sees another one has no finite lse or delta.
+/// over the keys that the row sees, and to_fixed = 2^30 / that bound, no sum can overflow.
 ///
 /// Sums of a row and KV head: [2 halves of the channels][group_size][head_dim / 2], a half's channels as accumulators
 /// hold them: the four of a quad's lane in 16 bytes, chunks of a row swizzled by its head.
@@ -57,17 +63,37 @@ struct BackwardParams {
 
 // ---- Before and after the backward kernel ---------------------------------------------------------------------------
 
-/// Maxima over the keys of a sequence and KV head, of finite numbers.
-struct KeyBounds {
-  float v_norm;  // |v_j|_2
-  float k_max;   // |k[j,c]|
-};
-
 struct KeyInputs {
   QueryRows k, v;  // [total_k][num_heads_kv][head_dim]
   std::int32_t num_heads_kv;
   std::int32_t head_dim;
-  KeyBounds* bounds;  // [batch][num_heads_kv], zero before
+  KeyBounds* bounds;  // [total_k][num_heads_kv] over the keys of the kv_block up to each
+};
+
+/// The kv_blocks that a query row visits: what it chose, or all up to its own. Numbers in the selection that are no
+/// kv_block, or one after the row's own, count as none.
+struct VisitedBlocks {
+  SelectionView topk_indices;  // absent: all
+  std::int32_t topk;
+
+  OPENMSA_DEVICE std::int32_t slots(std::int32_t position, std::int32_t block_size) const {
+    if (position < 0) return 0;
+    return topk_indices.data == nullptr ? position / block_size + 1 : topk;
+  }
+
+  /// The kv_block of a slot; negative: none.
+  OPENMSA_DEVICE std::int32_t block(std::int32_t head, std::int32_t row, std::int32_t position, std::int32_t slot,
+                                    std::int32_t block_size) const {
+    const std::int32_t block =
+        topk_indices.data == nullptr ? slot : topk_indices.row(head, row)[slot * topk_indices.strides[2]];
+    return std::int64_t{block} * block_size <= position ? block : -1;
+  }
+};
+
+struct SeenKeys {
+  VisitedBlocks visited;
+  const KeyBounds* bounds;  // KeyInputs::bounds
+  std::int32_t num_heads_kv;
 };
 
 /// lse or d_lse [total_q][num_heads_q].
@@ -83,8 +109,6 @@ struct FigureRows {
 struct RowInputs {
   QueryRows d_o, o;  // [total_q][num_heads_q][head_dim]
   FigureRows lse, d_lse;
-  const KeyBounds* bounds;
-  std::int32_t num_heads_kv;
   std::int32_t head_dim;
 };
 

@@ -6,12 +6,12 @@
 
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/sm90/training/channels.cuh"
+#include "cuda/sm90/training/maxima.cuh"
 
 namespace openmsa::cuda::sm90::training {
 
 inline constexpr int kPrepareThreads = 256;
-inline constexpr int kBoundsKeys = 256;  // keys of a CTA
-inline constexpr int kStatsRows = 4;     // of a thread, at once
+inline constexpr int kStatsRows = 4;  // of a thread, at once
 
 /// A lane's channels of a row.
 template <class Element>
@@ -21,59 +21,57 @@ __device__ __forceinline__ Channels<Element> channels_of(const QueryRows& rows, 
   return reinterpret_cast<const Channels<Element>*>(channels)[lane];
 }
 
-__device__ __forceinline__ void raise(float* maximum, float value) {  // value >= 0: floats are ordered as their bits
-  atomicMax(reinterpret_cast<int*>(maximum), __float_as_int(value));
-}
-
-/// Maxima over keys [begin, end) of one head, in every thread's own keys; a CTA.
+/// in.bounds of the keys of a kv_block and KV head. CTAs [kv_blocks][num_heads_kv].
 template <class Element>
-__device__ __forceinline__ KeyBounds key_maxima(const KeyInputs& in, int head, int begin, int end) {
-  const int lanes = in.head_dim / kLaneChannels, keys = kPrepareThreads / lanes;
+__global__ void __launch_bounds__(kPrepareThreads)
+    key_bounds_kernel(const BatchView batch, const std::int32_t* blocks, const KeyInputs in) {
+  __shared__ float v_norm[kTileKeys], k_max[kTileKeys];
+  wait_for_earlier_kernels();
+  const BlockKeys keys(batch, blocks, blockIdx.x);
+  const int head = blockIdx.y, lanes = in.head_dim / kLaneChannels, at_once = kPrepareThreads / lanes;
   const int channel = threadIdx.x % lanes * kLaneChannels;
   const auto* const k = static_cast<const Element*>(in.k.data) + head * in.k.strides[1] + channel;
   const auto* const v = static_cast<const Element*>(in.v.data) + head * in.v.strides[1] + channel;
-  KeyBounds bounds{0, 0};
 #pragma unroll 4
-  for (int first = begin; first < end; first += keys) {  // all lanes of a warp go round as often
-    const int key = min(first + static_cast<int>(threadIdx.x) / lanes, end - 1);
-    float x[kLaneChannels];
-    load_channels(k + key * in.k.strides[0], x);
+  for (int first = 0; first < keys.count; first += at_once) {  // all lanes of a warp go round as often
+    const int key = min(first + static_cast<int>(threadIdx.x) / lanes, keys.count - 1), row = keys.first + key;
+    float x[kLaneChannels], largest = 0;
+    load_channels(k + row * in.k.strides[0], x);
 #pragma unroll
-    for (const float value : x) bounds.k_max = fmaxf(bounds.k_max, isfinite(value) ? fabsf(value) : 0);
-    load_channels(v + key * in.v.strides[0], x);
+    for (const float value : x) largest = fmaxf(largest, isfinite(value) ? fabsf(value) : 0);
+    k_max[key] = max_over(lanes, largest);
+    load_channels(v + row * in.v.strides[0], x);
     const float norm = norm_over(lanes, x);
-    bounds.v_norm = fmaxf(bounds.v_norm, isfinite(norm) ? norm : 0);
+    v_norm[key] = isfinite(norm) ? norm : 0;
   }
-  return bounds;
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  if (warp < 2) run_maxima(warp == 0 ? v_norm : k_max, keys.count, threadIdx.x % 32);
+  __syncthreads();
+  for (int key = threadIdx.x; key < keys.count; key += kPrepareThreads) {
+    in.bounds[std::int64_t{keys.first + key} * in.num_heads_kv + head] = {v_norm[key], k_max[key]};
+  }
 }
 
-/// CTAs [total_k / kBoundsKeys][num_heads_kv].
-template <class Element>
-__global__ void __launch_bounds__(kPrepareThreads) key_bounds_kernel(const BatchView batch, const KeyInputs in) {
-  __shared__ KeyBounds maxima;
+/// p.stats.keys of the batch's rows; a warp each.
+__global__ void __launch_bounds__(kPrepareThreads) row_bounds_kernel(const BackwardParams p, const SeenKeys in) {
   wait_for_earlier_kernels();
-  const int first = blockIdx.x * kBoundsKeys, end = min(first + kBoundsKeys, batch.total_k), head = blockIdx.y;
-  int b = batch.cu_seqlens_k.data == nullptr ? 0 : find_sequence(batch.cu_seqlens_k, batch.batch + 1, first);
-  for (; b < batch.batch; ++b) {
-    const SequenceView view = batch.sequence(b);
-    if (view.k_row >= end) break;
-    const int from = max(first, view.k_row), to = min(end, view.k_row + view.seqlen_k);
-    if (from >= to) continue;
-    if (threadIdx.x == 0) maxima = {0, 0};
-    __syncthreads();
-    const KeyBounds mine = key_maxima<Element>(in, head, from, to);
-    const float v_norm = max_over(32, mine.v_norm), k_max = max_over(32, mine.k_max);
-    if (threadIdx.x % 32 == 0) {
-      raise(&maxima.v_norm, v_norm);
-      raise(&maxima.k_max, k_max);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      KeyBounds& bounds = in.bounds[std::int64_t{b} * in.num_heads_kv + head];
-      raise(&bounds.v_norm, maxima.v_norm);
-      raise(&bounds.k_max, maxima.k_max);
-    }
+  const int lane = threadIdx.x % 32;
+  const std::int64_t place = (std::int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x) / 32;
+  if (place >= std::int64_t{p.work.heads} * p.work.rows) return;
+  const std::int32_t head = p.work.first_head + static_cast<std::int32_t>(place / p.work.rows);
+  const std::int32_t row = p.work.first_row + static_cast<std::int32_t>(place % p.work.rows);
+  const PlacedRow at(p.batch, row);
+  KeyBounds seen{0, 0};
+  for (int slot = lane; slot < in.visited.slots(at.position, p.batch.block_size); slot += 32) {
+    const std::int32_t block = in.visited.block(head, row, at.position, slot, p.batch.block_size);
+    if (block < 0) continue;
+    const std::int64_t key = at.last_seen_key(block, p.batch.block_size);
+    const KeyBounds bounds = in.bounds[key * in.num_heads_kv + head];
+    seen = {fmaxf(seen.v_norm, bounds.v_norm), fmaxf(seen.k_max, bounds.k_max)};
   }
+  seen = {max_over(32, seen.v_norm), max_over(32, seen.k_max)};
+  if (lane == 0) p.stats.keys[place] = seen;
 }
 
 /// What is known of a (row, query head) beside its d_o and o.
@@ -83,13 +81,10 @@ struct RowFacts {
   KeyBounds keys;
 
   __device__ __forceinline__ RowFacts(const BackwardParams& p, const RowInputs& in, int row, int head) {
-    const int sequence =
-        p.batch.cu_seqlens_q.data == nullptr ? 0 : find_sequence(p.batch.cu_seqlens_q, p.batch.batch + 1, row);
     lse = in.lse.at(row, head);
     d_lse = in.d_lse.data == nullptr ? 0 : in.d_lse.at(row, head);
-    sees_keys = p.batch.position_in(sequence, row) >= 0 && lse != -INFINITY;
-    const std::int64_t at = std::int64_t{sequence} * in.num_heads_kv + (head >> p.log2_group_size);
-    keys = sees_keys ? in.bounds[at] : KeyBounds{0, 0};
+    sees_keys = p.batch.position_of_row(row) >= 0 && lse != -INFINITY;
+    keys = p.stats.keys[p.work.place(head >> p.log2_group_size, row)];
   }
 };
 

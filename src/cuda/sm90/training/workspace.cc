@@ -14,7 +14,8 @@ BatchCosts BackwardWorkspace::costs(const Plan& plan) {
 BackwardWorkspace::BackwardWorkspace(Arena& arena, const Plan& plan, const ListBatches& batches) {
   const openmsa_config& config = plan.config;
   const std::int64_t places = batches.places();
-  bounds = arena.take<KeyBounds>(config.max_batch * config.num_heads_kv);
+  bounds = arena.take<KeyBounds>(plan.max_total_k * config.num_heads_kv);
+  stats.keys = arena.take<KeyBounds>(places);
   stats.lse2 = arena.take<float>(places * plan.group_size);
   stats.delta = arena.take<float>(places * plan.group_size);
   stats.to_fixed = arena.take<float>(places * plan.group_size);

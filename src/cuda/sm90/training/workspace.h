@@ -15,7 +15,7 @@ struct BackwardWorkspace {
   BackwardWorkspace(core::Arena& arena, const core::Plan& plan, const ListBatches& batches);
   static BatchCosts costs(const core::Plan& plan);
 
-  KeyBounds* bounds;  // [max_batch][num_heads_kv]
+  KeyBounds* bounds;  // KeyInputs::bounds
   RowStats stats;
   std::int32_t* d_q_sums;
   float* d_kv_sums;

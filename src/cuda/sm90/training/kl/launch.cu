@@ -28,7 +28,7 @@ void launch_maxima(const Params& p, const QueryRows& index_k, std::int64_t max_b
   cuda::launch("max_weight", max_weight_kernel, {{static_cast<unsigned int>(launch.num_sms)}, kPrepareThreads, 0},
                launch.stream, p);
   with_element(dtype, [&](auto element) {
-    cuda::launch("max_index_key", max_index_key_kernel<decltype(element)>,
+    cuda::launch("max_index_keys", max_index_keys_kernel<decltype(element)>,
                  {{static_cast<unsigned int>(max_blocks)}, kPrepareThreads, 0}, launch.stream, p, index_k);
   });
 }

@@ -52,15 +52,16 @@ struct KlWeights {
   std::int64_t stride;
 };
 
-/// Largest finite magnitudes, as bits of floats: of positive numbers the larger one has the larger bits.
+/// Largest finite magnitudes.
 struct Maxima {
-  std::uint32_t* weight;   // [1] of weights, zero before
-  std::uint32_t* index_k;  // [kv_blocks of all sequences] of the kv_block's index keys
+  std::uint32_t*
+      weight;      // [1] of weights, zero before; bits of a float: of positive ones the larger has the larger bits
+  float* index_k;  // [total_k] of the index keys of the kv_block up to each
 };
 
 /// d_index_q is summed in fixed point, by reduce-adds of the copy engine: sums of integers do not depend on their order.
 /// With sum_j P_idx = sum_j P = 1 up to rounding
-///   |sum_j (P_idx - P) index_k[j,c]| <= 2 max_j |index_k[j]|,  j in the kv_blocks that the row visits
+///   |sum_j (P_idx - P) index_k[j,c]| <= 2 max_jc |index_k[j,c]|,  j the keys that the row sees
 /// so that numbers in units of 2^-30 times a slightly larger bound never overflow.
 OPENMSA_DEVICE float fixed_bound(float max_index_k) { return 2.1F * (max_index_k < 1e-20F ? 1e-20F : max_index_k); }
 inline constexpr float kFixedOne = 1 << 30;

@@ -8,6 +8,7 @@
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/training/channels.cuh"
 #include "cuda/sm90/training/kl/params.h"
+#include "cuda/sm90/training/maxima.cuh"
 
 namespace openmsa::cuda::sm90::training::kl {
 
@@ -38,31 +39,28 @@ __global__ void __launch_bounds__(kPrepareThreads) max_weight_kernel(const Param
   if (threadIdx.x % 32 == 0 && largest > 0) atomicMax(p.maxima.weight, largest);
 }
 
-/// Largest magnitude of the index keys of each kv_block; a CTA each.
+/// p.maxima.index_k; a CTA per kv_block.
 template <class Element>
-__global__ void __launch_bounds__(kPrepareThreads) max_index_key_kernel(const Params p, const QueryRows index_k) {
-  __shared__ std::uint32_t maximum;
-  if (threadIdx.x == 0) maximum = 0;
+__global__ void __launch_bounds__(kPrepareThreads) max_index_keys_kernel(const Params p, const QueryRows index_k) {
+  __shared__ float maxima[kTileKeys];
   wait_for_earlier_kernels();
-  const int block = blockIdx.x, lanes = p.index_dim / kLaneChannels;  // lanes of a key
-  if (block >= p.index.blocks[p.batch.batch]) return;
-  const std::int32_t sequence = find_sequence({p.index.blocks, 1}, p.batch.batch, block);
-  const SequenceView view = p.batch.sequence(sequence);
-  const int first = (block - p.index.blocks[sequence]) * p.batch.block_size;
-  const int keys = min(p.batch.block_size, view.seqlen_k - first), channel = threadIdx.x % lanes * kLaneChannels;
-  const auto* const rows = static_cast<const Element*>(index_k.data) + channel;
-  std::uint32_t largest = 0;
-  for (int key = threadIdx.x / lanes; key < keys; key += kPrepareThreads / lanes) {
-    float x[kLaneChannels];
-    load_channels(rows + (view.k_row + first + key) * index_k.strides[0], x);
+  const BlockKeys keys(p.batch, p.index.blocks, blockIdx.x);
+  const int lanes = p.index_dim / kLaneChannels, at_once = kPrepareThreads / lanes;
+  const auto* const rows = static_cast<const Element*>(index_k.data) + threadIdx.x % lanes * kLaneChannels;
+  for (int first = 0; first < keys.count; first += at_once) {  // all lanes of a warp go round as often
+    const int key = min(first + static_cast<int>(threadIdx.x) / lanes, keys.count - 1);
+    float x[kLaneChannels], largest = 0;
+    load_channels(rows + (keys.first + key) * index_k.strides[0], x);
 #pragma unroll
-    for (const float value : x) largest = max(largest, magnitude(value));
+    for (const float value : x) largest = fmaxf(largest, isfinite(value) ? fabsf(value) : 0);
+    maxima[key] = max_over(lanes, largest);
   }
-  largest = __reduce_max_sync(kFullWarp, largest);
   __syncthreads();
-  if (threadIdx.x % 32 == 0) atomicMax(&maximum, largest);
+  if (threadIdx.x < 32) run_maxima(maxima, keys.count, threadIdx.x);
   __syncthreads();
-  if (threadIdx.x == 0) p.maxima.index_k[block] = maximum;
+  for (int key = threadIdx.x; key < keys.count; key += kPrepareThreads) {
+    p.maxima.index_k[keys.first + key] = maxima[key];
+  }
 }
 
 /// Adds a partial log-sum-exp; max may be -inf.
@@ -72,34 +70,25 @@ __device__ __forceinline__ void merge(PartialLse& into, PartialLse x) {
   into.max = max;
 }
 
-/// The kv_block of a slot that holds a partial result of the row, as it does for every kv_block whose first key the row
-/// sees; -1: the slot holds none.
-__device__ __forceinline__ std::int32_t block_of_slot(const Params& p, std::int32_t head, std::int32_t row,
-                                                      std::int32_t position, int slot) {
-  const bool is_selection = p.topk_indices.data != nullptr;
-  const std::int32_t block = is_selection ? p.topk_indices.row(head, row)[slot * p.topk_indices.strides[2]] : slot;
-  return std::int64_t{block} * p.batch.block_size <= position ? block : -1;
-}
-
-/// What a row's slots add up to. Lanes of a warp merge every 32nd slot, then each other's.
+/// What a row's slots add up to: one for every kv_block that it visits. Lanes of a warp merge every 32nd, then each
+/// other's.
 struct MergedSlots {
   bool is_empty;  // the row visits nothing
   float lse2;
-  float max_index_k;  // of the kv_blocks
+  float max_index_k;  // of the keys that it sees
 
   __device__ __forceinline__ MergedSlots(const Params& p, std::int32_t head, std::int32_t row, int lane) {
-    const IntVector begins = p.batch.cu_seqlens_q;
-    const std::int32_t sequence = begins.data == nullptr ? 0 : find_sequence(begins, p.batch.batch + 1, row);
-    const std::int32_t position = p.batch.position_in(sequence, row);
+    const PlacedRow at(p.batch, row);
+    const VisitedBlocks visited{p.topk_indices, p.slots};
     const PartialLse* const partials = p.partials + p.work.place(head, row) * p.slots;
     PartialLse total{-INFINITY, 0};
-    std::uint32_t largest = 0;
     bool found = false;
-    for (int slot = lane; position >= 0 && slot < p.slots; slot += 32) {
-      const std::int32_t block = block_of_slot(p, head, row, position, slot);
+    max_index_k = 0;
+    for (int slot = lane; slot < visited.slots(at.position, p.batch.block_size); slot += 32) {
+      const std::int32_t block = visited.block(head, row, at.position, slot, p.batch.block_size);
       if (block < 0) continue;
       merge(total, partials[slot]);
-      largest = max(largest, p.maxima.index_k[p.index.blocks[sequence] + block]);
+      max_index_k = fmaxf(max_index_k, p.maxima.index_k[at.last_seen_key(block, p.batch.block_size)]);
       found = true;
     }
 #pragma unroll
@@ -108,7 +97,7 @@ struct MergedSlots {
     }
     is_empty = !__any_sync(kFullWarp, found);
     lse2 = total.max + log2f(total.sum);
-    max_index_k = __uint_as_float(__reduce_max_sync(kFullWarp, largest));
+    max_index_k = max_over(32, max_index_k);
   }
 };
 

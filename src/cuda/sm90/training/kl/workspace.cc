@@ -23,7 +23,7 @@ LossWorkspace::LossWorkspace(Arena& arena, const Plan& plan, bool is_dense, cons
   const openmsa_config& config = plan.config;
   const std::int64_t places = batches.places(), visits = places * visits_of(plan, is_dense);
   params.slots = static_cast<std::int32_t>(visits_of(plan, is_dense));
-  params.maxima = {arena.take<std::uint32_t>(1), arena.take<std::uint32_t>(batches.blocks)};
+  params.maxima = {arena.take<std::uint32_t>(1), arena.take<float>(plan.max_total_k)};
   params.next_item = arena.take<std::int32_t>(kItemCounters);
   params.partials = arena.take<PartialLse>(visits);
   params.teacher = {arena.take<std::uint16_t>(visits * kTileKeys), is_dense ? params.slots : 0};
