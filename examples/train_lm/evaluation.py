@@ -79,8 +79,9 @@ def retrieval(training: Training, sequences: Sequences, lengths: list[int], coun
 def _answers(training: Training, sequences: Sequences, length: int, depth: float, number: int) -> bool:
     """Whether every token of the value is the likeliest one after those before it, which is what greedy sampling gives."""
     corpus, draw = sequences.corpus, np.random.default_rng((sequences.recipe.seed, 2, number, length))
-    key = corpus.words[draw.integers(len(corpus.words))]
-    question, answer = corpus.encode(facts.question(key)), corpus.encode(facts.value(draw))
+    keys = facts.keys(corpus.words)
+    key, value = keys[draw.integers(len(keys))], facts.value(corpus.words, draw)
+    question, answer = corpus.encode(facts.question(key)), corpus.encode(value)
     passage = corpus.passage(draw, length - 2 * len(question) - 2 * len(answer))
     ends = corpus.line_ends(passage)
     place = ends[int(depth * len(ends))]

@@ -73,11 +73,11 @@ class Sequences:
 
     def _facts(self, draw, count: int) -> list[tuple[np.ndarray, int]]:
         """Of each, the tokens of its line, and where its answer begins. No key twice, as far as there are words."""
-        words = self.corpus.words
-        order = np.concatenate([draw.permutation(len(words)) for _ in range(-(-count // len(words)))])
+        words, keys = self.corpus.words, facts.keys(self.corpus.words)
+        order = np.concatenate([draw.permutation(len(keys)) for _ in range(-(-count // len(keys)))])
         lines = []
         for number in order[:count]:
-            question, answer = (self.corpus.encode(x) for x in (facts.question(words[number]), facts.value(draw)))
+            question, answer = (self.corpus.encode(x) for x in (facts.question(keys[number]), facts.value(words, draw)))
             lines.append((np.concatenate((question, answer)), len(question)))
         return lines
 

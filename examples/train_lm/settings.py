@@ -30,9 +30,7 @@ class Recipe:
     """Of a training. All arms read the same sequences in the same order. Shares are of all tokens."""
 
     context: int = 32 << 10
-    short_context: int = (
-        8 << 10
-    )  # of the sequences at first: more steps for the same tokens, until a model looks things up
+    short_context: int = 8 << 10  # of those at first: more steps for the same tokens, until a model looks things up
     long_context: int = 128 << 10  # of the sequences at the end
     steps: int = 1500  # of `context` tokens; a sequence of another length counts as so much more or less
     short_share: float = 0.4
@@ -44,7 +42,7 @@ class Recipe:
     weight_decay: float = 0.1
     kl_weight: float = 1.0
     answer_weight: float = 10.0  # of an answer's token in the loss, beside 1 of any other
-    facts: int = 64  # per `context` tokens, each asked for three times
+    facts: int = 128  # per `context` tokens, each asked for three times
     pages: int = 6  # per `context` tokens, in every third sequence
     page_lines: int = 64
     evaluate_every: int = 100  # times `context` tokens
@@ -84,6 +82,6 @@ SMOKE_SHAPE = Shape(
     block_size=16, topk=4,
 )  # fmt: skip
 SMOKE_RECIPE = Recipe(
-    context=256, short_context=128, long_context=512, steps=40, short_share=0.1, learning_rate_warmup=4, facts=2, pages=1, page_lines=4, evaluate_every=10,
-    held_out_sequences=2, checkpoint_every=10, log_every=1,
+    context=256, short_context=128, long_context=512, steps=40, short_share=0.1, learning_rate_warmup=4, facts=2,
+    pages=1, page_lines=4, evaluate_every=10, held_out_sequences=2, checkpoint_every=10, log_every=1,
 )  # fmt: skip

@@ -104,21 +104,54 @@ void refuse_gradients_of_teacher(const openmsa_tensors& t) {
              ": expected none on the CUDA backend, whose openmsa_kl_loss has no gradients of the teacher");
 }
 
-/// What a batch of both costs.
-BatchCosts step_costs(const Plan& plan) {
-  const BatchCosts a = BackwardWorkspace::costs(plan), b = kl::LossWorkspace::costs(plan, false);
-  return {a.key_bytes + b.key_bytes, a.place_bytes + b.place_bytes, kLeastBackwardPlaces};
+/// The workspace of each call.
+struct BackwardMemory {
+  BackwardMemory(Arena& arena, const Plan& plan, bool is_dense)
+      : batches(arena, plan, is_dense, BackwardWorkspace::costs(plan)), backward(arena, plan, batches) {}
+
+  ListBatches batches;
+  BackwardWorkspace backward;
+};
+
+struct LossMemory {
+  LossMemory(Arena& arena, const Plan& plan, bool is_dense)
+      : batches(arena, plan, is_dense, kl::LossWorkspace::costs(plan, is_dense)),
+        loss(arena, plan, is_dense, batches) {}
+
+  ListBatches batches;
+  kl::LossWorkspace loss;
+};
+
+struct BackwardAndLossMemory {
+  BackwardAndLossMemory(Arena& arena, const Plan& plan)
+      : batches(arena, plan, false, costs(plan)), backward(arena, plan, batches), loss(arena, plan, false, batches) {}
+
+  static BatchCosts costs(const Plan& plan) {
+    const BatchCosts a = BackwardWorkspace::costs(plan), b = kl::LossWorkspace::costs(plan, false);
+    return {a.key_bytes + b.key_bytes, a.place_bytes + b.place_bytes, kLeastBackwardPlaces};
+  }
+
+  ListBatches batches;
+  BackwardWorkspace backward;
+  kl::LossWorkspace loss;
+};
+
+template <class Memory, class... Args>
+std::size_t bytes_of(const Args&... args) {
+  Arena arena;
+  Memory(arena, args...);
+  return arena.used();
 }
 
 }  // namespace
 
 void attention_backward(const Problem& problem, Arena arena, Launch launch) {
-  const ListBatches batches(arena, problem.plan, is_dense(problem), BackwardWorkspace::costs(problem.plan));
-  const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
-  generic::ListParams lists = begin_lists(problem, batches, launch);
+  const BackwardMemory memory(arena, problem.plan, is_dense(problem));
+  const Backward backward(problem, memory.backward, launch);
+  generic::ListParams lists = begin_lists(problem, memory.batches, launch);
   backward.prepare(lists);
   for_each_batch(
-      problem, batches, lists, [&] { backward.begin_heads(lists); },
+      problem, memory.batches, lists, [&] { backward.begin_heads(lists); },
       [&] {
         generic::make_lists(lists, launch);
         backward.run(lists, {});
@@ -128,14 +161,13 @@ void attention_backward(const Problem& problem, Arena arena, Launch launch) {
 
 void kl_loss(const Problem& problem, Arena arena, Launch launch) {
   refuse_gradients_of_teacher(problem.tensors);
-  const bool dense = is_dense(problem);
-  const ListBatches batches(arena, problem.plan, dense, kl::LossWorkspace::costs(problem.plan, dense));
-  kl::Loss loss(problem, kl::LossWorkspace(arena, problem.plan, dense, batches), launch);
-  generic::ListParams lists = begin_lists(problem, batches, launch);
-  loss.prepare(lists, batches.heads);
+  const LossMemory memory(arena, problem.plan, is_dense(problem));
+  kl::Loss loss(problem, memory.loss, launch);
+  generic::ListParams lists = begin_lists(problem, memory.batches, launch);
+  loss.prepare(lists, memory.batches.heads);
   const auto nothing = [] {};
   for_each_batch(
-      problem, batches, lists, nothing,
+      problem, memory.batches, lists, nothing,
       [&] {
         generic::make_lists(lists, launch);
         loss.begin_batch(lists);
@@ -143,18 +175,18 @@ void kl_loss(const Problem& problem, Arena arena, Launch launch) {
         loss.run_student();
       },
       nothing);
-  loss.finish(batches.heads);
+  loss.finish(memory.batches.heads);
 }
 
 void msa_attention_backward(const Problem& problem, Arena arena, Launch launch) {
-  const ListBatches batches(arena, problem.plan, false, step_costs(problem.plan));
-  const Backward backward(problem, BackwardWorkspace(arena, problem.plan, batches), launch);
-  kl::Loss loss(problem, kl::LossWorkspace(arena, problem.plan, false, batches), launch);
-  generic::ListParams lists = begin_lists(problem, batches, launch);
+  const BackwardAndLossMemory memory(arena, problem.plan);
+  const Backward backward(problem, memory.backward, launch);
+  kl::Loss loss(problem, memory.loss, launch);
+  generic::ListParams lists = begin_lists(problem, memory.batches, launch);
   backward.prepare(lists);
-  loss.prepare(lists, batches.heads);
+  loss.prepare(lists, memory.batches.heads);
   for_each_batch(
-      problem, batches, lists, [&] { backward.begin_heads(lists); },
+      problem, memory.batches, lists, [&] { backward.begin_heads(lists); },
       [&] {
         generic::make_lists(lists, launch);
         loss.begin_batch(lists);
@@ -163,33 +195,15 @@ void msa_attention_backward(const Problem& problem, Arena arena, Launch launch) 
         loss.run_student();
       },
       [&] { backward.end_heads(lists); });
-  loss.finish(batches.heads);
+  loss.finish(memory.batches.heads);
 }
 
-std::size_t attention_backward_bytes(const Plan& plan, bool dense) {
-  Arena arena;
-  const ListBatches batches(arena, plan, dense, BackwardWorkspace::costs(plan));
-  BackwardWorkspace(arena, plan, batches);
-  return arena.used();
-}
+std::size_t attention_backward_bytes(const Plan& plan, bool dense) { return bytes_of<BackwardMemory>(plan, dense); }
 
 std::size_t kl_loss_bytes(const Plan& plan) {
-  std::size_t most = 0;
-  for (const bool dense : {false, true}) {
-    Arena arena;
-    const ListBatches batches(arena, plan, dense, kl::LossWorkspace::costs(plan, dense));
-    kl::LossWorkspace(arena, plan, dense, batches);
-    most = std::max(most, arena.used());
-  }
-  return most;
+  return std::max(bytes_of<LossMemory>(plan, false), bytes_of<LossMemory>(plan, true));
 }
 
-std::size_t msa_attention_backward_bytes(const Plan& plan) {
-  Arena arena;
-  const ListBatches batches(arena, plan, false, step_costs(plan));
-  BackwardWorkspace(arena, plan, batches);
-  kl::LossWorkspace(arena, plan, false, batches);
-  return arena.used();
-}
+std::size_t msa_attention_backward_bytes(const Plan& plan) { return bytes_of<BackwardAndLossMemory>(plan); }
 
 }  // namespace openmsa::cuda::sm90::training
