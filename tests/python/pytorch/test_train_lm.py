@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -146,6 +147,8 @@ def test_sequences(lm, folder):
 
 def test_questions_are_near_their_facts_and_far(lm, folder):
     corpus = lm["text"].load(folder / "text", "train")
+    words = ["".join(letters) for letters in itertools.islice(itertools.product("abcde", repeat=4), 200)]
+    corpus = dataclasses.replace(corpus, words=words)  # many, if of several tokens
     recipe = dataclasses.replace(lm["settings"].SMOKE_RECIPE, context=32768, facts=48)
     sequence = lm["sequences"].Sequences(corpus, recipe, is_held_out=False)[1, 32768]
     lines = re.finditer(r"\n# note: ([a-z]+) [a-z]+(?=\n)", corpus.decode(sequence.ids.numpy()))
@@ -156,8 +159,6 @@ def test_questions_are_near_their_facts_and_far(lm, folder):
     assert len(places) == recipe.facts and all(len(of_one) == visits for of_one in places.values())
     distances = np.array([place - told for told, *asked in places.values() for place in asked])
     assert (distances < 500).sum() > 30 and (distances > 8000).sum() > 20
-    answered = (sequence.kinds == lm["sequences"].ANSWER).sum()
-    assert answered == recipe.facts * lm["sequences"].QUESTIONS, "the value, where a fact is asked for"
 
 
 def test_pages(lm):
