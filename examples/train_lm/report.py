@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 from .settings import ARMS
@@ -24,7 +25,7 @@ def logs(folder: Path) -> dict[str, list[dict]]:
 def table(folder: Path) -> str:
     """One line per arm, in Markdown."""
     head = ["arm", "M tokens", "loss: text", "shown", "answer", "KL", "block recall", "score recall"]
-    head += ["tokens/s", "minutes", "GB", "retrieval at 4K .. 128K"]
+    head += ["K tokens/s, by length", "minutes", "GB", "retrieval at 4K .. 128K"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, log in logs(folder).items():
         lines.append([name, *_cells(log, folder / name / "retrieval.json")])
@@ -41,9 +42,11 @@ def _cells(log: list[dict], retrieval: Path) -> list[str]:
         *(_number(loss.get(kind), ".4f") for kind in ("text", "shown", "answer")),
     ]
     cells += [_number(_mean(last.get(name)), form) for name, form in _SPARSE.items()]
-    speeds = sorted(line["tokens_per_s"] for line in steps)
+    speeds: dict[int, list[float]] = {}
+    for line in steps:
+        speeds.setdefault(line["length"], []).append(line["tokens_per_s"] / 1000)
     cells += [
-        f"{speeds[len(speeds) // 2]:.0f}",
+        " ".join(f"{statistics.median(of_length):.0f}" for of_length in speeds.values()),
         f"{steps[-1]['seconds'] / 60:.1f}",
         _number(steps[-1].get("memory_gb"), "g"),
     ]
@@ -94,7 +97,7 @@ def curves(folder: Path, path: Path) -> None:
     for axis, title in zip(axes.flat, titles):
         axis.set(title=title, xlabel="million tokens")
         axis.grid(alpha=0.3)
-    axes[0][1].set_ylim(-2, 5)
+    axes[0][1].set_ylim(-2, 6)
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)

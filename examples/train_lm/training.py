@@ -107,7 +107,7 @@ class Training:
                 figures = {name: loss.item() for name, loss in losses.items()}  # waits for the step
                 now = time.perf_counter()
                 self.seconds += now - last
-                self._log("step", figures | self._cost(tokens / (now - last)))
+                self._log("step", {"length": self.steps[done - 1].length} | figures | self._cost(tokens / (now - last)))
                 last, tokens = now, 0
             if self._reaches(self.recipe.evaluate_every) or done == len(self.steps):
                 self._log("evaluation", evaluate(self))

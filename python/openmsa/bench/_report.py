@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def plot(rows: list[dict], title: str, folder: Path) -> list[Path]:
         _draw(axis, panel)
         axis.set_title(panel_title)
     axes[0][0].set_ylabel("milliseconds")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, 60 * len(members)), fontsize=10)
     figure.tight_layout()
     paths = [folder / "bench.png", folder / "bench.svg"]
     for path in paths:

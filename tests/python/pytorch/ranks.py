@@ -13,6 +13,7 @@ SHAPE = {
     "cpu": {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 16, "index_dim": 16, "block_size": 16, "topk": 3},
     "cuda": {"num_heads_q": 32, "num_heads_kv": 2, "head_dim": 128, "index_dim": 128, "block_size": 64, "topk": 2},
 }
+LEARNING_RATE = {"cpu": 0.5, "cuda": 0.05}
 
 
 class Model(nn.Module):
@@ -37,8 +38,8 @@ def train(rank: int, world: int, kind: str, device: str, folder: str) -> None:
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, f"file://{folder}/store-{kind}", rank=rank, world_size=world)
     torch.manual_seed(0)
-    model = _wrapped(Model(device).to(device), kind)
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    model = _wrapped(Model(device).to(device), kind, device, world)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE[device])
     x = torch.randn(SEQUENCES, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(1)).to(device)
     losses = []
     for _ in range(STEPS):
@@ -57,15 +58,16 @@ def train(rank: int, world: int, kind: str, device: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def _wrapped(model: Model, kind: str) -> nn.Module:
+def _wrapped(model: Model, kind: str, device: str, world: int) -> nn.Module:
     if kind == "DDP":
         return nn.parallel.DistributedDataParallel(model)
     if kind == "FSDP2":
         from torch.distributed.fsdp import fully_shard
 
+        mesh = dist.device_mesh.init_device_mesh(device, (world,))  # else that of a GPU, where there is one
         for layer in model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     return model
 
 

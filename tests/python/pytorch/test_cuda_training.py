@@ -295,6 +295,7 @@ def test_trainer_in_bf16(tmp_path, compiled):
         output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=2, bf16=True, report_to=[], save_strategy="no",
         learning_rate=1e-2, logging_steps=1, gradient_checkpointing=True, torch_compile=compiled, disable_tqdm=True,
     )  # fmt: skip
+    arguments._n_gpu = 1  # with several and no launcher it takes DataParallel, which drops autocast
     trainer = transformers.Trainer(model, arguments, train_dataset=data)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
