@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "cuda/common/error.h"
 
@@ -22,6 +23,11 @@ struct LaunchShape {
   std::size_t shared_bytes;
   unsigned int cluster = 1;  // CTAs, along x
 };
+
+/// CTAs for so many threads, or whatever a CTA has so many of.
+inline unsigned int ctas_for(std::int64_t count, std::int64_t per_cta) {
+  return static_cast<unsigned int>((count + per_cta - 1) / per_cta);
+}
 
 /// Clusters of shape.cluster CTAs that can be on the device at once; also those larger than every device allows.
 template <class... Params>

@@ -3,13 +3,6 @@
 #include "cuda/generic/lists/lists.cuh"
 
 namespace openmsa::cuda::generic {
-namespace {
-
-unsigned int ctas_for(std::int64_t count, std::int64_t per_cta) {
-  return static_cast<unsigned int>((count + per_cta - 1) / per_cta);
-}
-
-}  // namespace
 
 void make_lists(const ListParams& p, Launch launch) {
   const unsigned int ranges = ctas_for(p.rows, p.range_rows);

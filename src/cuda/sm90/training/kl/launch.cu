@@ -1,7 +1,5 @@
 // Launches the kernels before and after the steps of the KL loss.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/sm90/training/elements.h"
 #include "cuda/sm90/training/kl/finish.cuh"
 #include "cuda/sm90/training/kl/kernels.h"
 #include "cuda/sm90/training/kl/prepare.cuh"
@@ -9,17 +7,7 @@
 namespace openmsa::cuda::sm90::training::kl {
 namespace {
 
-unsigned int ctas_for(std::int64_t threads, int per_cta) {
-  return static_cast<unsigned int>((threads + per_cta - 1) / per_cta);
-}
-
 std::int64_t num_places(const Params& p) { return std::int64_t{p.work.rows} * p.work.heads; }
-
-/// Calls launch_with(Element()) with the C++ type of `dtype`, bf16 or fp16.
-template <class LaunchWith>
-void with_element(openmsa_dtype dtype, const LaunchWith& launch_with) {
-  dtype == OPENMSA_BFLOAT16 ? launch_with(__nv_bfloat16()) : launch_with(__half());
-}
 
 }  // namespace
 
