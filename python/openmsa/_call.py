@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from . import _openmsa
 from ._arrays import library_of
+from ._exchange import call_with_plan
 from ._layout import SHAPES, extents_of, longest_sequence, new_result, plan_options
 from ._plan import DEFAULTS, Plan, cached_plan, check_scale
 
@@ -53,6 +54,10 @@ def call(
 ) -> dict[str, Array]:
     """Runs `operation`. Of `writes`, results given by the caller, None stands for absent; those in `wanted` are made
     where absent. Returns what was written, by name."""
+    if keywords.get("plan") is not None:
+        written = call_with_plan(operation, reads, writes, wanted, keywords)
+        if written is not None:
+            return written
     reads, options, plan = _split(operation, reads, keywords)
     writes = {name: array for name, array in writes.items() if array is not None}
     device = _device_of(reads | writes)

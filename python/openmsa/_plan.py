@@ -78,7 +78,10 @@ class Plan:
             if value is not None:
                 _set(config, name, value)
         self._handle = _openmsa.Plan(config)
+        self.run_views = self._handle.run_views
         self._options = options
+        self._operations: dict[str, tuple[_openmsa.Op, int]] = {}
+        self.runs_on_cuda = backend == "cuda"
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})
@@ -94,25 +97,55 @@ class Plan:
 
     def workspace_bytes(self, operation: str) -> int:
         """Bytes of workspace that every call of `operation` within the capacities needs."""
-        return self._handle.workspace_bytes(_openmsa.Op[operation])
+        return self.operation(operation)[1]
+
+    def operation(self, name: str) -> tuple[_openmsa.Op, int]:
+        """The operation of that name and its workspace."""
+        found = self._operations.get(name)
+        if found is None:
+            op = _openmsa.Op[name]
+            found = self._operations[name] = (op, self._handle.workspace_bytes(op))
+        return found
+
+    def reserve(self, like, *operations: str) -> int:
+        """Takes the workspace of `operations` now that their calls would take, on the device and the current stream of the
+        array `like`: for a program that measures the memory that is left before its first call. Returns its bytes.
+
+        >>> import numpy as np, openmsa
+        >>> plan = openmsa.Plan(num_heads_q=8, num_heads_kv=2, head_dim=64, index_dim=64, max_total_q=1, max_seqlen_k=4096)
+        >>> plan.reserve(np.empty(0), "msa_attention") == plan.workspace_bytes("msa_attention") <= openmsa.workspace_bytes()
+        True
+        """
+        library = library_of("like", like)
+        self._check_device("like", library.device(like)[0])
+        num_bytes = max(self.workspace_bytes(operation) for operation in operations)
+        with library.on_device_of(like):
+            if library.is_in_graph_pool(like):
+                raise ValueError(
+                    "reserve: expected no CUDA graph that is captured, whose calls have memory of the graph"
+                )
+            with workspace(num_bytes, library, like, library.stream(like)):
+                return num_bytes
+
+    def _check_device(self, name: str, device: str) -> None:
+        if (device == "cuda") != self.runs_on_cuda:
+            raise ValueError(f"backend: expected one for arrays on {device}, where {name} is, got {self.backend}")
 
     def run(self, operation: str, reads: dict[str, Any], writes: dict[str, Any]) -> None:
         """Runs an operation of the C API by name, on arrays by name: what the functions of the package come down to.
         On a GPU the work is enqueued on the caller's current stream and not waited for."""
         name, anchor = next(iter({**reads, **writes}.items()))
         library = library_of(name, anchor)
-        device = library.device(anchor)[0]
-        if (device == "cuda") != (self.backend == "cuda"):
-            raise ValueError(f"backend: expected one for arrays on {device}, where {name} is, got {self.backend}")
+        self._check_device(name, library.device(anchor)[0])
         with library.on_device_of(anchor):
             stream = library.stream(anchor)
-            num_bytes = self.workspace_bytes(operation)
+            op, num_bytes = self.operation(operation)
             exported = [
                 {n: library_of(n, a).export(n, a, is_written) for n, a in arrays.items()}
                 for arrays, is_written in ((reads, False), (writes, True))
             ]
             with workspace(num_bytes, library, anchor, stream) as address:
-                self._handle.run(_openmsa.Op[operation], *exported, address, num_bytes, stream)
+                self._handle.run(op, *exported, address, num_bytes, stream)
             library.finish(anchor)
             for name, array in writes.items():
                 library_of(name, array).note_written(array)

@@ -66,22 +66,43 @@ def per_call():
         _local.is_per_call = before
 
 
-@contextlib.contextmanager
-def workspace(num_bytes: int, library, anchor, stream: int):
-    """Yields the address of so many bytes on the device of `anchor`, for work that is enqueued on `stream` within."""
-    device = library.device(anchor)
-    if num_bytes == 0:
-        yield 0
-    elif device[0] != "cpu" and (getattr(_local, "is_per_call", False) or library.is_in_graph_pool(anchor)):
-        _owner, address = library.memory(num_bytes, anchor)
-        yield address
-    else:
-        piece = _piece_of_thread() if device[0] == "cpu" else _of_streams.setdefault((device, stream), _Piece())
-        with piece.lock:
-            memory = piece.grown(num_bytes, library, anchor)
+class workspace:
+    """With it, the address of so many bytes on the device of `anchor`, for work that is enqueued on `stream` within."""
+
+    # _owner: the memory, which somebody may give back meanwhile.
+    __slots__ = ("_anchor", "_library", "_num_bytes", "_owner", "_piece", "_stream")
+
+    def __init__(self, num_bytes: int, library, anchor, stream: int):
+        self._num_bytes, self._library, self._anchor, self._stream = num_bytes, library, anchor, stream
+        self._piece: _Piece | None = None
+        self._owner: Any = None
+
+    def __enter__(self) -> int:
+        if self._num_bytes == 0:
+            return 0
+        library, anchor = self._library, self._anchor
+        device = library.device(anchor)
+        if device[0] == "cpu":
+            piece = _piece_of_thread()
+        elif getattr(_local, "is_per_call", False) or library.is_in_graph_pool(anchor):
+            self._owner, address = library.memory(self._num_bytes, anchor)
+            return address
+        else:
+            piece = _of_streams.get((device, self._stream)) or _of_streams.setdefault((device, self._stream), _Piece())
+        piece.lock.acquire()
+        try:
+            self._owner = memory = piece.grown(self._num_bytes, library, anchor)
             if library.is_captured(anchor):
                 _of_graphs.append(memory)
-            yield memory[1]
+        except BaseException:
+            piece.lock.release()
+            raise
+        self._piece = piece
+        return memory[1]
+
+    def __exit__(self, *error) -> None:
+        if self._piece is not None:
+            self._piece.lock.release()
 
 
 def _piece_of_thread() -> _Piece:

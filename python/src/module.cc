@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "exchange.h"
 #include "tensor.h"
 
 namespace nb = nanobind;
@@ -18,6 +19,7 @@ namespace {
 using openmsa::python::dtype_from_name;
 using openmsa::python::dtype_name;
 using openmsa::python::Tensors;
+using openmsa::python::Views;
 
 /// openmsa.Error: a status that is neither success nor an argument's fault.
 class Failure : public std::runtime_error {
@@ -57,16 +59,25 @@ class Plan {
     Tensors tensors;
     add(reads, false, tensors);
     add(writes, true, tensors);
+    run(op, tensors.get(), workspace, bytes, stream);
+  }
+
+  void run_views(openmsa_op op, const Views& views, std::uintptr_t workspace, std::size_t bytes) const {
+    run(op, views.tensors, workspace, bytes, views.stream);
+  }
+
+ private:
+  void run(openmsa_op op, const openmsa_tensors& tensors, std::uintptr_t workspace, std::size_t bytes,
+           std::uintptr_t stream) const {
     const openmsa_workspace where = {reinterpret_cast<void*>(workspace), bytes, reinterpret_cast<void*>(stream)};
     openmsa_status status = OPENMSA_SUCCESS;
     {
       const nb::gil_scoped_release release;
-      status = openmsa_run(plan_, op, &tensors.get(), where);
+      status = openmsa_run(plan_, op, &tensors, where);
     }
     check(status);
   }
 
- private:
   static void add(nb::dict arrays, bool is_written, Tensors& tensors) {
     for (const auto [name, value] : arrays) {
       const auto pair = nb::cast<nb::tuple>(value);
@@ -146,8 +157,20 @@ NB_MODULE(_openmsa, m) {
   nb::class_<Plan>(m, "Plan", "openmsa_plan.")
       .def(nb::init<const openmsa_config&>(), "config"_a)
       .def("workspace_bytes", &Plan::workspace_bytes, "op"_a, "Bytes of workspace that the operation needs.")
-      .def("run", &Plan::run, "op"_a, "reads"_a, "writes"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a,
+      .def("run_views", &Plan::run_views, "op"_a, "views"_a, "workspace"_a, "workspace_bytes"_a,
+           "Runs the operation on tensors of view_tensors, on their stream.")
+      .def("run",
+           nb::overload_cast<openmsa_op, nb::dict, nb::dict, std::uintptr_t, std::size_t, std::uintptr_t>(&Plan::run,
+                                                                                                          nb::const_),
+           "op"_a, "reads"_a, "writes"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a,
            "Runs the operation; reads and writes map names to (array, dtype or \"\").");
+  nb::class_<Views>(m, "Views", "Tensors of a call, on one device, and the current stream there.")
+      .def_ro("is_cuda", &Views::is_cuda)
+      .def_ro("device", &Views::device)
+      .def_ro("stream", &Views::stream);
+  m.def("view_tensors", &openmsa::python::view_tensors, "api"_a, "types"_a, "dicts"_a, "other"_a.none(),
+        nb::sig("def view_tensors(api: object, types: tuple, dicts: tuple[dict, ...], other: object) -> Views | None"),
+        "Tensors by name, seen through the exchange API of their types; None where one of them has no such view.");
   m.def("tensor_extents", &tensor_extents, nb::sig("def tensor_extents() -> dict[str, tuple[str, ...]]"),
         "Names of what the dimensions of each tensor count, by the tensor's name.");
   m.def("tensor_dtype", &tensor_dtype, "name"_a, "dtype"_a, "Dtype of a tensor of a layer in `dtype`.");

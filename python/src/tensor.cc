@@ -1,7 +1,5 @@
 #include "tensor.h"
 
-#include <nanobind/ndarray.h>
-
 namespace openmsa::python {
 namespace {
 
@@ -22,9 +20,8 @@ constexpr Dtype kDtypes[] = {
 constexpr const char* kDtypeNames = "float32, bfloat16, float16, float64, int32 or float8_e4m3fn";
 
 openmsa_dtype dtype_of(const std::string& argument, nb::dlpack::dtype dtype) {
-  for (const Dtype& known : kDtypes) {
-    if (dtype.code == known.code && dtype.bits == known.bits && dtype.lanes == 1) return known.value;
-  }
+  openmsa_dtype result{};
+  if (known_dtype(dtype, result)) return result;
   throw nb::type_error((argument + ": expected dtype " + kDtypeNames + ", got DLPack's type " +
                         std::to_string(dtype.code) + " of " + std::to_string(dtype.bits) + " bits")
                            .c_str());
@@ -68,6 +65,15 @@ openmsa_dtype dtype_from_name(const std::string& argument, const std::string& na
     if (name == known.name) return known.value;
   }
   throw nb::type_error((argument + ": expected dtype " + kDtypeNames + ", got " + name).c_str());
+}
+
+bool known_dtype(nb::dlpack::dtype dtype, openmsa_dtype& to) {
+  for (const Dtype& known : kDtypes) {
+    if (dtype.code != known.code || dtype.bits != known.bits || dtype.lanes != 1) continue;
+    to = known.value;
+    return true;
+  }
+  return false;
 }
 
 const char* dtype_name(openmsa_dtype dtype) {

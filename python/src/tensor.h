@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <openmsa/openmsa.h>
 
 #include <string>
@@ -26,6 +27,9 @@ class Tensors {
 
 /// "float32" and so on; throws nanobind::type_error.
 openmsa_dtype dtype_from_name(const std::string& argument, const std::string& name);
+
+/// Whether the library has the type, which then is `to`.
+bool known_dtype(nanobind::dlpack::dtype dtype, openmsa_dtype& to);
 
 /// "float32" and so on; "" for a value that is no dtype.
 const char* dtype_name(openmsa_dtype dtype);

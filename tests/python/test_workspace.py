@@ -5,6 +5,7 @@ import gc
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import openmsa
@@ -45,6 +46,18 @@ def test_operations_and_plans_share_it():
     openmsa.select_blocks(**pick(layer, "index_q", "index_k"), **OPTIONS)
     openmsa.msa_attention(**random_layer([20], [20]), **OPTIONS)
     assert openmsa.workspace_bytes() == before
+
+
+def test_reserved_before_the_first_call():
+    layer = random_layer([300], [300])
+    shape = {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 64, "index_dim": 64, "max_seqlen_k": 4096}
+    plan = openmsa.Plan(**shape | OPTIONS, max_total_q=300)
+    reserved = plan.reserve(layer["q"], "append_kv", "msa_attention")
+    assert openmsa.workspace_bytes() == reserved == plan.workspace_bytes("msa_attention")
+    openmsa.msa_attention(**layer, plan=plan)
+    assert openmsa.workspace_bytes() == reserved
+    with pytest.raises(ValueError, match="backend: expected one for arrays on cuda, where like is, got cpu"):
+        plan.reserve(SimpleNamespace(dtype="float32", shape=(0,), __dlpack_device__=lambda: (2, 0)), "msa_attention")
 
 
 def test_freed_and_made_again():
