@@ -42,12 +42,11 @@ __device__ __forceinline__ void run_maxima(float* x, int count, int lane) {
 /// Where a query row stands among the keys of its sequence.
 struct PlacedRow {
   SequenceView view;
-  std::int32_t sequence;
   std::int32_t position;  // negative: it sees no key
 
   __device__ __forceinline__ PlacedRow(const BatchView& batch, std::int32_t row) {
     const IntVector begins = batch.cu_seqlens_q;
-    sequence = begins.data == nullptr ? 0 : find_sequence(begins, batch.batch + 1, row);
+    const std::int32_t sequence = begins.data == nullptr ? 0 : find_sequence(begins, batch.batch + 1, row);
     view = batch.sequence(sequence);
     position = sequence == batch.batch ? -1 : view.seqlen_k - view.seqlen_q + row - view.q_row;
   }
