@@ -74,6 +74,8 @@ def test_every_section_on_one_dtype(tmp_path, monkeypatch):
         "mixed": {"8 x 32", "64 of 1 to 64"},
         "topk": {"1024 rows of 8, k = 2"},
     }
+    served = {row["case"]: row["batch"] for row in results["rows"] if row["section"] == "serving"}
+    assert served["17 behind 64"] == 1 and served["255 decodes of 64, a chunk of 2K"] == 256
     assert all(cases.values()) and {name: cases[name] for name in expected} == expected
     recalls = [row for row in results["rows"] if row["section"] == "fp8" and row["contender"] == "openmsa select"]
     assert all(0 < row[name] <= 1 for row in recalls for name in ("kept", "block_recall", "score_recall"))
@@ -100,6 +102,17 @@ def test_cases_on_a_gpu(name):
         "chunk": ["512K", "8K after 512K"],
         "mixed": ["128K x 32", "64 of 1K to 1M"],
         "tokens": ["128K x 8, 1 token", "128K x 8, 8 tokens, agreement 0.99", "128K x 8, 8 tokens, agreement 0"],
+        "serving": [
+            *(f"{queries} behind {keys}" for keys in ("8K", "128K", "1M") for queries in (1, 16, 17, 64, 256, 1024)),
+            "128K x 8, 8 tokens each",
+            "32K x 32, 4 tokens each",
+            "255 decodes of 32K, a chunk of 2K",
+            "31 decodes of 32K, a chunk of 8K",
+            "64 x 4 tokens of 32K, a chunk of 512",
+            "12 decodes of 128K among 500 empty",
+            "a prompt of 8K among 511 empty",
+            "a decode of 1M among 63 of 1K",
+        ],
         "memory": ["2048 MiB"],
         "topk": ["131072 rows of 1024, k = 16", "131072 rows of 2048, k = 32", "524288 rows of 4096, k = 16"],
     }

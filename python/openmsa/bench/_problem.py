@@ -192,6 +192,7 @@ class Problem:
             return self.source.on_device(np.asarray(numbers, np.int32))
 
         self._cu_seqlens = {"cu_seqlens_q": on_device(np.cumsum([0, *self.queries]))}
+        self._parts: dict[tuple[int, int], Array] = {}  # cu_seqlens_q of some sequences
         self._cu_seqlens["cu_seqlens_k"] = on_device(np.cumsum([0, *self.lengths]))
         self._seqlens_k = on_device(self.lengths)
         tables = self._tables or [np.arange(self.pages_per_set)[None]]
@@ -206,6 +207,16 @@ class Problem:
     def _where_paged(self, call: int) -> dict[str, Array]:
         table = self._tables_on_device[call % self.sets]
         return {"cu_seqlens_q": self._cu_seqlens["cu_seqlens_q"], "seqlens_k": self._seqlens_k, "block_table": table}
+
+    def part(self, call: int, sequences: slice) -> tuple[slice, dict[str, Array]]:
+        """Rows of q of some sequences of a paged problem, and what `where` says of these."""
+        queries = np.cumsum([0, *self.queries[sequences]])
+        begin = sum(self.queries[: sequences.start])
+        bounds = self._parts.setdefault(
+            (sequences.start, sequences.stop), self.source.on_device(queries.astype(np.int32))
+        )
+        tables = {name: array[sequences] for name, array in self._where_paged(call).items() if name != "cu_seqlens_q"}
+        return slice(begin, begin + int(queries[-1])), tables | {"cu_seqlens_q": bounds}
 
     def keys(self) -> dict[str, Array]:
         """k and v under the names that the functions of openmsa have for them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from ._section import Section, tokens
 from .sections import SECTIONS
 
+_MOST_COLUMNS = 8
 _RATES = {"tflops": "TFLOP/s", "gb_per_s": "GB/s"}
 # Fields that say where a row belongs and how long it took; others are figures of its contender.
 _COMMON = {
@@ -51,37 +52,47 @@ def _by_section(rows: list[dict]) -> list[tuple[Section, list[dict]]]:
 def table(rows: list[dict]) -> str:
     lines = []
     for section, members in _by_section(rows):
-        lines += ["", f"{section.name}: {section.help}; milliseconds", *_grid(members, "median_ms"), *_ratios(members)]
+        cells = _cells(members, "median_ms") | _ratios(members)
+        lines += ["", f"{section.name}: {section.help}; milliseconds", *_grid(members, cells)]
         if section.rate is not None:
-            lines += [f"{section.name}: {_RATES[section.rate]}", *_grid(members, section.rate)]
+            lines += [f"{section.name}: {_RATES[section.rate]}", *_grid(members, _cells(members, section.rate))]
         lines += _figures(members)
     return "\n".join(lines[1:])
 
 
-def _grid(rows: list[dict], figure: str) -> list[str]:
-    """A line per contender, a column per case."""
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    lines = [_line("", cases, cases)]
-    for name in dict.fromkeys(row["contender"] for row in rows):
-        values = {row["case"]: f"{row[figure]:.4g}" for row in rows if row["contender"] == name}
-        lines.append(_line(name, [values.get(case, "-") for case in cases], cases))
-    return lines
+def _cells(rows: list[dict], figure: str) -> dict[str, dict[str, str]]:
+    """By contender and case."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row["contender"], {})[row["case"]] = f"{row[figure]:.4g}"
+    return cells
 
 
-def _ratios(rows: list[dict]) -> list[str]:
+def _ratios(rows: list[dict]) -> dict[str, dict[str, str]]:
     """How much longer the best dense contender of a case takes than openmsa."""
-    cases = list(dict.fromkeys(row["case"] for row in rows))
     ours = {row["case"]: row["median_ms"] for row in rows if row["contender"] == "openmsa"}
     dense: dict[str, float] = {}
     for row in rows:
         if row["part"] == "dense":
             dense[row["case"]] = min(row["median_ms"], dense.get(row["case"], row["median_ms"]))
-    ratios = {case: f"{dense[case] / ours[case]:.2f}" for case in cases if case in dense and case in ours}
-    return [_line("best dense / openmsa", [ratios.get(case, "-") for case in cases], cases)] if ratios else []
+    ratios = {case: f"{best / ours[case]:.2f}" for case, best in dense.items() if case in ours}
+    return {"best dense / openmsa": ratios} if ratios else {}
 
 
-def _line(name: str, cells: list[str], cases: list[str]) -> str:
-    return f"{name:<26}" + "".join(f"{cell:>{max(12, len(case) + 2)}}" for cell, case in zip(cells, cases))
+def _grid(rows: list[dict], cells: dict[str, dict[str, str]]) -> list[str]:
+    """A line per contender and a column per case, or the other way round where there are many cases."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    if len(cases) <= _MOST_COLUMNS:
+        lines = [[name, *(line.get(case, "-") for case in cases)] for name, line in cells.items()]
+        return _aligned([["", *cases], *lines])
+    lines = [[case, *(line.get(case, "-") for line in cells.values())] for case in cases]
+    return _aligned([["", *cells], *lines])
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    first = max(26, *(len(line[0]) + 2 for line in lines))
+    widths = [max(12, len(head) + 2) for head in lines[0][1:]]
+    return [f"{name:<{first}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)) for name, *cells in lines]
 
 
 def _figures(rows: list[dict]) -> Iterable[str]:

@@ -13,8 +13,10 @@ from .._section import Contender, Prepared, Result
 _FP8 = "float8_e4m3fn"
 
 
-def plan_of(problem: Problem) -> openmsa.Plan:
+def plan_of(problem: Problem, **capacity: int) -> openmsa.Plan:
+    """For the problem's calls, or with more room than they need."""
     layer = problem.layer
+    needed = {"max_total_q": problem.total_q, "max_seqlen_k": problem.max_seqlen_k, "max_batch": problem.batch}
     return openmsa.Plan(
         num_heads_q=layer.num_heads_q,
         num_heads_kv=layer.num_heads_kv,
@@ -24,9 +26,7 @@ def plan_of(problem: Problem) -> openmsa.Plan:
         topk=layer.topk,
         dtype=problem.dtype,
         backend=problem.device,
-        max_total_q=problem.total_q,
-        max_seqlen_k=problem.max_seqlen_k,
-        max_batch=problem.batch,
+        **needed | capacity,
         page_size=layer.block_size if problem.is_paged else 0,
         kv_dtype=_FP8 if problem.has_fp8_keys else None,
         index_dtype=_FP8 if problem.has_fp8_index else None,
@@ -37,25 +37,29 @@ def plan_of(problem: Problem) -> openmsa.Plan:
 class Calls:
     """The operations of a problem's calls. They share o and lse; each has a selection of its own."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, **capacity: int):
         layer, full = problem.layer, problem.source.full
-        self.problem, self.plan = problem, plan_of(problem)
+        self.problem, self.plan = problem, plan_of(problem, **capacity)
         self.o = full((problem.total_q, layer.num_heads_q, layer.head_dim), float("nan"), problem.dtype)
         self.lse = full((problem.total_q, layer.num_heads_q), float("nan"), "float32")
         shape = (problem.calls, layer.num_heads_kv, problem.total_q, layer.topk)
         self.topk_indices = full(shape, -1, "int32")
 
-    def layer(self, call: int) -> Result:
+    def layer(self, call: int, sequences: slice | None = None) -> Result:
+        """Of all sequences of a paged problem, or of some."""
         problem, indices = self.problem, self.topk_indices[call]
+        rows, where = slice(None), problem.where(call)
+        if sequences is not None:
+            rows, where = problem.part(call, sequences)
         openmsa.msa_attention(
-            problem.q[call],
-            index_q=problem.index_q[call],
+            problem.q[call][rows],
+            index_q=problem.index_q[call][rows],
             **problem.keys(),
             **problem.index_keys(),
-            **problem.where(call),
-            o=self.o,
-            lse=self.lse,
-            topk_indices=indices,
+            **where,
+            o=self.o[rows],
+            lse=self.lse[rows],
+            topk_indices=indices[:, rows],
             plan=self.plan,
         )
         return Result(self.o, self.lse, indices)
