@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import tomllib
+from pathlib import Path
 
 import openmsa
 import pytest
@@ -159,7 +161,7 @@ def test_layers_share_a_plan(vllm):
 def test_capacities_of_the_plan(vllm):
     plan = model_of(num_speculative_tokens=3).layers[0].impl.calls.plan
     assert (plan.max_total_q, plan.max_batch, plan.page_size, plan.block_size) == (1024, 8, 128, 128)
-    assert plan.max_seqlen_k == 2048  # 2003 in whole pages
+    assert plan.max_seqlen_k == 2176  # 2050 in whole pages
     assert (plan.topk, plan.num_init_blocks, plan.num_local_blocks, plan.num_heads_q) == (3, 0, 1, 4)
 
 
@@ -223,7 +225,8 @@ LEFT = {
     "scores": (Config(score_type="lse"), {}, "score type lse"),
     "index heads": (Config(index_heads=4), {}, "4 index heads for 2 KV heads"),
     "context parallelism": (Config(), {"context_parallel": 2}, "context parallelism"),
-    "topk": (Config(topk=65), {}, "topk: expected"),
+    "more than the library has": (Config(topk=65), {}, "topk: expected"),
+    "a shape that cannot be": (Config(heads_q=3), {}, "num_heads_q: expected"),
 }
 
 
@@ -268,6 +271,15 @@ def test_odd_flags_are_refused(vllm, monkeypatch):
     monkeypatch.setenv("OPENMSA_VLLM", "yes")
     with pytest.raises(ValueError, match="OPENMSA_VLLM: expected 0 or 1, got 'yes'"):
         model_of(additional_config={})
+
+
+def test_the_entry_point():
+    path = Path(__file__).parents[3] / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("no source tree around the tests")
+    project = tomllib.loads(path.read_text())["project"]
+    assert project["entry-points"]["vllm.general_plugins"] == {"openmsa": "openmsa.integrations.vllm:register"}
+    assert callable(importlib.import_module("openmsa.integrations.vllm").register)
 
 
 def test_register(vllm):

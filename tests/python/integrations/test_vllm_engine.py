@@ -218,6 +218,28 @@ def test_verification(verifying, shape):
     assert_close(run(layer, config, step, metadata), step)
 
 
+def test_mtp(vllm, tmp_path):
+    """Its layer runs here, which vLLM's Triton impl refuses to, for want of a buffer."""
+    from openmsa.integrations.vllm import _model
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    config = vllm_on_cpu.engine_config(
+        vllm_on_cpu.checkpoint(tmp_path, num_mtp_modules=1),
+        additional_config={"openmsa": True},
+        speculative_config={"method": "mtp", "num_speculative_tokens": 3},
+    )
+    model_cls = get_model_architecture(config.speculative_config.draft_model_config)[0]
+    assert model_cls is _model.OpenmsaM3MTP
+    layer = vllm_on_cpu.make_model(config, model_cls).model.layers["0"].transformer_layer.self_attn
+    step = Step(**VERIFICATION["of four"])
+    metadata = build(layer, config, step)
+    assert_close(run(layer, config, step, metadata), step)
+    index = metadata[layer.indexer.index_cache.prefix]
+    index.decode.block_table = index.decode.block_table.clone()
+    assert_close(run(layer, config, step, metadata), step)
+    assert layer.topk_indices_buffer.shape == (1024, 2, 3)
+
+
 def test_fp8_caches(make):
     config, model = make(kv_cache_dtype="fp8")
     layer = sparse_layers(model)[0]

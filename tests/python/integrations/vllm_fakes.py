@@ -211,7 +211,7 @@ def vllm_config(fake=None, additional_config=None, context_parallel=1, num_specu
     return space(
         fake=fake,
         additional_config={} if additional_config is None else additional_config,
-        model_config=space(dtype=fake.dtype, max_model_len=2000),
+        model_config=space(dtype=fake.dtype, max_model_len=2047),
         scheduler_config=space(max_num_seqs=8, max_num_batched_tokens=1024),
         parallel_config=space(decode_context_parallel_size=context_parallel, prefill_context_parallel_size=1),
         num_speculative_tokens=num_speculative_tokens,

@@ -21,6 +21,7 @@ def import_vllm(patch: pytest.MonkeyPatch, folder):
     patch.setenv("VLLM_PLUGINS", "")
     patch.setenv("VLLM_NO_USAGE_STATS", "1")
     patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("VLLM_DISABLE_SHARED_EXPERTS_STREAM", "1")
     vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
     if not torch.cuda.is_available():
         _make_driver(folder)
@@ -58,7 +59,7 @@ def _make_gpu(patch) -> None:
     patch.setattr(vllm.platforms, "_current_platform", NonNvmlCudaPlatform())
 
 
-def checkpoint(folder, heads_q=4, heads_kv=2, topk=3):
+def checkpoint(folder, heads_q=4, heads_kv=2, topk=3, num_mtp_modules=0):
     """A folder with the configuration of a small M3: a dense layer and two sparse ones."""
     sparse = [0, 1, 1]
     text = {
@@ -81,7 +82,7 @@ def checkpoint(folder, heads_q=4, heads_kv=2, topk=3):
         "num_experts_per_tok": 2,
         "n_shared_experts": 1,
         "moe_layer_freq": [0, 0, 0],
-        "num_mtp_modules": 0,
+        "num_mtp_modules": num_mtp_modules,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "rms_norm_eps": 1e-6,

@@ -29,14 +29,14 @@ class OpenmsaIndexerImpl(MiniMaxM3IndexerImpl):
         self._handed_on: torch.Tensor | None = None
 
     def forward(self, index_query: torch.Tensor) -> tuple[None, None]:
-        """index_query [tokens, num_index_heads * index_head_dim]. Block numbers go to the buffer or nowhere: nobody reads
+        """index_query [tokens, num_index_heads * index_head_dim], of which a step may have fewer. Block numbers go to the buffer or nowhere: nobody reads
         what vLLM's own impls return."""
         self._handed_on = None
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict):  # there are no caches yet
             return None, None
         index_metadata = metadata[self.index_cache.prefix]
-        index_q = index_query[: index_metadata.num_actual_tokens].view(-1, self.num_index_heads, self.index_head_dim)
+        index_q = index_query.view(-1, self.num_index_heads, self.index_head_dim)
         if self.calls.can_fuse and share_block_table(metadata[self.layer_name], index_metadata):
             self._handed_on = index_q
         else:
@@ -66,15 +66,13 @@ class OpenmsaImpl(MiniMaxM3SparseImpl):
         self.calls = calls
 
     def forward(self, layer, query, kv_cache, output, *, query_fp8=None) -> torch.Tensor:
-        """query, output [tokens, num_heads * head_size]; kv_cache: see caches_of. Writes and returns output."""
+        """query, output [tokens, num_heads * head_size], of which a step may have fewer; kv_cache: see caches_of. Writes and returns output."""
         assert query_fp8 is None, "vLLM makes fp8 queries for its own SM100 kernels alone"
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict):
             return output
         metadata = metadata[layer.layer_name]
-        heads = (-1, self.num_heads, self.head_size)
-        q = query[: metadata.num_actual_tokens].view(heads)
-        o = output[: metadata.num_actual_tokens].view(heads)
+        q, o = (rows.view(-1, self.num_heads, self.head_size) for rows in (query, output))
         if self.use_fp8_kv:
             caches = caches_of(kv_cache.view(self.kv_cache_fp8_dtype), layer._k_scale, layer._v_scale)
         else:

@@ -14,7 +14,7 @@ import openmsa
 
 from ..._workspace import per_call
 
-PAGE_SIZE = 128  # of the engine's caches in kernels of M3: a kv_block is a page
+PAGE_SIZE = 128  # tokens that vLLM's kernels of M3 find in a page of its caches: those of a kv_block
 
 
 class Sequences(NamedTuple):
