@@ -1,4 +1,4 @@
-"""The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend."""
+"""The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend, and on a GPU where there is one."""
 
 import importlib
 import sys
@@ -10,8 +10,9 @@ import pytest
 import torch
 import vllm_fakes
 from support import TOLERANCE, error
+from torch.utils._python_dispatch import TorchDispatchMode
 from vllm_fakes import Config
-from vllm_steps import LAYOUTS, Step
+from vllm_steps import LAYOUTS, TENSORS, Step
 
 E4M3 = torch.float8_e4m3fn
 ON = {"openmsa": True}
@@ -37,16 +38,16 @@ def vllm(monkeypatch):
         del sys.modules[name]
 
 
-def model_of(config=None, **options):
+def model_of(config=None, device="cpu", **options):
     _model = importlib.import_module("openmsa.integrations.vllm._model")
-    return _model.OpenmsaM3ForCausalLM(
-        vllm_config=vllm_fakes.vllm_config(config, **{"additional_config": ON} | options)
-    )
+    vllm_config = vllm_fakes.vllm_config(config, **{"additional_config": ON} | options)
+    with torch.device(device):
+        return _model.OpenmsaM3ForCausalLM(vllm_config=vllm_config)
 
 
-def bind(layer, step, index_step=None):
+def bind(layer, step):
     layer.kv_cache = step.kv_cache.view(torch.uint8) if step.kv_dtype else step.kv_cache
-    layer.indexer.impl.index_cache.kv_cache = (index_step or step).index_cache
+    layer.indexer.impl.index_cache.kv_cache = step.index_cache
 
 
 def run(vllm, layer, step, index_table=None, spare_rows=3):
@@ -56,7 +57,7 @@ def run(vllm, layer, step, index_table=None, spare_rows=3):
         f"{layer.layer_name}.index_cache": step.metadata(vllm_fakes.INDEX_METADATA, index_table),
     }
     more = lambda rows: torch.cat((rows, rows.new_full((spare_rows, rows.shape[1]), float("nan"))))  # noqa: E731
-    output = torch.full((step.num_tokens + spare_rows, step.query.shape[1]), 7.0, dtype=step.dtype)
+    output = more(torch.full_like(step.query, 7.0)).fill_(7)
     assert layer.run_attention(more(step.query), more(step.index_query), output) is output
     assert (output[step.num_tokens :] == 7).all()
     return output[: step.num_tokens]
@@ -67,13 +68,13 @@ def tolerance(dtype):
 
 
 def assert_close(output, step):
-    assert error(output.double(), step.expected()) <= tolerance(step.dtype)
+    assert error(output.double().cpu(), step.expected()) <= tolerance(step.dtype)
 
 
 @pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
-def test_one_call_for_selection_and_attention(vllm, shape):
-    step = Step(**shape)
-    layer = model_of().layers[0]
+def test_one_call_for_selection_and_attention(vllm, shape, device):
+    step = Step(**shape, device=device)
+    layer = model_of(device=device).layers[0]
     bind(layer, step)
     output = run(vllm, layer, step)
     assert_close(output, step)
@@ -81,14 +82,14 @@ def test_one_call_for_selection_and_attention(vllm, shape):
 
 
 @pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
-def test_block_tables_of_their_own_for_the_index_branch(vllm, shape):
+def test_block_tables_of_their_own_for_the_index_branch(vllm, shape, device):
     """Index keys lie in other pages than keys and values: two calls, with block numbers in vLLM's buffer."""
-    step = Step(**shape)
-    order = torch.randperm(step.num_pages, generator=torch.Generator().manual_seed(5))
+    step = Step(**shape, device=device)
+    order = torch.randperm(step.num_pages, generator=torch.Generator().manual_seed(5)).to(device)
     index_table = step.block_table.clone()
     owned = index_table < step.num_pages
     index_table[owned] = order[index_table[owned].long()].int()
-    layer = model_of().layers[0]
+    layer = model_of(device=device).layers[0]
     bind(layer, step)
     moved = torch.empty_like(step.index_cache)
     moved[order] = step.index_cache
@@ -99,26 +100,26 @@ def test_block_tables_of_their_own_for_the_index_branch(vllm, shape):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_the_cache(vllm, layout):
-    step = Step(**STEPS["mixed"], layout=layout)
-    layer = model_of().layers[0]
+def test_layouts_of_the_cache(vllm, layout, device):
+    step = Step(**STEPS["mixed"], layout=layout, device=device)
+    layer = model_of(device=device).layers[0]
     bind(layer, step)
     assert_close(run(vllm, layer, step), step)
 
 
 @pytest.mark.parametrize("heads", [(4, 1), (8, 4), (16, 1)])
-def test_heads_of_a_rank(vllm, heads):
+def test_heads_of_a_rank(vllm, heads, device):
     shape = {"heads_q": heads[0], "heads_kv": heads[1]}
-    step = Step(**STEPS["mixed"], **shape)
-    layer = model_of(Config(**shape)).layers[0]
+    step = Step(**STEPS["mixed"], **shape, device=device)
+    layer = model_of(Config(**shape), device).layers[0]
     bind(layer, step)
     assert_close(run(vllm, layer, step), step)
 
 
-def test_fp16_has_a_plan_of_its_own_for_the_index_branch(vllm):
+def test_fp16_has_a_plan_of_its_own_for_the_index_branch(vllm, device):
     """vLLM's index cache is bf16 whatever the model is."""
-    step = Step(**STEPS["mixed"], dtype=torch.float16)
-    layer = model_of(Config(dtype=torch.float16)).layers[0]
+    step = Step(**STEPS["mixed"], dtype=torch.float16, device=device)
+    layer = model_of(Config(dtype=torch.float16), device).layers[0]
     calls = layer.impl.calls
     assert (calls.plan.dtype, calls.index_plan.dtype) == ("float16", "bfloat16")
     bind(layer, step)
@@ -127,17 +128,61 @@ def test_fp16_has_a_plan_of_its_own_for_the_index_branch(vllm):
 
 @pytest.mark.parametrize("scales", ["one", "per token", "more slots than pages"])
 @pytest.mark.parametrize("has_own_tables", [False, True])
-def test_fp8_caches(vllm, scales, has_own_tables):
-    step = Step(**STEPS["mixed"], kv_dtype=E4M3)
-    layer = model_of(Config(kv_cache_dtype="fp8_e4m3", kv_cache_torch_dtype=torch.uint8)).layers[0]
+def test_fp8_caches(vllm, scales, has_own_tables, device):
+    step = Step(**STEPS["mixed"], kv_dtype=E4M3, device=device)
+    layer = model_of(Config(kv_cache_dtype="fp8_e4m3", kv_cache_torch_dtype=torch.uint8), device).layers[0]
     if scales == "one":
-        step.k_scale, step.v_scale = torch.tensor(0.5), torch.tensor(3.0)
+        step.k_scale, step.v_scale = (torch.tensor(scale, device=device) for scale in (0.5, 3.0))
     else:
         slots = step.num_pages * 128 + (0 if scales == "per token" else 77)
-        step.k_scale, step.v_scale = (torch.rand(2, slots) + 0.5 for _ in range(2))
+        step.k_scale, step.v_scale = (torch.rand(2, slots).to(device) + 0.5 for _ in range(2))
     layer._k_scale, layer._v_scale = step.k_scale, step.v_scale
     bind(layer, step)
     assert_close(run(vllm, layer, step, step.block_table.clone() if has_own_tables else None), step)
+
+
+class OnlyViews(TorchDispatchMode):
+    """Refuses what PyTorch would allocate, copy, compute or read for the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.is_view or function is torch.ops.aten.detach.default, function
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("has_own_tables", [False, True])
+def test_a_step_makes_views_alone(vllm, has_own_tables):
+    step = Step(**STEPS["mixed"], kv_dtype=E4M3, layout="NHD")
+    layer = model_of(Config(kv_cache_dtype="fp8", kv_cache_torch_dtype=torch.uint8)).layers[0]
+    bind(layer, step)
+    output = run(vllm, layer, step, step.block_table.clone() if has_own_tables else None)
+    again = torch.empty_like(output)
+    with OnlyViews():
+        layer.run_attention(step.query, step.index_query, again)
+    assert torch.equal(again, output)
+
+
+@pytest.mark.parametrize("has_own_tables", [False, True])
+def test_in_a_cuda_graph(vllm, device, has_own_tables):
+    """Captured for one step, replayed for another one in its place; no memory is left behind but the graph's."""
+    if device == "cpu":
+        pytest.skip("of the GPU")
+    first = Step(**STEPS["decode in a graph of eight"], device=device)
+    other = Step(decodes=(1500, 1, 700), padding=5, device=device, seed=1)
+    table = first.block_table.clone() if has_own_tables else None
+    layer = model_of(device=device).layers[0]
+    bind(layer, first)
+    assert_close(run(vllm, layer, first, table), first)
+    output, graph = torch.empty_like(first.query), torch.cuda.CUDAGraph()
+    before = openmsa.workspace_bytes()
+    with torch.cuda.graph(graph):
+        layer.run_attention(first.query, first.index_query, output)
+    assert openmsa.workspace_bytes() == before
+    for name in TENSORS:
+        getattr(first, name).copy_(getattr(other, name))
+    if has_own_tables:
+        table.copy_(other.block_table)
+    graph.replay()
+    assert_close(output, other)
 
 
 def test_a_step_leaves_nothing_for_the_next(vllm):

@@ -7,6 +7,7 @@ import torch
 
 PAGE_SIZE = HEAD_DIM = 128
 LAYOUTS = ("HND", "NHD", "layers between pages", "layers and heads swapped")
+TENSORS = ("query", "index_query", "kv_cache", "index_cache", "block_table", "seq_lens")
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Step:
     seed: int = 0
     k_scale: torch.Tensor | None = None
     v_scale: torch.Tensor | None = None
+    device: str = "cpu"
     requests: list = field(init=False)
 
     def __post_init__(self):
@@ -40,6 +42,8 @@ class Step:
         self._fill_caches()
         self.query = self._random(self.num_tokens, self.heads_q * HEAD_DIM).to(self.dtype)
         self.index_query = self._random(self.num_tokens, self.heads_kv * HEAD_DIM).to(self.index_dtype)
+        for name in TENSORS:
+            setattr(self, name, _placed(getattr(self, name), device=self.device))
 
     def _random(self, *shape):
         return torch.randn(*shape, generator=self.generator)
@@ -63,8 +67,8 @@ class Step:
                 page, count = row[first // PAGE_SIZE], min(PAGE_SIZE, keys - first)
                 self.kv_cache[page, :, :count] = self._random(self.heads_kv, count, 2 * HEAD_DIM)
                 self.index_cache[page, :count] = self._random(count, HEAD_DIM)
-        self.kv_cache = _cast(self.kv_cache, self.kv_dtype or self.dtype)
-        self.index_cache = _cast(self.index_cache, self.index_dtype)
+        self.kv_cache = _placed(self.kv_cache, dtype=self.kv_dtype or self.dtype)
+        self.index_cache = _placed(self.index_cache, dtype=self.index_dtype)
 
     def metadata(self, classes, block_table=None):
         """As the engine's builder makes it, of `classes`: metadata of a step, of its prefills, of its decodes."""
@@ -77,10 +81,10 @@ class Step:
             "max_decode_query_len": self.step,
             "max_query_len": int(queries.max()),
             "max_seq_len": int(self.seq_lens.max()),
-            "context_lens": (self.seq_lens - queries).clamp(min=0)[num:],
+            "context_lens": (self.seq_lens - queries.to(self.device)).clamp(min=0)[num:],
             "total_kv_blocks": 0,
-            "cu_seqlens_q": _prefix_sums(queries[num:]),
-            "cu_seqlens_k": _prefix_sums(self.seq_lens[num:]),
+            "cu_seqlens_q": _prefix_sums(queries[num:]).to(self.device),
+            "cu_seqlens_k": _prefix_sums(self.seq_lens[num:].cpu()).to(self.device),
         }
 
         def side(cls, rows):
@@ -91,7 +95,7 @@ class Step:
         return step_cls(
             seq_lens=self.seq_lens,
             max_seq_len=known["max_seq_len"],
-            slot_mapping=torch.zeros(self.num_tokens, dtype=torch.int64),
+            slot_mapping=torch.zeros(self.num_tokens, dtype=torch.int64, device=self.device),
             num_actual_tokens=self.num_tokens,
             num_decodes=num,
             num_decode_tokens=num_tokens,
@@ -102,12 +106,12 @@ class Step:
         )
 
     def expected(self):
-        """[num_tokens, heads_q * head_dim] in float64."""
+        """[num_tokens, heads_q * head_dim] in float64, on the CPU."""
         o = torch.zeros(self.num_tokens, self.heads_q, HEAD_DIM, dtype=torch.float64)
-        q = self.query.double().view(-1, self.heads_q, HEAD_DIM)
-        index_q = self.index_query.double().view(-1, self.heads_kv, HEAD_DIM)
+        q = self.query.cpu().double().view(-1, self.heads_q, HEAD_DIM)
+        index_q = self.index_query.cpu().double().view(-1, self.heads_kv, HEAD_DIM)
         begin = 0
-        for row, (queries, keys) in zip(self.block_table, self.requests):
+        for row, (queries, keys) in zip(self.block_table.cpu(), self.requests):
             if keys:
                 rows = slice(begin, begin + queries)
                 o[rows] = self._attend(q[rows], index_q[rows], *self._keys_of(row, keys))
@@ -117,11 +121,11 @@ class Step:
     def _keys_of(self, row, keys):
         """k, v [keys, heads_kv, head_dim] times their scales, index_k [keys, head_dim]."""
         pages = row[: -(-keys // PAGE_SIZE)].long()
-        kv = self.kv_cache.to(torch.float64)[pages].transpose(1, 2).flatten(0, 1)[:keys]
+        kv = self.kv_cache.cpu().double()[pages].transpose(1, 2).flatten(0, 1)[:keys]
         k, v = kv[..., :HEAD_DIM], kv[..., HEAD_DIM:]
         slots = (pages[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:keys]
         k, v = (_scaled(x, scale, slots) for x, scale in ((k, self.k_scale), (v, self.v_scale)))
-        return k, v, self.index_cache.double()[pages].flatten(0, 1)[:keys]
+        return k, v, self.index_cache.cpu().double()[pages].flatten(0, 1)[:keys]
 
     def _attend(self, q, index_q, k, v, index_k):
         num_blocks = -(-len(k) // PAGE_SIZE)
@@ -163,16 +167,17 @@ def _empty_caches(layout, num_pages, heads):
     return kv, index
 
 
-def _cast(tensor, dtype):
-    """To another dtype, with the strides it has."""
-    result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
+def _placed(tensor, dtype=None, device="cpu"):
+    """In another dtype, on another device, with the strides it has."""
+    result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=device)
     return result.copy_(tensor)
 
 
 def _scaled(keys, scale, slots):
     if scale is None:
         return keys
-    return keys * (scale.double().view(1) if scale.numel() == 1 else scale.double()[:, slots].T[..., None])
+    scale = scale.cpu().double()
+    return keys * (scale.view(1) if scale.numel() == 1 else scale[:, slots].T[..., None])
 
 
 def _prefix_sums(lengths):
