@@ -1,4 +1,5 @@
-"""The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend, and on a GPU where there is one."""
+"""The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend, and on a GPU where there
+is one."""
 
 import importlib
 import sys
@@ -122,6 +123,7 @@ def test_fp16_has_a_plan_of_its_own_for_the_index_branch(vllm, device):
     layer = model_of(Config(dtype=torch.float16), device).layers[0]
     calls = layer.impl.calls
     assert (calls.plan.dtype, calls.index_plan.dtype) == ("float16", "bfloat16")
+    assert "float16, caches float16 and bfloat16" in vllm.lines[0][1]
     bind(layer, step)
     assert_close(run(vllm, layer, step), step)
 
@@ -151,7 +153,7 @@ class OnlyViews(TorchDispatchMode):
 
 @pytest.mark.parametrize("has_own_tables", [False, True])
 def test_a_step_makes_views_alone(vllm, has_own_tables):
-    step = Step(**STEPS["mixed"], kv_dtype=E4M3, layout="NHD")
+    step = Step(**STEPS["mixed"], kv_dtype=E4M3, layout=LAYOUTS[-1])
     layer = model_of(Config(kv_cache_dtype="fp8", kv_cache_torch_dtype=torch.uint8)).layers[0]
     bind(layer, step)
     output = run(vllm, layer, step, step.block_table.clone() if has_own_tables else None)
@@ -253,8 +255,8 @@ def test_the_log_says_what_is_served(vllm):
     (level, text), *more = vllm.lines
     assert not more and level == "info"
     assert text == (
-        f"openmsa {openmsa.__version__} serves 2 of 2 sparse layers of OpenmsaM3ForCausalLM: 4/2 heads, bfloat16, caches "
-        "bfloat16 and bfloat16, backend cpu"
+        f"openmsa {openmsa.__version__} serves 2 of 2 sparse layers of OpenmsaM3ForCausalLM: 4/2 heads, bfloat16, "
+        "caches bfloat16 and bfloat16, backend cpu"
     )
 
 

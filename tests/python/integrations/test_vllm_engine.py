@@ -1,4 +1,5 @@
-"""The plug-in in vLLM itself: its registry, its model of M3, the metadata of its builders. On the CPU, so without its kernels."""
+"""The plug-in in vLLM itself: its registry, its model of M3, the metadata of its builders. On the CPU, so without its
+kernels."""
 
 import dataclasses
 import importlib
@@ -148,6 +149,18 @@ def test_the_engine_makes_our_class(served):
     for layer in layers:
         assert type(layer.impl) is _backend.OpenmsaImpl
         assert type(layer.indexer.impl) is _backend.OpenmsaIndexerImpl
+
+
+def test_the_engine_sees_a_model_that_can_what_its_own_can(vllm):
+    from openmsa.integrations.vllm import _model
+    from vllm.model_executor.models.registry import _ModelInfo
+    from vllm.models.minimax_m3 import MiniMaxM3MTP, MiniMaxM3SparseForCausalLM
+
+    pairs = ((_model.OpenmsaM3ForCausalLM, MiniMaxM3SparseForCausalLM), (_model.OpenmsaM3MTP, MiniMaxM3MTP))
+    for ours, stock in pairs:
+        infos = [dataclasses.asdict(_ModelInfo.from_model_cls(cls)) for cls in (ours, stock)]
+        assert {info.pop("architecture") for info in infos} == {ours.__name__, stock.__name__}
+        assert infos[0] == infos[1]
 
 
 def test_not_asked_for(make):

@@ -1,4 +1,5 @@
-"""What the plug-in touches of vLLM 0.33.0, with the names and fields that it has there (test_vllm_engine compares them)."""
+"""What the plug-in touches of vLLM 0.33.0, with the names and fields that it has there (test_vllm_engine compares
+them)."""
 
 import sys
 import types
@@ -227,8 +228,8 @@ class Registry:
 
 
 def install(monkeypatch):
-    """A `vllm` of these in sys.modules, and openmsa.integrations.vllm imported anew. Returns both and the records of log
-    lines, as (level, text)."""
+    """A `vllm` of these in sys.modules, and openmsa.integrations.vllm imported anew. Returns both and the records of
+    log lines, as (level, text)."""
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.startswith("openmsa.integrations.vllm")]:

@@ -1,5 +1,5 @@
-"""vLLM where there is no GPU: enough of CUDA is made up that its modules import and its models of M3 are made on the CPU. Its
-kernels do not run there. For a module of tests, since PyTorch is told of a GPU that is not there."""
+"""vLLM where there is no GPU: enough of CUDA is made up that its modules import and its models of M3 are made on the
+CPU. Its kernels do not run there. For a module of tests, since PyTorch is told of a GPU that is not there."""
 
 import ctypes
 import json

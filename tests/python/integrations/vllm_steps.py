@@ -1,5 +1,5 @@
-"""Steps of a serving engine: requests with their queries, keys in pages, and what attention has to give for them, in float64.
-Pages lie in the order of one of the engine's layouts; whatever no request owns is NaN, and no page number."""
+"""Steps of a serving engine: requests with their queries, keys in pages, and what attention has to give for them, in
+float64. Pages lie in the order of one of the engine's layouts; whatever no request owns is NaN, and no page number."""
 
 from dataclasses import dataclass, field
 
@@ -12,8 +12,8 @@ TENSORS = ("query", "index_query", "kv_cache", "index_cache", "block_table", "se
 
 @dataclass
 class Step:
-    """decodes: keys of each request with `step` queries; prefills: (queries, keys) of each; padding: requests behind the
-    decodes that fill up a graph, with rows but no keys."""
+    """decodes: keys of each request with `step` queries; prefills: (queries, keys) of each; padding: requests behind
+    the decodes that fill up a graph, with rows but no keys."""
 
     decodes: tuple = ()
     step: int = 1

@@ -2,9 +2,9 @@
 
     vllm serve ... --additional-config '{"openmsa": true}'      # or OPENMSA_VLLM=1 in the environment
 
-vLLM finds `register` by its entry point (group vllm.general_plugins) in each of its processes. Models of M3 are then made by
-subclasses of vLLM's own, which change nothing until they are asked to: see _model. docs/serving.md says what is served.
-"""
+vLLM finds `register` by its entry point (group vllm.general_plugins) in each of its processes. Models of M3 are then
+made by subclasses of vLLM's own, which change nothing until they are asked to: see _model. docs/serving.md says what is
+served."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CLASSES = {"MiniMaxM3SparseForCausalLM": "OpenmsaM3ForCausalLM", "MiniMaxM3MTP"
 
 
 def register() -> None:
-    """Registers the classes for M3's text model and its MTP model with vLLM. May be called again, imports no CUDA. With a
-    version of vLLM that is not in TESTED nothing is registered, and a warning names the versions."""
+    """Registers the classes for M3's text model and its MTP model with vLLM. May be called again, imports no CUDA. With
+    a version of vLLM that is not in TESTED nothing is registered, and a warning names the versions."""
     import vllm
 
     if vllm.__version__ not in TESTED:

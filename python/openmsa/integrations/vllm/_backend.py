@@ -1,8 +1,8 @@
 """Attention and index branch of one sparse layer, in the places of vLLM's Triton kernels.
 
-vLLM runs the index branch first, then attention, for the same rows. Where both read the same pages (which vLLM's planner
-sees to, but a draft model or a connector may change) the index branch only hands its queries on, and attention makes the
-one call of msa_attention. Else each makes its own, with the block numbers in vLLM's buffer in between."""
+vLLM runs the index branch first, then attention, for the same rows. Where both read the same pages (which vLLM's
+planner sees to, but a draft model or a connector may change) the index branch only hands its queries on, and attention
+makes the one call of msa_attention. Else each makes its own, with the block numbers in vLLM's buffer in between."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class OpenmsaIndexerImpl(MiniMaxM3IndexerImpl):
         self.index_cache = stock.index_cache
         self.calls = calls
         self.layer_name = layer_name
-        self._handed_on: torch.Tensor | None = None
+        self._handed_on: list[torch.Tensor] = []  # one or none; a list, for a module looks at all that it is given
 
     def forward(self, index_query: torch.Tensor) -> tuple[None, None]:
-        """index_query [tokens, num_index_heads * index_head_dim], of which a step may have fewer. Block numbers go to the buffer or nowhere: nobody reads
-        what vLLM's own impls return."""
-        self._handed_on = None
+        """index_query [tokens, num_index_heads * index_head_dim], of which a step may use fewer. Block numbers go to
+        the buffer or nowhere: nobody reads what vLLM's own impls return."""
+        self._handed_on.clear()
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict):  # there are no caches yet
             return None, None
         index_metadata = metadata[self.index_cache.prefix]
         index_q = index_query.view(-1, self.num_index_heads, self.index_head_dim)
         if self.calls.can_fuse and share_block_table(metadata[self.layer_name], index_metadata):
-            self._handed_on = index_q
+            self._handed_on.append(index_q)
         else:
             sides = self.calls.sequences(index_metadata)
             self.calls.select(sides, index_q, self.index_cache.kv_cache, self.topk_indices_buffer)
@@ -46,8 +46,7 @@ class OpenmsaIndexerImpl(MiniMaxM3IndexerImpl):
 
     def take_index_q(self) -> torch.Tensor | None:
         """[tokens, num_index_heads, index_head_dim], once; None: block numbers are in the buffer."""
-        index_q, self._handed_on = self._handed_on, None
-        return index_q
+        return self._handed_on.pop() if self._handed_on else None
 
 
 class OpenmsaImpl(MiniMaxM3SparseImpl):
@@ -66,7 +65,8 @@ class OpenmsaImpl(MiniMaxM3SparseImpl):
         self.calls = calls
 
     def forward(self, layer, query, kv_cache, output, *, query_fp8=None) -> torch.Tensor:
-        """query, output [tokens, num_heads * head_size], of which a step may have fewer; kv_cache: see caches_of. Writes and returns output."""
+        """query, output [tokens, num_heads * head_size], of which a step may use fewer; kv_cache: see caches_of. Writes
+        and returns output."""
         assert query_fp8 is None, "vLLM makes fp8 queries for its own SM100 kernels alone"
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict):

@@ -1,4 +1,5 @@
-"""A step of the engine as calls of openmsa: one for its decode rows and one for its prefill rows, on views of its caches.
+"""A step of the engine as calls of openmsa: one for its decode rows and one for its prefill rows, on views of its
+caches.
 
 Metadata is what vLLM builds once per step, alike for attention and for the index branch (MiniMaxM3SparseMetadata and
 MiniMaxM3IndexerMetadata): decode rows come first, every request with the same number of them, then prefill rows."""
@@ -32,12 +33,12 @@ class Sequences(NamedTuple):
 
 @dataclass(frozen=True)
 class Calls:
-    """What all layers of a rank share. Nothing here reads a number of a tensor, and no memory outlives a call, so that calls
-    may be captured in CUDA graphs.
+    """What all layers of a rank share. Nothing here reads a number of a tensor, and on a GPU no memory outlives a call,
+    so that calls may be captured in CUDA graphs.
 
     plan          of attention, and of the whole layer where index_plan is the same
     index_plan    of the index branch; another one where its cache has another dtype than the model
-    counting      int32 [max_total_q + 1] 0, 1, 2, ...: every n-th is the prefix sums of decode requests with n rows each.
+    counting      int32 [max_total_q + 1] 0, 1, 2, ...: every n-th, the prefix sums of decode requests with n rows each.
                   Those of the engine count no rows for requests that only fill up a CUDA graph, though they have some
     """
 

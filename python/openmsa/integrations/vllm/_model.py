@@ -30,7 +30,8 @@ class OpenmsaM3ForCausalLM(MiniMaxM3SparseForCausalLM):
         self._calls = serve(self, vllm_config) if is_requested(vllm_config) else []
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs):
-        """As of the base. While vLLM measures memory, which it does without attention, the workspace of attention is held."""
+        """As of the base. While vLLM measures memory, which it does without attention, the workspace of attention is
+        held."""
         held = None
         if self._calls and not isinstance(get_forward_context().attn_metadata, dict):
             num_bytes = max(calls.workspace_bytes() for calls in self._calls)
@@ -50,8 +51,8 @@ class OpenmsaM3MTP(MiniMaxM3MTP):
 
 
 def serve(model: torch.nn.Module, vllm_config) -> list[Calls]:
-    """Puts openmsa into the sparse layers of `model` that it serves, and says in the log which ones and why not the others.
-    Returns what those layers share."""
+    """Puts openmsa into the sparse layers of `model` that it serves, and says in the log which ones and why not the
+    others. Returns what those layers share."""
     layers = [module for module in model.modules() if isinstance(module, MiniMaxM3SparseAttention)]
     left: Counter[str] = Counter()
     shared: dict[tuple, Calls] = {}
@@ -102,7 +103,8 @@ def why_not(layer, vllm_config) -> str | None:
     if layer.total_idx_heads != layer.total_num_kv_heads:
         return f"{layer.total_idx_heads} index heads for {layer.total_num_kv_heads} KV heads, openmsa has one for each"
     if index_impl.indexer_kv_dtype != "bf16":
-        return f"index cache {index_impl.indexer_kv_dtype}: vLLM casts index queries to e4m3 without a scale, openmsa with one"
+        dtype = index_impl.indexer_kv_dtype
+        return f"index cache {dtype}: vLLM casts index queries to e4m3 without a scale, openmsa with one"
     if impl.use_fp8_kv and impl.kv_cache_dtype not in _E4M3:
         return f"KV cache {impl.kv_cache_dtype}, openmsa has bf16, fp16 and fp8 (e4m3)"
     if not impl.use_fp8_kv and layer.kv_cache_torch_dtype != vllm_config.model_config.dtype:
@@ -115,8 +117,8 @@ def why_not(layer, vllm_config) -> str | None:
 
 
 def plans_of(layer, vllm_config) -> tuple[openmsa.Plan, openmsa.Plan]:
-    """(plan, index_plan): see Calls. Equal layers get the same ones. Raises openmsa.Error where the GPU or the shape is not
-    served."""
+    """(plan, index_plan): see Calls. Equal layers get the same ones. Raises openmsa.Error where the GPU or the shape is
+    not served."""
     impl, index_impl = layer.impl, layer.indexer.impl
     scheduler = vllm_config.scheduler_config
     longest = vllm_config.model_config.max_model_len + vllm_config.num_speculative_tokens
