@@ -33,7 +33,7 @@ class OpenmsaM3ForCausalLM(MiniMaxM3SparseForCausalLM):
         """As of the base. While vLLM measures memory, which it does without attention, the workspace of attention is
         held."""
         held = None
-        if self._calls and not isinstance(get_forward_context().attn_metadata, dict):
+        if self._calls and get_forward_context().attn_metadata is None:
             num_bytes = max(calls.workspace_bytes() for calls in self._calls)
             held = torch.empty(num_bytes, dtype=torch.uint8, device=positions.device)
         result = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
