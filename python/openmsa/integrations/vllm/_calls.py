@@ -1,0 +1,159 @@
+"""A step of the engine as calls of openmsa: one for its decode rows and one for its prefill rows, on views of its
+caches.
+
+Metadata is what vLLM builds once per step, alike for attention and for the index branch (MiniMaxM3SparseMetadata and
+MiniMaxM3IndexerMetadata): decode rows come first, every request with the same number of them, then prefill rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+import openmsa
+
+from ..._workspace import per_call
+
+PAGE_SIZE = 128  # tokens that vLLM's kernels of M3 find in a page of its caches: those of a kv_block
+
+
+class Sequences(NamedTuple):
+    """Rows of a step that go into one call."""
+
+    rows: slice
+    cu_seqlens_q: torch.Tensor
+    seqlens_k: torch.Tensor
+    block_table: torch.Tensor
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """Arguments of openmsa's functions."""
+        return {name: value for name, value in self._asdict().items() if name != "rows"}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What all layers of a rank share. Nothing here reads a number of a tensor, and on a GPU no memory outlives a call,
+    so that calls may be captured in CUDA graphs.
+
+    plan          of attention, and of the whole layer where index_plan is the same
+    index_plan    of the index branch; another one where its cache has another dtype than the model
+    counting      int32 [max_total_q + 1] 0, 1, 2, ...: every n-th, the prefix sums of decode requests with n rows each.
+                  Those of the engine count no rows for requests that only fill up a CUDA graph, though they have some
+    """
+
+    plan: openmsa.Plan
+    index_plan: openmsa.Plan
+    counting: torch.Tensor
+
+    @classmethod
+    def make(cls, plan: openmsa.Plan, index_plan: openmsa.Plan, device) -> Calls:
+        return cls(plan, index_plan, torch.arange(plan.max_total_q + 1, dtype=torch.int32, device=device))
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether one call of `msa_attention` serves the layer."""
+        return self.plan is self.index_plan
+
+    def workspace_bytes(self) -> int:
+        """What a call takes for as long as it runs: that of the largest."""
+        return max(
+            self.plan.workspace_bytes("msa_attention") if self.can_fuse else 0,
+            self.plan.workspace_bytes("sparse_attention"),
+            self.index_plan.workspace_bytes("select_blocks"),
+        )
+
+    def sequences(self, metadata) -> list[Sequences]:
+        """The sides of a step that have rows."""
+        num_decode_tokens = metadata.num_decode_tokens
+        sides = []
+        if metadata.num_decodes > 0:
+            decode = metadata.decode
+            step = decode.decode_query_len
+            bounds = self.counting[: metadata.num_decodes * step + 1 : step]
+            sides.append(Sequences(slice(0, num_decode_tokens), bounds, decode.seq_lens, decode.block_table))
+        if metadata.num_prefills > 0:
+            prefill = metadata.prefill
+            rows = slice(num_decode_tokens, metadata.num_actual_tokens)
+            sides.append(Sequences(rows, prefill.cu_seqlens_q, prefill.seq_lens, prefill.block_table))
+        return sides
+
+    def select(self, sides: list[Sequences], index_q, index_k_cache, topk_indices) -> None:
+        """Writes topk_indices [total_q, num_heads_kv, topk] for index_q [total_q, num_heads_kv, index_dim].
+
+        index_k_cache [num_pages, 128, index_dim]
+        """
+        with per_call():
+            for side in sides:
+                openmsa.select_blocks(
+                    index_q[side.rows],
+                    index_k_cache=index_k_cache,
+                    topk_indices=topk_indices[side.rows].transpose(0, 1),
+                    plan=self.index_plan,
+                    **side.batch(),
+                )
+
+    def attend(self, sides: list[Sequences], q, caches: dict, topk_indices, o) -> None:
+        """Writes o [total_q, num_heads_q, head_dim] for q of the same shape; caches: see `caches_of`."""
+        with per_call():
+            for side in sides:
+                openmsa.sparse_attention(
+                    q[side.rows],
+                    topk_indices=topk_indices[side.rows].transpose(0, 1),
+                    o=o[side.rows],
+                    plan=self.plan,
+                    **caches,
+                    **side.batch(),
+                )
+
+    def select_and_attend(self, sides: list[Sequences], q, index_q, caches: dict, index_k_cache, o) -> None:
+        """Both at once: block numbers are not written anywhere."""
+        with per_call():
+            for side in sides:
+                openmsa.msa_attention(
+                    q[side.rows],
+                    index_q=index_q[side.rows],
+                    index_k_cache=index_k_cache,
+                    o=o[side.rows],
+                    plan=self.plan,
+                    **caches,
+                    **side.batch(),
+                )
+
+
+def caches_of(kv_cache: torch.Tensor, k_scale=None, v_scale=None) -> dict[str, torch.Tensor]:
+    """k_cache, v_cache [num_pages, 128, num_heads_kv, head_dim] and their scales, as views.
+
+    kv_cache      [num_pages, num_heads_kv, 128, 2 head_dim] with any strides but the last: k, then v of each token
+    k_scale, v_scale
+                  fp32, one number in any shape, or [num_heads_kv, slots] with at least num_pages * 128 slots; None: 1
+    """
+    tokens = kv_cache.transpose(1, 2)
+    head_dim = kv_cache.shape[-1] // 2
+    caches = {"k_cache": tokens[..., :head_dim], "v_cache": tokens[..., head_dim:]}
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    num_slots = kv_cache.shape[0] * kv_cache.shape[2]
+    for name, scale in scales.items():
+        if scale is not None:
+            caches[name] = scale.view(1) if scale.numel() == 1 else scale[:, :num_slots]
+    return caches
+
+
+def share_block_table(metadata, index_metadata) -> bool:
+    """Whether attention and the index branch of a step read the same pages of the same lengths."""
+    if metadata.num_decodes != index_metadata.num_decodes or metadata.num_prefills != index_metadata.num_prefills:
+        return False
+    for side, is_there in (("decode", metadata.num_decodes), ("prefill", metadata.num_prefills)):
+        if is_there and not _is_same_side(getattr(metadata, side), getattr(index_metadata, side)):
+            return False
+    return True
+
+
+def _is_same_side(side, index_side) -> bool:
+    return all(
+        mine.data_ptr() == other.data_ptr() and mine.stride() == other.stride() and mine.shape == other.shape
+        for mine, other in (
+            (side.block_table, index_side.block_table),
+            (side.seq_lens, index_side.seq_lens),
+        )
+    )
