@@ -187,7 +187,7 @@ class Engine:
         rows = torch.tensor([request.row for request in requests] + [0] * padded_rows)
         lengths = torch.tensor([request.length for request in requests] + [1] * padded_rows)
         extend = torch.tensor([*num_tokens, *[0] * padded_rows]) if mode != ForwardMode.DECODE else None
-        batch = Batch(mode, rows, lengths, slots, extend)
+        batch = self.make_batch(mode, rows, lengths, slots, extend)
         for name, value in batch_changes.items():
             setattr(batch, name, value)
         begin = 0
@@ -195,6 +195,9 @@ class Engine:
             request.keep({name: tensor[begin : begin + n] for name, tensor in tensors.items()})
             begin += n
         return self.run(batch, tensors, layer), tensors
+
+    def make_batch(self, mode, rows, lengths, slots, extend):
+        return Batch(mode, rows, lengths, slots, extend)
 
     def run(self, batch, tensors, layer, *, prepare=True):
         if prepare:
