@@ -36,6 +36,7 @@ class Batch:
     seq_lens: torch.Tensor
     out_cache_loc: torch.Tensor
     extend_seq_lens: torch.Tensor | None = None
+    seq_lens_cpu: torch.Tensor | None = None
     minimax_m3_precached_sparse_layers: set | None = None
 
 
@@ -197,7 +198,7 @@ class Engine:
         return self.run(batch, tensors, layer), tensors
 
     def make_batch(self, mode, rows, lengths, slots, extend):
-        return Batch(mode, rows, lengths, slots, extend)
+        return Batch(mode, rows, lengths, slots, extend, lengths.clone())
 
     def run(self, batch, tensors, layer, *, prepare=True):
         if prepare:

@@ -77,12 +77,31 @@ def test_two_layers_have_caches_of_their_own_and_share_the_step(monkeypatch):
     other = new_tokens(150, Backend.sizes, torch.bfloat16, 1)
     _, second = engine.run(batch, other, Layer(1))
     assert torch.equal(engine.run(batch, tensors, Layer(0))[1], first)
-    assert not torch.equal(second, first)
+    request.keys = {}
+    request.keep(other)
+    assert error(second, expected([request], [150], other)) < BF16
     batch = Batch(DECODE, torch.tensor([1]), torch.tensor([151]), request.slots[150:151])
     one = {name: tensor[:1] for name, tensor in other.items()}
     engine.run(batch, one, Layer(0))
     engine.run(batch, one, Layer(1), prepare=False)
     assert len(made) == 1
+
+
+def test_batches_of_one_metadata():
+    """The halves of a batch, or one that is padded after its metadata was made, come without metadata of their own."""
+    engine = Engine()
+    requests = [engine.add(200), engine.add(300)]
+    engine.step(EXTEND, requests, (150, 290), seed=0)
+    for number, request in enumerate(requests):
+        lengths, slots = torch.tensor([request.length + 1, 1]), torch.cat([request.take(1), torch.tensor([0])])
+        batch = engine.make_batch(DECODE, torch.tensor([request.row]), lengths[:1], slots, None)
+        if number == 0:
+            engine.backend.init_forward_metadata_in_graph(batch)
+            batch.req_pool_indices, batch.seq_lens = torch.tensor([request.row, 0]), lengths
+        tensors = new_tokens(2, Backend.sizes, torch.bfloat16, number)
+        request.keep({name: tensor[:1] for name, tensor in tensors.items()})
+        _, o = engine.run(batch, tensors, Layer(0), prepare=False)
+        assert error(o[:1], expected([request], [1], tensors)) < BF16
 
 
 def test_keys_that_a_fused_kernel_has_stored_are_not_stored_again():
@@ -137,6 +156,9 @@ def test_a_graph_that_is_replayed_sees_the_tensors_of_the_new_step():
     engine.run(static, tensors, Layer(0))  # the warm-up
     step = engine.backend._openmsa_step.tensors
     addresses = {name: tensor.data_ptr() for name, tensor in step.items()}
+    lengths.fill_(2)
+    engine.backend.init_forward_metadata_in_graph(static)  # the capture, of the same batch
+    assert step["seqlens_k"].tolist() == [2, 2, 2]
     engine.step(EXTEND, requests[1:], [140], seed=3)  # an eager step between
     rows.copy_(torch.tensor([2, 1, 0]))
     lengths.copy_(torch.tensor([400, 290, 1]))
@@ -163,38 +185,62 @@ def test_nothing_of_a_step_is_read_on_the_host():
 
 def test_a_larger_batch_leaves_the_memory_of_earlier_graphs():
     req_to_token = torch.arange(5 * 256, dtype=torch.int32).view(5, 256)
+    step = StepTensors(req_to_token, 128, 1)
     with torch.inference_mode():
-        step = StepTensors(req_to_token, 128, 2)
         before = step.of_decode(torch.tensor([1, 2]), torch.tensor([5, 6]))
         kept = {name: tensor.clone() for name, tensor in before.items()}
-    step.of_decode(torch.tensor([4, 3, 2, 1]), torch.tensor([9, 9, 9, 9]))  # outside of inference mode
-    assert step.max_batch == 4
+        step.of_decode(torch.tensor([4, 3, 2, 1]), torch.tensor([9, 9, 9, 9]))
+    assert step.max_batch == 4 and len(step._outgrown) == 8
     assert all(torch.equal(before[name], kept[name]) for name in kept)
-    assert len(step._outgrown) == 4
+    after = step.of_decode(torch.tensor([3]), torch.tensor([7]))  # outside of inference mode
+    assert after["seqlens_k"].tolist() == [7] and after["block_table"].tolist() == [[6, 7]]
 
 
-def test_a_step_beyond_the_configuration(caplog):
+def plans_of(monkeypatch, engine):
+    """Capacities of the plans of the calls that follow."""
+    sizes = []
+    make = type(engine.backend._openmsa).plan
+
+    def plan(self, *arguments):
+        result = make(self, *arguments)
+        sizes.append((result.max_total_q, result.max_batch, result.max_seqlen_k))
+        return result
+
+    monkeypatch.setattr(type(engine.backend._openmsa), "plan", plan)
+    return sizes
+
+
+def test_plans_have_the_size_of_the_step(monkeypatch):
+    """A prefill's, rounded up; a decode's with room for every length, since a graph of it is replayed with others."""
+    engine = Engine()
+    sizes = plans_of(monkeypatch, engine)
+    requests = [engine.add(300), engine.add(10), engine.add(10)]
+    engine.step(EXTEND, requests, (290, 1, 1), seed=0, padded_rows=2, padded_tokens=3)
+    engine.step(EXTEND, requests, (1, 1, 1), seed=0, seq_lens_cpu=None)
+    engine.step(DECODE, requests, (1, 1, 1), seed=0, padded_rows=14)
+    assert sizes == [(320, 5, 512), (3, 3, 1024), (18, 18, 1024)]
+
+
+def test_a_prompt_longer_than_the_configuration_says():
     class Small(Backend):
         sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=16)
 
     engine = Engine(max_requests=3, backend_class=Small)
     requests = [engine.add(300), engine.add(10), engine.add(10)]
-    plan = engine.backend._openmsa._plan
-    assert (plan.max_total_q, plan.max_batch, plan.max_seqlen_k) == (20, 4, 1024)
-    with caplog.at_level(logging.INFO):
-        (_, o), tensors = engine.step(EXTEND, requests, (300, 1, 1), seed=0, padded_rows=3)
+    (_, o), tensors = engine.step(EXTEND, requests, (300, 1, 1), seed=0, padded_rows=3)
     assert error(o[:302], expected(requests, (300, 1, 1), tensors)) < BF16
-    plan = engine.backend._openmsa._plan
-    assert (plan.max_total_q, plan.max_batch) == (512, 8)
-    assert "a step of 305 tokens and 6 requests" in caplog.text
 
 
-def test_one_plan_for_all_backends_of_a_rank(caplog):
+def test_all_backends_of_a_rank_share_plans(caplog):
     """Two-batch overlap makes three."""
     with caplog.at_level(logging.INFO):
-        plans = {id(Engine().backend._openmsa._plan) for _ in range(3)}
+        plans = {id(Engine().backend._openmsa.plan(100, 2, 1000)) for _ in range(3)}
     assert len(plans) == 1
-    assert f"openmsa {openmsa.__version__} serves the sparse layers: 32/2 heads, topk 2, bfloat16" in caplog.text
+    line = (
+        f"openmsa {openmsa.__version__} serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16, "
+        "pages of 128; a prefill of 1024 tokens needs "
+    )
+    assert sum(record.message.startswith(line) for record in caplog.records) == 3
 
 
 def test_the_log_says_once_what_ran(caplog):

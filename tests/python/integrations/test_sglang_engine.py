@@ -99,7 +99,7 @@ class Engine(fakes.Engine):
             num_attention_heads=32,
             quantization=None,
         )
-        with get_context().override_server_args(chunked_prefill_size=1024) as server_args:
+        with get_context().override_server_args(chunked_prefill_size=768) as server_args:
             with get_parallel().override(attn_tp_size=1):
                 runner = SimpleNamespace(
                     token_to_kv_pool=self.pool,
@@ -139,14 +139,14 @@ def sparse_layer(layer_id=1):
     return RadixAttention(32, DIM, DIM**-0.5, 2, layer_id)
 
 
-def test_the_engine_makes_the_backend_of_the_plugin(plugin):
+def test_the_engine_makes_the_backend_of_the_plugin(plugin, caplog):
     assert issubclass(plugin, STOCK.backend) and plugin is not STOCK.backend
-    engine = Engine()
+    with caplog.at_level(logging.INFO, logger="openmsa"):
+        engine = Engine()
     assert type(engine.hybrid) is engine_backend.MiniMaxHybridAttnBackend
     assert type(engine.backend) is plugin
-    plan = engine.backend._openmsa._plan
-    assert (plan.num_heads_q, plan.num_heads_kv, plan.topk, plan.page_size) == (32, 2, TOPK, 128)
-    assert (plan.max_total_q, plan.max_batch, plan.max_seqlen_k) == (1024 + 9, 9, 1024)
+    assert "serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16, pages of 128" in caplog.text
+    assert "a prefill of 768 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("page_size", [64, 128, 256])

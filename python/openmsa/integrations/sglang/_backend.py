@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Sizes(NamedTuple):
-    """What the engine's configuration says: heads of this rank, and tokens of a prefill batch (0: of a whole prompt)."""
+    """What the engine's configuration says: heads of this rank, and most tokens of a prefill (0: a whole prompt's)."""
 
     num_heads_q: int
     num_index_heads: int
@@ -30,16 +30,16 @@ class Sizes(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The tensors of a step, and the batch that they were made of."""
+    """The tensors of a step, the keys of its longest request (or more), and the batch that they were made of."""
 
+    tensors: dict[str, torch.Tensor]
+    max_seqlen_k: int
     forward_batch: Any
     is_decode: bool
-    tensors: dict[str, torch.Tensor]
 
     def is_of(self, forward_batch, is_decode: bool) -> bool:
-        """The very batch, and still of the same length: the engine pads batches that are there already."""
-        is_same = self.forward_batch is forward_batch and self.is_decode == is_decode
-        return is_same and len(self.tensors["seqlens_k"]) == len(forward_batch.seq_lens)
+        """The very batch. If the engine has padded it since, queries of no request are padding too."""
+        return self.forward_batch is forward_batch and self.is_decode == is_decode
 
 
 class OpenmsaSparseLayers(Stock):
@@ -59,19 +59,16 @@ class OpenmsaSparseLayers(Stock):
                 self._make_openmsa(sizes)
             except (Error, ValueError) as error:
                 reason = str(error)
-        if reason is None:
-            _log.info("openmsa %s serves the sparse layers: %s", __version__, self._openmsa)
-        else:
+        if reason is not None:
             _log.warning("openmsa leaves the sparse layers to SGLang: %s", reason)
 
     def engine_sizes(self, runner) -> Sizes:
         raise NotImplementedError
 
     def _make_openmsa(self, sizes: Sizes) -> None:
-        num_requests, num_slots = self.req_to_token.shape
         main, index = self.kv_pool.main_pool, self.kv_pool.index_k_pool
         page_size = page_size_of(self)
-        self._openmsa = SparseAttention(
+        attention = SparseAttention(
             self.kv_pool,
             page_size,
             {
@@ -86,12 +83,25 @@ class OpenmsaSparseLayers(Stock):
                 "topk": self.topk_blocks,
                 "num_init_blocks": self.init_blocks,
                 "num_local_blocks": self.local_blocks,
-                "max_batch": num_requests,
-                "max_total_q": (sizes.max_tokens or num_slots) + num_requests,
-                "max_seqlen_k": num_slots,
             },
         )
+        num_requests, num_slots = self.req_to_token.shape
+        plan = attention.plan(sizes.max_tokens or num_slots, 1, num_slots)
         self._openmsa_tensors = StepTensors(self.req_to_token, page_size, num_requests)
+        self._openmsa = attention
+        _log.info(
+            "openmsa %s serves the sparse layers: %d/%d heads, topk %d, %s on caches in %s, pages of %d; a prefill of %d "
+            "tokens needs %.0f MiB of workspace",
+            __version__,
+            plan.num_heads_q,
+            plan.num_heads_kv,
+            plan.topk,
+            plan.dtype,
+            plan.kv_dtype,
+            plan.page_size,
+            plan.max_total_q,
+            plan.workspace_bytes("msa_attention") / 2**20,
+        )
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
         super().init_forward_metadata_out_graph(forward_batch, in_capture)
@@ -138,9 +148,9 @@ class OpenmsaSparseLayers(Stock):
         step = self._step_of(forward_batch, is_decode=is_decode)
         kind = "decode" if is_decode else "prefill"
         if self._is_first(kind):
-            _log.info("openmsa runs %s, first %d tokens of %d requests", kind, len(q), len(step["seqlens_k"]))
+            _log.info("openmsa runs %s, first %d tokens of %d requests", kind, len(q), len(forward_batch.seq_lens))
         assert self._openmsa is not None  # _serves has looked
-        return None, self._openmsa(q, idx_q, layer, step)
+        return None, self._openmsa(q, idx_q, layer, step.tensors, step.max_seqlen_k)
 
     def _serves(self, layer, forward_batch) -> bool:
         if self._openmsa is None:
@@ -156,22 +166,35 @@ class OpenmsaSparseLayers(Stock):
             return False
         return self._openmsa_layers[layer.layer_id]
 
-    def _step_of(self, forward_batch, *, is_decode: bool) -> dict:
-        """The step's tensors, made once for all layers."""
-        made = self._openmsa_step
-        if made is None or not made.is_of(forward_batch, is_decode):
+    def _step_of(self, forward_batch, *, is_decode: bool) -> Step:
+        """Made once for all layers."""
+        step = self._openmsa_step
+        if step is None or not step.is_of(forward_batch, is_decode):
             batch = (forward_batch.req_pool_indices, forward_batch.seq_lens)
             if is_decode:
                 tensors = self._openmsa_tensors.of_decode(*batch)
             else:
                 tensors = self._openmsa_tensors.of_extend(*batch, forward_batch.extend_seq_lens)
-            made = self._openmsa_step = Step(forward_batch, is_decode, tensors)
-        return made.tensors
+            max_seqlen_k = self._max_seqlen_k_of(forward_batch, is_decode)
+            step = self._openmsa_step = Step(tensors, max_seqlen_k, forward_batch, is_decode)
+        return step
+
+    def _max_seqlen_k_of(self, forward_batch, is_decode: bool) -> int:
+        """Of a prefill, a plan for the keys that there are. Decodes and what a CUDA graph captures get one for all that a
+        request may have: the lengths of a capture are not those of its replays."""
+        lengths = forward_batch.seq_lens_cpu
+        if is_decode or lengths is None or _is_captured(forward_batch.seq_lens):
+            return self.req_to_token.shape[1]
+        return int(lengths.max())
 
     def _is_first(self, kind: str) -> bool:
         is_first = kind not in self._openmsa_said
         self._openmsa_said.add(kind)
         return is_first
+
+
+def _is_captured(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def backend_of_engine() -> type:
