@@ -54,6 +54,21 @@ def test_selection_matters():
     assert TOPK < 5 and error(o, dense) > 10 * BF16
 
 
+@pytest.mark.parametrize("num_heads_q, num_heads_kv", [(16, 1), (8, 1), (64, 4)])
+def test_ranks_of_tensor_parallel(num_heads_q, num_heads_kv):
+    """M3 on four and eight of them, and on one."""
+
+    class Rank(Backend):
+        sizes = Sizes(num_heads_q=num_heads_q, num_index_heads=num_heads_kv, max_tokens=1024)
+
+    engine = Engine(backend_class=Rank)
+    request = engine.add(400)
+    for mode, count in ((EXTEND, 390), (DECODE, 1)):
+        (_, o), tensors = engine.step(mode, [request], [count], seed=count)
+        assert o.shape == (count, num_heads_q * 128)
+        assert error(o, expected([request], [count], tensors)) < BF16
+
+
 def test_rows_and_tokens_that_are_padding():
     """Padded requests of a decode have length 1 in row 0; padded tokens of a prefill lie behind the last request."""
     engine = Engine()

@@ -26,6 +26,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend  # no
 from sglang.srt.layers.radix_attention import RadixAttention  # noqa: E402
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MiniMaxSparseKVPool, ReqToTokenPool  # noqa: E402
 from sglang.srt.model_executor import forward_batch_info  # noqa: E402
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context  # noqa: E402
 from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: E402
 from sglang.srt.runtime_context import get_context, get_parallel  # noqa: E402
 from transformers import PretrainedConfig  # noqa: E402
@@ -131,8 +132,9 @@ class Engine(fakes.Engine):
             self.hybrid.init_forward_metadata(batch)
             assert self.backend._openmsa_step is None or batch.forward_mode.is_decode()
         q, k, v, idx_q, idx_k = (tensors[name] for name in ("q", "k", "v", "index_q", "index_k"))
-        with torch.inference_mode():
-            return self.hybrid.forward(q, k, v, layer, batch, idx_q=idx_q, idx_k=idx_k.unsqueeze(1), idx_v=None)
+        context = ForwardContext(attn_backend=self.hybrid)
+        with torch.inference_mode(), forward_context(context, forward_batch=batch):
+            return layer(q, k, v, batch, idx_q=idx_q, idx_k=idx_k.unsqueeze(1), idx_v=None)
 
 
 def sparse_layer(layer_id=1):
@@ -147,6 +149,15 @@ def test_the_engine_makes_the_backend_of_the_plugin(plugin, caplog):
     assert type(engine.backend) is plugin
     assert "serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16, pages of 128" in caplog.text
     assert "a prefill of 768 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("num_ranks, num_heads_q, num_index_heads", [(1, 64, 4), (4, 16, 1), (8, 8, 1)])
+@pytest.mark.parametrize("chunk, max_tokens", [(2048, 2048), (-1, 0)])
+def test_sizes_of_a_rank(num_ranks, num_heads_q, num_index_heads, chunk, max_tokens, plugin):
+    config = PretrainedConfig(sparse_attention_config={"sparse_num_index_heads": 4})
+    runner = SimpleNamespace(model_config=SimpleNamespace(num_attention_heads=64, hf_config=config))
+    with get_context().override_server_args(chunked_prefill_size=chunk, tp_size=num_ranks):
+        assert plugin.engine_sizes(None, runner) == (num_heads_q, num_index_heads, max_tokens)
 
 
 @pytest.mark.parametrize("page_size", [64, 128, 256])
