@@ -61,16 +61,16 @@ def plan_options(operation: str, dtypes: dict[str, str], extents: dict[str, Any]
         "head_dim": head_dim,
         "index_dim": extents.get("index_dim", head_dim),
         "page_size": extents.get("page_size", 0),
-        "max_batch": _capacity(extents.get("batch", 1)),
-        "max_total_q": _capacity(extents.get("total_k" if operation == "append_kv" else "total_q", 1)),
+        "max_batch": capacity(extents.get("batch", 1)),
+        "max_total_q": capacity(extents.get("total_k" if operation == "append_kv" else "total_q", 1)),
         "max_seqlen_k": max_seqlen_k if is_exact else min(1 << (max_seqlen_k - 1).bit_length(), 2**31 - 1),
-        "max_total_k": _capacity(extents.get("total_k", 1)) if operation in _BOUND_TOTAL_K else 0,
+        "max_total_k": capacity(extents.get("total_k", 1)) if operation in _BOUND_TOTAL_K else 0,
         "kv_dtype": _FP8 if dtypes.get("k_cache") == _FP8 else None,
         "index_dtype": _FP8 if _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k")) else None,
     }
 
 
-def _capacity(extent: int) -> int:
+def capacity(extent: int) -> int:
     """The next of eight steps to each power of two, so that prompts of any length share a few plans, none of which needs an
     eighth more workspace than its largest prompt."""
     step = 1 << max(max(extent, 1).bit_length() - 4, 0)

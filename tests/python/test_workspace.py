@@ -11,7 +11,7 @@ import numpy as np
 import openmsa
 import pytest
 from openmsa import _workspace
-from openmsa._layout import _capacity
+from openmsa._layout import capacity
 from openmsa._plan import cached_plan
 from support import pick, random_layer
 
@@ -101,9 +101,9 @@ def test_freed_beside_running_calls():
 
 @pytest.mark.parametrize("extent", [*range(1, 70), 1000, 4097, 100_001, 2**31 - 1])
 def test_capacities(extent):
-    capacity = _capacity(extent)
-    assert extent <= capacity <= max(extent * 1.125, extent) and capacity == _capacity(capacity)
-    assert extent > 16 or capacity == extent
+    rounded = capacity(extent)
+    assert extent <= rounded <= max(extent * 1.125, extent) and rounded == capacity(rounded)
+    assert extent > 16 or rounded == extent
 
 
 class Gpu:

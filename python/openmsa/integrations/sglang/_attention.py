@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ... import Plan, msa_attention
+from ..._layout import capacity
 from ..._plan import cached_plan
 
 
@@ -30,7 +31,7 @@ class SparseAttention:
 
     def plan(self, num_tokens: int, batch: int, max_seqlen_k: int) -> Plan:
         """Raises openmsa.Error or ValueError for what the backend does not serve."""
-        sizes = (_in_eighths(num_tokens), _in_eighths(batch), 1 << (max_seqlen_k - 1).bit_length())
+        sizes = (capacity(num_tokens), capacity(batch), 1 << (max_seqlen_k - 1).bit_length())
         if sizes != self._last_sizes:  # the layers of a step ask one after the other
             capacities = dict(zip(("max_total_q", "max_batch", "max_seqlen_k"), sizes))
             self._last_plan, self._last_sizes = cached_plan(**self._options, **capacities), sizes
@@ -73,10 +74,3 @@ class SparseAttention:
         if number not in self._scales:
             self._scales[number] = torch.full((1,), number, dtype=torch.float32, device=device)
         return self._scales[number]
-
-
-def _in_eighths(size: int) -> int:
-    """Rounded up to the next of eight steps to each power of two: few plans, none much larger than its largest step."""
-    size = max(size, 1)
-    unit = 1 << max(size.bit_length() - 4, 0)
-    return -(-size // unit) * unit

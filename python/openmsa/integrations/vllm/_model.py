@@ -138,17 +138,13 @@ def plans_of(layer, vllm_config) -> tuple[openmsa.Plan, openmsa.Plan]:
         "softmax_scale": impl.scale,
         "backend": layer._k_scale.device.type,
     }
+    dtype, index_dtype = vllm_config.model_config.dtype, index_impl.index_cache.dtype
     plan = cached_plan(
         **options,
-        dtype=_name(vllm_config.model_config.dtype),
+        dtype=dtype,
         kv_dtype="float8_e4m3fn" if impl.use_fp8_kv else None,
     )
-    index_dtype = _name(index_impl.index_cache.dtype)
-    return plan, plan if plan.dtype == index_dtype else cached_plan(**options, dtype=index_dtype)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return plan, plan if dtype == index_dtype else cached_plan(**options, dtype=index_dtype)
 
 
 def _new_buffer(layer, vllm_config) -> torch.Tensor:

@@ -67,6 +67,14 @@ __device__ __forceinline__ float max_over(int lanes, float x) {
   return x;
 }
 
+/// Largest magnitude of a row of which each of `lanes` neighbouring lanes has 8 channels, over its finite numbers.
+__device__ __forceinline__ float largest_finite(int lanes, const float (&x)[kLaneChannels]) {
+  float largest = 0;
+#pragma unroll
+  for (const float value : x) largest = fmaxf(largest, isfinite(value) ? fabsf(value) : 0);
+  return max_over(lanes, largest);
+}
+
 /// |x|_2 of a row of which each of `lanes` neighbouring lanes has 8 channels. Squares of the row's largest number neither
 /// overflow nor vanish: it is scaled by a power of two first. Not finite where a number is not.
 __device__ __forceinline__ float norm_over(int lanes, const float (&x)[kLaneChannels]) {

@@ -35,11 +35,9 @@ __global__ void __launch_bounds__(kPrepareThreads)
 #pragma unroll 4
   for (int first = 0; first < keys.count; first += at_once) {  // all lanes of a warp go round as often
     const int key = min(first + static_cast<int>(threadIdx.x) / lanes, keys.count - 1), row = keys.first + key;
-    float x[kLaneChannels], largest = 0;
+    float x[kLaneChannels];
     load_channels(k + row * in.k.strides[0], x);
-#pragma unroll
-    for (const float value : x) largest = fmaxf(largest, isfinite(value) ? fabsf(value) : 0);
-    k_max[key] = max_over(lanes, largest);
+    k_max[key] = largest_finite(lanes, x);
     load_channels(v + row * in.v.strides[0], x);
     const float norm = norm_over(lanes, x);
     v_norm[key] = isfinite(norm) ? norm : 0;

@@ -49,11 +49,9 @@ __global__ void __launch_bounds__(kPrepareThreads) max_index_keys_kernel(const P
   const auto* const rows = static_cast<const Element*>(index_k.data) + threadIdx.x % lanes * kLaneChannels;
   for (int first = 0; first < keys.count; first += at_once) {  // all lanes of a warp go round as often
     const int key = min(first + static_cast<int>(threadIdx.x) / lanes, keys.count - 1);
-    float x[kLaneChannels], largest = 0;
+    float x[kLaneChannels];
     load_channels(rows + (keys.first + key) * index_k.strides[0], x);
-#pragma unroll
-    for (const float value : x) largest = fmaxf(largest, isfinite(value) ? fabsf(value) : 0);
-    maxima[key] = max_over(lanes, largest);
+    maxima[key] = largest_finite(lanes, x);
   }
   __syncthreads();
   if (threadIdx.x < 32) run_maxima(maxima, keys.count, threadIdx.x);
