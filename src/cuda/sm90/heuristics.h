@@ -18,7 +18,6 @@ constexpr std::int64_t covering(std::int64_t count, std::int64_t size) { return 
 enum class Path {
   kPrefill,
   kDecode,
-  kMixed,  // the index branch as in prefill, the attention as in decode
 };
 
 /// Shapes that the choice between kernels looks at.
@@ -26,7 +25,6 @@ struct CallShape {
   std::int64_t total_q;
   std::int64_t batch;
   std::int64_t max_seqlen_k;
-  bool has_fp8_kv;
 };
 
 /// Query tokens per sequence, on average, up to which decode kernels serve a call: a few speculated tokens per sequence
@@ -35,13 +33,12 @@ inline constexpr std::int64_t kDecodeQueries = 16;
 /// Keys of a unit of the decode index branch.
 inline constexpr std::int32_t kUnitKeys = 128;
 
-/// Prefill's attention has no fp8 caches: those go to the decode kernels, however many query tokens there are. Decode's
-/// index branch counts the key units of all query tiles in 32 bits; calls with more of them are a prefill.
+/// Decode's index branch counts the key units of all query tiles in 32 bits; calls with more of them are a prefill.
 constexpr Path choose_path(const CallShape& call) {
   const std::int64_t query_tiles = call.total_q + call.batch;
   const std::int64_t key_units = covering(call.max_seqlen_k, kUnitKeys) + 1;
-  if (call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_units) return Path::kDecode;
-  return call.has_fp8_kv ? Path::kMixed : Path::kPrefill;
+  const bool is_decode = call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_units;
+  return is_decode ? Path::kDecode : Path::kPrefill;
 }
 
 // ---- Prefill: index branch ------------------------------------------------------------------------------------------

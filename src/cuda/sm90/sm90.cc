@@ -24,8 +24,7 @@ using core::Problem;
 
 /// The decision of a call, from its shapes alone: everything after it reads the path.
 Path path_of(const Problem& problem) {
-  const Plan& plan = problem.plan;
-  return choose_path({problem.total_q, problem.batch, plan.config.max_seqlen_k, plan.has_fp8_kv()});
+  return choose_path({problem.total_q, problem.batch, problem.plan.config.max_seqlen_k});
 }
 
 void select_blocks(const Problem& problem, Path path, Arena arena, Launch launch) {

@@ -48,25 +48,6 @@ class Fp8Decode : public OnHopper {
   }
 };
 
-/// A prompt over fp8 caches, whose index keys are not.
-TEST_F(Fp8Decode, ManyQueriesOverGivenBlocks) {
-  for (const openmsa_dtype dtype : {OPENMSA_BFLOAT16, OPENMSA_FLOAT16}) {
-    for (const std::int32_t head_dim : {64, 128}) {
-      SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", dtype " << dtype);
-      LayerShape prompt = shape({300, 1, 40});
-      prompt.dtype = dtype;
-      prompt.head_dim = head_dim;
-      prompt.index_dtype = {};
-      Layer layer = device_layer(prompt);
-      expect_layer(layer);
-      for (const Buffer& indices : {random_selection(layer, 3), clustered_selection(layer, 4)}) {
-        layer.tensors["topk_indices"] = indices;
-        expect_attention(layer);
-      }
-    }
-  }
-}
-
 /// k_scale and v_scale are told apart, and need not be of one kind.
 TEST_F(Fp8Decode, ScalesOfKeysAndValuesMayDifferInKind) {
   const auto with_scale = [](Layer layer, const char* name, Scales scales, double value) {

@@ -10,7 +10,7 @@ namespace {
 
 using namespace cuda::sm90;
 
-CallShape call(std::int64_t total_q, std::int64_t batch) { return {total_q, batch, 131072, false}; }
+CallShape call(std::int64_t total_q, std::int64_t batch) { return {total_q, batch, 131072}; }
 
 TEST(ChoosePath, DecodeServesUpToSixteenQueryTokensPerSequence) {
   EXPECT_EQ(choose_path(call(1, 1)), Path::kDecode);
@@ -20,18 +20,10 @@ TEST(ChoosePath, DecodeServesUpToSixteenQueryTokensPerSequence) {
   EXPECT_EQ(choose_path(call(65, 4)), Path::kPrefill);
 }
 
-TEST(ChoosePath, OnlyDecodeAttendsOverFp8Caches) {
-  CallShape fp8 = call(8192, 1);
-  fp8.has_fp8_kv = true;
-  EXPECT_EQ(choose_path(fp8), Path::kMixed);
-  fp8.total_q = 4;
-  EXPECT_EQ(choose_path(fp8), Path::kDecode);
-}
-
 TEST(ChoosePath, KeyUnitsOfADecodeStepFitIn32Bits) {
   // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262112.
-  EXPECT_EQ(choose_path({131056, 131056, 1 << 20, false}), Path::kDecode);
-  EXPECT_EQ(choose_path({131057, 131056, 1 << 20, false}), Path::kPrefill);
+  EXPECT_EQ(choose_path({131056, 131056, 1 << 20}), Path::kDecode);
+  EXPECT_EQ(choose_path({131057, 131056, 1 << 20}), Path::kPrefill);
 }
 
 TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {

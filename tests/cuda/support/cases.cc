@@ -75,4 +75,18 @@ std::vector<NamedShape> fp8_index_shapes() {
   return result;
 }
 
+std::vector<NamedShape> fp8_kv_shapes() {
+  std::vector<NamedShape> result;
+  for (const NamedShape& plain : hopper_shapes()) {
+    for (const Scales scales : {Scales::kNone, Scales::kOne, Scales::kPerToken}) {
+      LayerShape shape = plain.shape;
+      if (shape.page_size == 0) shape.page_size = shape.block_size;
+      shape.kv_dtype = OPENMSA_FLOAT8_E4M3;
+      shape.scales = scales;
+      result.push_back(named("", shape));
+    }
+  }
+  return result;
+}
+
 }  // namespace openmsa::test

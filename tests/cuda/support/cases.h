@@ -12,4 +12,7 @@ std::vector<NamedShape> hopper_shapes();
 /// Those with fp8 index keys, without a scale, with one, and with one per token.
 std::vector<NamedShape> fp8_index_shapes();
 
+/// Those with fp8 caches of k and v, in pages.
+std::vector<NamedShape> fp8_kv_shapes();
+
 }  // namespace openmsa::test

@@ -3,10 +3,7 @@
 // 2, so channels meet in another order, which queries and results follow.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_fp8.h>
-
+#include "cuda/sm90/tile/from_e4m3.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 
 namespace openmsa::cuda::sm90::decode {
@@ -63,19 +60,6 @@ struct CachedKeys {
     }
   }
 };
-
-/// The two e4m3 numbers in the low 16 bits.
-template <class Element>
-__device__ __forceinline__ std::uint32_t from_e4m3(std::uint32_t two) {
-  const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(two), __NV_E4M3);
-  if constexpr (std::is_same_v<Element, cutlass::half_t>) {
-    return raw.x | static_cast<std::uint32_t>(raw.y) << 16;
-  } else {
-    const float2 wide = __half22float2(__half2(raw));
-    const __nv_bfloat162 narrow = __floats2bfloat162_rn(wide.x, wide.y);
-    return *reinterpret_cast<const std::uint32_t*>(&narrow);
-  }
-}
 
 template <class Element, int kKeys, int kDim>
 struct CachedKeys<Element, cutlass::float_e4m3_t, kKeys, kDim> {

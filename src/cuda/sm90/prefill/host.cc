@@ -56,6 +56,8 @@ AttendParams attend_params(const Problem& problem, const AttendWorkspace& worksp
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : plan.config.block_size;
   p.scale_log2 = scale_log2(plan);
   p.out = output_rows(problem.tensors);
+  p.k_scale = token_scale(problem.tensors.k_scale);
+  p.v_scale = token_scale(problem.tensors.v_scale);
   return p;
 }
 
@@ -101,8 +103,8 @@ void attend(const Problem& problem, Arena arena, Launch launch) {
   AttendParams p = attend_params(problem, workspace);
   const std::int32_t batches = cut_into_batches(problem, p, launch.num_sms);
   const AttendMaps maps = attend_maps(problem, p.work, p.key_box_rows);
-  AttendFunction* const attend_work =
-      find_variant(kAttendVariants, {config.dtype, config.head_dim, config.block_size}, "sparse_attention");
+  AttendFunction* const attend_work = find_variant(
+      kAttendVariants, {config.dtype, config.kv_dtype, config.head_dim, config.block_size}, "sparse_attention");
 
   const std::int64_t lists = std::int64_t{p.work.max_lists} * workspace.scheduled;
   check(cudaMemsetAsync(p.work.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");

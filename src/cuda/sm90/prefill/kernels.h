@@ -20,7 +20,7 @@ struct AttendMaps {
 using AttendFunction = void(const AttendParams& p, const AttendMaps& maps, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.
-template <openmsa_dtype kDtype, int kDim, int kBlock>
+template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim, int kBlock>
 void launch_attend(const AttendParams& p, const AttendMaps& maps, Launch launch);
 
 }  // namespace openmsa::cuda::sm90::prefill

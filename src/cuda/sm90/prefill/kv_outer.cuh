@@ -4,6 +4,9 @@
 //
 //   barrier       arrivals                       waited on by  guards
 //   kv_full[i]    warp 0, twice, + bytes         consumers     keys and values of stage i
+//                 (e4m3: warps 1 to 3)
+//   raw_full[i]   warp 0, twice, + bytes         warps 1 to 3  the same in e4m3, and scales
+//                 (thrice where tokens have scales)
 //   kv_empty[i]   every consumer warp            warp 0        all three warpgroups are done with stage i
 //   q_full[i]     32 lanes + bytes of q          one consumer  queries and slots of stage i
 //   q_empty[i]    that consumer's four warps     its producer  the partial o, staged where q was, has been read
@@ -11,12 +14,16 @@
 // Producers: warp 0 loads keys and values, warps 1 to 3 each the queries of one consumer, which has two stages of its
 // own.
 //
+// Keys and values in e4m3 become 16 bits wide where they lie (tile/widen.cuh), by warps 1 to 3 before they load the
+// queries of the item: its first queries come later by that, when each consumer has two tiles of the item before yet.
+//
 // Per tile (head_dim 128, kv_block 128): products 1024 cycles of the tensor cores, 8192 exponentials 512 cycles; three
 // warpgroups take turns, so that exponentials hide behind products. 16 KB of q come in from the L2 cache and 16 KB of
 // partial results go out to memory: with many pairs the link between the two halves of the L2 cache is the bound.
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/sm90/prefill/cached_tile.cuh"
 #include "cuda/sm90/prefill/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
@@ -27,24 +34,36 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-template <class Element, int kDim, int kBlock>
+/// Cached_: element type of k and v in memory.
+template <class Element, class Cached_, int kDim, int kBlock>
 struct KvOuterConfig {
-  using Tile = AttentionTile<Element, kDim, kBlock>;
+  using Cached = Cached_;
+  using Tile = CachedTile<Element, Cached, kDim, kBlock>;
+  static constexpr bool kIsQuantized = sizeof(Cached) == 1;
   static constexpr int kConsumers = 3;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kKeyStages = 2;
   static constexpr int kTurns = 2;  // stages of queries of each consumer
   static constexpr int kQueryStages = kTurns * kConsumers;
+  static constexpr int kKeyElements = cached_tile_elements<Cached, kDim, kBlock>();
 
+  struct WidenStorage {
+    alignas(16) float k_scale[kKeyStages][kBlock];  // where tokens have one each
+    float v_unit[kKeyStages];
+    std::uint64_t raw_full[kKeyStages];
+  };
   struct Storage {
-    alignas(1024) Element k[kKeyStages][kBlock * kDim];
-    alignas(1024) Element v[kKeyStages][kBlock * kDim];
+    alignas(1024) Element k[kKeyStages][kKeyElements];
+    alignas(1024) Element v[kKeyStages][kKeyElements];
     alignas(1024) Element q[kQueryStages][kWarpgroupRows * kDim];
     std::int32_t slots[kQueryStages]
                       [kWarpgroupRows];  // where each query of the tile leaves its partial result; -1: nobody
     std::int32_t counts[kKeyStages];     // visits of the item
     std::uint64_t kv_full[kKeyStages], kv_empty[kKeyStages], q_full[kQueryStages], q_empty[kQueryStages];
+    std::conditional_t<kIsQuantized, WidenStorage, Nothing> widen;
   };
+  static constexpr std::size_t kSharedBytes = shared_bytes<Cached, Storage>();
+  static_assert(kSharedBytes <= 227 << 10);
 };
 
 /// Every `step`-th tile of up to 64 rows of the CTA's work items, beginning with tile `first`, for a warp. The next
@@ -58,6 +77,8 @@ class TileStream {
     seek(first * capacity_);
   }
   __device__ __forceinline__ bool done() const { return number_ >= num_items_; }
+  /// The item of the tile.
+  __device__ __forceinline__ int number() const { return number_; }
   __device__ __forceinline__ int count() const { return min(capacity_, item_.count - begin_); }
   /// Query lane + 32 * i of the tile; slot -1: none.
   __device__ __forceinline__ Visit visit(int i) const { return visits_[i]; }
@@ -138,17 +159,74 @@ __device__ __forceinline__ void produce_keys(const AttendParams& p, const CUtens
   }
 }
 
+/// The same in e4m3, with the scales of tokens; a warp.
+template <class Config>
+__device__ __forceinline__ void produce_e4m3_keys(const AttendParams& p, const CUtensorMap& map_k,
+                                                  const CUtensorMap& map_v, typename Config::Storage& storage,
+                                                  int num_items, int lane) {
+  using Tile = typename Config::Tile;
+  using Cached = typename Config::Cached;
+  using Widened = WidenedTile<Tile::kDim, Tile::kBlock>;
+  PipelineState<Config::kKeyStages> ring;
+  for (int number = blockIdx.x; number < num_items; number += gridDim.x, ring.advance()) {
+    const KvOuterItem item = p.work.items[number];
+    const SequenceView view = p.batch.sequence(item.sequence);
+    const int used = min(Tile::kBlock, view.seqlen_k - item.block * Tile::kBlock), stage = ring.stage;
+    const BlockPages<Tile::kBlock> pages(p.batch, item.sequence, view.seqlen_k, item.block, true, lane);
+    const BlockScales<Tile::kBlock> scales(p, pages, 0, used, lane);
+    std::uint64_t* const full = &storage.widen.raw_full[stage];
+    EmptyBarrier::wait(&storage.kv_empty[stage], ring.phase ^ 1);
+    if (lane == 0) storage.counts[stage] = item.count;
+    pages.template load<Tile::kDim>(map_k, p.work.head, 0, used, Widened::template source<Cached>(storage.k[stage]),
+                                    full);
+    pages.template load<Tile::kDim>(map_v, p.work.head, 0, used, Widened::template source<Cached>(storage.v[stage]),
+                                    full);
+    if (!has_scales_of_tokens(p)) continue;
+    if (p.k_scale.is_per_token()) scales.store_keys(storage.widen.k_scale[stage], lane);
+    if (p.v_scale.is_per_token()) {
+      ValueUnit unit;
+      unit.raise(scales.largest_of_values());
+      scales.template store_shares<Widened>(unit, storage.v[stage], lane);
+      if (lane == 0) storage.widen.v_unit[stage] = unit.value();
+    }
+    __syncwarp();
+    if (lane == 0) EmptyBarrier::arrive(full);
+  }
+}
+
+/// The share of query warp `number` of an item's keys and values.
+template <class Config>
+__device__ __forceinline__ void widen_item(const AttendParams& p, typename Config::Storage& storage,
+                                           PipelineState<Config::kKeyStages> at, int number, int lane) {
+  using Tile = typename Config::Tile;
+  FullBarrier::wait(&storage.widen.raw_full[at.stage], at.phase);
+  widen_keys<Tile>(storage.k[at.stage], number, Config::kConsumers, lane);
+  widen_values<Tile>(p, storage.v[at.stage], number, Config::kConsumers, lane);
+  finish_widening(&storage.kv_full[at.stage], lane);
+}
+
 /// Queries of one consumer; a warp.
 template <class Config>
 __device__ __forceinline__ void produce_queries(const AttendParams& p, const CUtensorMap& map_q,
                                                 typename Config::Storage& storage, int num_items, int consumer) {
   PipelineState<Config::kTurns> turn;
-  for (TileStream tiles(p, num_items, consumer, Config::kConsumers); !tiles.done(); turn.advance()) {
+  TileStream tiles(p, num_items, consumer, Config::kConsumers);
+  const auto load_next = [&] {
     const int stage = turn.stage * Config::kConsumers + consumer, count = tiles.count();
     const Visit visits[2] = {tiles.visit(0), tiles.visit(1)};
     tiles.advance();
     EmptyBarrier::wait(&storage.q_empty[stage], turn.phase ^ 1);
     load_tile_queries<Config>(p, map_q, visits, count, stage, storage);
+    turn.advance();
+  };
+  if constexpr (Config::kIsQuantized) {
+    PipelineState<Config::kKeyStages> keys;
+    for (int number = blockIdx.x; number < num_items; number += gridDim.x, keys.advance()) {
+      widen_item<Config>(p, storage, keys, consumer, threadIdx.x % 32);
+      while (tiles.number() == number) load_next();
+    }
+  } else {
+    while (!tiles.done()) load_next();
   }
 }
 
@@ -170,25 +248,33 @@ __device__ __forceinline__ void store_partials(const AttendParams& p, int stage,
 
 /// One tile of a consumer: softmax(q k^T) v into its stage and from there into the slots.
 template <class Config, class Release>
-__device__ __forceinline__ void attend_tile(const AttendParams& p, int stage, const typename Config::Tile::Element* k,
-                                            const typename Config::Tile::Element* v, int thread,
-                                            const Release& release_previous, typename Config::Storage& storage) {
+__device__ __forceinline__ void attend_tile(const AttendParams& p, float scale_log2, int stage, int key_stage,
+                                            int thread, const Release& release_previous,
+                                            typename Config::Storage& storage) {
   using namespace cute;
   using Tile = typename Config::Tile;
   using Row = PartialRow<Tile>;
   const int lane = thread % 32, warp = thread / 32, head_mask = (1 << p.log2_group_size) - 1;
   const int row0 = warp * 16 + lane / 4, row1 = row0 + 8;
   auto* const q = storage.q[stage];
+  const auto* const v = reinterpret_cast<const typename Tile::Value*>(storage.v[key_stage]);
 
   typename Tile::Scores s;
-  Tile::template start_scores<typename Tile::LayoutQueries>(q, k, s, thread);
+  Tile::template start_scores<typename Tile::LayoutQueries>(q, storage.k[key_stage], s, thread);
   release_previous();
+  KeyScales<Tile, Tile::kScoreColumns / 2> k_scales;
+  if constexpr (Config::kIsQuantized) {
+    k_scales.start(storage.widen.k_scale[key_stage], lane);  // whatever lies there where it is not wanted
+  }
   warpgroup_wait<0>();
   warpgroup_fence_operand(s);
+  if constexpr (Config::kIsQuantized) {
+    if (p.k_scale.is_per_token()) k_scales.apply(s);
+  }
 
   Softmax softmax;
   float alpha[2];
-  softmax.template update<Tile>(s, p.scale_log2, alpha);
+  softmax.template update<Tile>(s, scale_log2, alpha);
   typename Tile::Values o;
   const auto probabilities = Tile::round_scores(s);
   Tile::start_values(probabilities, v, o, false, thread);
@@ -198,8 +284,12 @@ __device__ __forceinline__ void attend_tile(const AttendParams& p, int stage, co
   warpgroup_wait<0>();
   warpgroup_fence_operand(o);
 
-  Row::store(o, 0, reciprocal_approx(sum0), q + row0 * Tile::kDim, row0 & head_mask, lane);
-  Row::store(o, 1, reciprocal_approx(sum1), q + row1 * Tile::kDim, row1 & head_mask, lane);
+  float unit = 1;
+  if constexpr (Config::kIsQuantized) {
+    if (p.v_scale.is_per_token()) unit = storage.widen.v_unit[key_stage];
+  }
+  Row::store(o, 0, reciprocal_approx(sum0) * unit, q + row0 * Tile::kDim, row0 & head_mask, lane);
+  Row::store(o, 1, reciprocal_approx(sum1) * unit, q + row1 * Tile::kDim, row1 & head_mask, lane);
   tma_store_fence();  // waits for stores to global memory too: the log-sum-exps come after it
   __syncwarp();
   store_partials<Config>(p, stage, warp, lane, storage);
@@ -215,6 +305,8 @@ template <class Config>
 __device__ __forceinline__ void consume_kv_outer(const AttendParams& p, typename Config::Storage& storage,
                                                  int num_items, int consumer, int thread) {
   const int capacity = kWarpgroupRows >> p.log2_group_size;
+  float scale_log2 = p.scale_log2;
+  if constexpr (Config::kIsQuantized) scale_log2 *= scale_for_all(p.k_scale);
   PipelineState<Config::kKeyStages> keys;
   PipelineState<Config::kTurns> turn;
   int staged = -1;  // stage whose partial results are on their way to memory
@@ -231,7 +323,7 @@ __device__ __forceinline__ void consume_kv_outer(const AttendParams& p, typename
     for (; next < first; next += Config::kConsumers, turn.advance()) {
       const int stage = turn.stage * Config::kConsumers + consumer;
       FullBarrier::wait(&storage.q_full[stage], turn.phase);
-      attend_tile<Config>(p, stage, storage.k[keys.stage], storage.v[keys.stage], thread, release_staged, storage);
+      attend_tile<Config>(p, scale_log2, stage, keys.stage, thread, release_staged, storage);
       staged = stage;
     }
     __syncwarp();
@@ -245,11 +337,14 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     kv_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
                     const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
-  extern __shared__ char raw[];
+  extern __shared__ __align__(1024) char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
-    init_ring(storage.kv_full, storage.kv_empty, 4 * Config::kConsumers, 2);
+    init_ring(storage.kv_full, storage.kv_empty, 4 * Config::kConsumers, Config::kIsQuantized ? Config::kConsumers : 2);
     init_ring(storage.q_full, storage.q_empty, 4, 32);
+    if constexpr (Config::kIsQuantized) {
+      for (std::uint64_t& full : storage.widen.raw_full) FullBarrier::init(&full, has_scales_of_tokens(p) ? 3 : 2);
+    }
   });
   wait_for_earlier_kernels();
 
@@ -257,7 +352,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // 65536 registers of the CTA: 56 x 128 for the producer, 152 x 384 for the consumers.
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<56>();
-    if (threadIdx.x == 0) produce_keys<Config>(p, map_k, map_v, storage, num_items);
+    if constexpr (Config::kIsQuantized) {
+      if (threadIdx.x < 32) produce_e4m3_keys<Config>(p, map_k, map_v, storage, num_items, threadIdx.x);
+    } else {
+      if (threadIdx.x == 0) produce_keys<Config>(p, map_k, map_v, storage, num_items);
+    }
     if (threadIdx.x >= 32) produce_queries<Config>(p, map_q, storage, num_items, threadIdx.x / 32 - 1);
   } else {
     cutlass::arch::warpgroup_reg_alloc<152>();

@@ -10,17 +10,15 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-template <openmsa_dtype kDtype, int kDim, int kBlock>
+template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim, int kBlock>
 void launch_attend(const AttendParams& p, const AttendMaps& maps, Launch launch) {
-  using KvOuter = KvOuterConfig<Element<kDtype>, kDim, kBlock>;
-  using QOuter = QOuterConfig<Element<kDtype>, kDim, kBlock>;
+  using KvOuter = KvOuterConfig<Element<kDtype>, Element<kCached>, kDim, kBlock>;
+  using QOuter = QOuterConfig<Element<kDtype>, Element<kCached>, kDim, kBlock>;
   const auto num_sms = static_cast<unsigned int>(launch.num_sms);
-  cuda::launch("kv_outer", kv_outer_kernel<KvOuter>,
-               {num_sms, KvOuter::kThreads, sizeof(typename KvOuter::Storage) + 1024}, launch.stream, p,
-               maps.kv_outer_q, maps.k, maps.v);
+  cuda::launch("kv_outer", kv_outer_kernel<KvOuter>, {num_sms, KvOuter::kThreads, KvOuter::kSharedBytes}, launch.stream,
+               p, maps.kv_outer_q, maps.k, maps.v);
   cuda::launch("q_outer", q_outer_kernel<QOuter>,
-               {std::min(num_sms, static_cast<unsigned int>(p.work.max_tiles)), QOuter::kThreads,
-                sizeof(typename QOuter::Storage) + 1024},
+               {std::min(num_sms, static_cast<unsigned int>(p.work.max_tiles)), QOuter::kThreads, QOuter::kSharedBytes},
                launch.stream, p, maps.q_outer_q, maps.k, maps.v);
 }
 

@@ -19,6 +19,8 @@ struct AttendParams : ScheduleParams {
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)
   OutputRows out;
+  TokenScale k_scale;  // of e4m3 keys and values
+  TokenScale v_scale;
 };
 
 }  // namespace openmsa::cuda::sm90::prefill

@@ -9,11 +9,18 @@
 //   barrier      arrivals                            waited on by  guards
 //   q_full[i]    32 lanes + bytes of q               consumers     a tile and its queries; the next tile's come early
 //   q_empty[i]   one thread per consumer             producer      o, staged where q was, is written
+//                (e4m3: and one of each warp beside the producer)
 //   full[i]      producer + bytes                    consumers     k, v or partial results of stage i
+//                (e4m3: wideners; partial results: producer, as often, + bytes)
+//   raw_full[i]  producer + bytes of k or v          wideners      e4m3 and scales in stage i
+//                (+ warp 1 where tokens have scales; partial results: producer, as often)
 //   empty[i]     one thread per consumer             producer      both warpgroups are done with stage i
 //   kWarpgroup   128 threads of a warpgroup          the same      all of it is done with a partial / o is staged
 //   kTailCleared 256 threads                         the same      values that no query sees are zero
 //   kTurn        128 threads of the other warpgroup  one of them   its turn on the tensor cores
+//
+// Keys and values in e4m3 become 16 bits wide where they lie (tile/widen.cuh), by six warps, the wideners: two of the
+// producer's warpgroup and all of another one. Warp 1 loads the scales of tokens.
 //
 // Per kv_block (head_dim 128, kv_block 128): products 2048 cycles, 16384 exponentials 1024 cycles beside them. Merging
 // reads 32 KB per slot and is bound by memory.
@@ -21,7 +28,8 @@
 
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
-#include "cuda/sm90/prefill/params.h"
+#include "cuda/sm90/prefill/q_outer_config.cuh"
+#include "cuda/sm90/prefill/q_outer_e4m3.cuh"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/causal_mask.cuh"
@@ -32,53 +40,6 @@
 #include "cuda/sm90/tile/softmax.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
-
-/// Named barriers of the table above.
-enum class QOuterBarrier {
-  kWarpgroup = 1,    // and 2: of each warpgroup
-  kTailCleared = 3,  // of both
-  kTurn = 4,         // and 5: of each warpgroup
-};
-
-/// A tile of the schedule batch with the work that the schedule gave it, put beside its queries by the producer.
-struct QOuterTile {
-  QueryTile queries;
-  std::int32_t number;  // of the schedule batch
-  std::int32_t num_shared;
-  std::int32_t most_slots;                    // of the query with most of them
-  std::int32_t slot_counts[kMaxTileQueries];  // 0 after the last query
-};
-
-/// The shared blocks of the schedule batch's tile `number`.
-__device__ __forceinline__ const SharedBlock* shared_of_tile(const AttendParams& p, int number) {
-  return p.work.shared + static_cast<std::int64_t>(number) * p.work.tile_queries * p.topk;
-}
-
-/// Slot 0 of the first query of tile `number`, counted over the schedule batch; then slot 0 of the second one.
-__device__ __forceinline__ std::int64_t first_slot_of_tile(const AttendParams& p, int number) {
-  return static_cast<std::int64_t>(number) * p.work.slots * p.work.tile_queries;
-}
-
-template <class Element, int kDim, int kBlock>
-struct QOuterConfig {
-  using Tile = AttentionTile<Element, kDim, kBlock>;
-  static constexpr int kConsumers = 2;
-  static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kStages = 5;
-  static constexpr int kQueryStages = 2;
-  static constexpr int kStageRows = kConsumers * kWarpgroupRows;  // a kv_block, or one slot of all rows
-
-  struct Storage {
-    alignas(1024) Element q[kQueryStages][kConsumers][kWarpgroupRows * kDim];
-    alignas(1024) Element ring[kStages][kStageRows * kDim];
-    QOuterTile tiles[kQueryStages];
-    std::uint64_t full[kStages], empty[kStages], q_full[kQueryStages], q_empty[kQueryStages];
-  };
-};
-
-__device__ __forceinline__ int tiles_of_work(const AttendParams& p) {
-  return max(0, min(p.work.max_tiles, p.index.tiles[p.batch.batch + 1] - p.work.first_tile));
-}
 
 /// Slot `slot` of every query that has it: one copy where all do, else one per query, with the producer's whole warp.
 /// `own_slots`: slots of query `lane`.
@@ -91,6 +52,7 @@ __device__ __forceinline__ void load_slot(const AttendParams& p, std::int64_t fi
   const bool has = own_slots > slot;
   const int count = __popc(__ballot_sync(kFullWarp, has));
   if (x == 0) FullBarrier::arrive_and_expect_tx(full, count * bytes);
+  if (x > 0 && x < Config::kFullArrivals) EmptyBarrier::arrive(full);
   __syncwarp();
   const auto* const from = static_cast<const Element*>(p.work.partial_o) +
                            (first_slot + static_cast<std::int64_t>(slot) * p.work.tile_queries) * elements;
@@ -145,21 +107,29 @@ __device__ __forceinline__ void produce_q_outer(const AttendParams& p, const CUt
     load_tile<Config>(p, map_q, tile, number, num_shared, own_slots, most_slots, queries, storage);
     __syncwarp();
     const SharedBlock* const entries = shared_of_tile(p, number);
-    for (int u = 0; u < num_shared; ++u) {
-      for (const CUtensorMap* map : {&map_k, &map_v}) {
-        if (lane == 0) {
-          EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
-          load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
-              *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.work.head},
-              storage.ring[ring.stage], &storage.full[ring.stage]);
+    if constexpr (Config::kIsQuantized) {
+      load_e4m3_blocks<Config>(p, map_k, map_v, tile, entries, num_shared, ring, storage);
+    } else {
+      for (int u = 0; u < num_shared; ++u) {
+        for (const CUtensorMap* map : {&map_k, &map_v}) {
+          if (lane == 0) {
+            EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
+            load_keys<typename Tile::Element, Tile::kDim, Tile::kBlock>(
+                *map, p.batch, tile.sequence, tile.view, entries[u].block * Tile::kBlock, {p.key_box_rows, p.work.head},
+                storage.ring[ring.stage], &storage.full[ring.stage]);
+          }
+          ring.advance();
         }
-        ring.advance();
       }
     }
     __syncwarp();
     const std::int64_t first_slot = first_slot_of_tile(p, number);
     for (int slot = 0; slot < most_slots; ++slot) {
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
+      if constexpr (Config::kIsQuantized) {
+        // Keeps its phase that of the ring.
+        if (lane < raw_arrivals(p)) EmptyBarrier::arrive(&storage.widen.raw_full[ring.stage]);
+      }
       load_slot<Config>(p, first_slot, slot, own_slots, storage.ring[ring.stage], &storage.full[ring.stage]);
       ring.advance();
     }
@@ -196,11 +166,11 @@ __device__ __forceinline__ void mask_block(typename Tile::Scores& s, const Consu
 /// The two warpgroups take turns in starting products. Without turns they fall in step, and the tensor cores idle while
 /// both compute their softmax.
 template <class Config>
-__device__ __forceinline__ void attend_shared(const AttendParams& p, const QOuterTile& tile, int consumer,
-                                              const typename Config::Tile::Element* q,
+__device__ __forceinline__ void attend_shared(const AttendParams& p, float scale_log2, const QOuterTile& tile,
+                                              int consumer, const typename Config::Tile::Element* q,
                                               typename Config::Storage& storage, PipelineState<Config::kStages>& ring,
-                                              const ConsumerRow (&rows)[2], Softmax& softmax,
-                                              typename Config::Tile::Values& o, int thread) {
+                                              PipelineState<Config::kScaleStages>& blocks, const ConsumerRow (&rows)[2],
+                                              Softmax& softmax, typename Config::Tile::Values& o, int thread) {
   using namespace cute;
   using Tile = typename Config::Tile;
   if (tile.num_shared == 0) return;
@@ -217,7 +187,30 @@ __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOute
       clear_tail<Tile>(storage.ring[at.stage], valid, consumer * 128 + thread, 128 * Config::kConsumers,
                        QOuterBarrier::kTailCleared);
     }
-    Tile::start_values(probabilities, storage.ring[at.stage], o, true, thread);
+    const auto* const v = reinterpret_cast<const typename Tile::Value*>(storage.ring[at.stage]);
+    Tile::start_values(probabilities, v, o, true, thread);
+  };
+  // Of the block that `blocks` is at; whatever lies there where keys have none.
+  KeyScales<Tile, 2> k_scales;
+  const auto start_scales = [&] {
+    if constexpr (Config::kIsQuantized) k_scales.start(storage.widen.scales[blocks.stage].k, lane);
+  };
+  const auto scale_block = [&](typename Tile::Scores& s) {
+    if constexpr (Config::kIsQuantized) {
+      if (p.k_scale.is_per_token()) k_scales.apply(s);
+    }
+  };
+  // o is in units of the largest value so far; sums of probabilities are not.
+  float unit = 1;
+  const auto change_unit = [&](float(&alpha)[2]) {
+    if constexpr (Config::kIsQuantized) {
+      if (!p.v_scale.is_per_token()) return;
+      const float next = storage.widen.scales[blocks.stage].v_unit;
+      const float ratio = unit * ValueUnit::inverse_of_power(next);
+      alpha[0] *= ratio;
+      alpha[1] *= ratio;
+      unit = next;
+    }
   };
 
   // s lives from its product to its rounding, no longer: beside o and the probabilities there is no room for a second.
@@ -227,17 +220,21 @@ __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOute
     typename Tile::Scores s;
     FullBarrier::wait(&storage.full[ring.stage], ring.phase);
     Tile::start_scores(q, storage.ring[ring.stage], s, thread);
+    start_scales();
     warpgroup_wait<0>();
     warpgroup_fence_operand(s);
     release(ring.stage);
+    scale_block(s);
     mask_block<Tile>(s, rows, entry, lane);
-    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    softmax.template update<Tile>(s, scale_log2, alpha);
+    change_unit(alpha);
     return Tile::round_scores(s);
   };
   auto probabilities = first_probabilities();
   for (int u = 1; u < tile.num_shared; ++u) {
     const auto values = ring.after(1);
     ring.advance(2);
+    blocks.advance();
     typename Tile::Scores s;
     FullBarrier::wait(&storage.full[ring.stage], ring.phase);
     sync(of_consumer(QOuterBarrier::kTurn, consumer), 128 * Config::kConsumers);
@@ -245,11 +242,14 @@ __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOute
     start_values(probabilities, entry, values);
     arrive(of_consumer(QOuterBarrier::kTurn, 1 - consumer), 128 * Config::kConsumers);
     entry = entries[u];
+    start_scales();
     warpgroup_wait<1>();
     warpgroup_fence_operand(s);
     release(ring.stage);
+    scale_block(s);
     mask_block<Tile>(s, rows, entry, lane);
-    softmax.template update<Tile>(s, p.scale_log2, alpha);
+    softmax.template update<Tile>(s, scale_log2, alpha);
+    change_unit(alpha);
     softmax.finish();
     warpgroup_wait<0>();
     warpgroup_fence_operand(o);
@@ -261,9 +261,13 @@ __device__ __forceinline__ void attend_shared(const AttendParams& p, const QOute
   const auto values = ring.after(1);
   start_values(probabilities, entry, values);
   ring.advance(2);
+  blocks.advance();
   warpgroup_wait<0>();
   warpgroup_fence_operand(o);
   release(values.stage);
+  if constexpr (Config::kIsQuantized) {
+    if (p.v_scale.is_per_token()) scale_values<Tile>(o, {unit, unit});
+  }
 }
 
 /// Log-sum-exps of a row's partial results. The four lanes of a quad, which share their rows, look after one slot each
@@ -331,7 +335,7 @@ template <class Config>
 __device__ __forceinline__ void write_results(const AttendParams& p, const QOuterTile& tile, int consumer,
                                               typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
                                               const Softmax& softmax, const typename Config::Tile::Values& o,
-                                              int thread) {
+                                              float value_scale, int thread) {
   using Tile = typename Config::Tile;
   using Element = typename Tile::Element;
   constexpr int kChunks = Tile::kDim / 8;
@@ -340,7 +344,7 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const QOute
   float scale[2];
   for (int i = 0; i < 2; ++i) {
     const float sum = quad_sum(softmax.sum[i]);
-    scale[i] = sum == 0 ? 0 : reciprocal_approx(sum);
+    scale[i] = sum == 0 ? 0 : reciprocal_approx(sum) * value_scale;
     const bool exists = rows[i].query < tile.queries.count && rows[i].head >= 0;
     if (p.out.lse != nullptr && exists && lane % 4 == 0) {
       const int head = p.work.head * group + rows[i].head;
@@ -373,6 +377,12 @@ __device__ __forceinline__ void consume_q_outer(const AttendParams& p, typename 
   const int group_mask = (1 << p.log2_group_size) - 1;
   PipelineState<Config::kStages> ring;
   PipelineState<Config::kQueryStages> queries;
+  PipelineState<Config::kScaleStages> blocks;
+  float scale_log2 = p.scale_log2, value_scale = 1;
+  if constexpr (Config::kIsQuantized) {
+    scale_log2 *= scale_for_all(p.k_scale);
+    value_scale = scale_for_all(p.v_scale);
+  }
   if (consumer == 1) arrive(QOuterBarrier::kTurn, 128 * Config::kConsumers);
   const int tiles = tiles_of_work(p);
   for (int number = blockIdx.x; number < tiles; number += gridDim.x, queries.advance()) {
@@ -392,9 +402,9 @@ __device__ __forceinline__ void consume_q_outer(const AttendParams& p, typename 
     Softmax softmax;
     float group_lse[2];  // on their way during attend_shared
     for (int i = 0; i < 2; ++i) group_lse[i] = PartialLse(p, tile, rows[i]).of_group(0, thread % 32);
-    attend_shared<Config>(p, tile, consumer, q, storage, ring, rows, softmax, o, thread);
+    attend_shared<Config>(p, scale_log2, tile, consumer, q, storage, ring, blocks, rows, softmax, o, thread);
     merge_slots<Config>(p, tile, consumer, storage, ring, rows, group_lse, softmax, o, thread);
-    write_results<Config>(p, tile, consumer, q, rows, softmax, o, thread);
+    write_results<Config>(p, tile, consumer, q, rows, softmax, o, value_scale, thread);
     if (thread == 0) EmptyBarrier::arrive(&storage.q_empty[queries.stage]);
   }
 }
@@ -403,20 +413,36 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     q_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
                    const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
-  extern __shared__ char raw[];
+  extern __shared__ __align__(1024) char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
-    init_ring(storage.full, storage.empty, Config::kConsumers);
-    init_ring(storage.q_full, storage.q_empty, Config::kConsumers, 32);
+    init_ring(storage.full, storage.empty, Config::kConsumers, Config::kFullArrivals);
+    if constexpr (Config::kIsQuantized) {
+      const int readers = Config::kConsumers + Config::kWideners + (has_scales_of_tokens(p) ? 1 : 0);
+      init_ring(storage.q_full, storage.q_empty, readers, 32);
+      for (std::uint64_t& full : storage.widen.raw_full) FullBarrier::init(&full, raw_arrivals(p));
+    } else {
+      init_ring(storage.q_full, storage.q_empty, Config::kConsumers, 32);
+    }
   });
   wait_for_earlier_kernels();
 
-  // 64512 registers of the CTA: 40 x 128 for the producer, 232 x 256 for the consumers.
+  // 64512 registers of the CTA: 40 x 128 for the producer, 232 x 256 for the consumers. e4m3: 65536, 48 x 128 for the
+  // producer, the scales and two wideners, 216 x 256 for the consumers, 32 x 128 for the other wideners.
   if (threadIdx.x < 128) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    cutlass::arch::warpgroup_reg_dealloc<Config::kIsQuantized ? 48 : 40>();
     if (threadIdx.x < 32) produce_q_outer<Config>(p, map_q, map_k, map_v, storage);
+    if constexpr (Config::kIsQuantized) {
+      if (threadIdx.x / 32 == 1 && has_scales_of_tokens(p)) load_scales_of_shared<Config>(p, storage);
+      if (threadIdx.x >= 64) widen_q_outer<Config>(p, storage, threadIdx.x / 32 - 2, threadIdx.x % 32);
+    }
+  } else if (Config::kIsQuantized && threadIdx.x >= 384) {
+    if constexpr (Config::kIsQuantized) {
+      cutlass::arch::warpgroup_reg_dealloc<32>();
+      widen_q_outer<Config>(p, storage, threadIdx.x / 32 - 10, threadIdx.x % 32);
+    }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
+    cutlass::arch::warpgroup_reg_alloc<Config::kIsQuantized ? 216 : 232>();
     const int thread = thread_index();
     consume_q_outer<Config>(p, storage, thread / 128 - 1, thread % 128);
   }

@@ -3,6 +3,8 @@
 //   s[64][kBlock] = q k^T    (q and k from shared memory)
 //   o[64][kDim]  += p v      (p from registers, v from shared memory)
 //
+// p and v may be of another element type, Value, than q, k and o.
+//
 // A thread holds two rows of each accumulator, 16 * warp + lane / 4 and the one 8 below, with columns
 // 8 * n + 2 * (lane % 4) + {0, 1}; the four lanes of a quad share a row.
 #pragma once
@@ -22,15 +24,16 @@ namespace openmsa::cuda::sm90 {
 inline constexpr int kWarpgroupRows = 64;  // query rows of a tile: a warpgroup's product
 inline constexpr int kPanelChannels = 64;  // of one swizzled panel of 128 bytes
 
-template <class Element_, int kDim_, int kBlock_>
+template <class Element_, int kDim_, int kBlock_, class Value_ = Element_>
 struct AttentionTile {
   using Element = Element_;
+  using Value = Value_;
   static constexpr int kDim = kDim_;
   static constexpr int kBlock = kBlock_;
   static constexpr int kHalves = kDim / kPanelChannels;
 
   using KMajor = cute::GMMA::Layout_K_SW128_Atom<Element>;
-  using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Element>;
+  using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<Value>;
   using LayoutQ = decltype(cute::tile_to_shape(KMajor{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kDim>>{}));
   // The halves of eight rows side by side: whole rows of queries can then be loaded one by one.
   using LayoutQueries = decltype(cute::tile_to_shape(
@@ -44,7 +47,7 @@ struct AttentionTile {
   using ScoreMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float, ScoreShape, cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using ValueMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<Element, Element, float, ValueShape, cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+      cute::GMMA::rs_op_selector<Value, Value, float, ValueShape, cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
   static constexpr int kScoreColumns = kBlock / 8;  // groups of 8 columns of s
   static constexpr int kValueColumns = kDim / 8;    // and of o
@@ -66,12 +69,11 @@ struct AttentionTile {
   }
 
   /// The probabilities in s as the left operand of p v.
-  __device__ static auto round_scores(const Scores& s) { return round_to_operand<Element>(s); }
+  __device__ static auto round_scores(const Scores& s) { return round_to_operand<Value>(s); }
 
   /// Starts o = p v, or o += p v.
   template <class Probabilities>
-  __device__ static void start_values(const Probabilities& p, const Element* v, Values& o, bool accumulate,
-                                      int thread) {
+  __device__ static void start_values(const Probabilities& p, const Value* v, Values& o, bool accumulate, int thread) {
     using namespace cute;
     ValueMma mma;
     const auto slice = mma.get_thread_slice(thread);
@@ -104,6 +106,42 @@ struct AttentionTile {
       }
       const int matrix = lane / 8, row = warp * 16 + matrix % 2 * 8 + lane % 8, channel = (n + matrix / 2) * 8;
       store_matrices(tile + swizzled(kWarpgroupRows, row, channel), packed);
+    }
+  }
+};
+
+/// Scales of keys, one each, in an order in which a thread finds those of its columns of s 16 bytes at a time: where the
+/// one of key `key` lies.
+__device__ __forceinline__ int scale_place(int key) {
+  return key / 16 * 16 + key % 8 / 2 * 4 + key / 8 % 2 * 2 + key % 2;
+}
+
+/// s *= scale, column by column. The first kAhead loads come early, beside the product that makes s.
+template <class Tile, int kAhead>
+struct KeyScales {
+  static constexpr int kLoads = Tile::kScoreColumns / 2;
+  const float4* from;
+  float4 ahead[kAhead];
+
+  __device__ __forceinline__ void start(const float* scale, int lane) {
+    from = reinterpret_cast<const float4*>(scale) + lane % 4;
+    CUTE_UNROLL
+    for (int i = 0; i < kAhead; ++i) ahead[i] = from[4 * i];
+  }
+
+  __device__ __forceinline__ void apply(typename Tile::Scores& s) {
+    using namespace cute;
+    CUTE_UNROLL
+    for (int i = 0; i < kLoads; ++i) {
+      const float4 four = ahead[i % kAhead];
+      if (i + kAhead < kLoads) ahead[i % kAhead] = from[4 * (i + kAhead)];
+      CUTE_UNROLL
+      for (int row = 0; row < 2; ++row) {
+        s(make_coord(0, row, 2 * i), 0, 0) *= four.x;
+        s(make_coord(1, row, 2 * i), 0, 0) *= four.y;
+        s(make_coord(0, row, 2 * i + 1), 0, 0) *= four.z;
+        s(make_coord(1, row, 2 * i + 1), 0, 0) *= four.w;
+      }
     }
   }
 };
