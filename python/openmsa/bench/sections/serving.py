@@ -1,5 +1,5 @@
 """Steps as a serving engine makes them: paged caches, one plan for the largest step that may come, a CUDA graph. Chunks of a
-prompt behind a cached prefix, several new tokens per sequence, and mixtures of decodes, chunks and empty rows."""
+prompt behind a cached prefix, one or several new tokens per sequence, and mixtures of decodes, chunks and empty rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 from .._judge import judge_layer
 from .._problem import Problem
 from .._section import Case, Contender, K, Options, Prepared, Result, Section, tokens
-from ..contenders import ours
+from ..contenders import ours, sglang, vllm
 
 #: Capacities of an engine's plan.
 MOST_QUERIES, LONGEST, MOST_SEQUENCES = 8 * K, 1024 * K, 512
@@ -23,6 +23,8 @@ def cases(options: Options) -> list[Case]:
         for queries in (1, 16, 17, 64, 256, 1024):
             if queries <= before:
                 result.append(_case(options, f"{queries} behind {tokens(before)}", [(queries, before + queries)]))
+    for keys, batches in ((k32, (8, 32)), (k128, (8, 32)), (all_keys, (8,))):
+        result += [_case(options, f"{tokens(keys)} x {batch}", [(1, keys)] * batch) for batch in batches]
     for queries, keys, batch in ((8, k128, 8), (4, k32, 32)):
         result.append(_case(options, f"{tokens(keys)} x {batch}, {queries} tokens each", [(queries, keys)] * batch))
     short = options.size(K)
@@ -84,6 +86,8 @@ SECTION = Section(
         Contender("openmsa tight plan", "layer", ours.layer(ours.as_it_is), judge_layer),
         Contender("openmsa two calls", "layer", two_calls, judge_layer),
         Contender("openmsa fp8 caches", "layer", one_plan(Problem.with_fp8_caches), judge_layer),
+        vllm.VLLM,
+        sglang.SGLANG,
     ),
     in_graph=True,
 )
