@@ -130,6 +130,22 @@ INSTANTIATE_TEST_SUITE_P(BlockSizes, DecodeNeighbours, testing::Values(64, 128),
 
 TEST_P(DecodeNeighbours, MayShareNoBlock) { expect_attention(layer()); }
 
+/// A NaN that came in goes out: zeros would hide it.
+TEST_P(DecodeNeighbours, ANanInAQueryIsSeenThereAlone) {
+  for (const openmsa_op op : {OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_DENSE_ATTENTION}) {
+    SCOPED_TRACE(openmsa_op_name(op));
+    Layer layer = DecodeNeighbours::layer();
+    const TensorMap clean = run(layer, op);
+    fill_rows(layer.tensors.at("q"), 7, 8, kNan);
+    const TensorMap got = run(layer, op);
+    for (const char* name : {"o", "lse"}) {
+      for (const double value : rows(got.at(name), 7, 1).values()) ASSERT_TRUE(std::isnan(value)) << name;
+      EXPECT_TRUE(rows(got.at(name), 0, 7).same_bits(rows(clean.at(name), 0, 7))) << name;
+      EXPECT_TRUE(rows(got.at(name), 8, 8).same_bits(rows(clean.at(name), 8, 8))) << name;
+    }
+  }
+}
+
 TEST_P(DecodeNeighbours, DoNotSeeNanInEachOthersBlocks) {
   for (const char* name : {"k", "v"}) {
     for (const double garbage : {kNan, kInf}) {

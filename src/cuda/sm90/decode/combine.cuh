@@ -128,7 +128,7 @@ __device__ __forceinline__ void combine_cluster(const AttendParams& p, const typ
     const std::int64_t token = part.row + query, query_head = (head << p.log2_group_size) + head_of_group;
     cutlass::Array<float, 4> scaled;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scaled[i] = top == -INFINITY ? 0 : sum[i] * inverse;
+    for (int i = 0; i < 4; ++i) scaled[i] = total == 0 ? 0 : sum[i] * inverse;
     const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
     const auto rounded = convert(scaled);
     auto* const to = static_cast<typename Config::Element*>(p.out.o) + token * p.out.o_strides[0] +
@@ -136,7 +136,7 @@ __device__ __forceinline__ void combine_cluster(const AttendParams& p, const typ
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
     if (rank == 0 && vector == 0 && p.out.lse != nullptr) {
       p.out.lse[token * p.out.lse_strides[0] + query_head * p.out.lse_strides[1]] =
-          top == -INFINITY ? -INFINITY : (top + log2f(total)) * kLn2;
+          total == 0 ? -INFINITY : (top + log2f(total)) * kLn2;
     }
   }
 }

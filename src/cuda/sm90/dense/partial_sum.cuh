@@ -32,7 +32,7 @@ struct PartialSum {
   template <class Element>
   __device__ __forceinline__ void write(const OutputRows& out, std::int64_t token, std::int64_t head,
                                         int channel) const {
-    const float inverse = max == -INFINITY ? 0 : reciprocal_approx(sum);
+    const float inverse = sum == 0 ? 0 : reciprocal_approx(sum);
     cutlass::Array<float, 4> scaled;
     scaled[0] = o.x * inverse;
     scaled[1] = o.y * inverse;
@@ -44,7 +44,7 @@ struct PartialSum {
     *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
     if (channel == 0 && out.lse != nullptr) {
       out.lse[token * out.lse_strides[0] + head * out.lse_strides[1]] =
-          max == -INFINITY ? -INFINITY : (max + log2_approx(sum)) * kLn2;
+          sum == 0 ? -INFINITY : (max + log2_approx(sum)) * kLn2;
     }
   }
 };
