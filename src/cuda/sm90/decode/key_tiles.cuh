@@ -103,9 +103,11 @@ __device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typenam
                                                   WarpAttention<Config>& attention, int warp, int lane) {
   const int query = warp / Config::kKeySlices, slice_key = warp % Config::kKeySlices * Config::kSliceKeys;
   std::uint32_t q[Config::kDim / 16][4];
-  load_query<Config>(p, part.row + min(query, part.count - 1), head, lane, q);
-  float scale_log2 = p.scale_log2;
-  if (Config::kIsQuantized && p.k_scale.data != nullptr && !p.k_scale.is_per_token()) scale_log2 *= *p.k_scale.data;
+  float scale_log2[2];
+  load_query<Config>(p, part.row + min(query, part.count - 1), head, lane, q, scale_log2);
+  const bool has_scale = Config::kIsQuantized && p.k_scale.is_for_all();
+#pragma unroll
+  for (float& scale : scale_log2) scale *= has_scale ? p.scale_log2 * *p.k_scale.data : p.scale_log2;
 
   for (std::int32_t tile = tiles.begin; tile < tiles.end; tile += tiles.step) {
     const std::int32_t key = tile_key<Config>(storage, tiles, tile);

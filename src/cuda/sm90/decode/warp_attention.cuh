@@ -4,6 +4,8 @@
 #include <cutlass/array.h>
 #include <cutlass/numeric_conversion.h>
 
+#include <type_traits>
+
 #include "cuda/common/math.h"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/tile/softmax.cuh"
@@ -21,7 +23,7 @@ struct WarpAttention {
   /// Keys [key, key + kChunkKeys) of a stage, of which the query sees those below `end`.
   __device__ __forceinline__ void add(const typename Config::Storage& storage, int stage, int key,
                                       const std::uint32_t (&q)[Config::kDim / 16][4], int end, const AttendParams& p,
-                                      float scale_log2, int lane) {
+                                      const float (&scale_log2)[2], int lane) {
     constexpr int kTiles = Config::kChunkKeys / 8;
     float s[kTiles][4] = {};
 #pragma unroll
@@ -34,7 +36,7 @@ struct WarpAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = key + n * 8 + lane % 4 * 2 + i % 2;
-        float scale = scale_log2;
+        float scale = scale_log2[i / 2];
         if constexpr (Config::kIsQuantized) {
           if (p.k_scale.is_per_token()) scale *= storage.k_scale[stage][at];
         }
@@ -46,6 +48,7 @@ struct WarpAttention {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       alpha[row] = raise_max(max[row], quad_max(top[row]), shift[row]);
+      shift[row] -= Config::Keys::kLift;
       sum[row] *= alpha[row];
     }
     float value_scale[kTiles][2];
@@ -83,7 +86,7 @@ struct WarpAttention {
     for (int half = 0; half < 2; ++half) {
       const float total = quad_sum(sum[half]);
       if (lane % 4 == 0) {
-        partial.max[slice][row + half * 8] = max[half];
+        partial.max[slice][row + half * 8] = max[half] - Config::Keys::kLift;
         partial.sum[slice][row + half * 8] = total;
       }
       Config::Keys::store_values(o, half, factor, partial.o[slice][row + half * 8], lane);
@@ -120,7 +123,7 @@ struct WarpAttention {
   }
 
   static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
-    const cutlass::NumericArrayConverter<typename Config::Element, float, 2> convert;
+    const cutlass::NumericArrayConverter<typename Config::Keys::Product, float, 2> convert;
     cutlass::Array<float, 2> pair;
     pair[0] = low;
     pair[1] = high;
@@ -129,10 +132,36 @@ struct WarpAttention {
   }
 };
 
-/// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows.
+/// Turns this thread's rows of bf16 queries into fp16 (cached_keys.cuh). Returns in `unit` what one of them counts.
+template <int kSteps>
+__device__ __forceinline__ void narrow_query(std::uint32_t (&q)[kSteps][4], float (&unit)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float2 wide[2 * kSteps];
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      wide[i] = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(q[i / 2][half + i % 2 * 2]));
+      largest = fmaxf(largest, fmaxf(fabsf(wide[i].x), fabsf(wide[i].y)));
+    }
+    // In exponents as they lie in a float: 14 + 2 * 127 - largest's, kept off the denormals at both ends.
+    constexpr std::uint32_t kBias = 127, kMost = 2 * kBias - 1;
+    const std::uint32_t exponent = min(14 + 2 * kBias - (__float_as_uint(quad_max(largest)) >> 23), kMost);
+    const float factor = __uint_as_float(exponent << 23);
+    unit[half] = __uint_as_float((2 * kBias - exponent) << 23);
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const __half2 narrow = __floats2half2_rn(wide[i].x * factor, wide[i].y * factor);
+      q[i / 2][half + i % 2 * 2] = reinterpret_cast<const std::uint32_t&>(narrow);
+    }
+  }
+}
+
+/// The heads of a query row of q as the left operand, from global memory; the last one fills up 16 rows. unit: what one
+/// of the operand counts, in both rows of this thread.
 template <class Config>
 __device__ __forceinline__ void load_query(const AttendParams& p, std::int64_t row, std::int32_t head, int lane,
-                                           std::uint32_t (&q)[Config::kDim / 16][4]) {
+                                           std::uint32_t (&q)[Config::kDim / 16][4], float (&unit)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int group_size = 1 << p.log2_group_size;
@@ -145,6 +174,8 @@ __device__ __forceinline__ void load_query(const AttendParams& p, std::int64_t r
       q[step][2 + half] = *reinterpret_cast<const std::uint32_t*>(from + Config::Keys::query_channel(step, true, lane));
     }
   }
+  unit[0] = unit[1] = 1;
+  if constexpr (!std::is_same_v<typename Config::Element, typename Config::Keys::Product>) narrow_query(q, unit);
 }
 
 }  // namespace openmsa::cuda::sm90::decode
