@@ -25,7 +25,7 @@
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
  *     numbers, block indices) cannot be checked. It serves every operation, but for the teacher's gradients of kl_loss
- *     (d_q, d_k). Calls with few query tokens per sequence on average have kernels of their own.
+ *     (d_q, d_k). Sequences with few query tokens have kernels of their own, beside others in a call too.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H

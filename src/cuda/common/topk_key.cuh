@@ -15,8 +15,11 @@ __device__ __forceinline__ std::int32_t score_key(float score) {
   return isnan(score) ? kNan : (bits < 0 ? bits ^ INT_MAX : bits);
 }
 
+__device__ __forceinline__ Ranked rank_of_key(std::int32_t key, std::int32_t block) {
+  return Ranked{key} << 32 | static_cast<std::uint32_t>(~block);
+}
 __device__ __forceinline__ Ranked rank_of(float score, std::int32_t block) {
-  return Ranked{score_key(score)} << 32 | static_cast<std::uint32_t>(~block);
+  return rank_of_key(score_key(score), block);
 }
 __device__ __forceinline__ std::int32_t block_of(Ranked ranked) { return ~static_cast<std::int32_t>(ranked); }
 

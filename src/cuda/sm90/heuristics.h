@@ -8,17 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/query_range.h"
+
 namespace openmsa::cuda::sm90 {
 
 constexpr std::int64_t covering(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
 // ---- Prefill or decode ----------------------------------------------------------------------------------------------
-
-/// Which kernels work off a call.
-enum class Path {
-  kPrefill,
-  kDecode,
-};
 
 /// Shapes that the choice between kernels looks at.
 struct CallShape {
@@ -27,27 +23,50 @@ struct CallShape {
   std::int64_t max_seqlen_k;
 };
 
-/// Query tokens per sequence, on average, up to which decode kernels serve a call: a few speculated tokens per sequence
-/// read the same kv_blocks, and there are too few of them for the 64-row products of prefill.
-inline constexpr std::int64_t kDecodeQueries = 16;
+/// Who serves which sequences of a call. Shapes do not tell how its query tokens are shared out, so a mixture launches
+/// all of these kernels, and each takes the sequences in its range: one graph serves all mixtures.
+struct Route {
+  QueryRange decode[2];  // one after the other
+  QueryRange prefill;
+
+  constexpr bool operator==(const Route& other) const {
+    return decode[0] == other.decode[0] && decode[1] == other.decode[1] && prefill == other.prefill;
+  }
+};
+inline constexpr Route kNobodyServes{{kNoSequences, kNoSequences}, kNoSequences};
+inline constexpr Route kDecodeServesAll{{kAllSequences, kNoSequences}, kNoSequences};
+inline constexpr Route kPrefillServesAll{{kNoSequences, kNoSequences}, kAllSequences};
+
+/// Query tokens of a sequence of a mixture up to which decode kernels serve it: a few speculated tokens read the same
+/// kv_blocks, and there are too few of them for the 64-row products of prefill.
+inline constexpr std::int32_t kDecodeQueries = 16;
+/// Sequences with one query token are served by themselves: the smallest tiles hold them.
+inline constexpr Route kMixture{{{1, 1}, {2, kDecodeQueries}}, {kDecodeQueries + 1, INT32_MAX}};
+/// Query tokens of a call up to which the launches of a mixture, each some 2 us, cost more than decode kernels lose on
+/// what would be prefill's: the more so where a chunk of a prompt is among few sequences. From 64 tokens of one sequence
+/// on a kv_block of 8K keys is wanted by 16 of them, and prefill loads it once.
+inline constexpr std::int64_t kFewQueries = 128, kFewOfChunk = 64;
 /// Keys of a unit of the decode index branch.
 inline constexpr std::int32_t kUnitKeys = 128;
 
-/// Decode's index branch counts the key units of all query tiles in 32 bits; calls with more of them are a prefill.
-constexpr Path choose_path(const CallShape& call) {
-  const std::int64_t query_tiles = call.total_q + call.batch;
-  const std::int64_t key_units = covering(call.max_seqlen_k, kUnitKeys) + 1;
-  const bool is_decode = call.total_q <= kDecodeQueries * call.batch && query_tiles <= INT32_MAX / key_units;
-  return is_decode ? Path::kDecode : Path::kPrefill;
+constexpr bool decodes_on_average(const CallShape& call) { return call.total_q <= kDecodeQueries * call.batch; }
+
+/// A step that brings no more tokens than sequences is one of decodes, empty rows or not.
+constexpr bool is_few(const CallShape& call) {
+  return call.total_q <= std::max(call.batch, decodes_on_average(call) ? kFewQueries : kFewOfChunk);
 }
 
-// ---- Prefill: index branch ------------------------------------------------------------------------------------------
+/// Decode's index branch counts the key units of all query tiles in 32 bits, and its tiles hold few query tokens.
+constexpr Route select_route(const CallShape& call) {
+  const std::int64_t query_tiles = call.total_q + call.batch;
+  if (query_tiles > INT32_MAX / (covering(call.max_seqlen_k, kUnitKeys) + 1)) return kPrefillServesAll;
+  if (is_few(call)) return decodes_on_average(call) ? kDecodeServesAll : kPrefillServesAll;
+  return call.batch == 1 ? kPrefillServesAll : kMixture;
+}
 
-/// Parts that the keys of a tile of queries are cut into, for `tiles` of them and `max_blocks` kv_blocks in the longest
-/// sequence. Wanted are two work items for each of 132 SMs; fewer than 16 kv_blocks per part are not worth the merge.
-constexpr std::int64_t select_splits(std::int64_t tiles, std::int64_t max_blocks) {
-  constexpr std::int64_t kWantedItems = 2 * 132, kMaxSplits = 16, kMinBlocksPerSplit = 16;
-  return std::max<std::int64_t>(std::min({kMaxSplits, kWantedItems / tiles, max_blocks / kMinBlocksPerSplit}), 1);
+constexpr Route attend_route(const CallShape& call) {
+  if (is_few(call)) return kDecodeServesAll;
+  return call.batch == 1 ? kPrefillServesAll : kMixture;
 }
 
 // ---- Prefill: attention ---------------------------------------------------------------------------------------------
@@ -61,13 +80,11 @@ constexpr std::int64_t schedule_batch_tiles(std::int64_t row_bytes, std::int64_t
   return std::min(std::max<std::int64_t>(rows / tile_queries, 1), max_tiles);
 }
 
-/// Passes of a schedule batch through its kv_outer work. The q of a pass, of q_bytes in all, should stay in the L2
-/// cache (16 MiB of it); and a kv_block should be wanted by 48 of a pass's `pairs` to pay for loading it again.
-constexpr std::int64_t schedule_batch_passes(std::int64_t q_bytes, std::int64_t pairs, std::int64_t blocks,
-                                             std::int64_t max_passes) {
-  constexpr std::int64_t kPassBytes = 16 << 20, kMinPassVisits = 48;
-  return std::clamp<std::int64_t>(std::min(covering(q_bytes, kPassBytes), pairs / (blocks * kMinPassVisits)), 1,
-                                  max_passes);
+/// Passes of a schedule batch through its kv_outer work, where kv_blocks are wanted often enough: the q of a pass, of
+/// q_bytes in all, should stay in the L2 cache (16 MiB of it).
+constexpr std::int64_t schedule_batch_passes(std::int64_t q_bytes, std::int64_t max_passes) {
+  constexpr std::int64_t kPassBytes = 16 << 20;
+  return std::clamp<std::int64_t>(covering(q_bytes, kPassBytes), 1, max_passes);
 }
 
 /// Schedule batches that are scheduled together, of all: enough to fill the device with the schedule's small kernels.
@@ -80,6 +97,14 @@ constexpr std::int64_t batches_at_once(std::int64_t batches) {
 constexpr std::int32_t tiles_on_all_sms(std::int64_t tiles, std::int32_t max_tiles, std::int32_t num_sms) {
   if (tiles <= max_tiles) return static_cast<std::int32_t>(tiles);
   return max_tiles > num_sms ? max_tiles - max_tiles % num_sms : max_tiles;
+}
+
+/// Schedule batches whose kernels run beside each other: as many as have room for their partial results, which those of
+/// a large call have not and need not. A power of two.
+constexpr std::int32_t batches_together(std::int64_t tiles, std::int64_t partial_tiles, std::int32_t most) {
+  std::int32_t together = most;
+  while (together > 1 && together * tiles > partial_tiles) together /= 2;
+  return together;
 }
 
 /// Queries of a tile that must want a kv_block for q_outer to work it off: three quarters of them. With fewer, one pass
@@ -126,26 +151,46 @@ constexpr std::int64_t list_batch_rows(std::int64_t total_q, std::int64_t max_ro
 
 /// (query, head) rows of a query tile.
 inline constexpr std::int32_t kDecodeTileRows[] = {8, 32, 64};
-inline constexpr std::int32_t kDecodeFewRows = kDecodeTileRows[0];
-/// The smallest tile leaves room for the attention's CTAs on the same SM, and so has room for lists of this length
-/// only.
-inline constexpr std::int32_t kDecodeFewTopk = 32;
-/// CTAs of the index branch, at most: one per SM, of which Hopper has up to 144.
-inline constexpr std::int32_t kMaxIndexCtas = 144;
-/// Shared memory that fits into an SM once, not twice: all CTAs of the index branch have the same work, and every SM
-/// must get exactly one of them, even where it still runs the attention of the layer before.
+/// Candidates of a row's list, twice topk at least, with which several CTAs share an SM. Longer ones have the largest
+/// tile only.
+inline constexpr std::int32_t kDecodeShortList = 64;
+inline constexpr std::int32_t kMaxSms = 144;  // that Hopper has
+/// Shared memory that fits into an SM once, not twice: CTAs with long lists have the same work, and every SM must get
+/// exactly one of them, even where it still runs the attention of the layer before.
 inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
+
+/// Shared memory of an SM.
+inline constexpr std::size_t kSharedOfSm = 228 << 10;
+
+/// Sequences up to which latency counts, not the rate of reading.
+inline constexpr std::int64_t kFewSequences = 2;
+
+/// CTAs of the index branch that an SM holds at once, each with an equal share of the keys. Several hide each other's
+/// beginning and end, and more bytes are on their way; a CTA alone has two warpgroups, which finish a short share
+/// earlier. Measured for one query token: e4m3 keys of 8 sequences and more are read up to 10 % faster by three, keys
+/// in 16 bits and those of one sequence up to 10 % faster by one.
+constexpr std::int32_t index_ctas_per_sm(std::int32_t tile_rows, std::int32_t topk, bool is_fp8, std::int64_t batch) {
+  if (2 * topk > kDecodeShortList) return 1;
+  if (tile_rows != kDecodeTileRows[0]) return 2;
+  return is_fp8 && batch > kFewSequences ? 3 : 1;
+}
+/// On any device, in any call.
+inline constexpr std::int32_t kMaxIndexCtas = 3 * kMaxSms;
 
 /// Mean query tokens per sequence of a call.
 constexpr std::int64_t mean_queries(std::int64_t total_q, std::int64_t batch) {
   return std::max<std::int64_t>(covering(total_q, std::max<std::int64_t>(batch, 1)), 1);
 }
 
+/// Query tokens of a sequence that tiles are made for: the mean where all sequences are served, otherwise the most.
+constexpr std::int64_t expected_queries(QueryRange served, std::int64_t total_q, std::int64_t batch) {
+  return served.most == INT32_MAX ? mean_queries(total_q, batch) : served.most;
+}
+
 /// Rows of the query tiles: the fewest that hold those of a sequence, so that no row of a product is for nothing.
 constexpr std::int32_t index_tile_rows(std::int64_t mean_queries, std::int32_t num_heads, std::int32_t topk) {
   for (const std::int32_t rows : kDecodeTileRows) {
-    const bool lists_fit = rows > kDecodeFewRows || topk <= kDecodeFewTopk;
-    if (lists_fit && mean_queries * num_heads <= rows) return rows;
+    if (2 * topk <= kDecodeShortList && mean_queries * num_heads <= rows) return rows;
   }
   return kDecodeTileRows[2];
 }
@@ -157,14 +202,21 @@ inline constexpr std::int32_t kClusterQueries = 4;
 inline constexpr unsigned int kMaxClusterCtas = 16;
 inline constexpr unsigned int kPortableClusterCtas = 8;  // what every device can schedule
 
-/// Queries that share a cluster and what it reads: one as long as there is an SM for each; then as many as sequences
-/// with the mean number of them can be cut into. Two are no faster than one and one.
-constexpr std::int32_t cluster_queries(std::int64_t total_q, std::int64_t batch, std::int32_t num_heads, int num_sms) {
+/// Queries that share a cluster and what it reads: one as long as there is an SM for each; then as many as `expected`
+/// ones of a sequence can be cut into. Two are no faster than one and one.
+constexpr std::int32_t cluster_queries(std::int64_t total_q, std::int64_t expected, std::int32_t num_heads,
+                                       int num_sms) {
   if (total_q * num_heads <= num_sms) return 1;
   for (const std::int32_t queries : {kClusterQueries, 3}) {
-    if (mean_queries(total_q, batch) % queries == 0) return queries;
+    if (expected % queries == 0) return queries;
   }
   return 1;
+}
+
+/// Clusters for a mixture, of which nobody knows how many groups of queries it has: as many as run at once.
+constexpr std::int64_t mixture_clusters(std::int64_t groups, std::int32_t num_heads, std::int64_t num_sms,
+                                        std::int64_t ctas_per_sm) {
+  return std::min(groups * num_heads, num_sms * ctas_per_sm);
 }
 
 /// CTAs of the next smaller cluster: powers of two, with several queries any number up to the portable one.
@@ -190,7 +242,7 @@ unsigned int cluster_ctas(unsigned int clusters, std::int32_t queries, unsigned 
 // ---- Dense attention ------------------------------------------------------------------------------------------------
 
 /// CTAs of dense decode, one per SM, at most: Hopper has up to 144.
-inline constexpr std::int32_t kMaxDenseCtas = 144;
+inline constexpr std::int32_t kMaxDenseCtas = kMaxSms;
 /// Queries of an item of dense decode, where sequences have more than one. Each keeps a warp busy for two thirds of the
 /// time that its keys take to arrive.
 inline constexpr std::int32_t kDenseTileQueries = 8;

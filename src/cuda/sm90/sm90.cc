@@ -22,39 +22,53 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-/// The decision of a call, from its shapes alone: everything after it reads the path.
-Path path_of(const Problem& problem) {
-  return choose_path({problem.total_q, problem.batch, problem.plan.config.max_seqlen_k});
+CallShape shape_of(const Problem& problem) {
+  return {problem.total_q, problem.batch, problem.plan.config.max_seqlen_k};
 }
 
-void select_blocks(const Problem& problem, Path path, Arena arena, Launch launch) {
-  path == Path::kDecode ? decode::select(problem, arena, launch) : prefill::select(problem, arena, launch);
+void select_blocks(const Problem& problem, const Route& route, Arena arena, Launch launch) {
+  for (const QueryRange served : route.decode) {
+    if (!served.is_empty()) decode::select(problem, served, arena, launch);
+  }
+  if (!route.prefill.is_empty()) prefill::select(problem, route.prefill, arena, launch);
 }
 
-void sparse_attention(const Problem& problem, Path path, Arena arena, Launch launch) {
-  path == Path::kPrefill ? prefill::attend(problem, arena, launch) : decode::attend(problem, launch);
+void sparse_attention(const Problem& problem, const Route& route, Arena arena, Launch launch) {
+  for (const QueryRange served : route.decode) {
+    if (!served.is_empty()) decode::attend(problem, served, arena, launch);
+  }
+  if (!route.prefill.is_empty()) prefill::attend(problem, route.prefill, arena, launch);
 }
 
-void msa_attention(const Problem& problem, Path path, Arena arena, Launch launch) {
-  if (path == Path::kDecode) return decode::layer(problem, arena, launch);
+/// What decode serves in both branches needs no selection in memory. The kernels run one after the other, in the same
+/// memory.
+void msa_attention(const Problem& problem, Arena arena, Launch launch) {
+  const CallShape shape = shape_of(problem);
+  Route select = select_route(shape), attend = attend_route(shape);
+  for (int i = 0; i < 2; ++i) {
+    if (select.decode[i].is_empty() || select.decode[i] != attend.decode[i]) continue;
+    decode::layer(problem, select.decode[i], arena, launch);
+    select.decode[i] = attend.decode[i] = kNoSequences;
+  }
+  if (select == kNobodyServes) return;
   const openmsa_tensors tensors = core::with_selection(problem, arena);
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
-  select_blocks(layer, path, arena, launch);  // one after the other in the same memory
-  sparse_attention(layer, path, arena, launch);
+  select_blocks(layer, select, arena, launch);
+  sparse_attention(layer, attend, arena, launch);
 }
 
-/// Workspace of the calls of an operation that take `path`.
-std::size_t workspace_of(openmsa_op op, const Plan& plan, Path path) {
-  Arena arena;
-  if (op == OPENMSA_OP_MSA_ATTENTION && path != Path::kDecode) core::take_selection(plan, arena);
-  Arena select = arena, attend = arena;
+/// Workspace of an operation, whatever its calls look like.
+std::size_t workspace_of(openmsa_op op, const Plan& plan) {
   const bool attends = op == OPENMSA_OP_SPARSE_ATTENTION || op == OPENMSA_OP_MSA_ATTENTION;
   const bool selects = op == OPENMSA_OP_SELECT_BLOCKS || op == OPENMSA_OP_MSA_ATTENTION;
+  Arena arena;
+  if (op == OPENMSA_OP_MSA_ATTENTION) core::take_selection(plan, arena);
+  Arena decode = arena, select = arena, attend = arena;
+  if (selects || attends) decode::Workspace(decode, plan, selects);
   if (op == OPENMSA_OP_BLOCK_SCORES) prefill::SelectWorkspace(select, plan, prefill::kNoList);
-  if (selects && path == Path::kDecode) decode::take_candidates(select, plan);
-  if (selects && path != Path::kDecode) prefill::SelectWorkspace(select, plan, prefill::list_capacity(plan));
-  if (attends && path == Path::kPrefill) prefill::AttendWorkspace(attend, plan);
-  return std::max(select.used(), attend.used());
+  if (selects) prefill::SelectWorkspace(select, plan, prefill::list_capacity(plan));
+  if (attends) prefill::AttendWorkspace(attend, plan);
+  return std::max({decode.used(), select.used(), attend.used()});
 }
 
 void require_feature(bool condition, const std::string& feature) {
@@ -94,20 +108,19 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
   if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
   if (op == OPENMSA_OP_KL_LOSS) return training::kl_loss_bytes(plan);
   if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
-  return std::max(workspace_of(op, plan, Path::kPrefill), workspace_of(op, plan, Path::kDecode));
+  return workspace_of(op, plan);
 }
 
 void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
-  const Path path = path_of(problem);
   switch (op) {
     case OPENMSA_OP_BLOCK_SCORES:
-      return prefill::select(problem, arena, launch);
+      return prefill::select(problem, kAllSequences, arena, launch);
     case OPENMSA_OP_SELECT_BLOCKS:
-      return select_blocks(problem, path, arena, launch);
+      return select_blocks(problem, select_route(shape_of(problem)), arena, launch);
     case OPENMSA_OP_SPARSE_ATTENTION:
-      return sparse_attention(problem, path, arena, launch);
+      return sparse_attention(problem, attend_route(shape_of(problem)), arena, launch);
     case OPENMSA_OP_MSA_ATTENTION:
-      return msa_attention(problem, path, arena, launch);
+      return msa_attention(problem, arena, launch);
     case OPENMSA_OP_DENSE_ATTENTION:
       return dense::attend(problem, arena, launch);
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:

@@ -5,33 +5,68 @@
 
 #include <vector>
 
+#include "cuda/sm90/prefill/select/splits.h"
+
 namespace openmsa::test {
 namespace {
 
 using namespace cuda::sm90;
+using cuda::sm90::prefill::select_splits;
 
 CallShape call(std::int64_t total_q, std::int64_t batch) { return {total_q, batch, 131072}; }
 
-TEST(ChoosePath, DecodeServesUpToSixteenQueryTokensPerSequence) {
-  EXPECT_EQ(choose_path(call(1, 1)), Path::kDecode);
-  EXPECT_EQ(choose_path(call(16, 1)), Path::kDecode);
-  EXPECT_EQ(choose_path(call(17, 1)), Path::kPrefill);
-  EXPECT_EQ(choose_path(call(64, 4)), Path::kDecode);
-  EXPECT_EQ(choose_path(call(65, 4)), Path::kPrefill);
+TEST(Routes, FewTokensAreServedByDecodeWhoeverHasThem) {
+  EXPECT_EQ(attend_route(call(1, 1)), kDecodeServesAll);
+  EXPECT_EQ(attend_route(call(64, 1)), kDecodeServesAll);
+  EXPECT_EQ(attend_route(call(65, 1)), kPrefillServesAll);
+  EXPECT_EQ(attend_route(call(65, 4)), kMixture);
+  EXPECT_EQ(attend_route(call(65, 5)), kDecodeServesAll);  // up to 16 each, on average
+  EXPECT_EQ(attend_route(call(128, 64)), kDecodeServesAll);
+  EXPECT_EQ(attend_route(call(129, 64)), kMixture);
+  EXPECT_EQ(attend_route(call(512, 512)), kDecodeServesAll);  // one token each, or a step with empty rows
+  EXPECT_EQ(attend_route(call(513, 512)), kMixture);
 }
 
-TEST(ChoosePath, KeyUnitsOfADecodeStepFitIn32Bits) {
+TEST(Routes, TheIndexBranchOfFewTokensLooksAtTheirMean) {
+  EXPECT_EQ(select_route(call(16, 1)), kDecodeServesAll);
+  EXPECT_EQ(select_route(call(17, 1)), kPrefillServesAll);
+  EXPECT_EQ(select_route(call(128, 8)), kDecodeServesAll);
+  EXPECT_EQ(select_route(call(64, 3)), kPrefillServesAll);
+  EXPECT_EQ(select_route(call(65, 3)), kMixture);
+  EXPECT_EQ(select_route(call(65, 1)), kPrefillServesAll);
+  EXPECT_EQ(select_route(call(129, 2)), kMixture);
+  EXPECT_EQ(select_route(call(512, 512)), kDecodeServesAll);
+}
+
+TEST(Routes, OfAMixtureServeEveryNumberOfQueryTokensOnce) {
+  for (std::int32_t tokens = 1; tokens < 300; ++tokens) {
+    EXPECT_EQ(kMixture.decode[0].has(tokens) + kMixture.decode[1].has(tokens) + kMixture.prefill.has(tokens), 1);
+  }
+  EXPECT_TRUE(kMixture.decode[1].has(16) && kMixture.prefill.has(17));
+}
+
+TEST(Routes, KeyUnitsOfADecodeStepFitIn32Bits) {
   // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262112.
-  EXPECT_EQ(choose_path({131056, 131056, 1 << 20}), Path::kDecode);
-  EXPECT_EQ(choose_path({131057, 131056, 1 << 20}), Path::kPrefill);
+  EXPECT_EQ(select_route({131056, 131056, 1 << 20}), kDecodeServesAll);
+  EXPECT_EQ(select_route({131057, 131056, 1 << 20}), kPrefillServesAll);
 }
 
 TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
-  EXPECT_EQ(select_splits(264, 1024), 1);
-  EXPECT_EQ(select_splits(132, 1024), 2);
-  EXPECT_EQ(select_splits(1, 1024), 16);  // no more lists than that to merge
-  EXPECT_EQ(select_splits(1, 63), 3);     // 16 kv_blocks each
-  EXPECT_EQ(select_splits(1, 1), 1);
+  EXPECT_EQ(select_splits(264, 1024, 128), 1);
+  EXPECT_EQ(select_splits(132, 1024, 128), 2);
+  EXPECT_EQ(select_splits(3, 1024, 128), 88);
+  EXPECT_EQ(select_splits(1, 8192, 128), 128);  // no more lists than that to merge
+  EXPECT_EQ(select_splits(1, 63, 128), 7);      // 8 kv_blocks each
+  EXPECT_EQ(select_splits(1, 1, 128), 1);
+  EXPECT_EQ(select_splits(0, 1024, 128), 128);
+}
+
+TEST(IndexCtas, ShareAnSmWhereTheRateOfReadingCounts) {
+  EXPECT_EQ(index_ctas_per_sm(8, 16, true, 2), 1);
+  EXPECT_EQ(index_ctas_per_sm(8, 16, true, 3), 3);
+  EXPECT_EQ(index_ctas_per_sm(8, 16, false, 3), 1);
+  EXPECT_EQ(index_ctas_per_sm(64, 32, false, 1), 2);
+  EXPECT_EQ(index_ctas_per_sm(64, 33, false, 1), 1);  // long lists
 }
 
 TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {
@@ -41,13 +76,11 @@ TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {
   EXPECT_EQ(schedule_batch_tiles(1, 8, 5), 5);
 }
 
-TEST(ScheduleBatchPasses, KeepQueriesInTheL2CacheAndBlocksWanted) {
+TEST(ScheduleBatchPasses, KeepQueriesInTheL2Cache) {
   constexpr std::int64_t kMiB = 1 << 20;
-  EXPECT_EQ(schedule_batch_passes(16 * kMiB, kMiB, 64, 4), 1);
-  EXPECT_EQ(schedule_batch_passes(17 * kMiB, kMiB, 64, 4), 2);
-  EXPECT_EQ(schedule_batch_passes(640 * kMiB, kMiB, 64, 4), 4);
-  EXPECT_EQ(schedule_batch_passes(64 * kMiB, 64 * 48 * 3 - 1, 64, 4),
-            2);  // a third would leave less than 48 per kv_block
+  EXPECT_EQ(schedule_batch_passes(16 * kMiB, 4), 1);
+  EXPECT_EQ(schedule_batch_passes(17 * kMiB, 4), 2);
+  EXPECT_EQ(schedule_batch_passes(640 * kMiB, 4), 4);
 }
 
 TEST(BackwardHeads, ShareAListBatchWhereItHoldsAllTheirRows) {
@@ -85,6 +118,12 @@ TEST(TilesOnAllSms, AreAsManyForEverySm) {
   EXPECT_EQ(tiles_on_all_sms(5000, 100, 132), 100);
 }
 
+TEST(BatchesTogether, AreAsManyAsHaveRoom) {
+  EXPECT_EQ(batches_together(34, 136, 4), 4);
+  EXPECT_EQ(batches_together(34, 135, 4), 2);
+  EXPECT_EQ(batches_together(1026, 2048, 4), 1);
+}
+
 TEST(SharedThreshold, IsThreeQuartersOfATile) {
   EXPECT_EQ(shared_threshold(8), 6);
   EXPECT_EQ(shared_threshold(32), 24);
@@ -94,17 +133,17 @@ TEST(SharedThreshold, IsThreeQuartersOfATile) {
 TEST(IndexTileRows, HoldTheRowsOfASequence) {
   EXPECT_EQ(index_tile_rows(1, 4, 16), 8);
   EXPECT_EQ(index_tile_rows(2, 4, 32), 8);
-  EXPECT_EQ(index_tile_rows(2, 4, 33), 32);  // long lists have no room beside the attention
+  EXPECT_EQ(index_tile_rows(2, 4, 33), 64);  // of long lists
   EXPECT_EQ(index_tile_rows(3, 4, 16), 32);
   EXPECT_EQ(index_tile_rows(9, 4, 16), 64);
   EXPECT_EQ(index_tile_rows(16, 64, 16), 64);
 }
 
 TEST(ClusterQueries, ShareOnlyWhenTheSmsAreTaken) {
-  EXPECT_EQ(cluster_queries(33, 1, 4, 132), 1);
-  EXPECT_EQ(cluster_queries(128, 16, 4, 132), 4);  // 8 per sequence
-  EXPECT_EQ(cluster_queries(96, 16, 4, 132), 3);   // 6 per sequence
-  EXPECT_EQ(cluster_queries(80, 16, 4, 132), 1);   // 5 per sequence
+  EXPECT_EQ(cluster_queries(33, 33, 4, 132), 1);
+  EXPECT_EQ(cluster_queries(128, 8, 4, 132), 4);  // 8 per sequence
+  EXPECT_EQ(cluster_queries(96, 6, 4, 132), 3);
+  EXPECT_EQ(cluster_queries(80, 5, 4, 132), 1);
 }
 
 TEST(ClusterCtas, AreTheMostThatRunAtOnce) {

@@ -19,12 +19,14 @@ struct Step {
   std::int32_t tile_queries;
   std::int32_t ctas;
   std::vector<SequenceView> sequences;
+  QueryRange served = kAllSequences;
 };
 
 Step random_step(std::uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto below = [&](std::int32_t limit) { return static_cast<std::int32_t>(random() % limit); };
-  Step step{{below(2) == 0 ? 64 : 128, 1 + below(20), below(3), below(3)}, 1 + below(16), 1 + below(144), {}};
+  Step step{{below(2) == 0 ? 64 : 128, 1 + below(20), below(3), below(3)}, 1 + below(16), 1 + below(4608), {}};
+  if (below(2) == 0) step.served = {below(3), 1 + below(16)};
   for (std::int32_t b = below(70); b >= 0; --b) {
     const std::int32_t seqlen_k = below(4) == 0 ? below(300) : below(40000);
     step.sequences.push_back({0, below(18), 0, seqlen_k});
@@ -39,7 +41,7 @@ TEST_P(SplitWork, CoversEveryKeyUnitOnce) {
   const Step step = random_step(GetParam());
   std::int32_t units = 0, query_tiles = 0;
   for (const SequenceView& view : step.sequences) {
-    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    const SequenceWork work = sequence_work(view, step.served, step.rules, step.tile_queries);
     units += work.units();
     query_tiles += work.query_tiles;
   }
@@ -49,7 +51,7 @@ TEST_P(SplitWork, CoversEveryKeyUnitOnce) {
 
   std::int32_t begin = 0, number = 0, free = 0;  // first unit and number of a query tile; segments taken so far
   for (const SequenceView& view : step.sequences) {
-    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    const SequenceWork work = sequence_work(view, step.served, step.rules, step.tile_queries);
     for (std::int32_t tile = 0; tile < work.query_tiles; ++tile, ++number, begin += work.key_units) {
       if (work.key_units == 0) continue;
       const SegmentRange range = segment_range(begin, work.key_units, per_cta, number);
@@ -73,7 +75,11 @@ TEST_P(SplitWork, CoversEveryKeyUnitOnce) {
 TEST_P(SplitWork, ScoresWhatCompetesForSomeQuery) {
   const Step step = random_step(GetParam());
   for (const SequenceView& view : step.sequences) {
-    const SequenceWork work = sequence_work(view, step.rules, step.tile_queries);
+    const SequenceWork work = sequence_work(view, step.served, step.rules, step.tile_queries);
+    if (!step.served.has(view.seqlen_q)) {
+      EXPECT_EQ(work.query_tiles, 0);
+      continue;
+    }
     EXPECT_EQ(work.query_tiles, (view.seqlen_q + step.tile_queries - 1) / step.tile_queries);
     for (std::int32_t query = 0; query < view.seqlen_q; ++query) {
       const Candidates rules(step.rules, view.seqlen_k - view.seqlen_q + query);

@@ -8,8 +8,19 @@
 namespace openmsa::cuda::generic {
 
 void index_batch(const BatchView& batch, const BatchIndex& index, int queries_per_tile, Launch launch) {
+  index_served(batch, index, queries_per_tile, kAllSequences, nullptr, launch);
+}
+
+void index_served(const BatchView& batch, const BatchIndex& index, int queries_per_tile, QueryRange served,
+                  std::int32_t* longest, Launch launch) {
   cuda::launch("index_batch", index_batch_kernel, {{1}, kIndexBatchThreads, 0}, launch.stream, batch, index,
-               queries_per_tile);
+               queries_per_tile, served, longest);
+}
+
+void clear_lists(const ScheduleParams& p, int batches, Launch launch) {
+  constexpr unsigned int kCtas = 32, kThreads = 256;
+  cuda::launch("clear_lists", clear_lists_kernel, {{kCtas, static_cast<unsigned int>(batches)}, kThreads, 0},
+               launch.stream, p);
 }
 
 void schedule(const ScheduleParams& p, int batches, Launch launch) {

@@ -21,6 +21,8 @@ inline constexpr int kItemVisits = 80;
 /// The work items of a schedule batch go through its queries in as many passes, so that a pass finds its q in the L2
 /// cache.
 inline constexpr int kMaxPasses = 4;
+/// Pairs of a pass that must want a kv_block, on average, to pay for loading it again.
+inline constexpr int kMinPassVisits = 48;
 
 /// A kv_block of a tile that q_outer works off, and the queries that want it.
 struct SharedBlock {
@@ -59,8 +61,8 @@ struct ScheduleBatch {
   std::int32_t max_tiles;
   std::int32_t tile_queries;  // queries per tile
   std::int32_t slots;         // partial results per query: topk
-  std::int32_t passes;
-  std::int32_t max_lists;  // passes * kv_blocks of all sequences
+  std::int32_t most_passes;   // that the bytes of q ask for
+  std::int32_t max_lists;     // passes * kv_blocks of all sequences, at most
   std::int32_t max_items;
 
   SharedBlock* shared;          // [max_tiles][tile_queries * topk]
@@ -73,11 +75,17 @@ struct ScheduleBatch {
   std::int32_t* list_offsets;   // [max_lists]
   std::int32_t* num_items;      // [1]
 
-  // Not one each: schedule batches are worked off one after the other.
+  // One each only for those that are worked off beside each other.
   void* partial_o;     // [max_tiles][slots][tile_queries][group_size] rows of head_dim, each normalised
   float* partial_lse;  // [max_tiles][slots][tile_queries][group_size], base 2
 
   OPENMSA_DEVICE std::int64_t max_pairs() const { return std::int64_t{max_tiles} * tile_queries * slots; }
+
+  /// Passes through the kv_outer work of a call whose sequences have so many kv_blocks.
+  OPENMSA_DEVICE std::int32_t passes(std::int32_t blocks) const {
+    const std::int64_t worthwhile = max_pairs() / (std::int64_t{blocks > 0 ? blocks : 1} * kMinPassVisits);
+    return worthwhile < 1 ? 1 : static_cast<std::int32_t>(worthwhile < most_passes ? worthwhile : most_passes);
+  }
 
   /// The one `i` places after this one, of those scheduled together.
   OPENMSA_DEVICE ScheduleBatch after(std::int32_t i) const {

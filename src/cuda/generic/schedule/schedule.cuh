@@ -1,5 +1,6 @@
 // From a selection to work for the tensor cores, on the device, for several schedule batches at once:
 //
+//   0. clear_lists    once for a call: the counters of its kv_blocks
 //   1. split_pairs    a CTA per tile: its shared blocks, the pairs left to kv_outer, and a slot for each of these
 //   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, cut into work items
 //   3. place_visits   every kv_outer pair to its place in its list
@@ -35,6 +36,15 @@ __device__ __forceinline__ TileSelection tile_selection(char* raw, int capacity,
   s.kv_outer = s.places + capacity;
   s.num_shared = num_shared;
   return s;
+}
+
+__global__ void clear_lists_kernel(const ScheduleParams p) {
+  wait_for_earlier_kernels();
+  const ScheduleBatch work = p.work.after(blockIdx.y);
+  const std::int32_t blocks = p.index.blocks[p.batch.batch], lists = blocks * work.passes(blocks);
+  for (std::int32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < lists; i += gridDim.x * blockDim.x) {
+    work.list_counts[i] = 0;
+  }
 }
 
 __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const ScheduleParams p) {
@@ -105,7 +115,7 @@ __global__ void __launch_bounds__(kItemThreads) make_items_kernel(const Schedule
   __shared__ int pass_items[kMaxPasses];
   wait_for_earlier_kernels();
   const ScheduleBatch work = p.work.after(blockIdx.x);
-  const int blocks = p.index.blocks[p.batch.batch], passes = work.passes;
+  const int blocks = p.index.blocks[p.batch.batch], passes = work.passes(blocks);
   const auto kv_outer_block = [&](int block) {
     int visits = 0;
     for (int pass = 0; block < blocks && pass < passes; ++pass) visits += work.list_counts[block * passes + pass];

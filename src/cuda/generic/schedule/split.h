@@ -111,8 +111,9 @@ OPENMSA_DEVICE KvOuterPair kv_outer_pair(const ScheduleParams& p, const Schedule
                                          const TileSelection& s, std::int32_t number, int e) {
   const std::int32_t query = e / s.topk;
   const std::int32_t slot = (number * work.slots + s.slot(e)) * work.tile_queries + query;
-  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * work.passes / work.max_tiles);
-  const std::int32_t list = (p.index.blocks[tile.sequence] + s.kv_outer[e]) * work.passes + pass;
+  const std::int32_t passes = work.passes(p.index.blocks[p.batch.batch]);
+  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * passes / work.max_tiles);
+  const std::int32_t list = (p.index.blocks[tile.sequence] + s.kv_outer[e]) * passes + pass;
   return {{tile.q_row + query, slot}, list, 0};
 }
 

@@ -5,6 +5,7 @@
 // shared memory, where they are ranked with the best of the tiles before.
 #pragma once
 
+#include "cuda/common/find_sequence.cuh"
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
 #include "cuda/generic/topk/best_list.cuh"
@@ -14,21 +15,6 @@
 namespace openmsa::cuda::generic {
 
 inline constexpr int kTopkWarps = 4;
-
-/// find_sequence by a whole warp, which looks at 32 offsets at once: a lane's loads depend on each other only twice in
-/// a thousand sequences.
-__device__ __forceinline__ std::int32_t find_sequence_together(IntVector offsets, std::int32_t count,
-                                                               std::int32_t value, int lane) {
-  std::int32_t low = 0, span = count;  // it is one of [low, low + span)
-  while (span > 1) {
-    const std::int32_t step = (span + 31) / 32, probe = lane * step;
-    const bool is_before = probe < span && offsets.at(low + probe) <= value;
-    const std::int32_t last = 31 - __clz(__ballot_sync(kFullWarp, is_before));
-    low += last * step;
-    span = min(step, span - last * step);
-  }
-  return low;
-}
 
 /// Bit i: scores[i] is not below `bound`, or above it where `strictly`. A NaN may be chosen too: its bit is set.
 __device__ __forceinline__ std::uint32_t reaching(const float (&scores)[kLaneScores], float bound, bool strictly) {

@@ -35,7 +35,27 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// CTAs [cluster of rows][KV head][CTA of the cluster].
+/// The next query rows that a cluster attends to, of one sequence: of the group_queries rows side by side that are
+/// its own; in a mixture of the groups of the sequences that are served, which are dealt out over the clusters. Clusters
+/// [rows][KV head]. `at` is where to go on, -1 at first. A part without rows is the end.
+__device__ __forceinline__ QueryPart next_part(const AttendParams& p, std::int32_t& at, std::int32_t& head, int lane) {
+  const auto ctas = static_cast<std::int32_t>(cooperative_groups::this_cluster().num_blocks());
+  const std::int32_t number = static_cast<std::int32_t>(blockIdx.x) / ctas;
+  if (p.select.served.is_open()) {
+    head = number % p.select.heads;
+    const std::int32_t first = number / p.select.heads * p.select.group_queries;
+    const std::int32_t row = at < 0 ? first : at, end = min(first + p.select.group_queries, p.select.batch.total_q);
+    if (row >= end) return {};
+    const QueryPart part = find_part(p.select, row, end, lane);
+    at = row + part.count;
+    return part;
+  }
+  at = at < 0 ? number : at + static_cast<std::int32_t>(gridDim.x) / ctas;
+  head = at % p.select.heads;
+  return find_group(p.select, at / p.select.heads, lane);
+}
+
+/// CTAs [cluster][CTA of the cluster].
 template <class Config>
 __global__ void __maxnreg__(Config::kMaxRegisters)
     attend_kernel(const __grid_constant__ AttendParams p, const __grid_constant__ CUtensorMap map_k,
@@ -57,29 +77,31 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
 
   const BatchView& batch = p.select.batch;
   const auto rank = static_cast<std::int32_t>(cluster.block_rank());
-  const auto number = static_cast<std::int32_t>(blockIdx.x / cluster.num_blocks());
-  const std::int32_t head = number % p.select.heads;
-  const std::int32_t first = number / p.select.heads * p.cluster_queries;
-  const std::int32_t end = min(first + p.cluster_queries, batch.total_q);
   cute::cluster_arrive_relaxed();  // the others' memory must not be written before they run
   constexpr int kWarps = Config::kConsumers + 1;
   const bool is_layer = p.select.lists.ranked != nullptr;
   if (!is_layer) wait_for_earlier_kernels();
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   PipelineState<Config::kStages> ring;
-  std::uint32_t phase = 0;                                 // of received
-  for (std::int32_t row = first; row < end; phase ^= 1) {  // sequence by sequence: mostly one
-    const QueryPart part = find_part(p.select, row, end, lane);
+  std::uint32_t round = 0;
+  for (std::int32_t at = -1, head = 0;; ++round) {  // mostly one
+    const QueryPart part = next_part(p, at, head, lane);
+    if (part.count == 0) break;
+    const bool is_first = round == 0;
+    if (!is_first) {  // copies and results go where those of the last part are
+      cutlass::arch::fence_view_async_shared();
+      cluster.sync();
+    }
     if (is_layer) {
       const ChoiceTeam team(part.count, kWarps, warp);
       const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
       // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
-      if (row == first) wait_for_earlier_kernels();
+      if (is_first) wait_for_earlier_kernels();
       choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, lane);
     } else {
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
     }
-    if (row == first) let_next_kernel_start();
+    if (is_first) let_next_kernel_start();
     cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was
     if constexpr (Config::kQueries > 1) {
       unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
@@ -103,16 +125,15 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
                       scaled ? *p.v_scale.data : 1, lane);
     }
     __syncthreads();
-    if (row == first) cute::cluster_wait();
+    if (is_first) cute::cluster_wait();
     if (threadIdx.x == 0) expect_partials<Config>(storage.received, share, part.count * 16);
     send_partial<Config>(storage.partial, storage.received, share, part.count * 16);
-    await_partials<Config>(storage.received, phase);
+    await_partials<Config>(storage.received, round % 2);
     combine_cluster<Config>(p, storage.received, share, part, head);
-    row += part.count;
-    if (row < end) {  // copies and results of the next part go where those of this one are
-      cutlass::arch::fence_view_async_shared();
-      cluster.sync();
-    }
+  }
+  if (round == 0) {  // nothing to do, which takes as long as everything before
+    if (is_layer) wait_for_earlier_kernels();
+    cute::cluster_wait();
   }
 }
 

@@ -28,32 +28,46 @@ std::int32_t key_box_rows(const Plan& plan, std::int32_t keys) {
   return plan.is_paged() ? std::min(plan.config.page_size, keys) : keys;
 }
 
-SelectParams select_params(const Problem& problem) {
+/// What both branches share: group_queries is for attention, the index for whoever needs it.
+SelectParams select_params(const Problem& problem, QueryRange served, const Workspace& workspace,
+                           std::int32_t group_queries) {
   SelectParams p{};
   p.batch = batch_view(problem);
+  p.served = served;
   p.rules = selection_rules(problem.plan);
   p.heads = problem.plan.config.num_heads_kv;
+  p.tile_queries = 1;
+  p.group_queries = group_queries;
+  const bool needs_index = workspace.ranked != nullptr || !served.is_open();
+  if (p.batch.batch > kLaneSequences && needs_index) p.index = workspace.index;
   p.topk_indices = selection_view(problem.tensors.topk_indices);
   return p;
 }
 
+std::int32_t queries_of_cluster(const Problem& problem, QueryRange served, Launch launch) {
+  return cluster_queries(problem.total_q, expected_queries(served, problem.total_q, problem.batch),
+                         problem.plan.config.num_heads_kv, launch.num_sms);
+}
+
 /// The index branch up to its candidates.
-SelectParams score_keys(const Problem& problem, Arena& arena, Launch launch) {
+void score_keys(const Problem& problem, SelectParams& p, const Workspace& workspace, Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_config& config = plan.config;
   const openmsa_tensors& t = problem.tensors;
-  SelectParams p = select_params(problem);
-  p.lists = take_candidates(arena, plan);
-  p.lists.ctas = std::min(launch.num_sms, kMaxIndexCtas);
-  p.lists.tile_rows = index_tile_rows(mean_queries(problem.total_q, problem.batch), config.num_heads_kv, config.topk);
+  p.lists.ranked = workspace.ranked;
+  p.lists.tile_rows =
+      index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv, config.topk);
   p.tile_queries = tile_queries(plan, p.lists.tile_rows);
   p.index_q = query_rows(t.index_q);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
-  p.key_box_rows = key_box_rows(plan, decode_stage_keys(keys.dtype == OPENMSA_FLOAT8_E4M3));
+  const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
+  p.lists.ctas =
+      std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8, problem.batch);
+  p.key_box_rows = key_box_rows(plan, decode_stage_keys(is_fp8));
   p.index_k_scale = token_scale(t.index_k_scale);
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
+  if (is_indexed(p)) launch_index(p, launch);
   find_variant(kSelectVariants, {config.dtype, keys.dtype, config.index_dim}, "decode")(p, map, launch);
-  return p;
 }
 
 void attend_selected(const Problem& problem, const SelectParams& select, Launch launch) {
@@ -61,7 +75,6 @@ void attend_selected(const Problem& problem, const SelectParams& select, Launch 
   const openmsa_tensors& t = problem.tensors;
   AttendParams p{};
   p.select = select;
-  p.cluster_queries = cluster_queries(problem.total_q, problem.batch, plan.config.num_heads_kv, launch.num_sms);
   p.log2_group_size = std::countr_zero(static_cast<std::uint64_t>(plan.group_size));
   p.key_box_rows = key_box_rows(plan, kTileKeys);
   p.scale_log2 = scale_log2(plan);
@@ -77,25 +90,41 @@ void attend_selected(const Problem& problem, const SelectParams& select, Launch 
 
 }  // namespace
 
-CandidateLists take_candidates(Arena& arena, const Plan& plan) {
+Workspace::Workspace(Arena& arena, const Plan& plan, bool has_candidates)
+    : index{arena.take<std::int32_t>(plan.config.max_batch + 1), arena.take<std::int32_t>(plan.config.max_batch + 1),
+            arena.take<std::int32_t>(plan.config.max_batch + 1)},
+      ranked(nullptr) {
+  if (!has_candidates) return;
   const openmsa_config& config = plan.config;
   const std::int64_t queries = std::min(config.max_total_q, kDecodeQueries * config.max_batch);
   std::int64_t rows = 0;
   for (const std::int32_t tile_rows : kDecodeTileRows) {
     const std::int32_t tile = tile_queries(plan, tile_rows);
-    if (tile > 0) rows = std::max(rows, tile_rows * max_segments(queries, config.max_batch, tile));
+    if (tile == 0) continue;
+    rows = std::max(rows, tile_rows * max_segments(queries, config.max_batch, tile));
   }
-  return {arena.take<Ranked>(rows * config.topk), 0, 0};
+  ranked = arena.take<Ranked>(rows * config.topk);
 }
 
-void select(const Problem& problem, Arena arena, Launch launch) {
-  launch_choose(score_keys(problem, arena, launch), launch);
+void select(const Problem& problem, QueryRange served, Arena arena, Launch launch) {
+  const Workspace workspace(arena, problem.plan, true);
+  SelectParams p = select_params(problem, served, workspace, 1);
+  score_keys(problem, p, workspace, launch);
+  launch_choose(p, launch);
 }
 
-void attend(const Problem& problem, Launch launch) { attend_selected(problem, select_params(problem), launch); }
+void attend(const Problem& problem, QueryRange served, Arena arena, Launch launch) {
+  const Workspace workspace(arena, problem.plan, false);
+  const SelectParams p = select_params(problem, served, workspace, queries_of_cluster(problem, served, launch));
+  if (is_indexed(p)) launch_index(p, launch);
+  attend_selected(problem, p, launch);
+}
 
-void layer(const Problem& problem, Arena arena, Launch launch) {
-  attend_selected(problem, score_keys(problem, arena, launch), launch);
+void layer(const Problem& problem, QueryRange served, Arena arena, Launch launch) {
+  const Workspace workspace(arena, problem.plan, true);
+  SelectParams p = select_params(problem, served, workspace, queries_of_cluster(problem, served, launch));
+  score_keys(problem, p, workspace, launch);
+  attend_selected(problem, p, launch);
 }
 
 }  // namespace openmsa::cuda::sm90::decode

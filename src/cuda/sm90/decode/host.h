@@ -1,4 +1,5 @@
-// Calls with few query tokens per sequence, as a serving engine's decode step makes them.
+// Sequences with few query tokens, as a serving engine's decode step makes them. `served`: all sequences of a call, or
+// those of a mixture.
 #pragma once
 
 #include "core/arena.h"
@@ -8,17 +9,23 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// Workspace of the index branch's candidates for every decode call of the plan.
-CandidateLists take_candidates(core::Arena& arena, const core::Plan& plan);
+/// For every call of the plan that decode serves.
+struct Workspace {
+  /// has_candidates: the index branch takes part.
+  Workspace(core::Arena& arena, const core::Plan& plan, bool has_candidates);
+
+  SequenceIndex index;
+  Ranked* ranked;  // of CandidateLists
+};
 
 /// topk_indices.
-void select(const core::Problem& problem, core::Arena arena, Launch launch);
+void select(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
 /// Attention over topk_indices.
-void attend(const core::Problem& problem, Launch launch);
+void attend(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
 /// The whole layer: every CTA of the attention chooses its kv_blocks from the candidates itself, there is no launch
 /// between.
-void layer(const core::Problem& problem, core::Arena arena, Launch launch);
+void layer(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
 }  // namespace openmsa::cuda::sm90::decode

@@ -12,6 +12,9 @@ namespace openmsa::cuda::sm90::decode {
 /// Candidates of the index branch.
 using SelectFunction = void(const SelectParams& p, const CUtensorMap& index_k, Launch launch);
 
+/// p.index.
+void launch_index(const SelectParams& p, Launch launch);
+
 /// topk_indices from the candidates.
 void launch_choose(const SelectParams& p, Launch launch);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/common/cluster_occupancy.h"
 #include "cuda/sm90/decode/attend.cuh"
 #include "cuda/sm90/decode/kernels.h"
 #include "cuda/sm90/decode/select.cuh"
@@ -15,31 +16,55 @@ void launch_select(const SelectParams& p, const CUtensorMap& index_k, Launch lau
   const auto start = [&](auto config) {
     using Config = decltype(config);
     const auto ctas = static_cast<unsigned int>(p.lists.ctas);
-    constexpr std::size_t kShared = std::max(sizeof(typename Config::Storage) + 1024, kMoreThanHalfOfShared);
+    constexpr std::size_t kStorage = sizeof(typename Config::Storage) + 1024;
+    constexpr std::size_t kShared = Config::kIsAlone ? std::max(kStorage, kMoreThanHalfOfShared) : kStorage;
+    static_assert(Config::kCtasPerSm * (kShared + 1024) <= kSharedOfSm);
     cuda::launch("decode_select", select_kernel<Config>, {ctas, Config::kThreads, kShared}, launch.stream, p, index_k);
   };
   using Query = Element<kDtype>;
   using Key = Element<kCached>;
-  if (p.lists.tile_rows == kDecodeTileRows[0]) return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[0]>{});
-  if (p.lists.tile_rows == kDecodeTileRows[1]) return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[1]>{});
-  start(SelectConfig<Query, Key, kDim, kDecodeTileRows[2]>{});
+  constexpr int kShort = kDecodeShortList;
+  constexpr bool kIsQuantized = sizeof(Key) == 1;
+  if (2 * p.rules.topk > kShort) return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[2], 2 * kMaxTopk, 1>{});
+  if (p.lists.tile_rows == kDecodeTileRows[2])
+    return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[2], kShort, 2>{});
+  if (p.lists.tile_rows == kDecodeTileRows[1])
+    return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[1], kShort, 2>{});
+  if constexpr (kIsQuantized) {
+    constexpr int kMany = index_ctas_per_sm(kDecodeTileRows[0], kShort / 2, true, kFewSequences + 1);
+    if (p.batch.batch > kFewSequences)
+      return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[0], kShort, kMany>{});
+  }
+  start(SelectConfig<Query, Key, kDim, kDecodeTileRows[0], kShort, 1>{});
 }
 
 template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>
 void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch) {
-  const auto clusters = static_cast<unsigned int>(p.select.heads) *
-                        ((p.select.batch.total_q + p.cluster_queries - 1) / p.cluster_queries);
+  const SelectParams& s = p.select;
+  const bool is_mixture = !s.served.is_open();
+  const std::int64_t groups = is_mixture
+                                  ? std::min<std::int64_t>(s.batch.total_q, std::int64_t{s.batch.batch} * s.served.most)
+                                  : covering(s.batch.total_q, s.group_queries);
   const auto start = [&](auto config, unsigned int ctas_per_sm) {
     using Config = decltype(config);
-    constexpr std::size_t kShared = sizeof(typename Config::Storage) + 1024;
+    const auto clusters = static_cast<unsigned int>(
+        is_mixture ? mixture_clusters(groups, s.heads, launch.num_sms, ctas_per_sm) : groups * s.heads);
+    // e4m3 takes as much as 16 bits: CTAs that could share an SM with more others do not finish earlier for it.
+    using Widest =
+        AttendConfig<typename Config::Element, typename Config::Element, kDim, Config::kQueries, Config::kKeySlices>;
+    constexpr std::size_t kShared = sizeof(typename Widest::Storage) + 1024;
+    static_assert(sizeof(typename Config::Storage) <= sizeof(typename Widest::Storage));
+    static ClusterOccupancy occupancy;
     const auto active = [&](unsigned int ctas) {
-      return active_clusters(attend_kernel<Config>, {ctas, Config::kThreads, kShared, ctas});
+      return occupancy.active(ctas, [&] {
+        return active_clusters(attend_kernel<Config>, {ctas, Config::kThreads, kShared, ctas});
+      });
     };
     const unsigned int ctas = cluster_ctas(clusters, Config::kQueries, launch.num_sms, ctas_per_sm, active);
     cuda::launch("decode_attend", attend_kernel<Config>, {clusters * ctas, Config::kThreads, kShared, ctas},
                  launch.stream, p, k, v);
   };
-  if (p.cluster_queries == 1) {
+  if (s.group_queries == 1) {
     start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, 1, 4>{}, 2);
   } else {
     start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, kClusterQueries, 2>{}, 1);

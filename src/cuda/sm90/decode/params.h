@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/common/batch_view.h"
+#include "cuda/common/query_range.h"
 #include "cuda/common/selection.h"
 #include "cuda/common/tensor_view.h"
 #include "cuda/common/topk_key.h"
@@ -28,11 +29,25 @@ struct CandidateLists {
   }
 };
 
+/// Sequences up to which a warp has the batch in its lanes.
+inline constexpr std::int32_t kLaneSequences = 32;
+
+/// Prefix sums over the sequences of a larger batch, [batch + 1] each: what comes before a sequence, and in all. Made by
+/// index_sequences, where somebody asks for them.
+struct SequenceIndex {
+  std::int32_t* units;   // key units of all query tiles
+  std::int32_t* tiles;   // query tiles
+  std::int32_t* groups;  // of group_queries query rows
+};
+
 struct SelectParams {
   BatchView batch;
+  QueryRange served;
   SelectionRules rules;
   std::int32_t heads;
-  std::int32_t tile_queries;  // queries of a tile: tile_queries * heads rows
+  std::int32_t tile_queries;   // queries of a tile: tile_queries * heads rows
+  std::int32_t group_queries;  // query rows that are attended to together
+  SequenceIndex index;         // null: not needed
   CandidateLists lists;
 
   QueryRows index_q;  // [total_q][heads][index_dim]
@@ -42,9 +57,10 @@ struct SelectParams {
   SelectionView topk_indices;
 };
 
+OPENMSA_DEVICE bool is_indexed(const SelectParams& p) { return p.index.units != nullptr; }
+
 struct AttendParams {
   SelectParams select;  // the selection that follows from lists; without lists topk_indices are read
-  std::int32_t cluster_queries;
   std::int32_t log2_group_size;
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)

@@ -43,8 +43,9 @@ enum class SelectBarrier {
   kConsumers = 1,
 };
 
-/// Query_: element type of index_q in memory; Key_: of the keys and of the product.
-template <class Query_, class Key_, int kDim_, int kRows_>
+/// Query_: element type of index_q in memory; Key_: of the keys and of the product. kListCapacity_: twice topk, or more.
+/// kCtasPerSm_: that share an SM.
+template <class Query_, class Key_, int kDim_, int kRows_, int kListCapacity_, int kCtasPerSm_>
 struct SelectConfig {
   using Query = Query_;
   using Key = Key_;
@@ -66,17 +67,20 @@ struct SelectConfig {
       cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
 
-  // Few rows leave room for a CTA of the attention, which then waits on the same SM: shared memory and registers.
-  static constexpr bool kIsSmall = kRows == kDecodeFewRows;
-  static constexpr int kGroups = 2;               // warpgroups that multiply
-  static constexpr int kConsumers = 4 * kGroups;  // their warps
+  static constexpr int kListCapacity = kListCapacity_;
+  static constexpr int kCtasPerSm = kCtasPerSm_;
+  static constexpr bool kIsAlone = kCtasPerSm == 1;
+  static constexpr int kGroups = kIsAlone ? 2 : 1;  // warpgroups that multiply
+  static constexpr int kConsumers = 4 * kGroups;    // their warps
   static constexpr int kThreads = 32 * (kConsumers + 1);
 
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
-  static constexpr int kStages = (96 << 10) / kStageBytes;
+  static constexpr int kStages = ((kIsAlone ? 96 : 48) << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBufferTiles = kRows < 64 ? 64 : 32;
-  static constexpr int kListCapacity = kIsSmall ? 64 : 128;  // twice topk, or more
+  static constexpr int kBufferTiles = kIsAlone ? (kRows == 8 ? 64 : 32) : (kRows == 8 ? 32 : 512 / kRows);
+
+  /// A CTA that is alone with few rows leaves registers for one of the attention, which then waits on the same SM.
+  static constexpr int kMinCtas = kIsAlone && kRows == 8 ? 2 : kCtasPerSm;
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
@@ -293,7 +297,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
     select_kernel(const __grid_constant__ SelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
@@ -305,11 +309,13 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kIsSmall ? 2 : 1)
   }
   __syncthreads();
   // Where this CTA begins follows from the lengths, which have usually been written long before.
+  const bool begins_early = !is_indexed(p);
+  if (!begins_early) wait_for_earlier_kernels();
   TileScheduler scheduler(p, lane);
   Segment segment = scheduler.first();
-  wait_for_earlier_kernels();
+  if (begins_early) wait_for_earlier_kernels();
   let_next_kernel_start();
-  if (!scheduler.is_current()) {
+  if (begins_early && !scheduler.is_current()) {
     scheduler = TileScheduler(p, lane);
     segment = scheduler.first();
   }

@@ -16,6 +16,7 @@
 
 #include "cuda/common/batch_view.h"
 #include "cuda/common/math.h"
+#include "cuda/common/query_range.h"
 #include "cuda/common/selection.h"
 #include "cuda/sm90/heuristics.h"
 
@@ -29,13 +30,19 @@ struct SequenceWork {
   OPENMSA_DEVICE std::int32_t units() const { return query_tiles * key_units; }
 };
 
-OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, const SelectionRules& rules,
+OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, QueryRange served, const SelectionRules& rules,
                                           std::int32_t tile_queries) {
+  if (!served.has(view.seqlen_q)) return {0, 0};
   const std::int32_t tiles = (view.seqlen_q + tile_queries - 1) / tile_queries;
   const Candidates last(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1);
   const bool has_choice = last.slots > 0 && last.slots < last.end - last.init;
   const std::int32_t blocks_per_unit = kUnitKeys >> log2_of(rules.block_size);
   return {tiles, has_choice ? (last.end + blocks_per_unit - 1) / blocks_per_unit : 0};
+}
+
+/// Groups of up to `group_queries` query rows of a sequence that is served.
+OPENMSA_DEVICE std::int32_t query_groups(const SequenceView& view, QueryRange served, std::int32_t group_queries) {
+  return served.has(view.seqlen_q) ? (view.seqlen_q + group_queries - 1) / group_queries : 0;
 }
 
 /// Units of every CTA of the grid, all but the last ones alike.

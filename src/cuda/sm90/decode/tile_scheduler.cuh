@@ -1,53 +1,72 @@
-// Which work of a step is a CTA's, from the lengths: a warp keeps those of 32 sequences at a time in its lanes.
+// Which work of a step is a CTA's, from the lengths. Up to 32 sequences a warp has in its lanes; for more an index of
+// prefix sums comes before (index_sequences).
 #pragma once
 
+#include "cuda/common/find_sequence.cuh"
 #include "cuda/common/math.h"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/split.h"
 
 namespace openmsa::cuda::sm90::decode {
 
-/// 32 sequences and their work, one per lane; lanes past the batch have none.
-class SequenceWindow {
- public:
-  __device__ __forceinline__ SequenceWindow(const SelectParams& p, std::int32_t first, int lane)
-      : first_(first), lane_(lane) {
-    if (first + lane < p.batch.batch) view = p.batch.sequence(first + lane, LdCg{});
-    work = sequence_work(view, p.rules, p.tile_queries);
-  }
-
-  /// Units and tiles of all sequences before each lane's, given those before the first one.
-  __device__ __forceinline__ void scan(std::int32_t units, std::int32_t tiles) {
-    units_before = work.units();
-    tiles_before = work.query_tiles;
+/// Sum of the lanes before this one.
+__device__ __forceinline__ std::int32_t sum_before(std::int32_t mine, int lane) {
+  std::int32_t sum = mine;
 #pragma unroll 1
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int32_t more_units = __shfl_up_sync(kFullWarp, units_before, distance);
-      const std::int32_t more_tiles = __shfl_up_sync(kFullWarp, tiles_before, distance);
-      if (lane_ >= distance) {
-        units_before += more_units;
-        tiles_before += more_tiles;
-      }
-    }
-    units_before += units - work.units();
-    tiles_before += tiles - work.query_tiles;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const std::int32_t more = __shfl_up_sync(kFullWarp, sum, distance);
+    if (lane >= distance) sum += more;
+  }
+  return sum - mine;
+}
+
+/// A sequence, its work, and that of all sequences before it.
+struct SequencePlace {
+  std::int32_t sequence;
+  SequenceView view;
+  SequenceWork work;
+  std::int32_t units_before;
+  std::int32_t tiles_before;
+};
+
+/// A batch that has its sequences in the lanes of a warp; lanes past the batch have none.
+class SequenceLanes {
+ public:
+  __device__ __forceinline__ SequenceLanes(const SelectParams& p, int lane) {
+    if (lane < p.batch.batch) view = p.batch.sequence(lane, LdCg{});
+    work = sequence_work(view, p.served, p.rules, p.tile_queries);
   }
 
-  __device__ __forceinline__ std::int32_t sequence_of(int lane) const { return first_ + lane; }
-  __device__ __forceinline__ SequenceView view_of(int lane) const {
-    return {__shfl_sync(kFullWarp, view.q_row, lane), __shfl_sync(kFullWarp, view.seqlen_q, lane),
-            __shfl_sync(kFullWarp, view.k_row, lane), __shfl_sync(kFullWarp, view.seqlen_k, lane)};
+  __device__ __forceinline__ std::int32_t units() const { return __reduce_add_sync(kFullWarp, work.units()); }
+
+  __device__ __forceinline__ SequencePlace at(int owner, int lane) const {
+    const auto before = [&](std::int32_t x) { return __reduce_add_sync(kFullWarp, lane < owner ? x : 0); };
+    return {owner,
+            {__shfl_sync(kFullWarp, view.q_row, owner), __shfl_sync(kFullWarp, view.seqlen_q, owner),
+             __shfl_sync(kFullWarp, view.k_row, owner), __shfl_sync(kFullWarp, view.seqlen_k, owner)},
+            {__shfl_sync(kFullWarp, work.query_tiles, owner), __shfl_sync(kFullWarp, work.key_units, owner)},
+            before(work.units()),
+            before(work.query_tiles)};
   }
 
   SequenceView view{0, 0, 0, 0};
   SequenceWork work;
-  std::int32_t units_before;
-  std::int32_t tiles_before;
-
- private:
-  std::int32_t first_;
-  int lane_;
 };
+
+/// Entries of the index; as lengths, they are read while earlier kernels may still run.
+__device__ __forceinline__ std::int32_t before(const std::int32_t* sums, std::int32_t sequence) {
+  return __ldcg(sums + sequence);
+}
+__device__ __forceinline__ std::int32_t in_all(const SelectParams& p, const std::int32_t* sums) {
+  return before(sums, p.batch.batch);
+}
+
+/// A place that the index knows.
+__device__ __forceinline__ SequencePlace indexed_place(const SelectParams& p, std::int32_t sequence) {
+  const SequenceView view = p.batch.sequence(sequence, LdCg{});
+  return {sequence, view, sequence_work(view, p.served, p.rules, p.tile_queries), before(p.index.units, sequence),
+          before(p.index.tiles, sequence)};
+}
 
 /// What a CTA takes of one query tile: key units [begin, end).
 struct Segment {
@@ -62,28 +81,22 @@ struct Segment {
   __device__ __forceinline__ bool exists() const { return begin < end; }
 };
 
-/// The segments of this CTA, one after the other. It may start from lengths that an earlier kernel is still about to
-/// write: its segments are then useless, but harmless, and is_current() tells.
+/// The segments of this CTA, one after the other. Where the batch is in the lanes it may start from lengths that an
+/// earlier kernel is still about to write: its segments are then useless, but harmless, and is_current() tells.
 class TileScheduler {
  public:
-  __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane)
-      : p_(&p), lane_(lane), next_(32), window_(p, 0, lane) {
-    std::int32_t units = window_.work.units();
-    for (std::int32_t first = 32; first < p.batch.batch; first += 32) {
-      units += SequenceWindow(p, first, lane).work.units();
-    }
-    units = __reduce_add_sync(kFullWarp, units);
+  __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane) : p_(&p), lane_(lane), lanes_(p, lane) {
+    const std::int32_t units = is_indexed(p) ? in_all(p, p.index.units) : lanes_.units();
     per_cta_ = units_per_cta(units, p.lists.ctas);
     unit_ = per_cta_ * static_cast<std::int32_t>(blockIdx.x);
     end_ = min(units, unit_ + per_cta_);
-    window_.scan(0, 0);
+    if (!is_indexed(p)) units_before_ = sum_before(lanes_.work.units(), lane);
   }
 
   /// Whether the lengths are still those that the scheduler started from.
   __device__ __forceinline__ bool is_current() const {
-    if (p_->batch.batch > 32) return false;
     bool is_same = true;
-    if (lane_ < p_->batch.batch) is_same = p_->batch.sequence(lane_, LdCg{}) == window_.view;
+    if (lane_ < p_->batch.batch) is_same = p_->batch.sequence(lane_, LdCg{}) == lanes_.view;
     return __all_sync(kFullWarp, is_same);
   }
 
@@ -98,27 +111,15 @@ class TileScheduler {
 
   __device__ __forceinline__ bool next(Segment& segment) {
     if (unit_ >= end_) return false;
-    std::uint32_t owner;
-    while ((owner = __ballot_sync(kFullWarp, unit_ >= window_.units_before &&
-                                                 unit_ < window_.units_before + window_.work.units())) == 0) {
-      if (next_ >= p_->batch.batch) return false;
-      const std::int32_t units = __shfl_sync(kFullWarp, window_.units_before + window_.work.units(), 31);
-      const std::int32_t tiles = __shfl_sync(kFullWarp, window_.tiles_before + window_.work.query_tiles, 31);
-      window_ = SequenceWindow(*p_, next_, lane_);
-      window_.scan(units, tiles);
-      next_ += 32;
-    }
-    const int lane = __ffs(owner) - 1;
-    segment.sequence = window_.sequence_of(lane);
-    segment.view = window_.view_of(lane);
-    const std::int32_t key_units = __shfl_sync(kFullWarp, window_.work.key_units, lane);
-    const std::int32_t before = __shfl_sync(kFullWarp, window_.units_before, lane);
-    const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - before) / key_units;
-    const std::int32_t tile_begin = before + tile * key_units;
+    const SequencePlace place = owner_of(unit_);
+    segment.sequence = place.sequence;
+    segment.view = place.view;
+    const std::int32_t key_units = place.work.key_units;
+    const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - place.units_before) / key_units;
+    const std::int32_t tile_begin = place.units_before + tile * key_units, tile_number = place.tiles_before + tile;
     segment.first_query = tile * p_->tile_queries;
     segment.begin = unit_ - tile_begin;
     segment.end = min(end_ - tile_begin, key_units);
-    const std::int32_t tile_number = __shfl_sync(kFullWarp, window_.tiles_before, lane) + tile;
     segment.range = segment_range(tile_begin, key_units, per_cta_, tile_number);
     segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
@@ -126,11 +127,20 @@ class TileScheduler {
   }
 
  private:
+  __device__ __forceinline__ SequencePlace owner_of(std::int32_t unit) const {
+    if (is_indexed(*p_)) {
+      return indexed_place(*p_, find_sequence_together({p_->index.units, 1}, p_->batch.batch, unit, lane_, LdCg{}));
+    }
+    const std::uint32_t owner =
+        __ballot_sync(kFullWarp, unit >= units_before_ && unit < units_before_ + lanes_.work.units());
+    return lanes_.at(__ffs(owner) - 1, lane_);
+  }
+
   const SelectParams* p_;
   int lane_;
   std::int32_t per_cta_, unit_, end_;  // units of this CTA still to go
-  std::int32_t next_;                  // first sequence after the window
-  SequenceWindow window_;
+  SequenceLanes lanes_;
+  std::int32_t units_before_ = 0;  // this lane's sequence
 };
 
 /// Query rows [row, row + count) of one sequence, and where the candidates of its query tiles lie.
@@ -138,7 +148,7 @@ struct QueryPart {
   SequenceView view;
   std::int32_t sequence;  // batch.batch: padding rows, which see nothing
   std::int32_t row;
-  std::int32_t count;
+  std::int32_t count;     // 0: there is no such part
   std::int32_t position;  // of the first row's key
   // About the sequence; with candidates only.
   SequenceWork work;
@@ -153,41 +163,68 @@ struct QueryPart {
   }
 };
 
-/// Rows [row, end) as far as they belong to the sequence of the first one.
-__device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32_t row, std::int32_t end, int lane) {
-  const bool has_candidates = p.lists.ranked != nullptr;
+/// Up to `most` rows of a sequence from its query `query` on. units: of all sequences.
+__device__ __forceinline__ QueryPart part_of(const SelectParams& p, const SequencePlace& place, std::int32_t query,
+                                             std::int32_t most, std::int32_t units) {
+  QueryPart part{};
+  part.view = place.view;
+  part.sequence = place.sequence;
+  part.row = place.view.q_row + query;
+  part.count = min(most, place.view.seqlen_q - query);
+  part.position = place.view.seqlen_k - place.view.seqlen_q + query;
+  part.work = place.work;
+  part.units_before = place.units_before;
+  part.tiles_before = place.tiles_before;
+  if (p.lists.ranked != nullptr) part.per_cta = units_per_cta(units, p.lists.ctas);
+  return part;
+}
+
+/// Padding rows [row, row + count), which see nothing.
+__device__ __forceinline__ QueryPart padding_part(const SelectParams& p, std::int32_t row, std::int32_t count) {
   QueryPart part{};
   part.sequence = p.batch.batch;
   part.row = row;
-  part.count = end - row;
-  std::int32_t units = 0, tiles = 0;  // of this lane's sequences in earlier windows
-#pragma unroll 1
-  for (std::int32_t first = 0; first < p.batch.batch; first += 32) {
-    SequenceWindow window(p, first, lane);
-    const std::uint32_t owner =
-        __ballot_sync(kFullWarp, window.view.q_row <= row && row < window.view.q_row + window.view.seqlen_q);
-    if (owner != 0) {
-      const int at = __ffs(owner) - 1;
-      part.sequence = first + at;
-      part.view = window.view_of(at);
-      if (!has_candidates) break;
-      // Sequences in front of it, in this window and in earlier ones.
-      part.units_before = __reduce_add_sync(kFullWarp, units + (lane < at ? window.work.units() : 0));
-      part.tiles_before = __reduce_add_sync(kFullWarp, tiles + (lane < at ? window.work.query_tiles : 0));
-      part.work = {__shfl_sync(kFullWarp, window.work.query_tiles, at),
-                   __shfl_sync(kFullWarp, window.work.key_units, at)};
-    }
-    units += window.work.units();
-    tiles += window.work.query_tiles;
-  }
-  if (part.sequence == p.batch.batch) {
-    part.position = -part.count;
-    return part;
-  }
-  part.count = min(end, part.view.q_row + part.view.seqlen_q) - row;
-  part.position = part.view.seqlen_k - part.view.seqlen_q + row - part.view.q_row;
-  if (has_candidates) part.per_cta = units_per_cta(__reduce_add_sync(kFullWarp, units), p.lists.ctas);
+  part.count = count;
+  part.position = -count;
   return part;
+}
+
+/// Rows [row, end) as far as they belong to the sequence of the first one.
+__device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32_t row, std::int32_t end, int lane) {
+  const bool has_candidates = p.lists.ranked != nullptr;
+  if (p.batch.batch > kLaneSequences) {  // found by its row: the index tells of its work alone
+    const std::int32_t sequence = find_sequence_together(p.batch.cu_seqlens_q, p.batch.batch + 1, row, lane, LdCg{});
+    if (sequence == p.batch.batch) return padding_part(p, row, end - row);
+    SequencePlace place{sequence, p.batch.sequence(sequence, LdCg{}), {0, 0}, 0, 0};
+    if (has_candidates) place = indexed_place(p, sequence);
+    const std::int32_t units = has_candidates ? in_all(p, p.index.units) : 0;
+    return part_of(p, place, row - place.view.q_row, end - row, units);
+  }
+  const SequenceLanes lanes(p, lane);
+  const std::uint32_t owner =
+      __ballot_sync(kFullWarp, lanes.view.q_row <= row && row < lanes.view.q_row + lanes.view.seqlen_q);
+  if (owner == 0) return padding_part(p, row, end - row);
+  const SequencePlace place = lanes.at(__ffs(owner) - 1, lane);
+  return part_of(p, place, row - place.view.q_row, end - row, has_candidates ? lanes.units() : 0);
+}
+
+/// The part of group `group` where p.served is a range: each of its sequences is cut into groups of up to
+/// p.group_queries query rows. A part without rows: there is no such group.
+__device__ __forceinline__ QueryPart find_group(const SelectParams& p, std::int32_t group, int lane) {
+  if (is_indexed(p)) {
+    if (group >= in_all(p, p.index.groups)) return {};
+    const std::int32_t sequence = find_sequence_together({p.index.groups, 1}, p.batch.batch, group, lane, LdCg{});
+    const SequencePlace place = indexed_place(p, sequence);
+    const std::int32_t query = (group - before(p.index.groups, sequence)) * p.group_queries;
+    return part_of(p, place, query, p.group_queries, in_all(p, p.index.units));
+  }
+  const SequenceLanes lanes(p, lane);
+  const std::int32_t mine = query_groups(lanes.view, p.served, p.group_queries), before = sum_before(mine, lane);
+  const std::uint32_t owner = __ballot_sync(kFullWarp, before <= group && group < before + mine);
+  if (owner == 0) return {};
+  const int at = __ffs(owner) - 1;
+  const std::int32_t query = (group - __shfl_sync(kFullWarp, before, at)) * p.group_queries;
+  return part_of(p, lanes.at(at, lane), query, p.group_queries, lanes.units());
 }
 
 }  // namespace openmsa::cuda::sm90::decode

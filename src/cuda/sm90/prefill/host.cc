@@ -1,12 +1,9 @@
 #include "cuda/sm90/prefill/host.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <bit>
 
 #include "cuda/common/call.h"
-#include "cuda/common/error.h"
 #include "cuda/common/tensor_map.h"
 #include "cuda/generic/schedule/kernels.h"
 #include "cuda/sm90/heuristics.h"
@@ -38,9 +35,20 @@ AttendMaps attend_maps(const Problem& problem, const ScheduleBatch& work, std::i
 /// The schedule batches of this call, of which `p.work` becomes the first. Returns how many there are.
 std::int32_t cut_into_batches(const Problem& problem, AttendParams& p, int num_sms) {
   const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.work.tile_queries);
+  const std::int64_t query_bytes = problem.plan.group_size * problem.plan.config.head_dim * 2;
   p.work.max_tiles = tiles_on_all_sms(tiles, p.work.max_tiles, num_sms);
   p.work.batches_per_head = static_cast<std::int32_t>(core::ceil_div(tiles, p.work.max_tiles));
+  p.work.most_passes = static_cast<std::int32_t>(
+      schedule_batch_passes(p.work.max_tiles * p.work.tile_queries * query_bytes, generic::kMaxPasses));
   return problem.plan.config.num_heads_kv * p.work.batches_per_head;
+}
+
+/// `work` with partial results of its own, behind those of `row` others.
+ScheduleBatch beside(ScheduleBatch work, std::int32_t row, const Plan& plan) {
+  const std::int64_t rows = row * work.max_pairs() * plan.group_size;
+  work.partial_o = static_cast<std::uint16_t*>(work.partial_o) + rows * plan.config.head_dim;
+  work.partial_lse += rows;
+  return work;
 }
 
 AttendParams attend_params(const Problem& problem, const AttendWorkspace& workspace) {
@@ -63,7 +71,7 @@ AttendParams attend_params(const Problem& problem, const AttendWorkspace& worksp
 
 }  // namespace
 
-void select(const Problem& problem, Arena arena, Launch launch) {
+void select(const Problem& problem, QueryRange served, Arena arena, Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_tensors& t = problem.tensors;
   const bool stores_scores = present(t.block_scores);
@@ -75,11 +83,14 @@ void select(const Problem& problem, Arena arena, Launch launch) {
   p.rules = selection_rules(plan);
   p.index_q = query_rows(t.index_q);
   p.heads = plan.config.num_heads_kv;
+  p.queries_per_tile = workspace.queries_per_tile;
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
   p.index_k_scale = token_scale(t.index_k_scale);
-  p.num_splits = workspace.num_splits;
-  p.partial_keys = workspace.partial_keys;
-  p.partial_blocks = workspace.partial_blocks;
+  // Where all sequences are served, their tokens alone may fill the device.
+  const std::int64_t least_tiles = served.least == 0 ? core::ceil_div(problem.total_q, workspace.queries_per_tile) : 1;
+  p.most_splits = 2 * least_tiles > kSelectItems ? 1 : workspace.most_splits;
+  p.longest = workspace.longest;
+  p.partial_lists = workspace.partial_lists;
   if (stores_scores) {
     p.block_scores = score_view(t.block_scores);
     p.score_columns = static_cast<std::int32_t>(t.block_scores.shape[2]);
@@ -92,12 +103,12 @@ void select(const Problem& problem, Arena arena, Launch launch) {
   const auto tiles = max_tiles(problem.total_q, problem.batch, workspace.queries_per_tile);
   const SelectKey key{plan.config.dtype, plan.config.index_dtype, plan.config.index_dim, plan.config.block_size,
                       workspace.capacity};
-  generic::index_batch(p.batch, p.index, workspace.queries_per_tile, launch);
+  generic::index_served(p.batch, p.index, workspace.queries_per_tile, served, workspace.longest, launch);
   find_variant(kSelectVariants, key, "select")(p, index_k, static_cast<int>(tiles), launch);
 }
 
-/// One schedule batch after the other, several of them scheduled together.
-void attend(const Problem& problem, Arena arena, Launch launch) {
+/// One schedule batch after the other, or several beside each other; they are scheduled together.
+void attend(const Problem& problem, QueryRange served, Arena arena, Launch launch) {
   const openmsa_config& config = problem.plan.config;
   const AttendWorkspace workspace(arena, problem.plan);
   AttendParams p = attend_params(problem, workspace);
@@ -106,18 +117,22 @@ void attend(const Problem& problem, Arena arena, Launch launch) {
   AttendFunction* const attend_work = find_variant(
       kAttendVariants, {config.dtype, config.kv_dtype, config.head_dim, config.block_size}, "sparse_attention");
 
-  const std::int64_t lists = std::int64_t{p.work.max_lists} * workspace.scheduled;
-  check(cudaMemsetAsync(p.work.list_counts, 0, sizeof(std::int32_t) * lists, launch.stream), "cudaMemsetAsync");
-  generic::index_batch(p.batch, p.index, p.work.tile_queries, launch);
+  const std::int32_t together = batches_together(p.work.max_tiles, workspace.partial_tiles, kBatchesTogether);
+  generic::index_served(p.batch, p.index, p.work.tile_queries, served, nullptr, launch);
+  generic::clear_lists(p, std::min(workspace.scheduled, batches), launch);
   for (std::int32_t first = 0; first < batches; first += workspace.scheduled) {
     AttendParams several = p;
     several.work.number = first;
     const std::int32_t count = std::min(workspace.scheduled, batches - first);
     generic::schedule(several, count, launch);
-    for (std::int32_t i = 0; i < count; ++i) {
-      AttendParams one = several;
-      one.work = several.work.after(i);
-      attend_work(one, maps, launch);
+    for (std::int32_t i = 0; i < count; i += together) {
+      AttendBatches batches_beside;
+      const std::int32_t rows = std::min(together, count - i);
+      for (std::int32_t row = 0; row < rows; ++row) {
+        batches_beside.of[row] = several;
+        batches_beside.of[row].work = beside(several.work.after(i + row), row, problem.plan);
+      }
+      attend_work(batches_beside, rows, maps, launch);
     }
   }
 }

@@ -16,11 +16,11 @@ struct AttendMaps {
   CUtensorMap v;
 };
 
-/// The attention of p.work after its schedule.
-using AttendFunction = void(const AttendParams& p, const AttendMaps& maps, Launch launch);
+/// The attention of the first `count` of batches after their schedule.
+using AttendFunction = void(const AttendBatches& batches, int count, const AttendMaps& maps, Launch launch);
 
 /// Compiled by instantiate.cu.in for the rows of variants.h.
 template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim, int kBlock>
-void launch_attend(const AttendParams& p, const AttendMaps& maps, Launch launch);
+void launch_attend(const AttendBatches& batches, int count, const AttendMaps& maps, Launch launch);
 
 }  // namespace openmsa::cuda::sm90::prefill

@@ -335,9 +335,10 @@ __device__ __forceinline__ void consume_kv_outer(const AttendParams& p, typename
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    kv_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
+    kv_outer_kernel(const __grid_constant__ AttendBatches batches, const __grid_constant__ CUtensorMap map_q,
                     const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ __align__(1024) char raw[];
+  const AttendParams& p = batches.of[blockIdx.y];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
     init_ring(storage.kv_full, storage.kv_empty, 4 * Config::kConsumers, Config::kIsQuantized ? Config::kConsumers : 2);

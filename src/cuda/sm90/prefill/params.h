@@ -23,4 +23,10 @@ struct AttendParams : ScheduleParams {
   TokenScale v_scale;
 };
 
+/// Schedule batches that one launch works off side by side, a row of CTAs each: heads of a call that leaves SMs idle.
+inline constexpr int kBatchesTogether = 4;
+struct AttendBatches {
+  AttendParams of[kBatchesTogether];
+};
+
 }  // namespace openmsa::cuda::sm90::prefill

@@ -411,9 +411,10 @@ __device__ __forceinline__ void consume_q_outer(const AttendParams& p, typename 
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    q_outer_kernel(const AttendParams p, const __grid_constant__ CUtensorMap map_q,
+    q_outer_kernel(const __grid_constant__ AttendBatches batches, const __grid_constant__ CUtensorMap map_q,
                    const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
   extern __shared__ __align__(1024) char raw[];
+  const AttendParams& p = batches.of[blockIdx.y];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
     init_ring(storage.full, storage.empty, Config::kConsumers, Config::kFullArrivals);

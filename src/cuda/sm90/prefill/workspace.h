@@ -6,6 +6,7 @@
 #include "core/arena.h"
 #include "core/plan.h"
 #include "cuda/common/query_tile.h"
+#include "cuda/common/topk_key.h"
 #include "cuda/generic/schedule/params.h"
 
 namespace openmsa::cuda::sm90::prefill {
@@ -23,10 +24,10 @@ struct SelectWorkspace {
 
   int capacity;
   int queries_per_tile;
-  int num_splits;
+  int most_splits;  // of any call
   BatchIndex index;
-  std::int32_t* partial_keys;  // [max_total_q * heads][num_splits][capacity]; none with one split
-  std::int32_t* partial_blocks;
+  std::int32_t* longest;
+  Ranked* partial_lists;  // none where most_splits is 1
 };
 
 struct AttendWorkspace {
@@ -35,6 +36,7 @@ struct AttendWorkspace {
   BatchIndex index;
   generic::ScheduleBatch work;  // the first of those that are scheduled together
   int scheduled;                // how many
+  std::int64_t partial_tiles;   // whose partial results have room
 };
 
 }  // namespace openmsa::cuda::sm90::prefill

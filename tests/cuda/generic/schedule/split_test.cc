@@ -30,8 +30,6 @@ using Pair = std::pair<std::int64_t, std::int64_t>;
 /// One KV head's schedule over all tiles, phase by phase as in schedule.cuh.
 class HostSchedule {
  public:
-  static constexpr std::int32_t kPasses = 3;
-
   HostSchedule(const Layer& layer, std::int32_t head, std::int32_t tile_queries, std::int32_t shared_threshold,
                std::int32_t log2_group_size)
       : layer_(layer), random_(7) {
@@ -48,7 +46,7 @@ class HostSchedule {
     params_.log2_group_size = log2_group_size;
     params_.work.head = head;
     params_.work.tile_queries = tile_queries;
-    params_.work.passes = kPasses;
+    params_.work.most_passes = 3;
     index_batch();
     for (std::int32_t number = 0; number < tiles_.back(); ++number) split_pairs(number);
     make_items();
@@ -64,7 +62,8 @@ class HostSchedule {
     return find_tile(params_.batch, params_.index, number, params_.work.tile_queries);
   }
   std::int64_t num_blocks() const { return blocks_.back(); }
-  std::int32_t pass_of(std::int32_t tile) const { return tile * kPasses / params_.work.max_tiles; }
+  std::int32_t passes() const { return params_.work.passes(blocks_.back()); }
+  std::int32_t pass_of(std::int32_t tile) const { return tile * passes() / params_.work.max_tiles; }
 
  private:
   void index_batch() {
@@ -78,7 +77,7 @@ class HostSchedule {
     }
     params_.index = {tiles_.data(), blocks_.data()};
     params_.work.max_tiles = tiles_.back();
-    list_counts_.assign(static_cast<std::size_t>(kPasses * num_blocks()), 0);
+    list_counts_.assign(static_cast<std::size_t>(passes() * num_blocks()), 0);
   }
 
   void split_pairs(std::int32_t number) {
@@ -124,15 +123,15 @@ class HostSchedule {
   void make_items() {
     list_offsets_.resize(list_counts_.size());
     std::exclusive_scan(list_counts_.begin(), list_counts_.end(), list_offsets_.begin(), 0);
-    for (std::int32_t pass = 0; pass < kPasses; ++pass) {
+    for (std::int32_t pass = 0; pass < passes(); ++pass) {
       for (std::int32_t among_all = 0; among_all < blocks_.back(); ++among_all) {
-        const auto first = list_counts_.begin() + among_all * kPasses;
-        const KvOuterBlock list(std::accumulate(first, first + kPasses, 0), params_.log2_group_size);
+        const auto first = list_counts_.begin() + among_all * passes();
+        const KvOuterBlock list(std::accumulate(first, first + passes(), 0), params_.log2_group_size);
         const std::int32_t sequence = find_sequence({blocks_.data(), 1}, params_.batch.batch, among_all);
         const std::int32_t block = among_all - blocks_[static_cast<std::size_t>(sequence)];
-        const std::int32_t end = list.first_of_pass(pass + 1, kPasses);
-        for (std::int32_t i = list.first_of_pass(pass, kPasses); i < end; ++i) {
-          items.push_back(list.item(i, sequence, block, list_offsets_[static_cast<std::size_t>(among_all * kPasses)]));
+        const std::int32_t end = list.first_of_pass(pass + 1, passes());
+        for (std::int32_t i = list.first_of_pass(pass, passes()); i < end; ++i) {
+          items.push_back(list.item(i, sequence, block, list_offsets_[static_cast<std::size_t>(among_all * passes())]));
         }
       }
     }
@@ -186,7 +185,7 @@ void expect_invariants(const Layer& layer, std::int32_t head, std::int32_t tile_
   std::set<std::int32_t> visited;
   std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t> last_pass;  // of each kv_block
   for (const KvOuterItem& item : schedule.items) {
-    std::int32_t first_pass = HostSchedule::kPasses, &last = last_pass[{item.sequence, item.block}];
+    std::int32_t first_pass = schedule.passes(), &last = last_pass[{item.sequence, item.block}];
     const std::int32_t before = last;
     EXPECT_TRUE(item.count >= 1 && item.count <= kItemVisits + 64) << item.count;
     for (std::int32_t i = item.begin; i < item.begin + item.count; ++i) {

@@ -7,6 +7,11 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
+/// A tile, and a part of its keys.
+struct WorkItem {
+  int tile, split;
+};
+
 template <class Config>
 struct TopkEpilogue {
   TopkList<Config::kCapacity> list;
@@ -20,19 +25,18 @@ struct TopkEpilogue {
   __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
     if (owns && block >= candidates.init && block < candidates.end) list.offer(score_key(score), block);
   }
-  __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int split) {
+  /// row: of q; at: of the tile.
+  __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int at, WorkItem item, int splits) {
     if (!owns) return;
-    if (p.num_splits == 1) {
+    if (splits == 1) {
       std::int32_t* out = p.topk_indices.row(head, row);
       list.write(candidates, p.rules.topk, out, p.topk_indices.strides[2]);
       return;
     }
-    const std::int64_t at =
-        ((static_cast<std::int64_t>(row) * p.heads + head) * p.num_splits + split) * Config::kCapacity;
+    Ranked* const to = p.partial_lists + partial_list(p, item.tile, splits, item.split, at, Config::kCapacity);
 #pragma unroll
     for (int i = 0; i < Config::kCapacity; ++i) {
-      p.partial_keys[at + i] = list.keys[i];
-      p.partial_blocks[at + i] = list.blocks[i];
+      to[i] = list.keys[i] == list.kEmpty ? kNoCandidate : rank_of_key(list.keys[i], list.blocks[i]);
     }
   }
 };
@@ -55,8 +59,8 @@ struct ScoreEpilogue {
   __device__ __forceinline__ void take(const SelectParams& p, float score, int block) {
     if (owns && block < visible) out[block * p.block_scores.strides[2]] = score * scale;
   }
-  __device__ __forceinline__ void finish(const SelectParams& p, int, int, int split) {
-    if (!owns || split != 0) return;
+  __device__ __forceinline__ void finish(const SelectParams& p, int, int, int, WorkItem, int) {
+    if (!owns) return;
     for (int block = visible; block < p.score_columns; ++block) out[block * p.block_scores.strides[2]] = -INFINITY;
   }
 };

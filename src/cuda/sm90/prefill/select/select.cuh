@@ -1,8 +1,8 @@
 // The index branch with selection beside it (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], top-k over b).
 //
-// A persistent CTA takes a tile of queries with all index heads: two consumer warpgroups of up to 128 (query, head)
-// rows each. The producer streams tiles of 128 index keys, which both warpgroups read; scores live in accumulators
-// only. A warpgroup reduces its 128 x 128 scores to one maximum per row and kv_block while the other one multiplies,
+// A persistent CTA takes a tile of queries with all index heads: 256 (query, head) rows in two consumer warpgroups, in
+// four where keys are e4m3. The producer streams tiles of 128 index keys, which all warpgroups read; scores live in
+// accumulators only. A warpgroup reduces its scores to one maximum per row and kv_block while another one multiplies,
 // and offers it to the row's top-k list, which one thread keeps in registers.
 //
 // e4m3 keys: queries are rounded to e4m3 as they are loaded, each row by 448 over its largest magnitude. That factor is
@@ -11,7 +11,7 @@
 //   barrier      arrivals                      waited on by   guards
 //   full[i]      producer + bytes of the keys  consumers      keys of stage i have arrived
 //                (+ 32 lanes where keys have scales)
-//   empty[i]     one lane of each warp         producer       both warpgroups are done with stage i
+//   empty[i]     one lane of each warp         producer       all warpgroups are done with stage i
 //   kWarpgroup   128 threads of a warpgroup    the same       its part of q is in shared memory / no longer read
 //
 // Per tile of 128 keys and 256 rows (index_dim 128): products 2048 cycles of the tensor cores, 1024 in e4m3; maxima 256
@@ -25,6 +25,8 @@
 #include <cute/tensor.hpp>
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/math.h"
+#include "cuda/generic/topk/best_list.cuh"
 #include "cuda/sm90/prefill/select/epilogue.cuh"
 #include "cuda/sm90/prefill/select/maxima.cuh"
 #include "cuda/sm90/prefill/select/params.h"
@@ -38,7 +40,7 @@ namespace openmsa::cuda::sm90::prefill {
 
 /// Named barriers of the table above.
 enum class SelectBarrier {
-  kWarpgroup = 1,  // and 2: of each warpgroup
+  kWarpgroup = 1,  // to 4: of each warpgroup
 };
 
 /// Query_: element type of index_q in memory; Key_: of the keys and of the product.
@@ -55,9 +57,12 @@ struct SelectConfig {
 
   static constexpr int kKeys = 128;                       // per stage
   static constexpr int kBlocksPerStage = kKeys / kBlock;  // 1 or 2
-  static constexpr int kMmaRows = select_mma_rows(kCapacity);
+  static constexpr SelectRows kTileRows = select_rows(kIsQuantized, kCapacity);
+  static constexpr int kMmaRows = kTileRows.products;
   static constexpr int kRows = kMmaRows * 64;  // (query, head) rows of a warpgroup
-  static constexpr int kConsumers = 2;
+  static constexpr int kConsumers = kTileRows.warpgroups;
+  // Registers: 24 x 128 for the producer, the rest of what the CTA starts with (168 x 384 or 96 x 640) for the consumers.
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 112;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
   static constexpr int kStages = (128 << 10) / (kKeys * kRowBytes) > 8 ? 8 : (128 << 10) / (kKeys * kRowBytes);
@@ -85,7 +90,7 @@ struct StageRange {
 };
 
 template <class Config>
-__device__ __forceinline__ StageRange stage_range(const SelectParams& p, const QueryTile& tile, int split) {
+__device__ __forceinline__ StageRange stage_range(const SelectParams& p, const QueryTile& tile, int split, int splits) {
   const int last = tile.position + tile.count - 1;
   int blocks;
   if constexpr (Config::kStoresScores) {
@@ -95,27 +100,29 @@ __device__ __forceinline__ StageRange stage_range(const SelectParams& p, const Q
     blocks = candidates.end;
   }
   const int stages = (blocks + Config::kBlocksPerStage - 1) / Config::kBlocksPerStage;
-  return {static_cast<int>(static_cast<std::int64_t>(stages) * split / p.num_splits),
-          static_cast<int>(static_cast<std::int64_t>(stages) * (split + 1) / p.num_splits)};
+  return {static_cast<int>(static_cast<std::int64_t>(stages) * split / splits),
+          static_cast<int>(static_cast<std::int64_t>(stages) * (split + 1) / splits)};
 }
 
-/// Work item -> tile and split: long tiles first, they are at the ends of sequences.
-struct WorkItem {
-  int tile, split;
+/// The work items of a call.
+struct Work {
+  int num_tiles, splits;
+
+  __device__ __forceinline__ int items() const { return num_tiles * splits; }
+  /// Long tiles first, they are at the ends of sequences.
+  __device__ __forceinline__ WorkItem item(int number) const {
+    return {num_tiles - 1 - number / splits, number % splits};
+  }
 };
-__device__ __forceinline__ WorkItem work_item(const SelectParams& p, int num_tiles, int work) {
-  return {num_tiles - 1 - work / p.num_splits, work % p.num_splits};
-}
 
 template <class Config>
 __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap& map_k,
-                                        typename Config::Storage& storage, int num_tiles, int lane) {
-  const int queries = select_queries_per_tile(p.heads, Config::kCapacity);
+                                        typename Config::Storage& storage, const Work& work, int lane) {
   PipelineState<Config::kStages> ring;
-  for (int work = blockIdx.x; work < num_tiles * p.num_splits; work += gridDim.x) {
-    const WorkItem item = work_item(p, num_tiles, work);
-    const QueryTile tile = find_tile(p.batch, p.index, item.tile, queries);
-    const StageRange range = stage_range<Config>(p, tile, item.split);
+  for (int number = blockIdx.x; number < work.items(); number += gridDim.x) {
+    const WorkItem item = work.item(number);
+    const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
+    const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
     for (int stage = range.begin; stage < range.end; ++stage) {
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       std::uint64_t* const full = &storage.full[ring.stage];
@@ -151,7 +158,7 @@ struct RowMap {
 
 /// kIsScaled: index keys have a scale per token.
 template <class Config, bool kIsScaled>
-__device__ __forceinline__ void consume(const SelectParams& p, typename Config::Storage& storage, int num_tiles,
+__device__ __forceinline__ void consume(const SelectParams& p, typename Config::Storage& storage, const Work& work,
                                         int consumer) {
   using namespace cute;
   using Epilogue = std::conditional_t<Config::kStoresScores, ScoreEpilogue<Config>, TopkEpilogue<Config>>;
@@ -167,10 +174,10 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kRows>, Int<Config::kKeys>>{});
 
   PipelineState<Config::kStages> ring;
-  for (int work = blockIdx.x; work < num_tiles * p.num_splits; work += gridDim.x) {
-    const WorkItem item = work_item(p, num_tiles, work);
-    const QueryTile tile = find_tile(p.batch, p.index, item.tile, select_queries_per_tile(p.heads, Config::kCapacity));
-    const StageRange range = stage_range<Config>(p, tile, item.split);
+  for (int number = blockIdx.x; number < work.items(); number += gridDim.x) {
+    const WorkItem item = work.item(number);
+    const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
+    const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
     const int first = consumer * queries;  // query of the tile
     load_index_queries<Config, 128>(p, tile.q_row, tile.count, first, thread, storage.q[consumer],
                                     storage.q_scale[consumer]);
@@ -232,7 +239,7 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
       }
       ring.advance();
     }
-    epilogue.finish(p, tile.q_row + query, head, item.split);
+    epilogue.finish(p, tile.q_row + query, head, query * p.heads + head, item, work.splits);
     sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
   }
 }
@@ -248,39 +255,59 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   });
   wait_for_earlier_kernels();
 
-  const int num_tiles = p.index.tiles[p.batch.batch + 1];
-  // 64512 registers of the CTA: 24 x 128 for the producer, 240 x 256 for the consumers.
+  const Work work{p.num_tiles(), p.splits()};
   if (threadIdx.x < 128) {
     cutlass::arch::warpgroup_reg_dealloc<24>();
-    if (threadIdx.x < 32) produce<Config>(p, map_k, storage, num_tiles, threadIdx.x);
+    if (threadIdx.x < 32) produce<Config>(p, map_k, storage, work, threadIdx.x);
   } else {
-    cutlass::arch::warpgroup_reg_alloc<240>();
+    cutlass::arch::warpgroup_reg_alloc<Config::kConsumerRegisters>();
     const int consumer = threadIdx.x / 128 - 1;
     if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-      consume<Config, Config::kIsQuantized>(p, storage, num_tiles, consumer);
+      consume<Config, Config::kIsQuantized>(p, storage, work, consumer);
     } else {
-      consume<Config, false>(p, storage, num_tiles, consumer);
+      consume<Config, false>(p, storage, work, consumer);
     }
   }
 }
 
-/// Merges the lists of the splits of one row, lower keys first.
+inline constexpr int kMergeWarps = 8, kMergeLoads = 8;  // candidates of a lane on their way at once
+
+/// topk_indices from the lists of a row's splits: a warp per row of a tile.
 template <int kCapacity>
-__global__ void merge_lists_kernel(const SelectParams p) {
+__global__ void __launch_bounds__(kMergeWarps * 32) merge_lists_kernel(const SelectParams p) {
+  constexpr int kListCapacity = 128;
+  __shared__ alignas(16) Ranked memory[kMergeWarps][kListCapacity];
   wait_for_earlier_kernels();
-  const int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.heads;
-  const int head = (blockIdx.x * blockDim.x + threadIdx.x) % p.heads;
-  if (row >= p.batch.total_q) return;
-  const Candidates candidates(p.rules, p.batch.position_of_row(row));
-  TopkList<kCapacity> list;
-  list.clear();
-  const std::int64_t at = (static_cast<std::int64_t>(row) * p.heads + head) * p.num_splits * kCapacity;
-  for (int i = 0; i < p.num_splits * kCapacity; ++i) {
-    const std::int32_t key = p.partial_keys[at + i];
-    if (key != TopkList<kCapacity>::kEmpty) list.offer(key, p.partial_blocks[at + i]);
+  const int rows = p.queries_per_tile * p.heads;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int number = blockIdx.x * kMergeWarps + warp, at = number % rows, splits = p.splits();
+  if (splits == 1 || number / rows >= p.num_tiles()) return;
+  const QueryTile tile = find_tile(p.batch, p.index, number / rows, p.queries_per_tile);
+  const int query = at / p.heads, head = at % p.heads;
+  if (query >= tile.count) return;
+
+  const Candidates rules(p.rules, tile.position + query);
+  generic::BestList<kListCapacity> best(memory[warp], rules.slots, lane);
+  const Ranked* const lists = p.partial_lists + partial_list(p, number / rows, splits, 0, at, kCapacity);
+  const int count = rules.slots > 0 ? splits * kCapacity : 0;
+  for (int first = lane; __any_sync(kFullWarp, first < count); first += 32 * kMergeLoads) {
+    Ranked held[kMergeLoads];
+#pragma unroll
+    for (int i = 0; i < kMergeLoads; ++i) {
+      const int one = first + 32 * i;
+      held[i] = one < count ? lists[std::int64_t{one / kCapacity} * rows * kCapacity + one % kCapacity] : kNoCandidate;
+    }
+#pragma unroll
+    for (int i = 0; i < kMergeLoads; ++i) best.offer(held[i] != kNoCandidate, held[i]);
   }
-  std::int32_t* out = p.topk_indices.row(head, row);
-  list.write(candidates, p.rules.topk, out, p.topk_indices.strides[2]);
+  if (rules.slots > 0) best.keep_best();
+  std::int32_t* const to = p.topk_indices.row(head, tile.q_row + query);
+  const std::int64_t stride = p.topk_indices.strides[2];
+  const int local = rules.init + rules.slots;
+  for (int i = lane; i < rules.init; i += 32) to[i * stride] = i;
+  best.write(to + rules.init * stride, stride);
+  for (int i = lane; i < rules.local; i += 32) to[(local + i) * stride] = rules.end + i;
+  for (int i = local + rules.local + lane; i < p.rules.topk; i += 32) to[i * stride] = -1;
 }
 
 }  // namespace openmsa::cuda::sm90::prefill
