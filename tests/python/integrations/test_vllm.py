@@ -1,6 +1,7 @@
 """The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend, and on a GPU where there
 is one."""
 
+import functools
 import importlib
 import sys
 import tomllib
@@ -219,13 +220,13 @@ def test_capacities_of_the_plans(vllm):
 def test_decodes_take_a_plan_for_few_rows(vllm, monkeypatch, has_own_tables):
     """A CUDA graph keeps the workspace of the calls in it, which are those of decodes."""
     made = []
+
+    def record(run, q, *, plan, **arguments):
+        made.append((len(q), plan.max_total_q))
+        return run(q, plan=plan, **arguments)
+
     for name in ("msa_attention", "select_blocks", "sparse_attention"):
-
-        def record(q, *, plan, run=getattr(openmsa, name), **arguments):
-            made.append((len(q), plan.max_total_q))
-            return run(q, plan=plan, **arguments)
-
-        monkeypatch.setattr(openmsa, name, record)
+        monkeypatch.setattr(openmsa, name, functools.partial(record, getattr(openmsa, name)))
     step = Step(**STEPS["mixed"])
     layer = model_of().layers[0]
     bind(layer, step)
