@@ -1,6 +1,7 @@
 """The plug-in for vLLM on fakes of what it touches of the engine, with openmsa's CPU backend, and on a GPU where there
 is one."""
 
+import functools
 import importlib
 import sys
 import tomllib
@@ -122,7 +123,8 @@ def test_fp16_has_a_plan_of_its_own_for_the_index_branch(vllm, device):
     step = Step(**STEPS["mixed"], dtype=torch.float16, device=device)
     layer = model_of(Config(dtype=torch.float16), device).layers[0]
     calls = layer.impl.calls
-    assert (calls.plan.dtype, calls.index_plan.dtype) == ("float16", "bfloat16")
+    for plans in (calls.any_rows, calls.few_rows):
+        assert (plans.attention.dtype, plans.selection.dtype) == ("float16", "bfloat16")
     assert "float16, caches float16 and bfloat16" in vllm.lines[0][1]
     bind(layer, step)
     assert_close(run(vllm, layer, step), step)
@@ -201,15 +203,43 @@ def test_layers_share_a_plan(vllm):
     model = model_of()
     calls = [layer.impl.calls for layer in model.layers]
     assert calls[0] is calls[1] is model.layers[1].indexer.impl.calls
-    assert calls[0].plan is calls[0].index_plan
-    assert model_of().layers[0].impl.calls.plan is calls[0].plan
+    assert calls[0].any_rows.attention is calls[0].any_rows.selection
+    assert model_of().layers[0].impl.calls.any_rows == calls[0].any_rows
 
 
-def test_capacities_of_the_plan(vllm):
-    plan = model_of(num_speculative_tokens=3).layers[0].impl.calls.plan
-    assert (plan.max_total_q, plan.max_batch, plan.page_size, plan.block_size) == (1024, 8, 128, 128)
-    assert plan.max_seqlen_k == 2176  # 2050 in whole pages
-    assert (plan.topk, plan.num_init_blocks, plan.num_local_blocks, plan.num_heads_q) == (3, 0, 1, 4)
+def test_capacities_of_the_plans(vllm):
+    calls = model_of(num_speculative_tokens=3).layers[0].impl.calls
+    for plans, rows in ((calls.any_rows, 1024), (calls.few_rows, 32)):
+        plan = plans.attention
+        assert (plan.max_total_q, plan.max_batch, plan.page_size, plan.block_size) == (rows, 8, 128, 128)
+        assert plan.max_seqlen_k == 2176  # 2050 in whole pages
+        assert (plan.topk, plan.num_init_blocks, plan.num_local_blocks, plan.num_heads_q) == (3, 0, 1, 4)
+
+
+@pytest.mark.parametrize("has_own_tables", [False, True])
+def test_decodes_take_a_plan_for_few_rows(vllm, monkeypatch, has_own_tables):
+    """A CUDA graph keeps the workspace of the calls in it, which are those of decodes."""
+    made = []
+
+    def record(run, q, *, plan, **arguments):
+        made.append((len(q), plan.max_total_q))
+        return run(q, plan=plan, **arguments)
+
+    for name in ("msa_attention", "select_blocks", "sparse_attention"):
+        monkeypatch.setattr(openmsa, name, functools.partial(record, getattr(openmsa, name)))
+    step = Step(**STEPS["mixed"])
+    layer = model_of().layers[0]
+    bind(layer, step)
+    assert_close(run(vllm, layer, step, step.block_table.clone() if has_own_tables else None), step)
+    assert made == [(3, 8), (328, 1024)] * (2 if has_own_tables else 1)
+
+
+def test_more_decode_rows_than_vllm_announces(vllm):
+    step = Step(**STEPS["verify 16, mixed"])
+    layer = model_of().layers[0]
+    assert step.num_tokens > layer.impl.calls.few_rows.attention.max_total_q
+    bind(layer, step)
+    assert_close(run(vllm, layer, step), step)
 
 
 def test_what_the_cache_is_called_stays(vllm):
@@ -241,7 +271,7 @@ def test_before_there_are_caches(vllm):
     assert (output == 7).all()
     held, positions = [], torch.arange(4)
     empty, wanted = torch.empty, layer.impl.calls.workspace_bytes()
-    assert wanted == layer.impl.calls.plan.workspace_bytes("msa_attention") > 0
+    assert wanted == layer.impl.calls.any_rows.attention.workspace_bytes("msa_attention") > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", lambda *shape, **options: held.append(shape) or empty(*shape, **options))
         assert model(positions, positions) is positions

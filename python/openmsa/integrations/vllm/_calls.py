@@ -31,37 +31,61 @@ class Sequences(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "rows"}
 
 
+class Plans(NamedTuple):
+    """Of a layer, for as many rows as max_total_q.
+
+    attention     and the whole layer, where selection is the same plan
+    selection     the index branch; another plan where its cache has another dtype than the model
+    """
+
+    attention: openmsa.Plan
+    selection: openmsa.Plan
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether one call of `msa_attention` serves the layer."""
+        return self.attention is self.selection
+
+    def workspace_bytes(self) -> int:
+        """What a call takes for as long as it runs: that of the largest."""
+        return max(
+            self.attention.workspace_bytes("msa_attention") if self.can_fuse else 0,
+            self.attention.workspace_bytes("sparse_attention"),
+            self.selection.workspace_bytes("select_blocks"),
+        )
+
+
 @dataclass(frozen=True)
 class Calls:
     """What all layers of a rank share. Nothing here reads a number of a tensor, and on a GPU no memory outlives a call,
     so that calls may be captured in CUDA graphs.
 
-    plan          of attention, and of the whole layer where index_plan is the same
-    index_plan    of the index branch; another one where its cache has another dtype than the model
+    any_rows      plans for all rows that a step may have
+    few_rows      plans for the rows of decodes. Workspace grows with the rows that a plan is for, and a CUDA graph keeps
+                  what a call in it took: with plans for prompts, half a GiB at 8192 rows
     counting      int32 [max_total_q + 1] 0, 1, 2, ...: every n-th, the prefix sums of decode requests with n rows each.
                   Those of the engine count no rows for requests that only fill up a CUDA graph, though they have some
     """
 
-    plan: openmsa.Plan
-    index_plan: openmsa.Plan
+    any_rows: Plans
+    few_rows: Plans
     counting: torch.Tensor
 
     @classmethod
-    def make(cls, plan: openmsa.Plan, index_plan: openmsa.Plan, device) -> Calls:
-        return cls(plan, index_plan, torch.arange(plan.max_total_q + 1, dtype=torch.int32, device=device))
+    def make(cls, any_rows: Plans, few_rows: Plans, device) -> Calls:
+        counting = torch.arange(any_rows.attention.max_total_q + 1, dtype=torch.int32, device=device)
+        return cls(any_rows, few_rows, counting)
 
     @property
     def can_fuse(self) -> bool:
-        """Whether one call of `msa_attention` serves the layer."""
-        return self.plan is self.index_plan
+        return self.any_rows.can_fuse
+
+    def plans(self, side: Sequences) -> Plans:
+        num_rows = side.rows.stop - side.rows.start
+        return self.few_rows if num_rows <= self.few_rows.attention.max_total_q else self.any_rows
 
     def workspace_bytes(self) -> int:
-        """What a call takes for as long as it runs: that of the largest."""
-        return max(
-            self.plan.workspace_bytes("msa_attention") if self.can_fuse else 0,
-            self.plan.workspace_bytes("sparse_attention"),
-            self.index_plan.workspace_bytes("select_blocks"),
-        )
+        return max(plans.workspace_bytes() for plans in (self.any_rows, self.few_rows))
 
     def sequences(self, metadata) -> list[Sequences]:
         """The sides of a step that have rows."""
@@ -89,7 +113,7 @@ class Calls:
                     index_q[side.rows],
                     index_k_cache=index_k_cache,
                     topk_indices=topk_indices[side.rows].transpose(0, 1),
-                    plan=self.index_plan,
+                    plan=self.plans(side).selection,
                     **side.batch(),
                 )
 
@@ -101,7 +125,7 @@ class Calls:
                     q[side.rows],
                     topk_indices=topk_indices[side.rows].transpose(0, 1),
                     o=o[side.rows],
-                    plan=self.plan,
+                    plan=self.plans(side).attention,
                     **caches,
                     **side.batch(),
                 )
@@ -115,7 +139,7 @@ class Calls:
                     index_q=index_q[side.rows],
                     index_k_cache=index_k_cache,
                     o=o[side.rows],
-                    plan=self.plan,
+                    plan=self.plans(side).attention,
                     **caches,
                     **side.batch(),
                 )

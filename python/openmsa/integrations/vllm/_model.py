@@ -17,7 +17,7 @@ import openmsa
 from ..._plan import cached_plan
 from . import is_requested, logger
 from ._backend import OpenmsaImpl, OpenmsaIndexerImpl
-from ._calls import PAGE_SIZE, Calls
+from ._calls import PAGE_SIZE, Calls, Plans
 
 _E4M3 = ("fp8", "fp8_e4m3")
 
@@ -74,11 +74,12 @@ def serve(model: torch.nn.Module, vllm_config) -> list[Calls]:
             layer.topk_indices_buffer = layer.indexer.impl.topk_indices_buffer = buffer
         layer.indexer.impl = OpenmsaIndexerImpl(layer.indexer.impl, shared[plans], layer.layer_name)
         layer.impl = OpenmsaImpl(layer.impl, shared[plans])
-    for plan, index_plan in shared:
+    for calls in shared.values():
+        plan, index_plan = calls.any_rows
         logger().info(
             "openmsa %s serves %d of %d sparse layers of %s: %s, backend %s",
             openmsa.__version__,
-            sum(layer.impl.calls.plan is plan for layer in layers if isinstance(layer.impl, OpenmsaImpl)),
+            sum(layer.impl.calls is calls for layer in layers if isinstance(layer.impl, OpenmsaImpl)),
             len(layers),
             type(model).__name__,
             f"{plan.num_heads_q}/{plan.num_heads_kv} heads, {plan.dtype}, caches {plan.kv_dtype or plan.dtype} and "
@@ -116,8 +117,8 @@ def why_not(layer, vllm_config) -> str | None:
     return None
 
 
-def plans_of(layer, vllm_config) -> tuple[openmsa.Plan, openmsa.Plan]:
-    """(plan, index_plan): see Calls. Equal layers get the same ones. Raises openmsa.Error where the GPU or the shape is
+def plans_of(layer, vllm_config) -> tuple[Plans, Plans]:
+    """(any_rows, few_rows): see Calls. Equal layers get the same ones. Raises openmsa.Error where the GPU or the shape is
     not served."""
     impl, index_impl = layer.impl, layer.indexer.impl
     scheduler = vllm_config.scheduler_config
@@ -128,7 +129,6 @@ def plans_of(layer, vllm_config) -> tuple[openmsa.Plan, openmsa.Plan]:
         "head_dim": impl.head_size,
         "index_dim": index_impl.index_head_dim,
         "max_batch": scheduler.max_num_seqs,
-        "max_total_q": scheduler.max_num_batched_tokens,
         "max_seqlen_k": -(-longest // PAGE_SIZE) * PAGE_SIZE,
         "page_size": PAGE_SIZE,
         "block_size": impl.block_size,
@@ -139,12 +139,16 @@ def plans_of(layer, vllm_config) -> tuple[openmsa.Plan, openmsa.Plan]:
         "backend": layer._k_scale.device.type,
     }
     dtype, index_dtype = vllm_config.model_config.dtype, index_impl.index_cache.dtype
-    plan = cached_plan(
-        **options,
-        dtype=dtype,
-        kv_dtype="float8_e4m3fn" if impl.use_fp8_kv else None,
-    )
-    return plan, plan if dtype == index_dtype else cached_plan(**options, dtype=index_dtype)
+    kv_dtype = "float8_e4m3fn" if impl.use_fp8_kv else None
+
+    def plans(max_total_q: int) -> Plans:
+        plan = cached_plan(**options, max_total_q=max_total_q, dtype=dtype, kv_dtype=kv_dtype)
+        if dtype == index_dtype:
+            return Plans(plan, plan)
+        return Plans(plan, cached_plan(**options, max_total_q=max_total_q, dtype=index_dtype))
+
+    decode_rows = scheduler.max_num_seqs * (1 + vllm_config.num_speculative_tokens)
+    return plans(scheduler.max_num_batched_tokens), plans(min(decode_rows, scheduler.max_num_batched_tokens))
 
 
 def _new_buffer(layer, vllm_config) -> torch.Tensor:
