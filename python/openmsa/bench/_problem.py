@@ -212,9 +212,10 @@ class Problem:
         """Rows of q of some sequences of a paged problem, and what `where` says of these."""
         queries = np.cumsum([0, *self.queries[sequences]])
         begin = sum(self.queries[: sequences.start])
-        bounds = self._parts.setdefault(
-            (sequences.start, sequences.stop), self.source.on_device(queries.astype(np.int32))
-        )
+        key = (sequences.start, sequences.stop)
+        if key not in self._parts:  # the first time only: a CUDA graph cannot capture a copy from the host
+            self._parts[key] = self.source.on_device(queries.astype(np.int32))
+        bounds = self._parts[key]
         tables = {name: array[sequences] for name, array in self._where_paged(call).items() if name != "cu_seqlens_q"}
         return slice(begin, begin + int(queries[-1])), tables | {"cu_seqlens_q": bounds}
 
