@@ -104,6 +104,7 @@ def test_cases_on_a_gpu(name):
         "tokens": ["128K x 8, 1 token", "128K x 8, 8 tokens, agreement 0.99", "128K x 8, 8 tokens, agreement 0"],
         "serving": [
             *(f"{queries} behind {keys}" for keys in ("8K", "128K", "1M") for queries in (1, 16, 17, 64, 256, 1024)),
+            *("32K x 8", "32K x 32", "128K x 8", "128K x 32", "1M x 8"),
             "128K x 8, 8 tokens each",
             "32K x 32, 4 tokens each",
             "255 decodes of 32K, a chunk of 2K",

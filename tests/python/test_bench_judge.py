@@ -9,6 +9,7 @@ from openmsa.bench import _judge
 from openmsa.bench._errors import Refused, Wrong
 from openmsa.bench._problem import Layer, Problem, log_uniform, sets_and_calls
 from openmsa.bench._section import Result
+from openmsa.bench._tensors import to_fp8
 from openmsa.bench.contenders import ours
 from openmsa.bench.contenders.ours_training import Step
 
@@ -143,6 +144,15 @@ def test_fp8_index_keys_are_judged_as_rounded(scale):
         for seed in range(1, 20):
             problem = Problem(LAYER, [(100, 100)], seed=seed)
             _judge.judge_selection(problem, 0, ours.Calls(problem.with_fp8_index(scale)).select(0))
+
+
+def test_rows_are_rounded_to_fp8_as_the_library_does():
+    """x * (448 / amax): divided by amax / 448, numbers of this row between two of e4m3 go to the other one."""
+    fp8 = pytest.importorskip("ml_dtypes").float8_e4m3fn
+    x = (np.arange(1, 209) / 128).astype(np.float32)
+    codes, scale = to_fp8(x[None])
+    assert np.array_equal(codes[0], (x * (np.float32(448) / x[-1])).astype(fp8))
+    assert np.any(codes[0] != (x / scale[0]).astype(fp8))
 
 
 def test_choices_that_rounding_decides_are_left():

@@ -106,8 +106,8 @@ def as_torch(x: Array):
 
 
 def to_fp8(x: Array) -> tuple[Array, Array]:
-    """Rows of x in e4m3 and the scale of each, its largest magnitude over 448. Rounded as the library rounds index queries,
-    x * (448 / largest): x / scale is another number where x lies between two of e4m3."""
+    """Rows of x in e4m3 and the scale of each, its largest magnitude over 448. Rounded as the library rounds index
+    queries, x * (448 / largest): x / scale is another number where x lies between two of e4m3."""
     x = cast(x, "float32")
     xp = library(x)
     largest = xp.amax(xp.abs(x), -1)[..., None]

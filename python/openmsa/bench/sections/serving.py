@@ -23,8 +23,9 @@ def cases(options: Options) -> list[Case]:
         for queries in (1, 16, 17, 64, 256, 1024):
             if queries <= before:
                 result.append(_case(options, f"{queries} behind {tokens(before)}", [(queries, before + queries)]))
-    for keys, batches in ((k32, (8, 32)), (k128, (8, 32)), (all_keys, (8,))):
-        result += [_case(options, f"{tokens(keys)} x {batch}", [(1, keys)] * batch) for batch in batches]
+    steps = ((k32, 8), (k32, 32), (k128, 8), (k128, 32), (all_keys, 8))
+    for keys, batch in dict.fromkeys(steps):
+        result.append(_case(options, f"{tokens(keys)} x {batch}", [(1, keys)] * batch))
     for queries, keys, batch in ((8, k128, 8), (4, k32, 32)):
         result.append(_case(options, f"{tokens(keys)} x {batch}, {queries} tokens each", [(queries, keys)] * batch))
     short = options.size(K)
