@@ -8,17 +8,6 @@
 namespace openmsa::test {
 namespace {
 
-/// Long enough that most pairs of query and kv_block find partners in other tiles.
-LayerShape many_blocks(openmsa_dtype dtype, std::int32_t group_size, std::int32_t head_dim) {
-  return {.dtype = dtype,
-          .num_heads_q = 2 * group_size,
-          .head_dim = head_dim,
-          .block_size = 64,
-          .topk = 8,
-          .seqlens_q = {500, 1, 700},
-          .seqlens_k = {4000, 900, 700}};
-}
-
 class AttentionGroups : public OnHopperWith<std::int32_t> {};
 INSTANTIATE_TEST_SUITE_P(Groups, AttentionGroups, testing::Values(1, 2, 4, 8, 16), testing::PrintToStringParamName());
 

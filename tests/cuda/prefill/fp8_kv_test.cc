@@ -28,27 +28,17 @@ TEST_P(Fp8Prompts, MatchTheReference) {
   }
 }
 
-/// Long enough that most pairs of query and kv_block find partners in other tiles.
-LayerShape many_blocks(openmsa_dtype dtype, std::int32_t group_size, std::int32_t head_dim) {
-  return {.dtype = dtype,
-          .num_heads_q = 2 * group_size,
-          .head_dim = head_dim,
-          .block_size = 64,
-          .topk = 8,
-          .page_size = 32,
-          .seqlens_q = {500, 1, 700},
-          .seqlens_k = {4000, 900, 700},
-          .kv_dtype = kFp8,
-          .scales = Scales::kPerToken};
-}
-
 class Fp8Groups : public OnHopperWith<std::int32_t> {};
 INSTANTIATE_TEST_SUITE_P(Groups, Fp8Groups, testing::Values(1, 2, 4, 8, 16), testing::PrintToStringParamName());
 
 TEST_P(Fp8Groups, OverManyBlocks) {
   for (const bool is_wide : {false, true}) {
     const openmsa_dtype dtype = is_wide ? OPENMSA_BFLOAT16 : OPENMSA_FLOAT16;
-    Layer layer = device_layer(many_blocks(dtype, GetParam(), is_wide ? 128 : 64));
+    LayerShape shape = many_blocks(dtype, GetParam(), is_wide ? 128 : 64);
+    shape.page_size = 32;
+    shape.kv_dtype = kFp8;
+    shape.scales = Scales::kPerToken;
+    Layer layer = device_layer(shape);
     for (const Buffer& indices : {random_selection(layer, 4), clustered_selection(layer, 4)}) {
       layer.tensors["topk_indices"] = indices;
       expect_attention(layer, OPENMSA_BACKEND_CPU);

@@ -89,4 +89,14 @@ std::vector<NamedShape> fp8_kv_shapes() {
   return result;
 }
 
+LayerShape many_blocks(openmsa_dtype dtype, std::int32_t group_size, std::int32_t head_dim) {
+  return {.dtype = dtype,
+          .num_heads_q = 2 * group_size,
+          .head_dim = head_dim,
+          .block_size = 64,
+          .topk = 8,
+          .seqlens_q = {500, 1, 700},
+          .seqlens_k = {4000, 900, 700}};
+}
+
 }  // namespace openmsa::test

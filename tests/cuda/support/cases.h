@@ -15,4 +15,7 @@ std::vector<NamedShape> fp8_index_shapes();
 /// Those with fp8 caches of k and v, in pages.
 std::vector<NamedShape> fp8_kv_shapes();
 
+/// A ragged batch, long enough that most pairs of query and kv_block find partners in other tiles.
+LayerShape many_blocks(openmsa_dtype dtype, std::int32_t group_size, std::int32_t head_dim);
+
 }  // namespace openmsa::test
