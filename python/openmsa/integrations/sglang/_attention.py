@@ -17,8 +17,7 @@ class SparseAttention:
     options      of plans, all but their capacities
 
     A step gets the plan of its size, rounded up, which all layers and all backends of the process share. One plan for
-    every size would be slower: what a prefill sorts its work into has a place for each request and kv_block of the plan's,
-    and a CUDA graph of a decode keeps the workspace of the plan's largest prompt.
+    every size would be as fast, but a CUDA graph of a decode keeps the workspace of its plan, which grows with the rows.
     """
 
     def __init__(self, pool, page_size: int, options: dict[str, Any]):
