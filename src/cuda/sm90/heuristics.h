@@ -184,7 +184,7 @@ constexpr std::int64_t mean_queries(std::int64_t total_q, std::int64_t batch) {
 
 /// Query tokens of a sequence that tiles are made for: the mean where all sequences are served, otherwise the most.
 constexpr std::int64_t expected_queries(QueryRange served, std::int64_t total_q, std::int64_t batch) {
-  return served.most == INT32_MAX ? mean_queries(total_q, batch) : served.most;
+  return served.is_open() ? mean_queries(total_q, batch) : served.most;
 }
 
 /// Rows of the query tiles: the fewest that hold those of a sequence, so that no row of a product is for nothing.

@@ -87,7 +87,8 @@ void select(const Problem& problem, QueryRange served, Arena arena, Launch launc
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
   p.index_k_scale = token_scale(t.index_k_scale);
   // Where all sequences are served, their tokens alone may fill the device.
-  const std::int64_t least_tiles = served.least == 0 ? core::ceil_div(problem.total_q, workspace.queries_per_tile) : 1;
+  const std::int64_t least_tiles =
+      served == kAllSequences ? core::ceil_div(problem.total_q, workspace.queries_per_tile) : 1;
   p.most_splits = 2 * least_tiles > kSelectItems ? 1 : workspace.most_splits;
   p.longest = workspace.longest;
   p.partial_lists = workspace.partial_lists;

@@ -61,7 +61,6 @@ AttendWorkspace::AttendWorkspace(Arena& arena, const Plan& plan) : index(take_in
   work.max_tiles = static_cast<std::int32_t>(tiles);
   work.tile_queries = static_cast<std::int32_t>(tile_queries);
   work.slots = config.topk;
-  work.most_passes = static_cast<std::int32_t>(passes);
   // More than one pass only where kv_blocks are few (ScheduleBatch::passes).
   work.max_lists =
       static_cast<std::int32_t>(std::max(blocks, std::min(passes * blocks, pairs / generic::kMinPassVisits)));

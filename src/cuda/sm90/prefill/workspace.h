@@ -34,7 +34,7 @@ struct AttendWorkspace {
   AttendWorkspace(core::Arena& arena, const core::Plan& plan);
 
   BatchIndex index;
-  generic::ScheduleBatch work;  // the first of those that are scheduled together
+  generic::ScheduleBatch work;  // the first of those that are scheduled together; most_passes are for a call to say
   int scheduled;                // how many
   std::int64_t partial_tiles;   // whose partial results have room
 };
