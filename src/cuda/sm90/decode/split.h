@@ -8,7 +8,7 @@
 //   CTAs      | 0        | 1        | 2        | 3        | 4        | 5  |
 //   segments  | 0        | 1    |2  | 3 |4     | ...                           number = CTA + query tile
 //
-// Units fit in 32 bits: choose_path() sees to it. CTAs work this out for themselves from seqlens_k: there is no
+// Units fit in 32 bits: select_route() sees to it. CTAs work this out for themselves from seqlens_k: there is no
 // schedule that could be stale.
 #pragma once
 
