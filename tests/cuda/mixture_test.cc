@@ -1,5 +1,8 @@
 // Calls whose sequences are served by different kernels: who serves which one follows from lengths on the device.
+#include <algorithm>
+#include <numeric>
 #include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -125,6 +128,58 @@ TEST_P(RouteBoundary, WholeLayerEqualsItsParts) {
     parts.add(selection);
     expect_same_bits({{"o", whole.at("o")}, {"lse", whole.at("lse")}}, run(parts, OPENMSA_OP_SPARSE_ATTENTION));
   }
+}
+
+/// The layer with other values in all sequences but `b`, in the same pages.
+Layer among_others(const Layer& layer, std::size_t b) {
+  const std::vector<std::int64_t>&queries = layer.shape.seqlens_q, &keys = layer.shape.seqlens_k;
+  const auto sum = [b](const std::vector<std::int64_t>& lengths) {
+    return std::accumulate(lengths.begin(), lengths.begin() + static_cast<std::ptrdiff_t>(b), std::int64_t{0});
+  };
+  Layer result = make_layer(layer.shape, 99).on(OPENMSA_BACKEND_CUDA);
+  const auto keep = [&](const char* name, std::int64_t begin, std::int64_t count) {
+    const Buffer kept = rows(layer.tensors.at(name), begin, count);
+    Buffer& buffer = result.tensors.at(name);
+    std::vector<std::byte> bytes = buffer.bytes();
+    const auto row_bytes = static_cast<std::int64_t>(bytes.size()) / buffer.shape()[0];
+    std::copy(kept.bytes().begin(), kept.bytes().end(), bytes.begin() + begin * row_bytes);
+    buffer.assign_bytes(std::move(bytes));
+  };
+  for (const char* name : {"q", "index_q"}) keep(name, sum(queries), queries[b]);
+  for (const char* name : {"k", "v", "index_k"}) keep(name, sum(keys), keys[b]);
+  return in_pages(result, layer.shape.page_size);
+}
+
+/// Results of `layer` for query rows [begin, begin + count): o, lse, and topk_indices of every KV head.
+TensorMap rows_of(const Layer& layer, std::int64_t begin, std::int64_t count) {
+  const TensorMap all = run(layer, OPENMSA_OP_MSA_ATTENTION);
+  TensorMap result = {{"o", rows(all.at("o"), begin, count)}, {"lse", rows(all.at("lse"), begin, count)}};
+  const Buffer& indices = all.at("topk_indices");
+  for (std::int64_t head = 0; head < indices.shape()[0]; ++head) {
+    std::vector<std::int64_t> values;
+    for (std::int64_t row = begin; row < begin + count; ++row) {
+      for (std::int64_t slot = 0; slot < indices.shape()[2]; ++slot) {
+        values.push_back(static_cast<std::int64_t>(indices.at({head, row, slot})));
+      }
+    }
+    result["topk_indices " + std::to_string(head)] = int_buffer(values);
+  }
+  return result;
+}
+
+/// A sequence's bits are the same whatever the others hold. Alone, where other kernels may serve it, it chooses the same
+/// kv_blocks, and its results lie within the tolerance.
+TEST_P(RouteBoundary, ResultsDoNotDependOnTheOtherSequences) {
+  const Layer layer = device_layer(shape_of({1, 200, GetParam(), 2, 1}, {500, 2000, 3000, 900, 700}));
+  const TensorMap expected = rows_of(layer, 201, GetParam());
+  expect_same_bits(rows_of(among_others(layer, 2), 201, GetParam()), expected);
+  const Layer alone = in_pages(excerpt(layer, 2, 0, GetParam()), layer.shape.page_size);
+  const TensorMap got = rows_of(alone, 0, GetParam());
+  for (const char* name : {"topk_indices 0", "topk_indices 1"}) {
+    EXPECT_TRUE(got.at(name).same_bits(expected.at(name))) << name;
+  }
+  EXPECT_LE(relative_error(got.at("o"), expected.at("o")), tolerance(layer.config.dtype).o);
+  EXPECT_LE(absolute_error(got.at("lse"), expected.at("lse")), tolerance(layer.config.dtype).lse);
 }
 
 }  // namespace

@@ -9,9 +9,10 @@ namespace {
 
 constexpr const char* kCaches[] = {"k_cache", "v_cache", "index_k_cache"};
 
-/// Every slot with as many new tokens as it may have: the shapes that all steps share.
+/// Every slot with as many new tokens as it may have, one of them with a chunk: the shapes that all steps share.
 Layer full_layer(LayerShape shape, const ServingLimits& limits) {
-  const std::vector<std::int64_t> lengths(static_cast<std::size_t>(limits.slots), limits.max_new);
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(limits.slots), limits.max_new);
+  lengths.front() = std::max(limits.max_new, limits.max_chunk);
   shape.page_size = static_cast<std::int32_t>(limits.page_size);
   shape.seqlens_q = shape.seqlens_k = lengths;
   Layer layer = with_new_keys(make_layer(shape), 1);

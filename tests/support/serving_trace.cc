@@ -10,6 +10,8 @@ constexpr std::int64_t kLeaves = 100;  // leaves before a step
 constexpr std::int64_t kPauses = 20;   // computes nothing in a step
 constexpr std::int64_t kJoins = 8;     // free slots: is taken before a step
 constexpr std::int64_t kShares = 2;    // begins with the pages of another one, where there are any
+// One step in so many has a chunk of a prompt.
+constexpr std::int64_t kChunks = 3;
 
 }  // namespace
 
@@ -29,11 +31,14 @@ ServingStep ServingTrace::next() {
   for (Request& request : requests_) {
     if (request.tokens == 0 && below(kJoins) == 0) join(request, step);
   }
+  const bool has_chunk = limits_.max_chunk > 0 && below(kChunks) == 0;
+  const Request* const chunk = has_chunk ? &requests_[static_cast<std::size_t>(below(limits_.slots))] : nullptr;
   for (Request& request : requests_) {
     std::int64_t queries = below(2);  // of a free slot
     if (request.tokens > 0) {
-      queries = below(kPauses) == 0 ? 0 : 1 + below(limits_.max_new);
+      queries = below(kPauses) == 0 ? 0 : 1 + below(&request == chunk ? limits_.max_chunk : limits_.max_new);
       if (!grow(request, queries)) queries = 0;
+      if (queries > limits_.max_new) ++chunks_;
     }
     step.seqlens_q.push_back(queries);
     step.seqlens_k.push_back(request.tokens);

@@ -11,9 +11,10 @@ struct ServingLimits {
   std::int64_t slots;  // requests of a batch
   std::int64_t num_pages;
   std::int64_t page_size;
-  std::int64_t max_pages;   // of one request
-  std::int64_t max_new;     // tokens of one request and step
-  std::int64_t max_prompt;  // tokens of one request that stand in the cache when it joins, behind shared ones
+  std::int64_t max_pages;      // of one request
+  std::int64_t max_new;        // tokens of one request and step
+  std::int64_t max_prompt;     // tokens of one request that stand in the cache when it joins, behind shared ones
+  std::int64_t max_chunk = 0;  // new tokens of one request of a step, now and then: the next part of a prompt
 };
 
 /// What changes in memory before a step, in this order, and the batch that it then computes.
@@ -39,6 +40,7 @@ class ServingTrace {
   std::int64_t joined() const { return joined_; }
   std::int64_t joined_behind_a_prefix() const { return joined_behind_a_prefix_; }
   std::int64_t stalled() const { return stalled_; }  // for want of a page
+  std::int64_t chunks() const { return chunks_; }
 
  private:
   struct Request {
@@ -59,7 +61,7 @@ class ServingTrace {
   std::vector<Request> requests_;
   std::vector<std::int64_t> free_pages_;
   std::vector<std::int64_t> holders_;  // of each page
-  std::int64_t joined_ = 0, joined_behind_a_prefix_ = 0, stalled_ = 0;
+  std::int64_t joined_ = 0, joined_behind_a_prefix_ = 0, stalled_ = 0, chunks_ = 0;
 };
 
 }  // namespace openmsa::test

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "cuda/decode/cases.h"
 #include "cuda/support/device_call.h"
@@ -14,15 +15,20 @@
 namespace openmsa::test {
 namespace {
 
-constexpr ServingLimits kLimits{
+constexpr ServingLimits kDecodes{
     .slots = 16, .num_pages = 500, .page_size = 16, .max_pages = 64, .max_new = 4, .max_prompt = 400};
+/// Every third step or so has a chunk of a prompt among its decodes: kernels of prefill serve it beside those of decode.
+constexpr ServingLimits kMixtures{
+    .slots = 16, .num_pages = 500, .page_size = 16, .max_pages = 64, .max_new = 4, .max_prompt = 400, .max_chunk = 300};
 constexpr std::int64_t kJudgedSteps = 50;  // one in so many is compared with the CPU
 
 /// The same memory on the host and on the device, which the graph works on.
 class Server {
  public:
-  Server()
-      : append_(memory_.layer(), OPENMSA_OP_APPEND_KV, memory_.caches()),
+  Server(const ServingLimits& limits, LayerShape shape)
+      : num_pages_(static_cast<std::size_t>(limits.num_pages)),
+        memory_(std::move(shape), limits, 1),
+        append_(memory_.layer(), OPENMSA_OP_APPEND_KV, memory_.caches()),
         attend_(share(append_, DeviceCall(memory_.layer(), OPENMSA_OP_MSA_ATTENTION))),
         graph_([this](cudaStream_t stream) {
           append_.enqueue(stream);
@@ -92,13 +98,13 @@ class Server {
 
   void upload_page(std::int64_t page) {
     for (const auto& [name, cache] : memory_.caches()) {
-      const std::size_t bytes = cache.bytes().size() / kLimits.num_pages,
-                        offset = static_cast<std::size_t>(page) * bytes;
+      const std::size_t bytes = cache.bytes().size() / num_pages_, offset = static_cast<std::size_t>(page) * bytes;
       upload(name, std::span(cache.bytes()).subspan(offset, bytes), offset);
     }
   }
 
-  ServingMemory memory_{{.dtype = OPENMSA_BFLOAT16, .num_heads_q = 8, .block_size = 64}, kLimits, 1};
+  std::size_t num_pages_;
+  ServingMemory memory_;
   DeviceCall append_, attend_;
   Stream stream_;
   Graph graph_;
@@ -106,24 +112,40 @@ class Server {
       std::vector<std::uint16_t>(static_cast<std::size_t>(memory_.layer().tensors.at("q").size()));
 };
 
-class ServingSoak : public OnHopper {};
+class ServingSoak : public OnHopper {
+ protected:
+  static std::int64_t steps() {
+    const char* wanted = std::getenv("OPENMSA_SOAK_STEPS");
+    return wanted != nullptr ? std::stoll(wanted) : 10000;
+  }
+
+  /// The trace that was played.
+  static ServingTrace play(const ServingLimits& limits) {
+    ServingTrace trace(limits, 1);
+    Server server(limits, {.dtype = OPENMSA_BFLOAT16, .num_heads_q = 8, .block_size = 64});
+    for (std::int64_t step = 1; step <= steps() && !HasFailure(); ++step) {
+      SCOPED_TRACE(testing::Message() << "step " << step);
+      EXPECT_NO_THROW(server.run(trace.next()));
+      server.expect_finite_results();
+      if (step % kJudgedSteps == 0) server.expect_results_of_the_cpu();
+    }
+    return trace;
+  }
+};
 
 TEST_F(ServingSoak, EveryStepOfOneGraphIsRight) {
-  const char* wanted = std::getenv("OPENMSA_SOAK_STEPS");
-  const std::int64_t steps = wanted != nullptr ? std::stoll(wanted) : 10000;
-  ServingTrace trace(kLimits, 1);
-  Server server;
-  for (std::int64_t step = 1; step <= steps; ++step) {
-    SCOPED_TRACE(testing::Message() << "step " << step);
-    ASSERT_NO_THROW(server.run(trace.next()));
-    server.expect_finite_results();
-    if (step % kJudgedSteps == 0) server.expect_results_of_the_cpu();
-    if (HasFailure()) return;
-  }
-  // The trace had what it is for.
-  EXPECT_GE(trace.joined(), steps / 20);
-  EXPECT_GE(trace.joined_behind_a_prefix(), steps / 100);
-  EXPECT_GE(trace.stalled(), steps / 1000);
+  const ServingTrace trace = play(kDecodes);
+  // It had what it is for.
+  EXPECT_GE(trace.joined(), steps() / 20);
+  EXPECT_GE(trace.joined_behind_a_prefix(), steps() / 100);
+  EXPECT_GE(trace.stalled(), steps() / 1000);
+}
+
+TEST_F(ServingSoak, EveryStepWithChunksIsRight) {
+  const ServingTrace trace = play(kMixtures);
+  EXPECT_GE(trace.chunks(), steps() / 20);
+  EXPECT_GE(trace.joined(), steps() / 20);
+  EXPECT_GE(trace.joined_behind_a_prefix(), steps() / 100);
 }
 
 }  // namespace
