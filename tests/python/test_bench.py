@@ -104,9 +104,10 @@ def test_cases_on_a_gpu(name):
         "tokens": ["128K x 8, 1 token", "128K x 8, 8 tokens, agreement 0.99", "128K x 8, 8 tokens, agreement 0"],
         "serving": [
             *(f"{queries} behind {keys}" for keys in ("8K", "128K", "1M") for queries in (1, 16, 17, 64, 256, 1024)),
-            *("32K x 8", "32K x 32", "128K x 8", "128K x 32", "1M x 8"),
+            *("32K x 1", "32K x 8", "32K x 32", "128K x 1", "128K x 8", "128K x 32", "1M x 1", "1M x 8"),
             "128K x 8, 8 tokens each",
             "32K x 32, 4 tokens each",
+            *("a prompt of 8K", "a prompt of 32K", "a prompt of 128K", "a prompt of 1M"),
             "255 decodes of 32K, a chunk of 2K",
             "31 decodes of 32K, a chunk of 8K",
             "64 x 4 tokens of 32K, a chunk of 512",
@@ -226,9 +227,22 @@ def test_chosen_contenders(tmp_path):
     assert {row["contender"] for row in results["rows"]} == {"openmsa dense"}
 
 
+def test_chosen_cases(tmp_path):
+    results = results_of(
+        tmp_path, "--contexts", "32,64", "--batches", "1,3", "--sections", "decode", "--cases", "^64 x [2-4]"
+    )
+    assert {row["case"] for row in results["rows"]} == {"64 x 3"}
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["--contexts", "33"], ["--sections", "all"], ["--contexts", "many"], ["--contenders", "openmsa,nobody"]],
+    [
+        ["--contexts", "33"],
+        ["--sections", "all"],
+        ["--contexts", "many"],
+        ["--contenders", "openmsa,nobody"],
+        ["--cases", "("],
+    ],
 )
 def test_bad_arguments(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as exit:

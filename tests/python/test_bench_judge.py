@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmsa.bench import _judge
+from openmsa.bench import _judge, _problem, _tensors
 from openmsa.bench._errors import Refused, Wrong
 from openmsa.bench._problem import Layer, Problem, log_uniform, sets_and_calls
 from openmsa.bench._section import Result
@@ -155,6 +155,17 @@ def test_rows_are_rounded_to_fp8_as_the_library_does():
     assert np.any(codes[0] != (x / scale[0]).astype(fp8))
 
 
+def test_index_queries_that_came_in_fp8_are_judged_as_they_are():
+    pytest.importorskip("ml_dtypes")
+    problem = Problem(LAYER, [(100, 100)]).with_fp8_index()
+    cast = problem.with_cast_index_q()
+    rows = np.arange(100)
+    q, k = cast.judged_index(0, 99, rows)
+    assert np.array_equal(q, cast.index_q[0, 99].astype(np.float64))
+    assert np.array_equal(k, cast.index_k.astype(np.float64))
+    assert not np.array_equal(q, problem.judged_index(0, 99, rows)[0])
+
+
 def test_choices_that_rounding_decides_are_left():
     """Of four kv_blocks, the second and third equally good for the last place but one; the last is the query's own."""
     assert _judge._clear_choice(np.array([0.0, 1.0, 1.0, -5.0]), 2, 1e-3) is None
@@ -178,6 +189,13 @@ def test_rows_of_a_decode_step():
     steps = [(32 * K, 1), (32 * K, 32), (128 * K, 32), (1024 * K, 1), (1024 * K, 32)]
     counts = [sets_and_calls(M3, [context] * batch) for context, batch in steps]
     assert counts == [(32, 64), (2, 8), (2, 8), (2, 64), (1, 8)]
+
+
+def test_a_whole_prompt_is_one_call(monkeypatch):
+    monkeypatch.setattr(_problem, "source_of", lambda device, seed: _tensors.NumPy(seed))
+    for sequences, calls in (([(100, 100)], 1), ([(4, 100)], 64)):
+        problem = Problem(LAYER, sequences, is_paged=True, device="cuda")
+        assert problem.calls == calls
 
 
 def test_pages_are_shared_by_no_two_sequences():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ._benchmark import Benchmark
 from ._machine import machine_facts
 from ._problem import Layer
 from ._report import plot, table, write_csv
-from ._section import Contender, Options, Section
+from ._section import Case, Contender, Options, Section
 from .sections import SECTIONS
 
 LAYERS = {"cuda": Layer(64, 4, 128, 128, 128, 16), "cpu": Layer(16, 2, 64, 64, 64, 16)}
@@ -48,6 +49,7 @@ def parse(arguments) -> Options:
     parser.add_argument(
         "--contenders", type=_some_of(contender_names()), help="by name, for example 'openmsa,vLLM Triton' (all)"
     )
+    parser.add_argument("--cases", type=_pattern, help="those whose name a regular expression finds, '^1M x' (all)")
     parser.add_argument(
         "--contexts",
         type=_numbers,
@@ -80,6 +82,13 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
+
+
 def _some_of(names):
     def chosen(text: str) -> list[str]:
         unknown = set(text.split(",")) - set(names)
@@ -105,6 +114,11 @@ def contenders_of(section: Section, options: Options) -> list[Contender]:
         for one in section.contenders
         if options.device in one.devices and (options.contenders is None or one.name in options.contenders)
     ]
+
+
+def cases_of(section: Section, options: Options) -> list[Case]:
+    """Cases that are asked for."""
+    return [case for case in section.cases(options) if options.cases is None or options.cases.search(case.label)]
 
 
 def list_sections() -> None:
@@ -139,7 +153,7 @@ def main(arguments=None) -> int:
     try:
         for name in options.sections:
             section = SECTIONS[name]
-            benchmark.run(section, section.cases(options), contenders_of(section, options))
+            benchmark.run(section, cases_of(section, options), contenders_of(section, options))
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured so far:", file=sys.stderr)
     return report(benchmark, title, path)

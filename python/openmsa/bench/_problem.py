@@ -79,7 +79,7 @@ class Problem:
         self.threads, self.is_paged = threads, is_paged
         self.queries, self.lengths = zip(*sequences)
         self.batch, self.total_q, self.max_seqlen_k = len(sequences), sum(self.queries), max(self.lengths)
-        is_row = is_paged and device == "cuda"
+        is_row = is_paged and device == "cuda" and self.queries != self.lengths
         self.sets, self.calls = sets_and_calls(layer, self.lengths) if is_row else (1, 1)
         self.source = source_of(device, seed)
         rng = np.random.default_rng(seed)
@@ -136,6 +136,12 @@ class Problem:
         """The same inputs with all keys and values in e4m3, without scales."""
         result = self.with_fp8_index()
         result.k, result.v = (cast(x, "float8_e4m3fn") for x in (self.k, self.v))
+        return result
+
+    def with_cast_index_q(self) -> Problem:
+        """The same inputs with index queries in e4m3 as they are, for contenders that do not round them themselves."""
+        result = copy.copy(self)
+        result.index_q = cast(self.index_q, "float8_e4m3fn")
         return result
 
     @property
@@ -252,9 +258,9 @@ class Problem:
 
     def judged_index(self, call: int, row: int, rows: np.ndarray) -> tuple[Array, Array]:
         """index_q of a query and index_k of some rows in float64, as the library takes them: it rounds the queries that
-        meet fp8 keys too."""
+        meet fp8 keys too, unless they came so."""
         q, k = self.index_q[call, row], cast(take(self.index_k, rows), "float64")
-        if not self.has_fp8_index:
+        if not self.has_fp8_index or "float8" in str(self.index_q.dtype):
             return cast(q, "float64"), k
         codes, scale = to_fp8(q)
         if self.index_k_scale is not None:

@@ -31,6 +31,7 @@ _COLORS = {
     "PyTorch flash": "#b7950b",
     "flash-attn 3": "#2e4053",
     "flash-attn 2": "#a04000",
+    "vLLM flash-attn 3": "#566573",
     "FlashInfer": "#16a085",
     "openmsa dense": "#e59866",
     "flash-msa": "#8e44ad",

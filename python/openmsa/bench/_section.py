@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Options(argparse.Namespace):
     device: str
     layer: Layer
     dtype: str
+    cases: re.Pattern | None  # of the labels of cases to run
     contexts: list[int] | None
     batches: list[int] | None
     threads: int

@@ -16,6 +16,7 @@ from openmsa.bench import _problem, _timing
 from openmsa.bench._errors import Refused
 from openmsa.bench._problem import Layer, Problem
 from openmsa.bench._tensors import Torch
+from openmsa.bench.contenders import flashinfer_msa
 from openmsa.bench.sections import SECTIONS
 from openmsa.bench.sections import attend as attend_section
 from torch.nn.functional import scaled_dot_product_attention
@@ -152,6 +153,66 @@ class FlashInfer:
             return openmsa.dense_attention(q, k_cache=cache[0], v_cache=cache[1], **tensors)
 
 
+class VllmFlashAttn:
+    FA3_AVAILABLE = True
+
+    @staticmethod
+    def flash_attn_varlen_func(
+        q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, cu_seqlens_k=None, causal=False, fa_version=2
+    ):
+        assert fa_version == 3 and torch.diff(cu_seqlens_k).tolist() == [max_seqlen_k] * (len(cu_seqlens_k) - 1)
+        assert torch.diff(cu_seqlens_q).tolist() == [max_seqlen_q] * (len(cu_seqlens_q) - 1)
+        q, k, v = (x.unflatten(0, (-1, most)) for x, most in ((q, max_seqlen_q), (k, max_seqlen_k), (v, max_seqlen_k)))
+        return FlashAttn.flash_attn_func(q, k, v, causal and max_seqlen_q > 1)[0].flatten(0, 1)
+
+
+class FlashInferMsa:
+    """By PyTorch and openmsa, on widened tensors."""
+
+    @staticmethod
+    def msa_proxy_score(
+        q, k, cu_seqlens_q, cu_seqlens_k=None, *, page_table=None, seqused_k=None, causal=True, max_seqlen_q=None,
+        max_k_tiles=None, output=None,
+    ):  # fmt: skip
+        assert q.dtype == k.dtype and k.shape[1:] == (1, 128, 128) and output.is_contiguous() and causal
+        output.fill_(-torch.inf)
+        for b, (keys, begin) in enumerate(zip(seqused_k.tolist(), cu_seqlens_q.tolist())):
+            blocks = -(-keys // 128)
+            assert blocks <= max_k_tiles
+            visible = torch.arange(keys) <= torch.arange(keys - max_seqlen_q, keys)[:, None]
+            rows = slice(begin, begin + max_seqlen_q)
+            index_k = k[page_table[b, :blocks].long()].flatten(0, 2)[:keys].float()
+            scores = torch.einsum("thd,kd->htk", q[rows].float(), index_k).masked_fill(~visible, -torch.inf)
+            scores = torch.nn.functional.pad(scores, (0, blocks * 128 - keys), value=-torch.inf)
+            output[:, :blocks, rows] = scores.unflatten(-1, (blocks, 128)).amax(-1).transpose(1, 2)
+        return output
+
+    @staticmethod
+    def msa_topk_select(max_score, topk, num_valid_pages=None, output=None, force_begin_blocks=0, force_end_blocks=0):
+        assert (topk, force_begin_blocks, force_end_blocks) == (16, 0, 1) and output.dtype == torch.int32
+        for token, visible in enumerate(num_valid_pages.tolist()):
+            scores = max_score[:, :visible, token].clone()
+            scores[:, -1] = torch.inf
+            count = min(topk, visible)
+            output[token].fill_(-1)
+            output[token, :, :count] = scores.topk(count).indices.sort().values.int()
+        return output
+
+    @staticmethod
+    def msa_sparse_decode_attention(q, k, v, q2k_indices, *, page_table, seqused_k, seqlen_q, out):
+        bounds = torch.arange(len(seqused_k) + 1, dtype=torch.int32) * seqlen_q
+        FlashInferMsa.msa_sparse_attention(
+            q, k, v, q2k_indices, bounds, causal=True, page_table=page_table, seqused_k=seqused_k, out=out
+        )
+
+    @staticmethod
+    def msa_sparse_attention(q, k, v, q2k_indices, cu_seqlens_q, *, causal, page_table, seqused_k, out):
+        assert k.dtype == torch.float8_e4m3fn and v.data_ptr() - k.data_ptr() == 128 and q2k_indices.is_contiguous()
+        keys = {"k_cache": k.float().transpose(1, 2), "v_cache": v.float().transpose(1, 2), "block_table": page_table}
+        where = {"seqlens_k": seqused_k, "cu_seqlens_q": cu_seqlens_q}
+        out.copy_(openmsa.sparse_attention(q, topk_indices=q2k_indices, **keys, **where, block_size=128))
+
+
 class FlashMsa:
     @staticmethod
     def flash_msa_func(q_proxy, k_proxy, q, k, v, top_k, scale):
@@ -175,6 +236,8 @@ MODULES = {
     "flash_attn_interface": FlashAttn,
     "flash_attn": FlashAttn,
     "flashinfer": FlashInfer,
+    "flashinfer.msa_ops": FlashInferMsa,
+    "vllm.vllm_flash_attn": VllmFlashAttn,
     "flash_msa": FlashMsa,
     "native_sparse_attention.ops": Nsa,
 }
@@ -189,8 +252,9 @@ def stand_ins(monkeypatch):
             if not key.startswith("__"):
                 setattr(module, key, getattr(functions, key))
         parts = path.split(".")
-        for end in range(1, len(parts)):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+        for parent in (".".join(parts[:end]) for end in range(1, len(parts))):
+            if parent not in MODULES:
+                monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
         monkeypatch.setitem(sys.modules, path, module)
     monkeypatch.setattr(_problem, "source_of", lambda device, seed: Torch(seed, "cpu"))
     monkeypatch.setattr(_problem, "sets_and_calls", lambda layer, lengths: (2, 3))
@@ -210,10 +274,13 @@ def contender(section, name):
 
 
 PEERS = {
-    "prefill": ["vLLM Triton", "SGLang Triton", "PyTorch flash", "flash-attn 3", "flash-attn 2", "FlashInfer"],
+    "prefill": [
+        *("vLLM Triton", "SGLang Triton", "PyTorch flash", "flash-attn 3", "flash-attn 2", "vLLM flash-attn 3"),
+        "FlashInfer",
+    ],
     "training": ["PyTorch flash", "flash-attn 3", "flash-attn 2", "NSA Triton", "NSA Triton backward"],
 }
-PEERS["decode"] = PEERS["prefill"]
+PEERS["decode"] = [name for name in PEERS["prefill"] if name != "vLLM flash-attn 3"]
 
 
 @pytest.mark.parametrize("section, name", [(section, name) for section, names in PEERS.items() for name in names])
@@ -222,6 +289,44 @@ def test_what_peers_are_given(stand_ins, section, name):
     prepared = one.prepare(problem)
     for call in range(problem.calls):
         assert one.judge(problem, call, prepared.run(call)) < 1e-6
+
+
+M3_BLOCKS = Layer(num_heads_q=4, num_heads_kv=2, head_dim=128, index_dim=128, block_size=128, topk=16)
+STEPS = {"decodes": [(1, 2200)] * 3, "speculated": [(4, 2200)] * 2, "chunk": [(40, 2300)], "prompt": [(2304, 2304)]}
+
+
+@pytest.mark.parametrize("name", ["fp8 caches", "fp8 select", "select"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_flashinfer_msa_is_given(stand_ins, monkeypatch, name, step):
+    """Prompts are scored in parts here, the last a smaller one."""
+    monkeypatch.setattr(flashinfer_msa, "MOST_SCORES", 1000 * 2 * 18)
+    problem = Problem(M3_BLOCKS, STEPS[step], is_paged=True, device="cuda")
+    problem.device = "cpu"
+    one = contender("serving", f"FlashInfer MSA {name}")
+    if name == "select" and problem.queries[0] > 4:
+        with pytest.raises(Refused, match="at most 4 new tokens"):
+            one.prepare(problem)
+        return
+    prepared = one.prepare(problem)
+    assert problem.calls == (1 if step == "prompt" else 3)
+    for call in range(problem.calls):
+        assert one.judge(prepared.problem or problem, call, prepared.run(call)) < 1e-5
+
+
+def test_what_flashinfer_msa_does_not_serve(stand_ins):
+    one = contender("serving", "FlashInfer MSA fp8 caches")
+    for layer, sequences in ((LAYER, [(1, 96)]), (M3_BLOCKS, [(1, 300), (2, 300)])):
+        with pytest.raises(Refused):
+            one.prepare(Problem(layer, sequences, is_paged=True))
+
+
+def test_dense_attention_of_whole_prompts_among_the_steps_of_a_server(stand_ins):
+    one = contender("serving", "vLLM flash-attn 3")
+    problem = Problem(LAYER, [(96, 96)], is_paged=True)
+    assert one.judge(problem, 0, one.prepare(problem).run(0)) < 1e-6
+    for sequences in ([(1, 96)], [(96, 96)] * 2):
+        with pytest.raises(Refused, match="whole prompts only"):
+            one.prepare(Problem(LAYER, sequences, is_paged=True))
 
 
 @pytest.mark.parametrize("part", ["", " forward", " backward"])

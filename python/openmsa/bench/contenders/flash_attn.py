@@ -1,10 +1,13 @@
-"""flash-attn 2 and 3."""
+"""flash-attn 2 and 3, and the FlashAttention-3 that comes with vLLM."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 
+import numpy as np
+
+from .._errors import Refused
 from .._judge import judge_contiguous
 from .._problem import Problem
 from .._section import Contender, Prepared, Result
@@ -43,6 +46,32 @@ def training(module: str) -> Callable[[Problem], Prepared]:
     return prepare
 
 
+def of_vllm(problem: Problem) -> Prepared:
+    library = importlib.import_module("vllm.vllm_flash_attn")
+    if not library.FA3_AVAILABLE:
+        raise ImportError("vLLM has no FlashAttention-3 here")
+    if len(set(problem.queries)) > 1:
+        raise Refused("as many new tokens of every sequence only")
+    keys = [[x.flatten(0, 1) for x in problem.contiguous(call)] for call in range(problem.calls)]
+    bounds = [
+        problem.source.on_device(np.cumsum([0, *counts]).astype(np.int32))
+        for counts in (problem.queries, problem.lengths)
+    ]
+    arguments = {
+        "cu_seqlens_q": bounds[0],
+        "cu_seqlens_k": bounds[1],
+        "max_seqlen_q": problem.queries[0],
+        "max_seqlen_k": problem.max_seqlen_k,
+        "causal": True,
+        "fa_version": 3,
+    }
+
+    def run(call: int) -> Result:
+        return Result(_first(library.flash_attn_varlen_func(problem.q[call], *keys[call], **arguments)))
+
+    return Prepared(run)
+
+
 def _first(result):
     return result[0] if isinstance(result, tuple) else result
 
@@ -51,3 +80,4 @@ MODULES = {"flash-attn 3": "flash_attn_interface", "flash-attn 2": "flash_attn"}
 ATTENTION = tuple(
     Contender(name, "dense", attention(module), judge_contiguous, ("cuda",)) for name, module in MODULES.items()
 )
+OF_VLLM = Contender("vLLM flash-attn 3", "dense", of_vllm, judge_contiguous, ("cuda",))

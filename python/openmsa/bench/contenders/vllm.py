@@ -8,7 +8,10 @@ from .._errors import Refused
 from .._judge import judge_sparse
 from .._problem import Problem
 from .._section import Contender, Prepared, Result
-from ._call import call_with
+from ._call import call_with, joined
+
+#: Query tokens of a sequence that its kernels for decode take: a new one, and some that were speculated.
+DECODED = 16
 
 
 def prepare(problem: Problem) -> Prepared:
@@ -19,11 +22,12 @@ def prepare(problem: Problem) -> Prepared:
     if layer.block_size != index.SPARSE_BLOCK_SIZE:
         raise Refused(f"kv_blocks of {index.SPARSE_BLOCK_SIZE} only")
     calls = [_arguments(problem, call) for call in range(problem.calls)]
-    kv_cache = _joined(*(problem.pages(0)[name] for name in ("k_cache", "v_cache")))
+    kv_cache = joined(*(problem.pages(0)[name] for name in ("k_cache", "v_cache")))
+    is_decode = problem.is_paged and problem.queries[0] <= DECODED
 
     def run(call: int) -> Result:
         common = calls[call] | {"kv_cache": kv_cache}
-        if problem.is_paged:
+        if is_decode:
             chosen = call_with(index.minimax_m3_index_decode, common)
             call_with(attend.minimax_m3_sparse_attn_decode, common | {"topk_idx": chosen})
         else:
@@ -58,15 +62,6 @@ def _arguments(problem: Problem, call: int) -> dict:
         "local_blocks": 1,
         "output": problem.source.full(tuple(problem.q[call].shape), 0.0, problem.dtype),
     }
-
-
-def _joined(k_cache, v_cache):
-    """[pages, heads, tokens, 2 head_dim], without a third copy on the way."""
-    pages, size, heads, dim = k_cache.shape
-    result = k_cache.new_empty((pages, heads, size, 2 * dim))
-    result[..., :dim].copy_(k_cache.transpose(1, 2))
-    result[..., dim:].copy_(v_cache.transpose(1, 2))
-    return result
 
 
 VLLM = Contender("vLLM Triton", "layer", prepare, judge_sparse, ("cuda",))

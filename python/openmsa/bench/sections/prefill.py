@@ -29,6 +29,7 @@ SECTION = Section(
         pytorch.CUDNN,
         pytorch.FLASH,
         *flash_attn.ATTENTION,
+        flash_attn.OF_VLLM,
         flashinfer.FLASHINFER,
         ours.DENSE,
     ),

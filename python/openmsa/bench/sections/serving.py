@@ -1,19 +1,24 @@
 """Steps as a serving engine makes them: paged caches, one plan for the largest step that may come, a CUDA graph. Chunks of a
-prompt behind a cached prefix, one or several new tokens per sequence, and mixtures of decodes, chunks and empty rows."""
+prompt behind a cached prefix, one or several new tokens per sequence, whole prompts, and mixtures of decodes, chunks and
+empty rows."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
-from .._judge import judge_layer
+from .._errors import Refused
+from .._judge import judge_layer, judge_selection
 from .._problem import Problem
 from .._section import Case, Contender, K, Options, Prepared, Result, Section, tokens
-from ..contenders import ours, sglang, vllm
+from ..contenders import flash_attn, flashinfer_msa, ours, sglang, vllm
 
 #: Capacities of an engine's plan.
 MOST_QUERIES, LONGEST, MOST_SEQUENCES = 8 * K, 1024 * K, 512
 #: Query tokens up to which a sequence decodes: some of them speculated.
 DECODED = 16
+#: Dense attention of longer prompts takes minutes.
+LONGEST_DENSE = 128 * K
 
 
 def cases(options: Options) -> list[Case]:
@@ -23,11 +28,13 @@ def cases(options: Options) -> list[Case]:
         for queries in (1, 16, 17, 64, 256, 1024):
             if queries <= before:
                 result.append(_case(options, f"{queries} behind {tokens(before)}", [(queries, before + queries)]))
-    steps = ((k32, 8), (k32, 32), (k128, 8), (k128, 32), (all_keys, 8))
+    steps = ((k32, 1), (k32, 8), (k32, 32), (k128, 1), (k128, 8), (k128, 32), (all_keys, 1), (all_keys, 8))
     for keys, batch in dict.fromkeys(steps):
         result.append(_case(options, f"{tokens(keys)} x {batch}", [(1, keys)] * batch))
     for queries, keys, batch in ((8, k128, 8), (4, k32, 32)):
         result.append(_case(options, f"{tokens(keys)} x {batch}, {queries} tokens each", [(queries, keys)] * batch))
+    for keys in dict.fromkeys((options.size(8 * K), k32, k128, all_keys)):
+        result.append(_case(options, f"a prompt of {tokens(keys)}", [(keys, keys)]))
     short = options.size(K)
     mixtures = {
         f"255 decodes of {tokens(k32)}, a chunk of 2K": [(1, k32)] * 255 + [_chunk(2 * K, k32)],
@@ -56,10 +63,10 @@ def capacity(problem: Problem) -> dict[str, int]:
     return {name: max(number, needed[name]) for name, number in most.items()}
 
 
-def one_plan(inputs: ours.Inputs):
+def one_plan(inputs: ours.Inputs, operation=ours.Calls.layer):
     def prepare(problem: Problem) -> Prepared:
         problem = inputs(problem)
-        return Prepared(ours.Calls(problem, **capacity(problem)).layer, problem)
+        return Prepared(operation.__get__(ours.Calls(problem, **capacity(problem))), problem)
 
     return prepare
 
@@ -78,6 +85,19 @@ def two_calls(problem: Problem) -> Prepared:
     return Prepared(run)
 
 
+def of_prompts(contender: Contender) -> Contender:
+    """Dense attention, of whole prompts alone."""
+
+    def prepare(problem: Problem) -> Prepared:
+        if problem.sequences != [(problem.max_seqlen_k, problem.max_seqlen_k)]:
+            raise Refused("measured for whole prompts only")
+        if problem.total_q > LONGEST_DENSE:
+            raise Refused(f"measured for prompts up to {tokens(LONGEST_DENSE)}")
+        return contender.prepare(problem)
+
+    return dataclasses.replace(contender, prepare=prepare)
+
+
 SECTION = Section(
     "serving",
     "steps of a serving engine, with one plan for all of them",
@@ -87,8 +107,12 @@ SECTION = Section(
         Contender("openmsa tight plan", "layer", ours.layer(ours.as_it_is), judge_layer),
         Contender("openmsa two calls", "layer", two_calls, judge_layer),
         Contender("openmsa fp8 caches", "layer", one_plan(Problem.with_fp8_caches), judge_layer),
+        Contender("openmsa select", "select", one_plan(ours.as_it_is, ours.Calls.select), judge_selection),
+        Contender("openmsa fp8 select", "select", one_plan(Problem.with_fp8_index, ours.Calls.select), judge_selection),
+        *flashinfer_msa.ALL,
         vllm.VLLM,
         sglang.SGLANG,
+        of_prompts(flash_attn.OF_VLLM),
     ),
     in_graph=True,
 )
