@@ -111,4 +111,5 @@ def to_fp8(x: Array) -> tuple[Array, Array]:
     x = cast(x, "float32")
     xp = library(x)
     largest = xp.amax(xp.abs(x), -1)[..., None]
-    return cast(x * (448 / largest), "float8_e4m3fn"), largest / 448
+    factor = xp.full_like(largest, 448) / largest  # PyTorch takes 448 / largest for 448 * (1 / largest)
+    return cast(x * factor, "float8_e4m3fn"), largest / 448

@@ -15,7 +15,7 @@ import torch
 from openmsa.bench import _problem, _timing
 from openmsa.bench._errors import Refused
 from openmsa.bench._problem import Layer, Problem
-from openmsa.bench._tensors import Torch
+from openmsa.bench._tensors import Torch, to_fp8
 from openmsa.bench.contenders import flashinfer_msa
 from openmsa.bench.sections import SECTIONS
 from openmsa.bench.sections import attend as attend_section
@@ -347,6 +347,15 @@ def test_calls_have_inputs_of_their_own(stand_ins):
     assert tables[0] is tables[2] and not set(tables[0].flatten().tolist()) & set(tables[1].flatten().tolist())
     o = [contender("decode", "openmsa dense").prepare(problem).run(call).o.clone() for call in range(3)]
     assert not torch.equal(o[0], o[2])
+
+
+def test_rows_are_rounded_to_fp8_as_numpy_does():
+    """Rows whose largest numbers have every mantissa of bf16: 448 over some is not 448 times the inverse."""
+    pytest.importorskip("ml_dtypes")
+    x = np.arange(1, 257, dtype=np.float32) / np.arange(128, 256, dtype=np.float32)[:, None]
+    codes, scales = to_fp8(x)
+    got = to_fp8(torch.from_numpy(x))
+    assert np.array_equal(got[0].float().numpy(), codes.astype(np.float32)) and np.array_equal(got[1].numpy(), scales)
 
 
 def test_vllm_has_one_block_size(stand_ins):
