@@ -406,7 +406,7 @@ OPENMSA_API int32_t openmsa_tensor_use(const openmsa_config* config, openmsa_op 
 
 /* -------------------------------------------------------------------------------------------------- machine --- */
 
-/* Instruction sets that the CPU backend can use here, best first, for example "AVX3 AVX2 SSE4". Constant text. */
+/* Instruction sets of the CPU backend here, best first, that of bf16 products before all: "AMX_BF16 AVX3 AVX2". Static. */
 OPENMSA_API const char* openmsa_cpu_features(void);
 
 /* Threads of a CPU plan with num_threads = 0: the fewest of the cores in this process's affinity, of those that its

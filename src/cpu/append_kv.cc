@@ -17,7 +17,7 @@ void round_token(openmsa_dtype dtype, const std::byte* source, std::int64_t dim,
   constexpr std::int64_t kMaxDim = 256;
   float row[kMaxDim];
   const TileOps& ops = tile_ops();
-  ops.widen(dtype, source, row, dim);
+  ops.widen(dtype, source, row, dim, 1);
   if (core::present(scale) && !core::is_one_scale(scale)) {
     cache.scale(j) = round_row(row, dim, reinterpret_cast<core::Float8E4M3*>(cache.token(j)));
     return;

@@ -30,6 +30,8 @@ struct Scratch {
         queries(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
         qk(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        ahead(arena, plan.config.block_size),
+        speed(product_speed(in_pairs(plan))),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
         limit(arena.take<float>(kMaxColumns)),
@@ -46,6 +48,8 @@ struct Scratch {
   ScoreQueries queries;
   ScoreProduct qk;
   ValueProduct values;
+  FetchList ahead;
+  std::int64_t speed;
   float* scores;  // [block_size][kMaxColumns]
   float* pv;      // [kMaxColumns][pad_lanes(head_dim)]
   float *limit, *max, *sum, *alpha;
@@ -113,13 +117,14 @@ class TileWalk {
   void run() {
     const std::int64_t group = problem_.plan.group_size;
     begin_visits(s_.visits, problem_, tile_);
+    s_.ahead.begin(row_bytes(k_));
     s_.state.reset(tile_.count * group);
     Steps steps(s_.visits, tile_.head * group, group);
     Step now, next;
     for (bool is_left = steps.next(now); is_left; now = next) {
       is_left = steps.next(next);
       if (now.is_first) load(now.block);
-      if (is_left) fetch(next);
+      if (is_left && fetches_ahead(s_.speed)) fetch(next);
       attend(now);
     }
   }
@@ -138,23 +143,21 @@ class TileWalk {
     s_.values.load(span(v_, block));
   }
 
-  /// Lists the memory that `step` will read, to be fetched during the two products of the step before it: half in each.
+  /// Lists the memory that `step` will read, to be fetched during the step before it.
   void fetch(const Step& step) {
     const std::int64_t heads = step.columns.heads, dim = problem_.plan.config.head_dim;
     const openmsa_tensor& q = problem_.tensors.q;
     const auto q_bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(q.dtype));
-    FetchList &first = s_.qk.ahead(), &second = s_.values.ahead();
-    first.begin(row_bytes(k_));
-    second.begin(row_bytes(v_));
+    s_.ahead.begin(row_bytes(k_));
     if (step.is_first) {
-      first.add(span(k_, step.block));
-      second.add(span(v_, step.block));
+      s_.ahead.add(span(k_, step.block));
+      s_.ahead.add(span(v_, step.block));
     }
     for (std::int64_t member = 0; member < step.columns.count; ++member) {
       const std::int32_t query = step.columns.queries[member];
       for (std::int64_t h = 0; h < heads; ++h) {
-        first.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
-        second.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
+        s_.ahead.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
+        s_.ahead.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
       }
     }
   }
@@ -172,10 +175,13 @@ class TileWalk {
     const std::int64_t keys = keys_in_block(problem_.plan, sequence_, step.block);
     s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
     const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
-    s_.qk.scores(s_.queries, s_.scores, kMaxColumns);
+    const StepTimes times = step_times(problem_.plan.config.head_dim, columns.size(), s_.speed);
+    s_.qk.scores(s_.queries, s_.scores, kMaxColumns,
+                 s_.ahead.take(times.scores, times.scores + times.softmax + times.values));
     load_state(columns);
-    ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha);
-    s_.values.multiply(s_.scores, columns.size(), s_.limit, is_partial, s_.pv, false);
+    ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha,
+                        s_.ahead.take(times.softmax, times.softmax + times.values));
+    s_.values.multiply(s_.scores, columns.size(), s_.limit, is_partial, s_.pv, false, s_.ahead.take());
     store_state(columns);
   }
 

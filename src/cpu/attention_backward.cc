@@ -8,8 +8,7 @@
 
 #include <algorithm>
 
-#include "cpu/columns.h"
-#include "cpu/gradient_sums.h"
+#include "cpu/products.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -20,11 +19,30 @@ namespace {
 using core::address;
 using core::element;
 
+bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim); }
+
+/// Keys and values of one kv_block as left operands.
+struct KvBlock {
+  KvBlock(Arena& arena, const Plan& plan)
+      : k(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        v(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)) {}
+
+  void load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
+    begin = block * problem.plan.config.block_size;
+    count = keys_in_block(problem.plan, sequence, block);
+    k.load_keys({problem.k(sequence, head), begin, count});
+    v.load_keys({problem.v(sequence, head), begin, count});
+  }
+
+  ScoreProduct k, v;
+  std::int64_t begin = 0, count = 0;
+};
+
 /// Probabilities and score gradients of one kv_block against up to kMaxColumns query rows.
 struct ScoreTile {
   ScoreTile(Arena& arena, const Plan& plan)
-      : q(arena, plan.config.head_dim),
-        d_o(arena, plan.config.head_dim),
+      : q(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        d_o(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
         p(arena.take<float>(plan.config.block_size * kMaxColumns)),
         ds(arena.take<float>(plan.config.block_size * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
@@ -32,21 +50,22 @@ struct ScoreTile {
         delta(arena.take<float>(kMaxColumns)) {}
 
   /// Fills q, d_o, p and ds. `delta_rows` is D, [total_q][num_heads_q].
-  void compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KeyTile& k,
-               const KeyTile& v, std::int64_t begin, std::int64_t keys, const float* delta_rows);
+  void compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KvBlock& keys,
+               const float* delta_rows);
 
-  QueryTile q, d_o;
+  ScoreQueries q, d_o;
   float *p, *ds;  // [block_size][kMaxColumns]
   float *limit, *lse, *delta;
+  bool is_partial = false;
 };
 
-void ScoreTile::compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KeyTile& k,
-                        const KeyTile& v, std::int64_t begin, std::int64_t keys, const float* delta_rows) {
+void ScoreTile::compute(const Problem& problem, const Sequence& sequence, const Columns& columns, const KvBlock& keys,
+                        const float* delta_rows) {
   const TileOps& ops = tile_ops();
   const std::int64_t n = columns.padded(), heads_q = problem.plan.config.num_heads_q;
   q.load(problem.tensors.q, sequence, columns, static_cast<float>(problem.plan.softmax_scale));
   d_o.load(problem.tensors.d_o, sequence, columns, 1);
-  causal_limits(sequence, columns, begin, keys, limit);
+  is_partial = causal_limits(sequence, columns, keys.begin, keys.count, limit);
   for (std::int64_t c = 0; c < n; ++c) {
     const bool is_padding = c >= columns.size();
     const std::int64_t row = is_padding ? 0 : sequence.q_begin + columns.queries[c / columns.heads];
@@ -54,19 +73,20 @@ void ScoreTile::compute(const Problem& problem, const Sequence& sequence, const 
     lse[c] = is_padding ? 0 : element<float>(problem.tensors.lse, row, head);
     delta[c] = is_padding ? 0 : delta_rows[row * heads_q + head];
   }
-  ops.matmul(keys, n, q.dim, k.operand(), q.columns, q.columns_ld, p, kMaxColumns, false);
-  ops.probabilities(p, kMaxColumns, keys, n, limit, lse);
-  ops.matmul(keys, n, d_o.dim, v.operand(), d_o.columns, d_o.columns_ld, ds, kMaxColumns, false);
-  ops.d_scores(p, ds, kMaxColumns, keys, n, delta);
+  keys.k.scores(q, p, kMaxColumns);
+  ops.probabilities(p, kMaxColumns, keys.count, n, limit, lse);
+  keys.v.scores(d_o, ds, kMaxColumns);
+  ops.d_scores(p, ds, kMaxColumns, keys.count, n, delta);
 }
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : width(pad_lanes(plan.config.head_dim)),
         visits(arena, plan, queries_per_tile(plan)),
-        k(arena, plan.config.block_size, plan.config.head_dim),
-        v(arena, plan.config.block_size, plan.config.head_dim),
+        keys(arena, plan),
         tile(arena, plan),
+        over_keys(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        over_queries(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         d_q(arena.take<float>(queries_per_tile(plan) * plan.group_size * width)),
         d_k(arena.take<float>(plan.config.block_size * width)),
         d_v(arena.take<float>(plan.config.block_size * width)),
@@ -74,11 +94,13 @@ struct Scratch {
 
   std::int64_t width;
   TileVisits visits;
-  KeyTile k, v;
+  KvBlock keys;
   ScoreTile tile;
-  float* d_q;        // [query rows of a tile][width]
-  float *d_k, *d_v;  // [block_size][width]
-  float* product;    // [kMaxColumns][width]
+  ValueProduct over_keys;     // sum_j ds k
+  QueryProduct over_queries;  // sum_i ds q, sum_i p d_o
+  float* d_q;                 // [query rows of a tile][width]
+  float *d_k, *d_v;           // [block_size][width]
+  float* product;             // [kMaxColumns][width]
 };
 
 struct Workspace {
@@ -98,19 +120,13 @@ void write_delta(const Problem& problem, std::int64_t row, float* delta) {
   const TileOps& ops = tile_ops();
   float o[kMaxDim], d_o[kMaxDim];
   for (std::int64_t h = 0; h < problem.plan.config.num_heads_q; ++h) {
-    ops.widen(tensors.o.dtype, address(tensors.o, row, h), o, problem.plan.config.head_dim);
-    ops.widen(tensors.d_o.dtype, address(tensors.d_o, row, h), d_o, problem.plan.config.head_dim);
+    ops.widen(tensors.o.dtype, address(tensors.o, row, h), o, problem.plan.config.head_dim, 1);
+    ops.widen(tensors.d_o.dtype, address(tensors.d_o, row, h), d_o, problem.plan.config.head_dim, 1);
     float sum = 0;
     for (std::int64_t c = 0; c < problem.plan.config.head_dim; ++c) sum += o[c] * d_o[c];
     if (core::present(tensors.d_lse)) sum -= element<float>(tensors.d_lse, row, h);
     delta[row * problem.plan.config.num_heads_q + h] = sum;
   }
-}
-
-void load_block(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t begin,
-                std::int64_t keys, Scratch& s) {
-  s.k.load(problem.k(sequence, head), begin, keys);
-  s.v.load(problem.v(sequence, head), begin, keys);
 }
 
 /// Pass 1: d_q of one tile of queries.
@@ -123,12 +139,11 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
   Visit visit;
   while (s.visits.next(visit)) {
-    const std::int64_t begin = visit.block * plan.config.block_size;
-    const std::int64_t keys = keys_in_block(plan, sequence, visit.block);
-    load_block(problem, sequence, head, begin, keys, s);
+    s.keys.load(problem, sequence, head, visit.block);
+    s.over_keys.load({problem.k(sequence, head), s.keys.begin, s.keys.count});
     for_each_chunk(visit.queries, visit.count, head * group, group, [&](const Columns& columns) {
-      s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, delta);
-      sum_over_keys({s.tile.ds, keys, columns.size(), s.tile.limit}, s.k, s.product);
+      s.tile.compute(problem, sequence, columns, s.keys, delta);
+      s.over_keys.multiply(s.tile.ds, columns.size(), s.tile.limit, s.tile.is_partial, s.product, false);
       add_rows(s.product, s.width, columns, first, s.d_q);
     });
   }
@@ -140,21 +155,21 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
 void key_gradients(const Problem& problem, const HeadBlock& at, const Workspace& workspace, Scratch& s) {
   const Plan& plan = problem.plan;
   const Sequence& sequence = at.sequence;
-  const std::int64_t head = at.head, begin = at.block * plan.config.block_size;
-  const std::int64_t keys = keys_in_block(plan, sequence, at.block);
+  const std::int64_t head = at.head;
   const Visit visit = workspace.visitors.of(problem, at);
-  load_block(problem, sequence, head, begin, keys, s);
-  std::fill_n(s.d_k, keys * s.width, 0.0f);
-  std::fill_n(s.d_v, keys * s.width, 0.0f);
+  s.keys.load(problem, sequence, head, at.block);
+  std::fill_n(s.d_k, s.keys.count * s.width, 0.0f);
+  std::fill_n(s.d_v, s.keys.count * s.width, 0.0f);
   for_each_chunk(visit.queries, visit.count, head * plan.group_size, plan.group_size, [&](const Columns& columns) {
-    s.tile.compute(problem, sequence, columns, s.k, s.v, begin, keys, workspace.delta);
-    add_over_columns({s.tile.p, keys, columns.size(), s.tile.limit}, s.tile.d_o, s.d_v);
-    add_over_columns({s.tile.ds, keys, columns.size(), s.tile.limit}, s.tile.q, s.d_k);  // q is scaled already
+    const ScoreTile& tile = s.tile;
+    s.tile.compute(problem, sequence, columns, s.keys, workspace.delta);
+    s.over_queries.add(tile.d_o, tile.p, s.keys.count, columns.size(), tile.limit, tile.is_partial, s.d_v);
+    s.over_queries.add(tile.q, tile.ds, s.keys.count, columns.size(), tile.limit, tile.is_partial, s.d_k);
   });
   const openmsa_tensor &d_k = problem.tensors.d_k, &d_v = problem.tensors.d_v;
-  for (std::int64_t j = 0; j < keys; ++j) {
-    const std::int64_t row = sequence.k_begin + begin + j;
-    store_row(s.d_k + j * s.width, 1, plan.config.head_dim, d_k.dtype, address(d_k, row, head));
+  for (std::int64_t j = 0; j < s.keys.count; ++j) {
+    const std::int64_t row = sequence.k_begin + s.keys.begin + j;
+    store_row(s.d_k + j * s.width, s.tile.q.scale(), plan.config.head_dim, d_k.dtype, address(d_k, row, head));
     store_row(s.d_v + j * s.width, 1, plan.config.head_dim, d_v.dtype, address(d_v, row, head));
   }
 }

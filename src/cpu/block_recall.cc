@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cpu/columns.h"
+#include "cpu/products.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
 #include "cpu/work.h"
@@ -18,8 +18,8 @@ using core::element;
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : visits(arena, plan, queries_per_tile(plan)),
-        q(arena, plan.config.head_dim),
-        k(arena, plan.config.block_size, plan.config.head_dim),
+        q(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+        k(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         chunk(arena.take<float>(4 * kMaxColumns)),
         max(arena.take<float>(queries_per_tile(plan) * plan.group_size)),
@@ -27,9 +27,13 @@ struct Scratch {
         mass(arena.take<float>(queries_per_tile(plan) * plan.max_blocks)),
         order(arena.take<std::int32_t>(plan.max_blocks)) {}
 
+  static bool in_pairs(const Plan& plan) {
+    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
+  }
+
   TileVisits visits;
-  QueryTile q;
-  KeyTile k;
+  ScoreQueries q;
+  ScoreProduct k;
   float* scores;        // [block_size][kMaxColumns]
   float* chunk;         // four rows of column values
   float *max, *sum;     // running softmax of the tile's query rows
@@ -47,13 +51,12 @@ void for_each_score_tile(const Problem& problem, const HeadTile& tile, Scratch& 
   while (s.visits.next(visit)) {
     const std::int64_t begin = visit.block * plan.config.block_size;
     const std::int64_t keys = keys_in_block(plan, tile.sequence, visit.block);
-    s.k.load(problem.k(tile.sequence, tile.head), begin, keys);
+    s.k.load_keys({problem.k(tile.sequence, tile.head), begin, keys});
     for_each_chunk(visit.queries, visit.count, tile.head * plan.group_size, plan.group_size,
                    [&](const Columns& columns) {
                      s.q.load(problem.tensors.q, tile.sequence, columns, static_cast<float>(plan.softmax_scale));
                      causal_limits(tile.sequence, columns, begin, keys, s.chunk);
-                     tile_ops().matmul(keys, columns.padded(), s.q.dim, s.k.operand(), s.q.columns, s.q.columns_ld,
-                                       s.scores, kMaxColumns, false);
+                     s.k.scores(s.q, s.scores, kMaxColumns);
                      body(columns, visit.block, keys);
                    });
   }
@@ -76,7 +79,7 @@ void compute_softmax(const Problem& problem, const HeadTile& tile, Scratch& s) {
       max[c] = row < 0 ? -kInfinity : s.max[row];
       sum[c] = row < 0 ? 0 : s.sum[row];
     }
-    tile_ops().softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), limit, max, sum, alpha);
+    tile_ops().softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), limit, max, sum, alpha, {});
     for (std::int64_t c = 0; c < columns.size(); ++c) {
       s.max[state_row(tile, columns, c)] = max[c];
       s.sum[state_row(tile, columns, c)] = sum[c];

@@ -17,10 +17,8 @@ void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, con
   float* row = rows;
   for (std::int64_t member = 0; member < columns.count; ++member) {
     for (std::int64_t h = 0; h < columns.heads; ++h, row += ld) {
-      ops.widen(tensor.dtype, address(tensor, sequence.q_begin + columns.queries[member], columns.head + h), row, dim);
-      if (scale != 1) {
-        for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
-      }
+      ops.widen(tensor.dtype, address(tensor, sequence.q_begin + columns.queries[member], columns.head + h), row, dim,
+                scale);
       std::fill(row + dim, row + ld, 0.0f);
     }
   }
@@ -44,7 +42,13 @@ void QueryTile::load_pairs(const openmsa_tensor& tensor, const core::Sequence& s
   float* row = rows;
   for (std::int64_t member = 0; member < which.count; ++member) {
     for (std::int64_t h = 0; h < which.heads; ++h, row += rows_ld) {
-      std::memcpy(row, address(tensor, sequence.q_begin + which.queries[member], which.head + h), row_bytes);
+      const std::byte* const from = address(tensor, sequence.q_begin + which.queries[member], which.head + h);
+      if (tensor.dtype == OPENMSA_BFLOAT16) {
+        std::memcpy(row, from, row_bytes);
+      } else {
+        tile_ops().narrow(OPENMSA_BFLOAT16, reinterpret_cast<const float*>(from), reinterpret_cast<std::byte*>(row),
+                          dim);
+      }
     }
   }
   std::fill(row, rows + which.padded() * rows_ld, 0.0f);
@@ -58,8 +62,7 @@ void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& se
   for (std::int64_t column = 0; column < which.size(); ++column) {
     float* row = rows + column * rows_ld;
     const float scale = round_row(row, dim, rounded);
-    tile_ops().widen(OPENMSA_FLOAT8_E4M3, reinterpret_cast<const std::byte*>(rounded), row, dim);
-    for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
+    tile_ops().widen(OPENMSA_FLOAT8_E4M3, reinterpret_cast<const std::byte*>(rounded), row, dim, scale);
   }
   tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
 }
@@ -76,15 +79,11 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
   const TileOps& ops = tile_ops();
   ld = pad_lanes(dim);
   data = scratch;
-  for (std::int64_t j = 0; j < count; ++j) {
-    float* row = scratch + j * ld;
-    ops.widen(keys.dtype, keys.token(begin + j), row, dim);
-    if (keys.scales != nullptr) {
-      const float scale = keys.scale(begin + j);
-      for (std::int64_t c = 0; c < dim; ++c) row[c] *= scale;
-    }
+  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
+    float* const row = scratch + j * ld;
+    ops.widen(keys.dtype, token, row, dim, keys.scales == nullptr ? 1 : keys.scale(begin + j));
     std::fill(row + dim, row + ld, 0.0f);
-  }
+  });
 }
 
 void KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
@@ -95,9 +94,9 @@ void KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int6
   }
   const auto row_bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
   auto* const copy = reinterpret_cast<std::byte*>(scratch);
-  for (std::int64_t j = 0; j < count; ++j) {
-    std::memcpy(copy + static_cast<std::size_t>(j) * row_bytes, keys.token(begin + j), row_bytes);
-  }
+  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
+    std::memcpy(copy + static_cast<std::size_t>(j) * row_bytes, token, row_bytes);
+  });
   bf16 = reinterpret_cast<const core::BFloat16*>(scratch);
   ld = dim;
 }

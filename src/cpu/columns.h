@@ -37,7 +37,7 @@ void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, con
 struct QueryTile {
   QueryTile(core::Arena& arena, std::int64_t dim, std::int64_t max_columns = kMaxColumns);
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
-  /// Rows that are bf16, as they are: a float of `rows` and `columns` holds two channels.
+  /// Rows that are bf16 as they are, fp32 ones rounded: a float of `rows` and `columns` holds two channels.
   void load_pairs(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns);
   /// Rows of index_q, each rounded to e4m3 with a scale of its own.
   void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
@@ -48,6 +48,17 @@ struct QueryTile {
   float* rows;              // [max_columns][rows_ld]
   float* columns;           // [dim][columns_ld]
 };
+
+/// Calls body(j, token) for j < count and the memory of token begin + j, which is looked up once per page.
+template <class Body>
+void for_each_token(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Body& body) {
+  for (std::int64_t j = 0; j < count;) {
+    const std::byte* token = keys.token(begin + j);
+    for (const std::int64_t end = j + keys.run(begin + j, count - j); j < end; ++j, token += keys.token_bytes) {
+      body(j, token);
+    }
+  }
+}
 
 /// Up to one kv_block of k, v or index_k, times their scales, as fp32 rows.
 struct KeyTile {

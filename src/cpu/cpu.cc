@@ -8,6 +8,7 @@
 #include "cpu/loops.h"
 #include "cpu/stages.h"
 #include "cpu/threads.h"
+#include "cpu/tile/tile.h"
 
 namespace openmsa::cpu {
 namespace {
@@ -43,8 +44,8 @@ void run(openmsa_op op, const Problem& problem, const core::Execution& execution
 
 const char* features() {
   static const std::string names = [] {
-    std::string result;
-    for (std::int64_t bits = hwy::SupportedTargets(); bits != 0; bits &= bits - 1) {
+    std::string result = pair_ops() == nullptr ? "" : pair_ops()->name;
+    for (std::int64_t bits = hwy::SupportedTargets() & HWY_TARGETS; bits != 0; bits &= bits - 1) {
       const std::int64_t target = bits & -bits;  // a lower bit is a better target
       if (!result.empty()) result += ' ';
       result += hwy::TargetName(target);

@@ -31,6 +31,8 @@ struct Scratch {
         members(arena.take<std::int32_t>(max_queries(plan))),
         qk(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
         values(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        ahead(arena, decode_keys_per_tile(plan)),
+        speed(product_speed(in_pairs(plan))),
         scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
         max(arena.take<float>(kMaxColumns)),
@@ -55,6 +57,8 @@ struct Scratch {
   std::int32_t* members;  // 0, 1, 2 ...
   ScoreProduct qk;
   ValueProduct values;
+  FetchList ahead;
+  std::int64_t speed;
   float* scores;  // [decode_keys_per_tile][kMaxColumns]
   float *limit, *max, *sum, *alpha;
 };
@@ -106,12 +110,14 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
   const TileOps& ops = tile_ops();
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
-  s.qk.scores(queries, s.scores, kMaxColumns);
+  const StepTimes times = step_times(s.values.width(), size, s.speed);
+  s.qk.scores(queries, s.scores, kMaxColumns, s.ahead.take(times.scores, times.scores + times.softmax + times.values));
   std::copy_n(rows.max, size, s.max);
   std::copy_n(rows.sum, size, s.sum);
   std::fill(s.max + size, s.max + columns.padded(), -kInfinity);
   std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
-  ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha);
+  ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha,
+                      s.ahead.take(times.softmax, times.softmax + times.values));
   std::copy_n(s.max, size, rows.max);
   std::copy_n(s.sum, size, rows.sum);
   for (std::int64_t c = 0; c < size; ++c) {
@@ -119,23 +125,25 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
     if (s.alpha[c] == 1) continue;  // mostly: the maximum has not grown
     for (std::int64_t i = 0; i < rows.ld; ++i) o[i] *= s.alpha[c];
   }
-  s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true);
+  s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true, s.ahead.take());
 }
 
-/// Lists the memory to fetch while `head` is worked on: its share of the next tile's rows of all heads where those lie
-/// side by side, so that memory is read from front to back; else the rows of `head` alone.
+/// Whether a token's rows of all heads lie side by side.
 template <class RowsOf>
-void fetch_share(const RowsOf& rows_of, std::int64_t heads, std::int64_t head, std::int64_t begin, std::int64_t count,
-                 std::int64_t dim, FetchList& list) {
-  const KeyRows first = rows_of(0);
-  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(first.dtype));
-  if (heads == 1 || rows_of(1).data - first.data != row_bytes) {
-    list.begin(row_bytes);
-    list.add({rows_of(head), begin, count});
-  } else {
+bool lie_together(const RowsOf& rows_of, std::int64_t heads, std::int64_t row_bytes) {
+  return heads > 1 && rows_of(1).data - rows_of(0).data == row_bytes;
+}
+
+/// Adds the memory to fetch while `head` is worked on: its share of the next tile's rows of all heads, so that
+/// memory is read from front to back, or its own rows.
+template <class RowsOf>
+void fetch_share(const RowsOf& rows_of, bool is_together, std::int64_t heads, std::int64_t head, std::int64_t begin,
+                 std::int64_t count, FetchList& list) {
+  if (is_together) {
     const std::int64_t from = count * head / heads, to = count * (head + 1) / heads;
-    list.begin(row_bytes * heads);
-    list.add({first, begin + from, to - from});
+    list.add({rows_of(0), begin + from, to - from});
+  } else {
+    list.add({rows_of(head), begin, count});
   }
 }
 
@@ -157,6 +165,8 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
   const std::int64_t end = std::min(segment.end * plan.config.block_size, sequence.seqlen_k);
   const auto k = [&](std::int64_t head) { return problem.k(sequence, head); };
   const auto v = [&](std::int64_t head) { return problem.v(sequence, head); };
+  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(plan.config.kv_dtype));
+  const bool are_together = lie_together(k, heads, row_bytes) && lie_together(v, heads, row_bytes);
   s.run.reset(rows_of_all);
   std::int64_t keys, next, in_run = 0;
   bool is_first = true;
@@ -165,9 +175,10 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
     next = std::min(decode_keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
       s.qk.load_keys({k(head), begin, keys});
-      fetch_share(k, heads, head, begin + keys, next, dim, s.qk.ahead());
       s.values.load({v(head), begin, keys});
-      fetch_share(v, heads, head, begin + keys, next, dim, s.values.ahead());
+      s.ahead.begin(are_together ? row_bytes * heads : row_bytes);
+      fetch_share(k, are_together, heads, head, begin + keys, next, s.ahead);
+      fetch_share(v, are_together, heads, head, begin + keys, next, s.ahead);
       RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
         attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);

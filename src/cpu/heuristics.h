@@ -66,6 +66,22 @@ inline std::int64_t decode_keys_per_tile(const core::Plan& plan) {
   return std::clamp<std::int64_t>(kTileBytes / token_bytes, 16, 128) / 16 * 16;
 }
 
+/// How long the steps of attention take beside each other, in cycles per key, about, for `columns` query rows: what
+/// memory is fetched meanwhile is shared out so. `speed` is that of products beside those in fp32.
+struct StepTimes {
+  std::int64_t scores;
+  std::int64_t softmax;
+  std::int64_t values;
+};
+inline StepTimes step_times(std::int64_t dim, std::int64_t columns, std::int64_t speed) {
+  const std::int64_t padded = core::ceil_div(columns, 16) * 16;
+  return {dim * padded / (20 * speed) + 1, padded, dim * columns / (25 * speed) + 1};
+}
+
+/// Whether attention of prompts fetches what its next step needs: with products as fast as those of AMX a step is too short
+/// for its list of rows, and the processor finds them sooner itself.
+inline bool fetches_ahead(std::int64_t speed) { return speed < 8; }
+
 /// Keys, about, whose values dense decode adds up one by one: a longer sum would lose digits of what it has.
 inline constexpr std::int64_t kDecodeRunKeys = 1024;
 

@@ -23,6 +23,7 @@ IndexTile::IndexTile(Arena& arena, const Plan& plan)
       ld_(max_columns(plan)),
       q_(arena, plan.config.index_dim, ld_, multiplies_index_in_pairs(plan)),
       product_(arena, plan.config.block_size, plan.config.index_dim, multiplies_index_in_pairs(plan)),
+      ahead_(arena, plan.config.block_size),
       queries_(arena.take<std::int32_t>(index_queries_per_tile(plan))),
       limit_(arena.take<float>(max_columns(plan))),
       scores_(arena.take<float>(plan.config.block_size * max_columns(plan))) {}
@@ -44,14 +45,14 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const core::KeyRows rows = problem.index_k(sequence);
   const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
   product_.load_keys({rows, begin, keys});
-  product_.ahead().begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
-  product_.ahead().add({rows, begin + keys, next_keys});
+  ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
+  ahead_.add({rows, begin + keys, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   if (is_partial) {
-    product_.scores(q_, scores_, ld_);
+    product_.scores(q_, scores_, ld_, ahead_.take());
     tile_ops().column_max(scores_, ld_, keys, n, limit_, top);
   } else {
-    product_.column_max(q_, top);
+    product_.column_max(q_, top, ahead_.take());
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
   if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_partial);

@@ -29,6 +29,7 @@ struct IndexTile {
   std::int64_t ld_;  // of scores_
   ScoreQueries q_;
   ScoreProduct product_;
+  FetchList ahead_;
   std::int32_t* queries_;
   float* limit_;
   float* scores_;  // [block_size][padded columns]

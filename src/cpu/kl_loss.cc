@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/gradient_sums.h"
 #include "cpu/kl_tile.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
@@ -27,6 +26,8 @@ struct Scratch {
         visits(arena, plan, queries_per_tile(plan)),
         keys(arena, plan),
         tile(arena, plan),
+        over_keys(arena, plan.config.block_size, plan.config.index_dim, index_in_pairs(plan)),
+        over_queries(arena, plan.config.block_size, plan.config.index_dim, index_in_pairs(plan)),
         max(arena.take<float>(pad_lanes(queries_per_tile(plan)))),
         sum(arena.take<float>(pad_lanes(queries_per_tile(plan)))),
         chunk(arena.take<float>(3 * kMaxColumns)),
@@ -38,11 +39,13 @@ struct Scratch {
   TileVisits visits;
   KlKeys keys;
   KlTile tile;
-  float *max, *sum;  // running softmax of the index scores of a tile of queries
-  float* chunk;      // three rows of column values
-  float* d_index_q;  // [queries of a tile][width]
-  float* d_index_k;  // [block_size][width]
-  float* product;    // [kMaxColumns][width]
+  ValueProduct over_keys;     // sum_j g index_k
+  QueryProduct over_queries;  // sum_i g index_q
+  float *max, *sum;           // running softmax of the index scores of a tile of queries
+  float* chunk;               // three rows of column values
+  float* d_index_q;           // [queries of a tile][width]
+  float* d_index_k;           // [block_size][width]
+  float* product;             // [kMaxColumns][width]
 };
 
 struct Workspace {
@@ -80,9 +83,8 @@ void write_index_lse(const Problem& problem, const HeadTile& queries, const Work
         max[c] = c < columns.count ? s.max[columns.queries[c] - first] : -kInfinity;
         sum[c] = c < columns.count ? s.sum[columns.queries[c] - first] : 0;
       }
-      ops.matmul(s.keys.count, n, tile.index_q.dim, s.keys.index_k.operand(), tile.index_q.columns,
-                 tile.index_q.columns_ld, tile.scores, kMaxColumns, false);
-      ops.softmax_columns(tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, max, sum, alpha);
+      s.keys.index_k.scores(tile.index_q, tile.scores, kMaxColumns);
+      ops.softmax_columns(tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, max, sum, alpha, {});
       for (std::int64_t c = 0; c < columns.count; ++c) {
         s.max[columns.queries[c] - first] = max[c];
         s.sum[columns.queries[c] - first] = sum[c];
@@ -108,6 +110,7 @@ void query_gradients(const Problem& problem, const HeadTile& queries, const Work
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, sequence, head, visit.block);
+    s.over_keys.load({problem.index_k(sequence), s.keys.begin, s.keys.count});
     for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
       KlTile& tile = s.tile;
       tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
@@ -115,7 +118,7 @@ void query_gradients(const Problem& problem, const HeadTile& queries, const Work
       std::fill_n(s.chunk, n, 0.0f);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, n, tile.index_limit, tile.index_lse,
                      tile.weight, s.chunk);
-      sum_over_keys({tile.scores, s.keys.count, heads.count, tile.index_limit}, s.keys.index_k, s.product);
+      s.over_keys.multiply(tile.scores, heads.count, tile.index_limit, tile.is_partial, s.product, false);
       for (std::int64_t c = 0; c < heads.count; ++c) {
         kl[heads.queries[c]] += s.chunk[c];
       }
@@ -142,13 +145,13 @@ void key_gradients(const Problem& problem, const Item& item, const Workspace& wo
       tile.compute(problem, sequence, heads, head, s.keys, workspace.index_lse + head * problem.total_q);
       ops.kl_columns(tile.teacher, tile.scores, kMaxColumns, s.keys.count, tile.index_columns.padded(),
                      tile.index_limit, tile.index_lse, tile.weight, s.chunk);
-      add_over_columns({tile.scores, s.keys.count, heads.count, tile.index_limit}, tile.index_q,
-                       s.d_index_k);  // index_q is scaled already
+      s.over_queries.add(tile.index_q, tile.scores, s.keys.count, heads.count, tile.index_limit, tile.is_partial,
+                         s.d_index_k);
     });
   }
   const openmsa_tensor& d_index_k = problem.tensors.d_index_k;
   for (std::int64_t j = 0; j < s.keys.count; ++j) {
-    store_row(s.d_index_k + j * s.width, 1, plan.config.index_dim, d_index_k.dtype,
+    store_row(s.d_index_k + j * s.width, s.tile.index_q.scale(), plan.config.index_dim, d_index_k.dtype,
               address(d_index_k, sequence.k_begin + s.keys.begin + j));
   }
 }

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 
-#include "cpu/gradient_sums.h"
 #include "cpu/kl_tile.h"
 #include "cpu/work.h"
 
@@ -20,6 +19,8 @@ struct Scratch {
         visits(arena, plan, queries_per_tile(plan)),
         keys(arena, plan),
         tile(arena, plan),
+        over_keys(arena, plan.config.block_size, plan.config.head_dim, main_in_pairs(plan)),
+        over_queries(arena, plan.config.block_size, plan.config.head_dim, main_in_pairs(plan)),
         ds(arena.take<float>(plan.config.block_size * kMaxColumns)),
         delta(arena.take<float>(kMaxColumns)),
         d_q(arena.take<float>(queries_per_tile(plan) * plan.group_size * width)),
@@ -30,11 +31,13 @@ struct Scratch {
   TileVisits visits;
   KlKeys keys;
   KlTile tile;
-  float* ds;       // [block_size][kMaxColumns]
-  float* delta;    // E of the columns
-  float* d_q;      // [query rows of a tile][width]
-  float* d_k;      // [block_size][width]
-  float* product;  // [kMaxColumns][width]
+  ValueProduct over_keys;     // sum_j ds k
+  QueryProduct over_queries;  // sum_{i,h} ds q
+  float* ds;                  // [block_size][kMaxColumns]
+  float* delta;               // E of the columns
+  float* d_q;                 // [query rows of a tile][width]
+  float* d_k;                 // [block_size][width]
+  float* product;             // [kMaxColumns][width]
 };
 
 struct Workspace {
@@ -79,6 +82,7 @@ void for_each_visit(const Problem& problem, const HeadTile& tile, const float* i
   Visit visit;
   while (s.visits.next(visit)) {
     s.keys.load(problem, tile.sequence, tile.head, visit.block);
+    s.over_keys.load({problem.k(tile.sequence, tile.head), s.keys.begin, s.keys.count});
     for_each_kl_chunk(problem, tile.sequence, visit, tile.head, [&](const Columns& heads) {
       compute_ratios(problem, tile.sequence, heads, tile.head, index_lse, s);
       body(heads);
@@ -106,7 +110,7 @@ void query_gradients(const Problem& problem, const HeadTile& tile, const float* 
   std::fill_n(s.d_q, count * group * s.width, 0.0f);
   for_each_visit(problem, tile, index_lse, s, [&](const Columns& heads) {
     compute_d_scores(problem, sequence, heads, expectation, s);
-    sum_over_keys({s.ds, s.keys.count, heads.size(), s.tile.limit}, s.keys.k, s.product);
+    s.over_keys.multiply(s.ds, heads.size(), s.tile.limit, s.tile.is_partial, s.product, false);
     add_rows(s.product, s.width, heads, first, s.d_q);
   });
   store_rows(s.d_q, s.width, static_cast<float>(plan.softmax_scale), sequence, first, count, head, group,
@@ -123,11 +127,11 @@ void key_gradients(const Problem& problem, const HeadBlock& at, const Visitors& 
   for_each_kl_chunk(problem, sequence, visit, head, [&](const Columns& heads) {
     compute_ratios(problem, sequence, heads, head, index_lse, s);
     compute_d_scores(problem, sequence, heads, expectation, s);
-    add_over_columns({s.ds, s.keys.count, heads.size(), s.tile.limit}, s.tile.q, s.d_k);  // q is scaled already
+    s.over_queries.add(s.tile.q, s.ds, s.keys.count, heads.size(), s.tile.limit, s.tile.is_partial, s.d_k);
   });
   const openmsa_tensor& d_k = problem.tensors.d_k;
   for (std::int64_t j = 0; j < s.keys.count; ++j) {
-    store_row(s.d_k + j * s.width, 1, problem.plan.config.head_dim, d_k.dtype,
+    store_row(s.d_k + j * s.width, s.tile.q.scale(), problem.plan.config.head_dim, d_k.dtype,
               address(d_k, sequence.k_begin + s.keys.begin + j, head));
   }
 }

@@ -3,19 +3,19 @@
 namespace openmsa::cpu {
 
 KlKeys::KlKeys(Arena& arena, const Plan& plan)
-    : k(arena, plan.config.block_size, plan.config.head_dim),
-      index_k(arena, plan.config.block_size, plan.config.index_dim) {}
+    : k(arena, plan.config.block_size, plan.config.head_dim, main_in_pairs(plan)),
+      index_k(arena, plan.config.block_size, plan.config.index_dim, index_in_pairs(plan)) {}
 
 void KlKeys::load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
   begin = block * problem.plan.config.block_size;
   count = keys_in_block(problem.plan, sequence, block);
-  k.load(problem.k(sequence, head), begin, count);
-  index_k.load(problem.index_k(sequence), begin, count);
+  k.load_keys({problem.k(sequence, head), begin, count});
+  index_k.load_keys({problem.index_k(sequence), begin, count});
 }
 
 KlTile::KlTile(Arena& arena, const Plan& plan)
-    : q(arena, plan.config.head_dim),
-      index_q(arena, plan.config.index_dim),
+    : q(arena, plan.config.head_dim, kMaxColumns, main_in_pairs(plan)),
+      index_q(arena, plan.config.index_dim, kMaxColumns, index_in_pairs(plan)),
       index_columns{},
       p(arena.take<float>(plan.config.block_size * kMaxColumns)),
       teacher(arena.take<float>(plan.config.block_size * kMaxColumns)),
@@ -33,7 +33,7 @@ void KlTile::compute(const Problem& problem, const Sequence& sequence, const Col
   index_columns = {heads.queries, heads.count, head, 1};
   q.load(problem.tensors.q, sequence, heads, static_cast<float>(plan.softmax_scale));
   index_q.load(problem.tensors.index_q, sequence, index_columns, static_cast<float>(plan.index_scale));
-  causal_limits(sequence, heads, keys.begin, keys.count, limit);
+  is_partial = causal_limits(sequence, heads, keys.begin, keys.count, limit);
   causal_limits(sequence, index_columns, keys.begin, keys.count, index_limit);
   for (std::int64_t c = 0; c < heads.padded(); ++c) {
     const bool is_padding = c >= heads.size();
@@ -46,10 +46,9 @@ void KlTile::compute(const Problem& problem, const Sequence& sequence, const Col
     weight[c] = row < 0 ? 0 : static_cast<float>(problem.kl_weight(row));
   }
 
-  ops.matmul(keys.count, heads.padded(), q.dim, keys.k.operand(), q.columns, q.columns_ld, p, kMaxColumns, false);
+  keys.k.scores(q, p, kMaxColumns);
   ops.probabilities(p, kMaxColumns, keys.count, heads.padded(), limit, lse);
-  ops.matmul(keys.count, index_columns.padded(), index_q.dim, keys.index_k.operand(), index_q.columns,
-             index_q.columns_ld, scores, kMaxColumns, false);
+  keys.index_k.scores(index_q, scores, kMaxColumns);
   const float share = 1.0f / static_cast<float>(heads.heads);
   for (std::int64_t j = 0; j < keys.count; ++j) {
     const float* row = p + j * kMaxColumns;

@@ -7,7 +7,7 @@
 
 #include "core/arena.h"
 #include "core/problem.h"
-#include "cpu/columns.h"
+#include "cpu/products.h"
 #include "cpu/visits.h"
 
 namespace openmsa::cpu {
@@ -17,9 +17,17 @@ struct KlKeys {
   KlKeys(core::Arena& arena, const core::Plan& plan);
   void load(const core::Problem& problem, const core::Sequence& sequence, std::int64_t head, std::int64_t block);
 
-  KeyTile k, index_k;
+  ScoreProduct k, index_k;
   std::int64_t begin = 0, count = 0;
 };
+
+/// Whether a branch's rows are multiplied in pairs.
+inline bool main_in_pairs(const core::Plan& plan) {
+  return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
+}
+inline bool index_in_pairs(const core::Plan& plan) {
+  return multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim);
+}
 
 struct KlTile {
   KlTile(core::Arena& arena, const core::Plan& plan);
@@ -29,7 +37,7 @@ struct KlTile {
   void compute(const core::Problem& problem, const core::Sequence& sequence, const Columns& heads, std::int64_t head,
                const KlKeys& keys, const float* index_lse);
 
-  QueryTile q, index_q;   // q times softmax_scale, index_q times 1/sqrt(index_dim)
+  ScoreQueries q, index_q;
   Columns index_columns;  // one column per query
   float* p;               // [block_size][kMaxColumns] probabilities of each head
   float* teacher;         // [block_size][kMaxColumns] P, their mean over the group's heads
@@ -37,6 +45,7 @@ struct KlTile {
   float *limit, *lse;     // of the heads' columns
   float *index_limit, *index_lse;
   float* weight;  // w of the queries
+  bool is_partial = false;
 };
 
 /// Whether a query counts in the loss of one KV head: its weight is not 0 and it saw something.

@@ -9,10 +9,20 @@ using core::BFloat16;
 
 const BFloat16* as_pairs(const float* memory) { return reinterpret_cast<const BFloat16*>(memory); }
 
+bool are_finite(const BFloat16* begin, const BFloat16* end) {
+  constexpr std::uint16_t kExponent = 0x7f80;
+  return std::all_of(begin, end, [](BFloat16 x) { return (x.bits & kExponent) != kExponent; });
+}
+
+/// The first column that sees key j.
+std::int64_t first_to_see(const float* limit, std::int64_t columns, std::int64_t j) {
+  return std::find_if(limit, limit + columns, [=](float keys) { return static_cast<float>(j) < keys; }) - limit;
+}
+
 }  // namespace
 
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim) {
-  return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % kLanes == 0 &&
+  return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % (2 * kPairsPerStep) == 0 &&
          pair_ops() != nullptr;
 }
 
@@ -36,7 +46,7 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 }
 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
-    : in_pairs_(in_pairs), k_(arena, block_size, dim), ahead_(arena, block_size) {}
+    : in_pairs_(in_pairs), k_(arena, block_size, dim) {}
 
 void ScoreProduct::load_keys(const KeySpan& keys) {
   keys_ = keys.count;
@@ -47,26 +57,25 @@ void ScoreProduct::load_keys(const KeySpan& keys) {
   }
 }
 
-OperandOf<BFloat16> ScoreProduct::pairs() { return {k_.bf16, k_.ld, 2, ahead_.take()}; }
-Operand ScoreProduct::operand() { return {k_.data, k_.ld, 1, ahead_.take()}; }
-
-void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld) {
+void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    pair_ops()->matmul(keys_, q.columns_, tile.dim / 2, pairs(), as_pairs(tile.columns), 2 * tile.columns_ld, s, ld,
-                       q.scale_, false);
+    pair_ops()->matmul(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
+                       2 * tile.columns_ld, s, ld, q.scale_, false);
   } else {
-    tile_ops().matmul(keys_, q.columns_, tile.dim, operand(), tile.columns, tile.columns_ld, s, ld, false);
+    tile_ops().matmul(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s, ld,
+                      false);
   }
 }
 
-void ScoreProduct::column_max(const ScoreQueries& q, float* top) {
+void ScoreProduct::column_max(const ScoreQueries& q, float* top, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    pair_ops()->matmul_column_max(keys_, q.columns_, tile.dim / 2, pairs(), as_pairs(tile.columns), 2 * tile.columns_ld,
-                                  top);
+    pair_ops()->matmul_column_max(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
+                                  2 * tile.columns_ld, top);
   } else {
-    tile_ops().matmul_column_max(keys_, q.columns_, tile.dim, operand(), tile.columns, tile.columns_ld, top);
+    tile_ops().matmul_column_max(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld,
+                                 top);
   }
 }
 
@@ -74,56 +83,115 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
     : in_pairs_(in_pairs),
       width_(pad_lanes(dim)),
       v_(arena, block_size, dim),
-      paired_(arena.take<BFloat16>(in_pairs ? core::ceil_div(block_size, 2) * 2 * width_ : 0)),
-      last_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
-      ahead_(arena, block_size) {}
+      paired_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * width_ : 0)),
+      rounded_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * kMaxColumns : 0)),
+      last_(arena.take<BFloat16>(in_pairs ? kPairsPerStep * 2 * width_ : 0)) {}
 
 void ValueProduct::load(const KeySpan& keys) {
   keys_ = keys.count;
   is_finite_.reset();
   if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
-  const auto row = [&](std::int64_t j) { return reinterpret_cast<const BFloat16*>(keys.rows.token(keys.begin + j)); };
-  for (std::int64_t j = 0; j < keys_; j += 2) {
-    pair_ops()->pair_rows(row(j), j + 1 < keys_ ? row(j + 1) : nullptr, width_, paired_ + j * width_);
-  }
+  const BFloat16* even = nullptr;
+  for_each_token(keys.rows, keys.begin, keys_, [&](std::int64_t j, const std::byte* token) {
+    const auto* const row = reinterpret_cast<const BFloat16*>(token);
+    if (j % 2 == 0) {
+      even = row;
+    } else {
+      pair_ops()->pair_rows(even, row, width_, paired_ + (j - 1) * width_);
+    }
+  });
+  if (keys_ % 2 == 1) pair_ops()->pair_rows(even, nullptr, width_, paired_ + (keys_ - 1) * width_);
+  std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
 
 bool ValueProduct::all_finite() {
-  constexpr std::uint16_t kExponent = 0x7f80;
   if (is_finite_) return *is_finite_;
-  is_finite_ = in_pairs_ ? std::all_of(paired_, paired_ + core::ceil_div(keys_, 2) * 2 * width_,
-                                       [](BFloat16 x) { return (x.bits & kExponent) != kExponent; })
+  is_finite_ = in_pairs_ ? are_finite(paired_, paired_ + pad_steps(keys_) * width_)
                          : tile_ops().all_finite(v_.data, v_.ld, keys_, width_);
   return *is_finite_;
 }
 
-void ValueProduct::multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
-                            bool accumulate) {
-  if (in_pairs_) pair_ops()->pair_tile(p, kMaxColumns, keys_, pad_lanes(columns));
-  const auto multiply = in_pairs_ ? &ValueProduct::multiply_pairs : &ValueProduct::multiply_fp32;
-  if (!is_partial || all_finite()) return (this->*multiply)(p, columns, keys_, pv, accumulate);
-  for (std::int64_t c = 0; c < columns; ++c) {
-    (this->*multiply)(p + c, 1, static_cast<std::int64_t>(limit[c]), pv + c * width_, accumulate);
-  }
+void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                            bool accumulate, const Ahead& ahead) {
+  OperandOf<BFloat16> rounded{};
+  if (in_pairs_) rounded = pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), rounded_);
+  const auto multiply = [&](std::int64_t column, std::int64_t count, std::int64_t keys, const Ahead& meanwhile) {
+    float* const to = pv + column * width_;
+    if (in_pairs_) {
+      const BFloat16* const left = rounded.data + column * rounded.row;
+      multiply_pairs({left, rounded.row, rounded.column, meanwhile}, count, keys, to, accumulate);
+    } else {
+      multiply_fp32({p + column, 1, kMaxColumns, meanwhile}, count, keys, to, accumulate);
+    }
+  };
+  if (!is_partial || all_finite()) return multiply(0, columns, keys_, ahead);
+  for (std::int64_t c = 0; c < columns; ++c) multiply(c, 1, static_cast<std::int64_t>(limit[c]), {});
 }
 
-void ValueProduct::multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
-  tile_ops().matmul(columns, width_, keys, {p, 1, kMaxColumns, ahead_.take()}, v_.data, v_.ld, pv, width_, accumulate);
+void ValueProduct::multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
+  tile_ops().matmul(columns, width_, keys, p, v_.data, v_.ld, pv, width_, accumulate);
 }
 
-void ValueProduct::multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) {
-  // All keys: the last of an odd number has a pair with zeros.
-  const std::int64_t pairs = keys == keys_ ? core::ceil_div(keys, 2) : keys / 2;
-  const OperandOf<BFloat16> left = {as_pairs(p), 2, 2 * kMaxColumns, ahead_.take()};
-  pair_ops()->matmul(columns, width_, pairs, left, paired_, 2 * width_, pv, width_, 1, accumulate);
-  if (2 * pairs >= keys) return;
-  const BFloat16* whole = paired_ + pairs * 2 * width_;
-  for (std::int64_t c = 0; c < width_; ++c) {
-    last_[2 * c] = whole[2 * c];
-    last_[2 * c + 1] = {0};
+void ValueProduct::multiply_pairs(OperandOf<BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                                  bool accumulate) const {
+  const std::int64_t pairs = (keys == keys_ ? pad_steps(keys) : keys / (2 * kPairsPerStep) * (2 * kPairsPerStep)) / 2;
+  pair_ops()->matmul(columns, width_, pairs, p, paired_, 2 * width_, pv, width_, 1, accumulate);
+  const std::int64_t rest = keys - 2 * pairs;
+  if (rest <= 0) return;
+  const BFloat16* const from = paired_ + pairs * 2 * width_;
+  for (std::int64_t i = 0; i < kPairsPerStep * 2 * width_; ++i) {
+    const std::int64_t key = i / (2 * width_) * 2 + i % 2;
+    last_[i] = key < rest ? from[i] : BFloat16{0};
   }
-  pair_ops()->matmul(columns, width_, 1, {left.data + pairs * left.column, 2, 2 * kMaxColumns, {}}, last_, 2 * width_,
+  pair_ops()->matmul(columns, width_, kPairsPerStep, {p.data + pairs * p.column, p.row, p.column}, last_, 2 * width_,
                      pv, width_, 1, true);
+}
+
+QueryProduct::QueryProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
+    : in_pairs_(in_pairs),
+      width_(pad_lanes(dim)),
+      paired_(arena.take<BFloat16>(in_pairs ? kMaxColumns * width_ : 0)),
+      seen_(arena.take<BFloat16>(in_pairs ? kMaxColumns * width_ : 0)),
+      rounded_(arena.take<BFloat16>(in_pairs ? block_size * kMaxColumns : 0)) {}
+
+void QueryProduct::add(const ScoreQueries& q, const float* factors, std::int64_t keys, std::int64_t columns,
+                       const float* limit, bool is_partial, float* sums) {
+  const auto add = in_pairs_ ? &QueryProduct::add_pairs : &QueryProduct::add_fp32;
+  (this->*add)(q.tile_, factors, keys, columns, limit, is_partial, sums);
+}
+
+void QueryProduct::add_fp32(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns,
+                            const float* limit, bool is_partial, float* sums) const {
+  const auto add = [&](std::int64_t key, std::int64_t count, std::int64_t first) {
+    tile_ops().matmul(count, width_, columns - first, {factors + key * kMaxColumns + first, kMaxColumns, 1},
+                      q.rows + first * width_, width_, sums + key * width_, width_, true);
+  };
+  if (!is_partial || tile_ops().all_finite(q.rows, width_, columns, width_)) return add(0, keys, 0);
+  for (std::int64_t j = 0; j < keys; ++j) add(j, 1, first_to_see(limit, columns, j));
+}
+
+void QueryProduct::add_pairs(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns,
+                             const float* limit, bool is_partial, float* sums) const {
+  const std::int64_t padded = pad_steps(columns), step = 2 * width_;  // rows of a pair's two columns, interleaved
+  const auto row = [&](std::int64_t column) { return as_pairs(q.rows + column * q.rows_ld); };
+  for (std::int64_t c = 0; c < columns; c += 2) {
+    pair_ops()->pair_rows(row(c), c + 1 < columns ? row(c + 1) : nullptr, width_, paired_ + c * width_);
+  }
+  std::fill(paired_ + core::ceil_div(columns, 2) * step, paired_ + padded * width_, BFloat16{0});
+  const OperandOf<BFloat16> left = pair_ops()->round_rows(factors, kMaxColumns, keys, columns, rounded_);
+  const auto add = [&](std::int64_t key, std::int64_t count, const BFloat16* right) {
+    pair_ops()->matmul(count, width_, padded / 2, {left.data + key * left.row, left.row, left.column}, right, step,
+                       sums + key * width_, width_, 1, true);
+  };
+  if (!is_partial || are_finite(paired_, paired_ + padded * width_)) return add(0, keys, paired_);
+  for (std::int64_t j = 0; j < keys; ++j) {
+    const std::int64_t first = first_to_see(limit, columns, j);
+    std::copy_n(paired_, padded * width_, seen_);
+    for (std::int64_t c = 0; c < first; ++c) {
+      for (std::int64_t i = 0; i < width_; ++i) seen_[c / 2 * step + 2 * i + c % 2] = {0};
+    }
+    add(j, 1, seen_);
+  }
 }
 
 }  // namespace openmsa::cpu

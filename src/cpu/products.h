@@ -1,10 +1,9 @@
-// The two products of attention between a tile of query rows and a kv_block, in fp32, or in bf16 with fp32 sums where
-// queries and keys are bf16 and the CPU multiplies them. While one runs, the keys that the next will need are fetched.
+// The products of attention and its gradients between a tile of query rows and a kv_block, in fp32, or in bf16 with fp32 sums where
+// queries and keys are bf16 and the CPU multiplies them fast. While one runs, memory that is wanted next is fetched.
 #pragma once
 
 #include <cstdint>
 #include <optional>
-#include <utility>
 
 #include "core/arena.h"
 #include "core/problem.h"
@@ -20,27 +19,36 @@ struct KeySpan {
   std::int64_t count = 0;
 };
 
-/// Rows of one size, for the next product to fetch.
+/// Rows of one size that are wanted next, given out in parts to what computes meanwhile.
 class FetchList {
  public:
-  FetchList(core::Arena& arena, std::int64_t keys) : rows_(arena.take<const std::byte*>(keys + kMoreRows)) {}
+  FetchList(core::Arena& arena, std::int64_t keys) : rows_(arena.take<const std::byte*>(2 * keys + kMoreRows)) {}
 
   void begin(std::int64_t row_bytes) {
     count_ = 0;
     row_bytes_ = row_bytes;
   }
   void add(const KeySpan& keys) {
-    for (std::int64_t j = 0; j < keys.count; ++j) rows_[count_++] = keys.rows.token(keys.begin + j);
+    for_each_token(keys.rows, keys.begin, keys.count,
+                   [&](std::int64_t, const std::byte* token) { rows_[count_++] = token; });
   }
   /// Any number of bytes, as rows.
   void add(const void* data, std::int64_t bytes) {
     const auto* const row = static_cast<const std::byte*>(data);
     for (std::int64_t i = 0; i < bytes; i += row_bytes_) rows_[count_++] = row + i;
   }
-  Ahead take() { return {rows_, std::exchange(count_, 0), row_bytes_}; }
+
+  Ahead take() { return take(1, 1); }
+  /// `part` of `whole` of what is left.
+  Ahead take(std::int64_t part, std::int64_t whole) {
+    const std::int64_t count = count_ * part / whole;
+    count_ -= count;
+    return {rows_ + count_, count, row_bytes_};
+  }
 
  private:
-  static constexpr std::int64_t kMoreRows = 5 * kMaxColumns;  // padded fp32 rows of columns, as rows of e4m3
+  static constexpr std::int64_t kMoreRows =
+      10 * kMaxColumns;  // padded fp32 rows and queries of columns, as rows of e4m3
   const std::byte** rows_;
   std::int64_t count_ = 0, row_bytes_ = 0;
 };
@@ -48,7 +56,10 @@ class FetchList {
 /// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
 bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
 
-/// Rows of q or index_q as ScoreProduct takes them.
+/// Of products with them, beside those in fp32.
+inline std::int64_t product_speed(bool in_pairs) { return in_pairs ? pair_ops()->speed : 1; }
+
+/// Rows of q, index_q or d_o as ScoreProduct takes them; d_o in fp32 is rounded where products are in pairs.
 class ScoreQueries {
  public:
   ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t max_columns, bool in_pairs);
@@ -57,8 +68,12 @@ class ScoreQueries {
   /// Rows of index_q, each rounded to e4m3 with a scale of its own.
   void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
 
+  /// Of the rows as they are loaded: 1 where they are scaled already.
+  float scale() const { return scale_; }
+
  private:
   friend class ScoreProduct;
+  friend class QueryProduct;
   bool in_pairs_;
   QueryTile tile_;
   std::int64_t columns_ = 0;
@@ -71,21 +86,16 @@ class ScoreProduct {
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load_keys(const KeySpan& keys);
-  FetchList& ahead() { return ahead_; }
 
   /// s [keys][ld], for the columns and their padding.
-  void scores(const ScoreQueries& q, float* s, std::int64_t ld);
+  void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// top[column] = the column's largest score, NaN ignored.
-  void column_max(const ScoreQueries& q, float* top);
+  void column_max(const ScoreQueries& q, float* top, const Ahead& ahead = {}) const;
 
  private:
-  OperandOf<core::BFloat16> pairs();
-  Operand operand();
-
   bool in_pairs_;
   KeyTile k_;
   std::int64_t keys_ = 0;
-  FetchList ahead_;
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
@@ -94,27 +104,52 @@ class ValueProduct {
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load(const KeySpan& keys);
-  FetchList& ahead() { return ahead_; }
 
-  /// p [keys][kMaxColumns] is used up; it is 0 past each column's limit. Where some columns see only part of the keys
+  /// p [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
-  void multiply(float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate);
+  void multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate,
+                const Ahead& ahead = {});
 
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
   bool all_finite();
-  void multiply_fp32(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
-  void multiply_pairs(const float* p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate);
+  void multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const;
+  void multiply_pairs(OperandOf<core::BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                      bool accumulate) const;
 
   bool in_pairs_;
   std::int64_t width_;
   KeyTile v_;
-  core::BFloat16* paired_;  // [ceil(block_size / 2)][2 * width]
-  core::BFloat16* last_;    // [2 * width]: a pair whose second key is out of sight
+  core::BFloat16* paired_;   // [ceil(block_size / 2)][2 * width]
+  core::BFloat16* rounded_;  // what round_columns makes of p
+  core::BFloat16* last_;     // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
   std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
-  FetchList ahead_;
+};
+
+/// sums[j] += sum_column factors[j][column] q[column]: the gradients of keys.
+class QueryProduct {
+ public:
+  QueryProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
+
+  /// factors [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys that leaves
+  /// the sum as it is unless q holds Inf or NaN there; then each key's sum begins with the first column that sees it, for
+  /// columns are of ascending queries. sums is [keys][width].
+  void add(const ScoreQueries& q, const float* factors, std::int64_t keys, std::int64_t columns, const float* limit,
+           bool is_partial, float* sums);
+
+ private:
+  void add_fp32(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns, const float* limit,
+                bool is_partial, float* sums) const;
+  void add_pairs(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns, const float* limit,
+                 bool is_partial, float* sums) const;
+
+  bool in_pairs_;
+  std::int64_t width_;
+  core::BFloat16* paired_;   // [kMaxColumns / 2][2 * width]
+  core::BFloat16* seen_;     // the same, without the columns that do not see a key
+  core::BFloat16* rounded_;  // [block_size][kMaxColumns]
 };
 
 }  // namespace openmsa::cpu

@@ -1,5 +1,5 @@
-// Products of bf16 in pairs: exact on small whole numbers, whatever the shape; and what attention makes of them where a
-// pair has a key that a query does not see. Skipped where the CPU has no such products.
+// Products of bf16 in pairs, by every instruction set that this CPU has: exact on small whole numbers, whatever the shape;
+// and what attention makes of them where a pair has a key that a query does not see. Skipped where the CPU has none.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -14,35 +14,24 @@ namespace {
 
 using core::BFloat16;
 
-class Pairs : public testing::Test {
- protected:
-  void SetUp() override {
-    if (ops_ == nullptr) GTEST_SKIP() << "this CPU has no products of bf16";
-  }
+/// Whole numbers from -3 to 3.
+std::vector<BFloat16> whole_numbers(std::int64_t count, std::mt19937_64& random) {
+  std::vector<BFloat16> result;
+  while (std::ssize(result) < count) result.push_back(core::to_bfloat16(static_cast<float>(random() % 7) - 3));
+  return result;
+}
 
-  /// Whole numbers from -3 to 3.
-  std::vector<BFloat16> whole_numbers(std::int64_t count) {
-    std::vector<BFloat16> result;
-    while (std::ssize(result) < count) {
-      result.push_back(core::to_bfloat16(static_cast<float>(random_() % 7) - 3));
-    }
-    return result;
-  }
-
-  const cpu::PairOps* ops_ = cpu::pair_ops();
-  std::mt19937_64 random_{1};
-};
-
-TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) {
-  for (const std::int64_t m : {1, 2, 5, 6, 7, 12, 13, 128}) {
+void test_matmul(const cpu::PairOps& ops) {
+  std::mt19937_64 random(1);
+  for (const std::int64_t m : {1, 2, 5, 6, 7, 12, 13, 16, 17, 31, 32, 33, 48, 50, 128}) {
     for (const std::int64_t n : {16, 32, 48, 64, 80}) {
-      for (const std::int64_t pairs : {0, 1, 15, 16, 17, 33}) {
+      for (const std::int64_t pairs : {0, 16, 32, 48}) {
         SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << pairs);
         const std::int64_t lda = 2 * pairs + 3, ldb = 2 * n + 5;
-        const auto a = whole_numbers(m * lda), b = whole_numbers((pairs + 1) * ldb);
+        const auto a = whole_numbers(m * lda, random), b = whole_numbers((pairs + 1) * ldb, random);
         std::vector<float> c(static_cast<std::size_t>(m * n), 2), top(static_cast<std::size_t>(n));
-        ops_->matmul(m, n, pairs, {a.data(), lda, 2}, b.data(), ldb, c.data(), n, 0.5f, true);
-        ops_->matmul_column_max(m, n, pairs, {a.data(), lda, 2}, b.data(), ldb, top.data());
+        ops.matmul(m, n, pairs, {a.data(), lda, 2}, b.data(), ldb, c.data(), n, 0.5f, true);
+        ops.matmul_column_max(m, n, pairs, {a.data(), lda, 2}, b.data(), ldb, top.data());
         for (std::int64_t j = 0; j < n; ++j) {
           float best = -std::numeric_limits<float>::infinity();
           for (std::int64_t i = 0; i < m; ++i) {
@@ -60,30 +49,72 @@ TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) {
   }
 }
 
-TEST_F(Pairs, ColumnMaxIgnoresNaN) {
-  const std::vector<BFloat16> a = {{0x7fc0}, {0}, core::to_bfloat16(-2), {0}};  // rows NaN and -2
-  const std::vector<BFloat16> b(32, core::to_bfloat16(1));
-  std::vector<float> top(16);
-  ops_->matmul_column_max(2, 16, 1, {a.data(), 2, 2}, b.data(), 32, top.data());
-  EXPECT_EQ(top[0], -2);
-  ops_->matmul_column_max(1, 16, 1, {a.data(), 2, 2}, b.data(), 32, top.data());
-  EXPECT_EQ(top[15], -std::numeric_limits<float>::infinity());
-}
-
-TEST_F(Pairs, AnOddLastRowIsPairedWithZeros) {
-  std::vector<float> tile(3 * 16);
-  for (std::size_t i = 0; i < tile.size(); ++i) tile[i] = static_cast<float>(i);
-  ops_->pair_tile(tile.data(), 16, 3, 16);
-  const auto* pairs = reinterpret_cast<const BFloat16*>(tile.data());
-  for (std::int64_t j = 0; j < 16; ++j) {
-    EXPECT_EQ(core::to_float(pairs[2 * j]), static_cast<float>(j));
-    EXPECT_EQ(core::to_float(pairs[2 * j + 1]), static_cast<float>(16 + j));
-    EXPECT_EQ(core::to_float(pairs[32 + 2 * j]), static_cast<float>(32 + j));
-    EXPECT_EQ(pairs[32 + 2 * j + 1].bits, 0);
+/// A row of a tile that is the left operand of a product with the unit matrix.
+void test_rounding(const cpu::PairOps& ops) {
+  for (const std::int64_t m : {1, 2, 3, 16, 31, 32, 33, 128}) {
+    for (const std::int64_t n : {16, 48}) {
+      SCOPED_TRACE(testing::Message() << m << " x " << n);
+      std::vector<float> tile(static_cast<std::size_t>(m * n));
+      for (std::size_t i = 0; i < tile.size(); ++i) tile[i] = static_cast<float>(i % 251);
+      std::vector<BFloat16> columns(static_cast<std::size_t>(cpu::pad_steps(m) * n), BFloat16{0x7fc0});
+      std::vector<BFloat16> rows(static_cast<std::size_t>(cpu::pad_steps(n) * m), BFloat16{0x7fc0});
+      const auto of_columns = ops.round_columns(tile.data(), n, m, n, columns.data());
+      const auto of_rows = ops.round_rows(tile.data(), n, m, n, rows.data());
+      const auto expected = [&](std::int64_t i, std::int64_t j) { return i < m && j < n ? tile[i * n + j] : 0; };
+      for (std::int64_t j = 0; j < n; ++j) {
+        for (std::int64_t i = 0; i < cpu::pad_steps(m); ++i) {
+          const BFloat16 got = of_columns.data[j * of_columns.row + i / 2 * of_columns.column + i % 2];
+          ASSERT_EQ(core::to_float(got), expected(i, j)) << i << ' ' << j;
+        }
+      }
+      for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j < cpu::pad_steps(n); ++j) {
+          const BFloat16 got = of_rows.data[i * of_rows.row + j / 2 * of_rows.column + j % 2];
+          ASSERT_EQ(core::to_float(got), expected(i, j)) << i << ' ' << j;
+        }
+      }
+    }
   }
 }
 
-TEST_F(Pairs, NaNInALaterValueReachesNoEarlierQuery) {
+void test_nan(const cpu::PairOps& ops) {
+  std::vector<BFloat16> a(64, BFloat16{0});  // rows NaN and -2
+  a[0] = {0x7fc0};
+  a[32] = core::to_bfloat16(-2);
+  const std::vector<BFloat16> b(16 * 32, core::to_bfloat16(1));
+  std::vector<float> top(16);
+  ops.matmul_column_max(2, 16, 16, {a.data(), 32, 2}, b.data(), 32, top.data());
+  EXPECT_EQ(top[0], -2);
+  ops.matmul_column_max(1, 16, 16, {a.data(), 32, 2}, b.data(), 32, top.data());
+  EXPECT_EQ(top[15], -std::numeric_limits<float>::infinity());
+}
+
+class Pairs : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (cpu::all_pair_ops().empty()) GTEST_SKIP() << "this CPU has no products of bf16";
+  }
+  void TearDown() override { cpu::use_pair_ops(before_); }
+
+  /// Runs body(ops) with each of the instruction sets in turn.
+  template <class Body>
+  void with_each(const Body& body) {
+    for (const cpu::PairOps* ops : cpu::all_pair_ops()) {
+      SCOPED_TRACE(ops->name);
+      cpu::use_pair_ops(ops);
+      body(*ops);
+    }
+  }
+
+ private:
+  const cpu::PairOps* before_ = cpu::pair_ops();
+};
+
+TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) { with_each(test_matmul); }
+TEST_F(Pairs, RoundingKeepsColumnsAndRowsAndPadsWithZeros) { with_each(test_rounding); }
+TEST_F(Pairs, ColumnMaxIgnoresNaN) { with_each(test_nan); }
+
+void test_nan_in_values(const cpu::PairOps&) {
   const Layer clean = make_layer({.dtype = OPENMSA_BFLOAT16, .seqlens_q = {77}, .seqlens_k = {77}});
   const TensorMap expected = run(clean, OPENMSA_OP_DENSE_ATTENTION);
   for (const std::int64_t poisoned : {50, 51}) {  // the first and the second key of a pair
@@ -100,6 +131,8 @@ TEST_F(Pairs, NaNInALaterValueReachesNoEarlierQuery) {
     EXPECT_TRUE(std::isnan(seeing[0]));
   }
 }
+
+TEST_F(Pairs, NaNInALaterValueReachesNoEarlierQuery) { with_each(test_nan_in_values); }
 
 }  // namespace
 }  // namespace openmsa::test

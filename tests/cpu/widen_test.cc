@@ -17,7 +17,7 @@ TEST(WidenE4M3, EveryCodeInEveryLane) {
       float values[kCodes + 1];
       for (std::int64_t i = 0; i < kCodes; ++i) codes[i] = static_cast<std::byte>((i + shift) % kCodes);
       values[count] = -1;
-      cpu::tile_ops().widen(OPENMSA_FLOAT8_E4M3, codes, values, count);
+      cpu::tile_ops().widen(OPENMSA_FLOAT8_E4M3, codes, values, count, 1);
       for (std::int64_t i = 0; i < count; ++i) {
         const float expected = core::to_float(core::Float8E4M3{static_cast<std::uint8_t>(codes[i])});
         ASSERT_EQ(std::isnan(values[i]), std::isnan(expected)) << "code " << static_cast<int>(codes[i]);

@@ -1,12 +1,15 @@
 #!/bin/sh
 # global_state.sh NM ARCHIVE: the library has no memory of its own that is written after it has been filled once, on first
-# use. What belongs to a thread (.tbss) is not shared; DW.ref is how the compiler finds handlers of exceptions.
+# use; tests alone write chosen()::ops again. What belongs to a thread (.tbss) is not shared; DW.ref is how the compiler
+# finds handlers of exceptions.
 set -eu
 nm=$1 archive=$2
-filled_once='openmsa::cpu::(anonymous namespace)::owner
+filled_once='openmsa::cpu::(anonymous namespace)::chosen()::ops
+openmsa::cpu::(anonymous namespace)::owner
 openmsa::cpu::features()::names
-openmsa::cpu::pair_ops()::is_supported
 openmsa::cpu::tile_ops()::ops
+openmsa::cpu::tile_pair_ops()::is_supported
+openmsa::cpu::vector_pair_ops()::is_supported
 openmsa_cuda_device::text'
 found=$("$nm" --demangle --format=sysv "$archive" |
   awk -F'|' '$7 ~ /^ *\.(data|bss)/ && $7 !~ /\.data\.rel\.ro/ { sub(/ +$/, "", $1); print $1 }' |

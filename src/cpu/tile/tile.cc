@@ -115,9 +115,10 @@ void column_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n,
 
 /// s = exp(s - shift), 0 past `visible`; returns the sum.
 template <bool kIsPartial>
-HWY_INLINE V exponentials(float* s, std::int64_t ld, std::int64_t m, V visible, V shift) {
+HWY_INLINE V exponentials(float* s, std::int64_t ld, std::int64_t m, V visible, V shift, Prefetcher& prefetcher) {
   V total = zero();
   for (std::int64_t i = 0; i < m; ++i, s += ld) {
+    if (i % kChunk == 0) prefetcher.step();
     V p = exp_of(hn::Sub(load(s), shift));
     if constexpr (kIsPartial) p = hn::IfThenElseZero(hn::Lt(set(static_cast<float>(i)), visible), p);
     store(p, s);
@@ -128,11 +129,11 @@ HWY_INLINE V exponentials(float* s, std::int64_t ld, std::int64_t m, V visible, 
 
 template <bool kIsPartial>
 HWY_INLINE void softmax_of_columns(float* s, std::int64_t ld, std::int64_t m, V visible, float* max, float* sum,
-                                   float* alpha) {
+                                   float* alpha, Prefetcher& prefetcher) {
   const V old_max = load(max);
   const V new_max = max_number(old_max, max_of_columns<kIsPartial>(s, ld, m, visible));
   const V shift = hn::IfThenElse(hn::Gt(new_max, set(-kInfinity)), new_max, zero());
-  const V total = exponentials<kIsPartial>(s, ld, m, visible, shift);
+  const V total = exponentials<kIsPartial>(s, ld, m, visible, shift, prefetcher);
   const V scale = exp_of(hn::Sub(old_max, shift));
   store(scale, alpha);
   store(new_max, max);
@@ -140,12 +141,13 @@ HWY_INLINE void softmax_of_columns(float* s, std::int64_t ld, std::int64_t m, V 
 }
 
 void softmax_columns(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
-                     float* sum, float* alpha) {
+                     float* sum, float* alpha, Ahead ahead) {
+  Prefetcher prefetcher(ahead, n / kL * core::ceil_div(m, kChunk));
   for (std::int64_t j = 0; j < n; j += kL) {
     const V visible = load(limit + j);
     const bool is_partial = !hn::AllTrue(D(), hn::Ge(visible, set(static_cast<float>(m))));
     const auto columns = is_partial ? softmax_of_columns<true> : softmax_of_columns<false>;
-    columns(s + j, ld, m, visible, max + j, sum + j, alpha + j);
+    columns(s + j, ld, m, visible, max + j, sum + j, alpha + j, prefetcher);
   }
 }
 
@@ -270,9 +272,33 @@ HWY_INLINE void transpose_block(const float* from, std::int64_t ldi, float* to, 
 }
 #endif
 
+#if HWY_TARGET <= HWY_AVX3
+/// 16 x 4: each vector holds every fourth row's 128 bits, so that the same two rounds give whole rows of the result.
+HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
+  const hn::FixedTag<float, 4> quarter;
+  const hn::FixedTag<float, 8> half;
+  const auto rows = [&](std::int64_t i) {
+    const auto row = [&](std::int64_t j) { return hn::LoadU(quarter, from + (i + j) * ldi); };
+    return hn::Combine(D(), hn::Combine(half, row(12), row(8)), hn::Combine(half, row(4), row(0)));
+  };
+  const D d;
+  const V row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
+  const V low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
+  const V high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
+  store(hn::InterleaveLower(d, low02, low13), to);
+  store(hn::InterleaveUpper(d, low02, low13), to + ldo);
+  store(hn::InterleaveLower(d, high02, high13), to + 2 * ldo);
+  store(hn::InterleaveUpper(d, high02, high13), to + 3 * ldo);
+}
+#else
+HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
+  for (std::int64_t i = 0; i < 16; i += 4) transpose_block(from + i * ldi, ldi, to + i, ldo);
+}
+#endif
+
 void transpose(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < m; i += 4) {
-    for (std::int64_t j = 0; j < n; j += 4) transpose_block(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
+  for (std::int64_t i = 0; i < m; i += 16) {
+    for (std::int64_t j = 0; j < n; j += 4) transpose_panel(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
   }
 }
 
@@ -295,31 +321,43 @@ HWY_INLINE V widen_e4m3(const std::uint8_t* from) {
   return hn::IfThenElse(hn::Eq(hn::Abs(value), set(480)), hn::NaN(D()), value);  // 480 would be 0x7f
 }
 
-void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count) {
-  using HalfInts = hn::Rebind<std::uint16_t, D>;
+/// Calls vector(i) for whole vectors of `count` elements and one(i) for the rest.
+template <class Vector, class One>
+HWY_INLINE void widen_each(float* to, std::int64_t count, float scale, const Vector& vector, const One& one) {
+  const V factor = set(scale);
   std::int64_t i = 0;
+  for (; i + kL <= count; i += kL) store(hn::Mul(vector(i), factor), to + i);
+  for (; i < count; ++i) to[i] = one(i) * scale;
+}
+
+void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale) {
+  using HalfInts = hn::Rebind<std::uint16_t, D>;
   if (dtype == OPENMSA_FLOAT32) {
     const float* source = reinterpret_cast<const float*>(from);
-    for (; i + kL <= count; i += kL) store(load(source + i), to + i);
-    for (; i < count; ++i) to[i] = source[i];
+    const auto one = [=](std::int64_t i) { return source[i]; };
+    widen_each(
+        to, count, scale, [=](std::int64_t i) { return load(source + i); }, one);
   } else if (dtype == OPENMSA_BFLOAT16) {
     const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    for (; i + kL <= count; i += kL) {
+    const auto vector = [=](std::int64_t i) {
       const auto bits = hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), hn::LoadU(HalfInts(), source + i));
-      store(hn::BitCast(D(), hn::ShiftLeft<16>(bits)), to + i);
-    }
-    for (; i < count; ++i) to[i] = core::to_float(core::BFloat16{source[i]});
+      return hn::BitCast(D(), hn::ShiftLeft<16>(bits));
+    };
+    const auto one = [=](std::int64_t i) { return core::to_float(core::BFloat16{source[i]}); };
+    widen_each(to, count, scale, vector, one);
   } else if (dtype == OPENMSA_FLOAT8_E4M3) {
     const auto* source = reinterpret_cast<const std::uint8_t*>(from);
-    for (; i + kL <= count; i += kL) store(widen_e4m3(source + i), to + i);
-    for (; i < count; ++i) to[i] = core::to_float(core::Float8E4M3{source[i]});
+    const auto one = [=](std::int64_t i) { return core::to_float(core::Float8E4M3{source[i]}); };
+    widen_each(
+        to, count, scale, [=](std::int64_t i) { return widen_e4m3(source + i); }, one);
   } else {
     const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    const hn::Rebind<hwy::float16_t, D> halves;
-    for (; i + kL <= count; i += kL) {
-      store(hn::PromoteTo(D(), hn::BitCast(halves, hn::LoadU(HalfInts(), source + i))), to + i);
-    }
-    for (; i < count; ++i) to[i] = core::to_float(core::Float16{source[i]});
+    const auto vector = [=](std::int64_t i) {
+      const hn::Rebind<hwy::float16_t, D> halves;
+      return hn::PromoteTo(D(), hn::BitCast(halves, hn::LoadU(HalfInts(), source + i)));
+    };
+    const auto one = [=](std::int64_t i) { return core::to_float(core::Float16{source[i]}); };
+    widen_each(to, count, scale, vector, one);
   }
 }
 

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "core/dtype.h"
 
@@ -25,7 +26,7 @@ inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline constexpr std::int64_t kLanes = 16;
 constexpr std::int64_t pad_lanes(std::int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
-/// Memory that is wanted next; a product fetches it into the caches while it computes.
+/// Memory that is wanted next; what takes one fetches it into the caches while it computes.
 struct Ahead {
   const std::byte* const* rows = nullptr;
   std::int64_t count = 0;
@@ -67,7 +68,7 @@ struct TileOps {
   ///   max' = max(max, max_i s),  alpha = exp(max - max'),  s = exp(s - max'),  sum = sum * alpha + sum_i s.
   /// A column that has seen nothing keeps max = -inf, sum = 0; s is 0 past the limit. NaN scores give NaN.
   void (*softmax_columns)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
-                          float* sum, float* alpha);
+                          float* sum, float* alpha, Ahead ahead);
 
   /// s[i][j] = exp(s[i][j] - lse[j]) for i < limit[j], else 0; a column with lse = -inf becomes 0.
   void (*probabilities)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
@@ -100,19 +101,28 @@ struct TileOps {
   /// Whether all values of an m x n tile are finite; n is a multiple of kLanes.
   bool (*all_finite)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
 
-  /// `count` elements of a storage type to fp32, and back with one rounding.
-  void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count);
+  /// `count` elements of a storage type to fp32, times `scale`; and back with one rounding.
+  void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale);
   void (*narrow)(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count);
 };
 
 /// The functions for the best instruction set of this machine.
 const TileOps& tile_ops();
 
+/// Pairs come in whole steps, which an instruction may take at once; and m elements padded to whole steps.
+inline constexpr std::int64_t kPairsPerStep = 16;
+constexpr std::int64_t pad_steps(std::int64_t m) {
+  return (m + 2 * kPairsPerStep - 1) / (2 * kPairsPerStep) * (2 * kPairsPerStep);
+}
+
 /// Products of bf16 numbers with fp32 sums. A step of a sum is a pair of products, so that two neighbours in memory are
 /// one step: of a key, two channels; of probabilities and values, two keys, for which paired() interleaves two rows.
 struct PairOps {
+  const char* name;    // of the instruction set
+  std::int64_t speed;  // of a tile's products beside those in fp32, about
+
   /// c[i][j] = scale * sum_p (a(i,p)[0] b[p][2j] + a(i,p)[1] b[p][2j+1]), the sum begun with c[i][j] when `accumulate`;
-  /// for i < m, j < n, p < pairs; n is a multiple of kLanes.
+  /// for i < m, j < n, p < pairs; n is a multiple of kLanes, pairs of kPairsPerStep.
   void (*matmul)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                  const core::BFloat16* b, std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate);
 
@@ -123,12 +133,26 @@ struct PairOps {
   /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
   void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
 
-  /// Interleaves, as pair_rows does, the rows 2i and 2i+1 of a tile of m rows, rounded to bf16 and stored over it: row i
-  /// of the result begins where row i of the tile does.
-  void (*pair_tile)(float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
+  /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16; a pair is two rows
+  /// of the tile, and what is missing in whole steps is 0. `memory` has room for pad_steps(m) * n and holds the result.
+  OperandOf<core::BFloat16> (*round_columns)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
+                                             core::BFloat16* memory);
+
+  /// The left operand of a product whose rows are the m rows of a tile of n columns, rounded to bf16; a pair is two
+  /// columns, and what is missing in whole steps is 0. `memory` has room for m * pad_steps(n) and holds the result.
+  OperandOf<core::BFloat16> (*round_rows)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
+                                          core::BFloat16* memory);
 };
 
-/// nullptr where the CPU, or the instruction set that a test allows, has no such products.
+/// The fastest on this CPU; nullptr where no such products are faster than those in fp32.
 const PairOps* pair_ops();
+
+/// For tests: all that this CPU has, best first; one of them, or nullptr, for all that follows.
+std::vector<const PairOps*> all_pair_ops();
+void use_pair_ops(const PairOps* ops);
+
+/// In x86-64's vectors (AVX512-BF16) and in its tiles (AMX-BF16); nullptr where this CPU has them not.
+const PairOps* vector_pair_ops();
+const PairOps* tile_pair_ops();
 
 }  // namespace openmsa::cpu

@@ -1,0 +1,46 @@
+// Pairs of bf16 numbers from two rows, in vectors of AVX-512. Included by the files that multiply pairs, inside their
+// namespace and their target attributes.
+
+/// The numbers of the lower half and those of the upper half, by turns.
+HWY_INLINE __m512i interleave(__m512i halves) {
+  alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
+}
+
+/// 16 columns of two rows, rounded to bf16; the second row may be missing.
+HWY_INLINE __m512i round_pairs(const float* even, const float* odd) {
+  const __m512 second = odd == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(odd);
+  return interleave(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, _mm512_loadu_ps(even))));
+}
+
+HWY_INLINE __m256i load_half(const core::BFloat16* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+void pair_rows(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out) {
+  for (std::int64_t j = 0; j < n; j += 16) {
+    const __m256i second = odd == nullptr ? _mm256_setzero_si256() : load_half(odd + j);
+    const __m512i first = _mm512_castsi256_si512(load_half(even + j));
+    const __m512i halves = _mm512_maskz_inserti64x4(0xff, first, second, 1);  // GCC 12 warns of the form without a mask
+    _mm512_storeu_si512(out + 2 * j, interleave(halves));
+  }
+}
+
+/// memory[row][column].
+OperandOf<core::BFloat16> round_rows(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
+                                     core::BFloat16* memory) {
+  const std::int64_t row = pad_steps(n);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < row; j += 32) {
+      const auto some = [&](std::int64_t first) {  // 16 columns, those past n as 0
+        const std::int64_t count = std::clamp<std::int64_t>(n - first, 0, 16);
+        return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), tile + i * ld + first);
+      };
+      const __m512bh rounded = _mm512_cvtne2ps_pbh(some(j + 16), some(j));
+      _mm512_storeu_si512(memory + i * row + j, reinterpret_cast<__m512i>(rounded));
+    }
+  }
+  return {memory, row, 2};
+}
