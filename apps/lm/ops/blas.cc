@@ -10,30 +10,50 @@
 namespace openmsa::lm {
 namespace {
 
-/// OpenBLAS starts its threads while it is loaded, as many as this variable says: a second one is never wanted then.
-class OneThreadWhileLoading {
+/// Sets a variable of the environment, or takes it away where `value` is nullptr.
+void set_variable(const char* name, const char* value) {
+  if (value != nullptr) {
+    ::setenv(name, value, 1);
+  } else {
+    ::unsetenv(name);
+  }
+}
+
+/// A variable that OpenBLAS reads while it is loaded.
+class WhileLoading {
  public:
-  OneThreadWhileLoading() {
-    if (const char* value = std::getenv(kName)) before_ = value;
-    ::setenv(kName, "1", 1);
+  WhileLoading(const char* name, const char* value) : name_(name) {
+    if (const char* before = std::getenv(name)) before_ = before;
+    set_variable(name, value);
   }
-  ~OneThreadWhileLoading() {
-    if (before_) {
-      ::setenv(kName, before_->c_str(), 1);
-    } else {
-      ::unsetenv(kName);
-    }
-  }
-  OneThreadWhileLoading(const OneThreadWhileLoading&) = delete;
-  OneThreadWhileLoading& operator=(const OneThreadWhileLoading&) = delete;
+  ~WhileLoading() { set_variable(name_, before_ ? before_->c_str() : nullptr); }
+  WhileLoading(const WhileLoading&) = delete;
+  WhileLoading& operator=(const WhileLoading&) = delete;
 
  private:
-  static constexpr const char* kName = "OPENBLAS_NUM_THREADS";
+  const char* name_;
   std::optional<std::string> before_;
 };
 
+/// The kernels for this processor's vectors, unless the user names others. OpenBLAS goes by the names of processors, and
+/// takes newer ones for older or lesser ones: a tenth to a half of the speed, docs/kernels/cpu.md.
+const char* kernels() {
+  if (const char* named = std::getenv("OPENBLAS_CORETYPE")) return named;
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return "SKYLAKEX";
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "HASWELL";
+#endif
+  return nullptr;
+}
+
 void* load_library() {
-  const OneThreadWhileLoading one_thread;
+  const std::string named = kernels() == nullptr ? "" : kernels();
+  // It starts as many threads as it is told while it is loaded: a second one is never wanted then.
+  const WhileLoading one_thread("OPENBLAS_NUM_THREADS", "1");
+  const WhileLoading core("OPENBLAS_CORETYPE", named.empty() ? nullptr : named.c_str());
   for (const char* name : {OPENMSA_OPENBLAS, "libopenblas.so.0"}) {  // that of the build, or where it runs elsewhere
     if (void* library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
   }
