@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -52,6 +53,15 @@ nlohmann::ordered_json machine_facts() {
           {"memory_gib", memory_gib()},
           {"system", system_name()},
           {"compiler", OPENMSA_COMPILER}};
+}
+
+std::string processor_line(const std::string& dtype) {
+  std::istringstream names(openmsa_cpu_features());
+  std::string name, run;
+  while (names >> name && name.ends_with("_BF16")) {
+    if (dtype == "bf16") run += name + " and ";
+  }
+  return cpu_name() + ", " + run + name;
 }
 
 }  // namespace openmsa::cli

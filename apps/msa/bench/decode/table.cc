@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "io/dtype.h"
+#include "msa/machine.h"
 
 namespace openmsa::cli {
 namespace {
@@ -22,8 +23,9 @@ void print_problem(const char* what, const Config& config, const DecodeShape& sh
 
 double rate(double bytes, const Timing& timing) { return bytes / timing.median() * 1e-6; }
 
-void print_contexts(const std::vector<DecodeFigures>& figures, double copy) {
-  std::printf("A plain copy on the same threads: %.1f GB/s, read and written\n", copy);
+void print_contexts(const Config& config, const std::vector<DecodeFigures>& figures, double copy) {
+  std::printf("%s; a plain copy on the same threads: %.1f GB/s, read and written\n",
+              processor_line(io::dtype_name(config.dtype)).c_str(), copy);
   std::printf("%8s  %24s  %9s  %9s  %24s  %7s  %16s  %7s\n", "context", "sparse", "= index", "+ attend", "dense",
               "faster", "GB/s sparse dense", "of copy");
   for (const DecodeFigures& row : figures) {
@@ -65,7 +67,7 @@ void print_table(const Config& config, const DecodeShape& shape, const std::vect
     print_stages(figures, *rates.read);
   } else {
     print_problem("ms (median, min..max)", config, shape);
-    print_contexts(figures, *rates.copy);
+    print_contexts(config, figures, *rates.copy);
   }
 }
 

@@ -114,7 +114,8 @@ void print_header(const PrefillOptions& options) {
       options.backend.c_str(), c.num_heads_q, c.num_heads_kv, c.head_dim, c.topk, c.block_size, c.index_dim,
       options.dtype.c_str(), options.selection.c_str());
   if (!options.is_cuda()) {
-    std::printf("OpenBLAS sgemm on the same %d threads: %.3f TFLOP/s\n", options.num_threads(), options.sgemm_tflops);
+    std::printf("%s; OpenBLAS sgemm on the same %d threads: %.3f TFLOP/s\n", processor_line(options.dtype).c_str(),
+                options.num_threads(), options.sgemm_tflops);
   }
   std::printf("%16s %8s %30s %9s %8s%s%s\n", "tokens", "stage", "ms", "TFLOP/s", "GB/s",
               options.sgemm_tflops > 0 ? "  of sgemm" : "", options.peak_tflops > 0 ? "   of peak" : "");

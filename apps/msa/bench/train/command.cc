@@ -145,6 +145,7 @@ void print(const TrainBench& bench, const std::vector<StepTimes>& all) {
       bench.layers, m.hidden_size, m.num_heads_q, m.num_heads_kv, m.head_dim, m.topk, m.block_size,
       static_cast<long long>(t.batch), static_cast<long long>(t.seqlen), static_cast<long long>(t.short_batch),
       static_cast<long long>(t.short_seqlen), bench.dtype.c_str(), bench.selection.c_str());
+  std::printf("%s\n", processor_line(bench.dtype).c_str());
   std::printf("%8s %26s %9s %8s %9s %8s %8s %8s\n", "step", "min..max", "products", "forward", "backward", "KL loss",
               "rest", "of step");
   for (const StepTimes& times : all) {
