@@ -39,9 +39,7 @@ struct Scratch {
         sum(arena.take<float>(kMaxColumns)),
         alpha(arena.take<float>(kMaxColumns)) {}
 
-  static bool in_pairs(const Plan& plan) {
-    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
-  }
+  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   RunningSoftmax state;
   TileVisits visits;

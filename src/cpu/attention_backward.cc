@@ -19,7 +19,7 @@ namespace {
 using core::address;
 using core::element;
 
-bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim); }
+bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
 /// Keys and values of one kv_block as left operands.
 struct KvBlock {

@@ -27,9 +27,7 @@ struct Scratch {
         mass(arena.take<float>(queries_per_tile(plan) * plan.max_blocks)),
         order(arena.take<std::int32_t>(plan.max_blocks)) {}
 
-  static bool in_pairs(const Plan& plan) {
-    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
-  }
+  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   TileVisits visits;
   ScoreQueries q;

@@ -10,6 +10,10 @@ namespace openmsa::cpu {
 
 using core::address;
 
+namespace {
+constexpr std::int64_t kMaxDim = 256;
+}
+
 void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, std::int64_t dim,
                float scale, float* rows) {
   const TileOps& ops = tile_ops();
@@ -56,7 +60,6 @@ void QueryTile::load_pairs(const openmsa_tensor& tensor, const core::Sequence& s
 }
 
 void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which) {
-  constexpr std::int64_t kMaxDim = 256;
   core::Float8E4M3 rounded[kMaxDim];
   load_rows(index_q, sequence, which, dim, 1, rows);
   for (std::int64_t column = 0; column < which.size(); ++column) {
@@ -65,6 +68,19 @@ void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& se
     tile_ops().widen(OPENMSA_FLOAT8_E4M3, reinterpret_cast<const std::byte*>(rounded), row, dim, scale);
   }
   tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
+}
+
+void QueryTile::load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which,
+                               float* scales) {
+  core::Float8E4M3 rounded[kMaxDim];
+  load_rows(index_q, sequence, which, dim, 1, rows);
+  for (std::int64_t column = 0; column < which.size(); ++column) {
+    float* const row = rows + column * rows_ld;
+    scales[column] = round_row(row, dim, rounded);
+    pair_ops()->widen_e4m3(rounded, reinterpret_cast<core::BFloat16*>(row), dim);
+  }
+  std::fill(scales + which.size(), scales + which.padded(), 1.0f);
+  tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
 }
 
 KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
@@ -86,19 +102,34 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
   });
 }
 
-void KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
-  if (keys.run(begin, count) == count) {
+bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
+  const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
+  if (!is_fp8 && keys.run(begin, count) == count) {
     bf16 = reinterpret_cast<const core::BFloat16*>(keys.token(begin));
     ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(core::BFloat16));
-    return;
+    return false;
   }
-  const auto row_bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
-  auto* const copy = reinterpret_cast<std::byte*>(scratch);
+  auto* const copy = reinterpret_cast<core::BFloat16*>(scratch);
+  const bool has_scales = keys.scales != nullptr;
   for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
-    std::memcpy(copy + static_cast<std::size_t>(j) * row_bytes, token, row_bytes);
+    core::BFloat16* const row = copy + j * dim;
+    if (is_fp8) {
+      scales[j] = widen_row(token, dim, has_scales ? keys.scale(begin + j) : 1, row);
+    } else {
+      std::memcpy(row, token, static_cast<std::size_t>(dim) * sizeof(core::BFloat16));
+    }
   });
-  bf16 = reinterpret_cast<const core::BFloat16*>(scratch);
+  bf16 = copy;
   ld = dim;
+  return has_scales;
+}
+
+float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to) {
+  const auto* const codes = reinterpret_cast<const core::Float8E4M3*>(from);
+  pair_ops()->widen_e4m3(codes, to, count);
+  if (std::isfinite(scale)) return scale;
+  for (std::int64_t c = 0; c < count; ++c) to[c] = core::to_bfloat16(core::to_float(codes[c]) * scale);
+  return 1;
 }
 
 float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {

@@ -41,6 +41,9 @@ struct QueryTile {
   void load_pairs(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns);
   /// Rows of index_q, each rounded to e4m3 with a scale of its own.
   void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
+  /// The same as bf16 and without the scales, which go to scales[column].
+  void load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
+                      float* scales);
 
   std::int64_t dim;
   std::int64_t rows_ld;     // pad_lanes(dim)
@@ -65,8 +68,9 @@ struct KeyTile {
   KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
   /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
   void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
-  /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch.
-  void load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
+  /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch. Tokens that are e4m3: as bf16 in
+  /// scratch, without their scales, which go to scales[key]. Returns whether there are scales.
+  bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
@@ -75,6 +79,9 @@ struct KeyTile {
   const core::BFloat16* bf16 = nullptr;  // of load_bf16
   std::int64_t ld = 0;                   // elements from one row to the next
 };
+
+/// A row of e4m3 as bf16, and what is left of its scale to multiply with: all, unless it is Inf or NaN.
+float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to);
 
 /// to[i] = e4m3(from[i] * (448 / amax)), amax = max |from[i]|; returns amax / 448.
 float round_row(const float* from, std::int64_t count, core::Float8E4M3* to);

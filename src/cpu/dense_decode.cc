@@ -46,9 +46,7 @@ struct Scratch {
     if (members != nullptr) std::iota(members, members + max_queries(plan), 0);
   }
 
-  static bool in_pairs(const Plan& plan) {
-    return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
-  }
+  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   RunningSoftmax run;      // of the last kDecodeRunKeys keys; rows [KV head][query][head of the group]
   RunningSoftmax segment;  // of the runs before

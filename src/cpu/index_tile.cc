@@ -14,7 +14,8 @@ std::int64_t max_columns(const Plan& plan) {
   return pad_lanes(index_queries_per_tile(plan) * plan.config.num_heads_kv);
 }
 bool multiplies_index_in_pairs(const Plan& plan) {
-  return multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim);
+  const openmsa_dtype keys = plan.config.index_dtype;  // beside which queries are rounded to e4m3 too
+  return multiplies_in_pairs(plan.has_fp8_index() ? keys : plan.config.dtype, keys, plan.config.index_dim);
 }
 }  // namespace
 
@@ -48,14 +49,15 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
   ahead_.add({rows, begin + keys, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
-  if (is_partial) {
+  const bool needs_scores = is_partial || product_.has_scales();
+  if (needs_scores) {
     product_.scores(q_, scores_, ld_, ahead_.take());
     tile_ops().column_max(scores_, ld_, keys, n, limit_, top);
   } else {
     product_.column_max(q_, top, ahead_.take());
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
-  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_partial);
+  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(needs_scores);
   const float scale = static_cast<float>(plan.index_scale);
   for (std::int64_t c = 0; c < n; ++c) top[c] *= scale;
 }

@@ -22,11 +22,9 @@ struct KlKeys {
 };
 
 /// Whether a branch's rows are multiplied in pairs.
-inline bool main_in_pairs(const core::Plan& plan) {
-  return multiplies_in_pairs(plan, plan.config.kv_dtype, plan.config.head_dim);
-}
+inline bool main_in_pairs(const core::Plan& plan) { return multiplies_in_pairs(plan); }
 inline bool index_in_pairs(const core::Plan& plan) {
-  return multiplies_in_pairs(plan, plan.config.index_dtype, plan.config.index_dim);
+  return multiplies_in_pairs(plan.config.dtype, plan.config.index_dtype, plan.config.index_dim);
 }
 
 struct KlTile {

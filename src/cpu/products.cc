@@ -21,13 +21,15 @@ std::int64_t first_to_see(const float* limit, std::int64_t columns, std::int64_t
 
 }  // namespace
 
-bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim) {
-  return plan.config.dtype == OPENMSA_BFLOAT16 && key_dtype == OPENMSA_BFLOAT16 && dim % (2 * kPairsPerStep) == 0 &&
-         pair_ops() != nullptr;
+bool multiplies_in_pairs(openmsa_dtype query_dtype, openmsa_dtype key_dtype, std::int64_t dim) {
+  const auto fits = [](openmsa_dtype dtype) { return dtype == OPENMSA_BFLOAT16 || dtype == OPENMSA_FLOAT8_E4M3; };
+  return fits(query_dtype) && fits(key_dtype) && dim % (2 * kPairsPerStep) == 0 && pair_ops() != nullptr;
 }
 
 ScoreQueries::ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t max_columns, bool in_pairs)
-    : in_pairs_(in_pairs), tile_(arena, dim, max_columns) {}
+    : in_pairs_(in_pairs),
+      tile_(arena, dim, max_columns),
+      column_scales_(arena.take<float>(in_pairs ? pad_lanes(max_columns) : 0)) {}
 
 void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
                         float scale) {
@@ -42,16 +44,21 @@ void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequ
 
 void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns) {
   columns_ = columns.padded();
-  tile_.load_fp8(index_q, sequence, columns);
+  if (in_pairs_) {
+    tile_.load_fp8_pairs(index_q, sequence, columns, column_scales_);
+    has_column_scales_ = true;
+  } else {
+    tile_.load_fp8(index_q, sequence, columns);
+  }
 }
 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
-    : in_pairs_(in_pairs), k_(arena, block_size, dim) {}
+    : in_pairs_(in_pairs), k_(arena, block_size, dim), scales_(arena.take<float>(in_pairs ? block_size : 0)) {}
 
 void ScoreProduct::load_keys(const KeySpan& keys) {
   keys_ = keys.count;
   if (in_pairs_) {
-    k_.load_bf16(keys.rows, keys.begin, keys.count);
+    has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_);
   } else {
     k_.load(keys.rows, keys.begin, keys.count);
   }
@@ -62,6 +69,9 @@ void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, cons
   if (in_pairs_) {
     pair_ops()->matmul(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
                        2 * tile.columns_ld, s, ld, q.scale_, false);
+    if (!has_scales_ && !q.has_column_scales_) return;
+    tile_ops().scale_tile(s, ld, keys_, q.columns_, has_scales_ ? scales_ : nullptr,
+                          q.has_column_scales_ ? q.column_scales_ : nullptr);
   } else {
     tile_ops().matmul(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s, ld,
                       false);
@@ -73,6 +83,7 @@ void ScoreProduct::column_max(const ScoreQueries& q, float* top, const Ahead& ah
   if (in_pairs_) {
     pair_ops()->matmul_column_max(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
                                   2 * tile.columns_ld, top);
+    if (q.has_column_scales_) tile_ops().scale_tile(top, 0, 1, q.columns_, nullptr, q.column_scales_);  // not negative
   } else {
     tile_ops().matmul_column_max(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld,
                                  top);
@@ -85,15 +96,24 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       v_(arena, block_size, dim),
       paired_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * width_ : 0)),
       rounded_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * kMaxColumns : 0)),
+      widened_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
+      scales_(arena.take<float>(in_pairs ? block_size : 0)),
       last_(arena.take<BFloat16>(in_pairs ? kPairsPerStep * 2 * width_ : 0)) {}
 
 void ValueProduct::load(const KeySpan& keys) {
   keys_ = keys.count;
   is_finite_.reset();
   if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
+  const bool is_fp8 = keys.rows.dtype == OPENMSA_FLOAT8_E4M3;
+  has_scales_ = keys.rows.scales != nullptr;
   const BFloat16* even = nullptr;
   for_each_token(keys.rows, keys.begin, keys_, [&](std::int64_t j, const std::byte* token) {
-    const auto* const row = reinterpret_cast<const BFloat16*>(token);
+    const auto* row = reinterpret_cast<const BFloat16*>(token);
+    if (is_fp8) {
+      BFloat16* const widened = widened_ + j % 2 * width_;
+      scales_[j] = widen_row(token, width_, has_scales_ ? keys.rows.scale(keys.begin + j) : 1, widened);
+      row = widened;
+    }
     if (j % 2 == 0) {
       even = row;
     } else {
@@ -114,7 +134,9 @@ bool ValueProduct::all_finite() {
 void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
                             bool accumulate, const Ahead& ahead) {
   OperandOf<BFloat16> rounded{};
-  if (in_pairs_) rounded = pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), rounded_);
+  if (in_pairs_)
+    rounded =
+        pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), has_scales_ ? scales_ : nullptr, rounded_);
   const auto multiply = [&](std::int64_t column, std::int64_t count, std::int64_t keys, const Ahead& meanwhile) {
     float* const to = pv + column * width_;
     if (in_pairs_) {

@@ -53,8 +53,13 @@ class FetchList {
   std::int64_t count_ = 0, row_bytes_ = 0;
 };
 
-/// Whether operands of these types are multiplied as they are, in pairs; dim is that of a row.
-bool multiplies_in_pairs(const core::Plan& plan, openmsa_dtype key_dtype, std::int64_t dim);
+/// Whether operands of these types are multiplied in pairs: bf16 as it is, and e4m3, which bf16 holds without rounding; dim
+/// is that of a row.
+bool multiplies_in_pairs(openmsa_dtype query_dtype, openmsa_dtype key_dtype, std::int64_t dim);
+/// The same for the rows of the main branch.
+inline bool multiplies_in_pairs(const core::Plan& plan) {
+  return multiplies_in_pairs(plan.config.dtype, plan.config.kv_dtype, plan.config.head_dim);
+}
 
 /// Of products with them, beside those in fp32.
 inline std::int64_t product_speed(bool in_pairs) { return in_pairs ? pair_ops()->speed : 1; }
@@ -76,8 +81,10 @@ class ScoreQueries {
   friend class QueryProduct;
   bool in_pairs_;
   QueryTile tile_;
+  float* column_scales_;  // of e4m3 in pairs
   std::int64_t columns_ = 0;
   float scale_ = 1;
+  bool has_column_scales_ = false;
 };
 
 /// s[key][column] = scale * k q^T.
@@ -86,6 +93,8 @@ class ScoreProduct {
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load_keys(const KeySpan& keys);
+  /// Whether a score has a factor of its key: then there is no column_max.
+  bool has_scales() const { return has_scales_; }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
@@ -95,7 +104,9 @@ class ScoreProduct {
  private:
   bool in_pairs_;
   KeyTile k_;
+  float* scales_;  // of e4m3 in pairs
   std::int64_t keys_ = 0;
+  bool has_scales_ = false;
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
@@ -123,7 +134,10 @@ class ValueProduct {
   KeyTile v_;
   core::BFloat16* paired_;   // [ceil(block_size / 2)][2 * width]
   core::BFloat16* rounded_;  // what round_columns makes of p
-  core::BFloat16* last_;     // [2 * width]: a pair whose second key is out of sight
+  core::BFloat16* widened_;  // [2 * width]: rows of e4m3 that make a pair
+  float* scales_;            // of e4m3 in pairs
+  bool has_scales_ = false;
+  core::BFloat16* last_;  // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
   std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
 };

@@ -58,13 +58,18 @@ void test_rounding(const cpu::PairOps& ops) {
       for (std::size_t i = 0; i < tile.size(); ++i) tile[i] = static_cast<float>(i % 251);
       std::vector<BFloat16> columns(static_cast<std::size_t>(cpu::pad_steps(m) * n), BFloat16{0x7fc0});
       std::vector<BFloat16> rows(static_cast<std::size_t>(cpu::pad_steps(n) * m), BFloat16{0x7fc0});
-      const auto of_columns = ops.round_columns(tile.data(), n, m, n, columns.data());
+      const auto of_columns = ops.round_columns(tile.data(), n, m, n, nullptr, columns.data());
+      std::vector<BFloat16> doubled_memory(columns.size());
+      const std::vector<float> twice(static_cast<std::size_t>(m), 2);
+      const auto doubled = ops.round_columns(tile.data(), n, m, n, twice.data(), doubled_memory.data());
       const auto of_rows = ops.round_rows(tile.data(), n, m, n, rows.data());
       const auto expected = [&](std::int64_t i, std::int64_t j) { return i < m && j < n ? tile[i * n + j] : 0; };
       for (std::int64_t j = 0; j < n; ++j) {
         for (std::int64_t i = 0; i < cpu::pad_steps(m); ++i) {
           const BFloat16 got = of_columns.data[j * of_columns.row + i / 2 * of_columns.column + i % 2];
           ASSERT_EQ(core::to_float(got), expected(i, j)) << i << ' ' << j;
+          const BFloat16 other = doubled.data[j * doubled.row + i / 2 * doubled.column + i % 2];
+          ASSERT_EQ(core::to_float(other), 2 * expected(i, j)) << i << ' ' << j;
         }
       }
       for (std::int64_t i = 0; i < m; ++i) {
@@ -87,6 +92,17 @@ void test_nan(const cpu::PairOps& ops) {
   EXPECT_EQ(top[0], -2);
   ops.matmul_column_max(1, 16, 16, {a.data(), 32, 2}, b.data(), 32, top.data());
   EXPECT_EQ(top[15], -std::numeric_limits<float>::infinity());
+}
+
+void test_widening(const cpu::PairOps& ops) {
+  std::vector<core::Float8E4M3> codes;
+  for (int code = 0; code < 256; ++code) codes.push_back({static_cast<std::uint8_t>(code)});
+  std::vector<BFloat16> wide(codes.size());
+  ops.widen_e4m3(codes.data(), wide.data(), std::ssize(codes));
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    const float expected = core::to_float(codes[i]), got = core::to_float(wide[i]);
+    ASSERT_TRUE(std::isnan(expected) ? std::isnan(got) : got == expected) << i << ": " << got << " for " << expected;
+  }
 }
 
 class Pairs : public testing::Test {
@@ -112,6 +128,7 @@ class Pairs : public testing::Test {
 
 TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) { with_each(test_matmul); }
 TEST_F(Pairs, RoundingKeepsColumnsAndRowsAndPadsWithZeros) { with_each(test_rounding); }
+TEST_F(Pairs, EveryE4M3NumberIsABf16Number) { with_each(test_widening); }
 TEST_F(Pairs, ColumnMaxIgnoresNaN) { with_each(test_nan); }
 
 void test_nan_in_values(const cpu::PairOps&) {

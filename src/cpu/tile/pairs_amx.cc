@@ -252,16 +252,13 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, Opera
 
 /// memory[column][pair]: 16 pairs of 16 columns are transposed at a time, a pair as one number.
 OperandOf<BFloat16> round_columns(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
-                                  BFloat16* memory) {
+                                  const float* factors, BFloat16* memory) {
   const std::int64_t row = pad_steps(m);
   for (std::int64_t first = 0; first < m; first += 2 * kPairs) {
     for (std::int64_t j = 0; j < n; j += 16) {
       alignas(64) float pairs[kPairs * 16];
       for (std::int64_t p = 0; p < kPairs; ++p) {
-        const std::int64_t i = first + 2 * p;
-        const float* const even = tile + i * ld + j;
-        const float* const odd = i + 1 < m ? even + ld : nullptr;
-        _mm512_store_si512(pairs + p * 16, i < m ? round_pairs(even, odd) : _mm512_setzero_si512());
+        _mm512_store_si512(pairs + p * 16, round_pairs(tile, ld, m, factors, first + 2 * p, j));
       }
       tile_ops().transpose(pairs, 16, kPairs, 16, reinterpret_cast<float*>(memory + j * row + first), row / 2);
     }
@@ -292,7 +289,8 @@ namespace openmsa::cpu {
 const PairOps* tile_pair_ops() {
 #if HWY_ARCH_X86_64 && defined(__linux__)
   static const bool is_supported = vector_pair_ops() != nullptr && has_amx_bf16() && may_use_tiles();
-  static constexpr PairOps kOps = {"AMX_BF16", 8, matmul, matmul_column_max, pair_rows, round_columns, round_rows};
+  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max, pair_rows,
+                                   round_columns, round_rows, widen_e4m3};
   return is_supported ? &kOps : nullptr;
 #else
   return nullptr;

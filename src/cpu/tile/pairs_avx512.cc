@@ -62,12 +62,11 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, Opera
 
 /// memory[pair][column].
 OperandOf<BFloat16> round_columns(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
-                                  BFloat16* memory) {
+                                  const float* factors, BFloat16* memory) {
   BFloat16* out = memory;
   for (std::int64_t i = 0; i < m; i += 2, out += 2 * n) {
-    const float* const row = tile + i * ld;
     for (std::int64_t j = 0; j < n; j += 16) {
-      _mm512_storeu_si512(out + 2 * j, round_pairs(row + j, i + 1 < m ? row + ld + j : nullptr));
+      _mm512_storeu_si512(out + 2 * j, round_pairs(tile, ld, m, factors, i, j));
     }
   }
   std::fill(out, memory + pad_steps(m) * n, BFloat16{0});
@@ -84,7 +83,8 @@ namespace openmsa::cpu {
 
 const PairOps* vector_pair_ops() {
 #if HWY_ARCH_X86_64
-  static constexpr PairOps kOps = {"AVX512_BF16", 2, matmul, matmul_column_max, pair_rows, round_columns, round_rows};
+  static constexpr PairOps kOps = {"AVX512_BF16", 2,          matmul,    matmul_column_max, pair_rows,
+                                   round_columns, round_rows, widen_e4m3};
   static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16");
   return is_supported ? &kOps : nullptr;
 #else

@@ -212,6 +212,16 @@ void scale_add(float* o, const float* t, float alpha, std::int64_t n) {
   for (std::int64_t j = 0; j < n; j += kL) store(hn::MulAdd(load(o + j), set(alpha), load(t + j)), o + j);
 }
 
+void scale_tile(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* rows, const float* columns) {
+  for (std::int64_t i = 0; i < m; ++i, s += ld) {
+    const V row = set(rows == nullptr ? 1 : rows[i]);
+    for (std::int64_t j = 0; j < n; j += kL) {
+      const V factor = columns == nullptr ? row : hn::Mul(row, load(columns + j));
+      store(hn::Mul(load(s + j), factor), s + j);
+    }
+  }
+}
+
 using Int = hn::RebindToSigned<D>;
 using VI = hn::Vec<Int>;
 
@@ -374,8 +384,9 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 }
 
 TileOps make_ops() {
-  return {matmul,          matmul_column_max, column_max, softmax_columns, probabilities, d_scores, kl_columns,
-          teacher_columns, scale_add,         offer,      transpose,       all_finite,    widen,    narrow};
+  return {matmul,   matmul_column_max, column_max,      softmax_columns, probabilities,
+          d_scores, kl_columns,        teacher_columns, scale_add,       scale_tile,
+          offer,    transpose,         all_finite,      widen,           narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE

@@ -90,6 +90,10 @@ struct TileOps {
   /// o[j] = o[j] * alpha + t[j] for j < n, a multiple of kLanes.
   void (*scale_add)(float* o, const float* t, float alpha, std::int64_t n);
 
+  /// s[i][j] *= rows[i] columns[j] for i < m, j < n; a vector of factors may be nullptr: all are 1.
+  void (*scale_tile)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* rows,
+                     const float* columns);
+
   /// Offers a kv_block to the lists of columns j < n with block < end[j], in ascending order of blocks: one of higher
   /// score takes its place, and the last entry is lost.
   void (*offer)(const float* score, std::int32_t block, const std::int32_t* end, std::int64_t n,
@@ -133,15 +137,19 @@ struct PairOps {
   /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
   void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
 
-  /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16; a pair is two rows
-  /// of the tile, and what is missing in whole steps is 0. `memory` has room for pad_steps(m) * n and holds the result.
+  /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16, row i times
+  /// factors[i] unless that is nullptr; a pair is two rows of the tile, and what is missing in whole steps is 0. `memory`
+  /// has room for pad_steps(m) * n and holds the result.
   OperandOf<core::BFloat16> (*round_columns)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
-                                             core::BFloat16* memory);
+                                             const float* factors, core::BFloat16* memory);
 
   /// The left operand of a product whose rows are the m rows of a tile of n columns, rounded to bf16; a pair is two
   /// columns, and what is missing in whole steps is 0. `memory` has room for m * pad_steps(n) and holds the result.
   OperandOf<core::BFloat16> (*round_rows)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
                                           core::BFloat16* memory);
+
+  /// `count` numbers, a multiple of 32, without rounding.
+  void (*widen_e4m3)(const core::Float8E4M3* from, core::BFloat16* to, std::int64_t count);
 };
 
 /// The fastest on this CPU; nullptr where no such products are faster than those in fp32.
