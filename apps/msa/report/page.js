@@ -65,7 +65,6 @@ function lineChart(id, lines, x, y, warmupEnd) {
   };
   const axis = (options) => ({
     type: options.type || "linear", min: options.min, max: options.max,
-    suggestedMin: options.suggestedMin, suggestedMax: options.suggestedMax,
     title: { display: true, text: options.title }, grid: {}, ticks: { maxRotation: 0, ...options.ticks },
     afterBuildTicks: options.afterBuildTicks,
   });
@@ -128,8 +127,10 @@ function showTraining() {
   lineChart("loss", losses, step, bits, warmupEnd);
   const [ofMsa, ofDense] = losses.filter((line) => !line.thin).map((line) => new Map(line.points.map((p) => [p.x, p.y])));
   const both = [...ofMsa.keys()].filter((x) => ofDense.has(x));
-  const difference = { label: "MSA − dense", points: both.map((x) => ({ x, y: ofMsa.get(x) - ofDense.get(x) })), colour: "msa" };
-  lineChart("difference", [difference], step, { ...bits, suggestedMin: -0.05, suggestedMax: 0.05 }, warmupEnd);
+  const points = both.map((x) => ({ x, y: ofMsa.get(x) - ofDense.get(x) }));
+  const reach = Math.max(0.05, ...points.map((point) => Math.abs(point.y)));
+  lineChart("difference", [{ label: "MSA − dense", points, colour: "msa" }], step,
+    { ...bits, min: -reach, max: reach, ticks: { count: 3, callback: (value) => value.toFixed(2) } }, warmupEnd);
   lineChart("kl", [{ label: "KL loss", points: series(msa.steps, "kl_loss"), colour: "index" }], step,
     { title: "nats", type: "logarithmic", tooltip: (value) => value.toPrecision(3) }, warmupEnd);
   lineChart("recall", [
