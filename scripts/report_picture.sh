@@ -9,5 +9,5 @@ trap 'rm -rf "$folder"' EXIT
 
 # The charts draw themselves with an animation: the time budget lets it end.
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=8000 \
-  --window-size="1180,${3:-2040}" --screenshot="$folder/report.png" "file://$report" 2>/dev/null
+  --window-size="1180,${3:-2250}" --screenshot="$folder/report.png" "file://$report" 2>/dev/null
 pngquant --force --speed 1 --output "$2" 64 "$folder/report.png"
