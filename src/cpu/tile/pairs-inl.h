@@ -24,7 +24,7 @@ HWY_INLINE __m256i load_half(const core::BFloat16* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-void pair_rows(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out) {
+inline void pair_rows(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out) {
   for (std::int64_t j = 0; j < n; j += 16) {
     const __m256i second = odd == nullptr ? _mm256_setzero_si256() : load_half(odd + j);
     const __m512i first = _mm512_castsi256_si512(load_half(even + j));
@@ -34,8 +34,8 @@ void pair_rows(const core::BFloat16* even, const core::BFloat16* odd, std::int64
 }
 
 /// memory[row][column].
-OperandOf<core::BFloat16> round_rows(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
-                                     core::BFloat16* memory) {
+inline OperandOf<core::BFloat16> round_rows(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
+                                            core::BFloat16* memory) {
   const std::int64_t row = pad_steps(n);
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t j = 0; j < row; j += 32) {
@@ -51,7 +51,7 @@ OperandOf<core::BFloat16> round_rows(const float* tile, std::int64_t ld, std::in
 }
 
 /// The exponent of e4m3, 4 bits with bias 7, moves to bf16's place and bias; subnormals are 2^-9 to 7 2^-9.
-void widen_e4m3(const core::Float8E4M3* from, core::BFloat16* to, std::int64_t count) {
+inline void widen_e4m3(const core::Float8E4M3* from, core::BFloat16* to, std::int64_t count) {
   alignas(64) static constexpr std::uint16_t kSubnormal[32] = {0,      0x3b00, 0x3b80, 0x3bc0,
                                                                0x3c00, 0x3c20, 0x3c40, 0x3c60};
   const __m512i subnormals = _mm512_load_si512(kSubnormal);

@@ -78,32 +78,32 @@ class Registers {
 template <int kNumber>
 using Number = std::integral_constant<int, kNumber>;
 
-#define OPENMSA_FOR_REGISTER(kNumber, instruction) \
-  if constexpr (kNumber == 0) instruction(0);      \
-  if constexpr (kNumber == 1) instruction(1);      \
-  if constexpr (kNumber == 2) instruction(2);      \
-  if constexpr (kNumber == 3) instruction(3);      \
-  if constexpr (kNumber == 4) instruction(4);      \
-  if constexpr (kNumber == 5) instruction(5);      \
-  if constexpr (kNumber == 6) instruction(6);      \
+#define OPENMSA_FOR_REGISTER(instruction)     \
+  if constexpr (kNumber == 0) instruction(0); \
+  if constexpr (kNumber == 1) instruction(1); \
+  if constexpr (kNumber == 2) instruction(2); \
+  if constexpr (kNumber == 3) instruction(3); \
+  if constexpr (kNumber == 4) instruction(4); \
+  if constexpr (kNumber == 5) instruction(5); \
+  if constexpr (kNumber == 6) instruction(6); \
   if constexpr (kNumber == 7) instruction(7)
 
 template <int kNumber>
 HWY_INLINE void clear() {
 #define OPENMSA_CLEAR(number) _tile_zero(number)
-  OPENMSA_FOR_REGISTER(kNumber, OPENMSA_CLEAR);
+  OPENMSA_FOR_REGISTER(OPENMSA_CLEAR);
 #undef OPENMSA_CLEAR
 }
 template <int kNumber>
 HWY_INLINE void load(const void* from, std::int64_t row_bytes) {
 #define OPENMSA_LOAD(number) _tile_loadd(number, from, row_bytes)
-  OPENMSA_FOR_REGISTER(kNumber, OPENMSA_LOAD);
+  OPENMSA_FOR_REGISTER(OPENMSA_LOAD);
 #undef OPENMSA_LOAD
 }
 template <int kNumber>
 HWY_INLINE void store(void* to, std::int64_t row_bytes) {
 #define OPENMSA_STORE(number) _tile_stored(number, to, row_bytes)
-  OPENMSA_FOR_REGISTER(kNumber, OPENMSA_STORE);
+  OPENMSA_FOR_REGISTER(OPENMSA_STORE);
 #undef OPENMSA_STORE
 }
 #undef OPENMSA_FOR_REGISTER
