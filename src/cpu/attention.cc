@@ -27,19 +27,17 @@ struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : state(arena, max_forward_queries(plan) * plan.group_size, pad_lanes(plan.config.head_dim)),
         visits(arena, plan, max_forward_queries(plan)),
-        queries(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
-        qk(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
-        values(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        queries(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
+        qk(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
+        values(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
         ahead(arena, plan.config.block_size),
-        speed(product_speed(in_pairs(plan))),
+        speed(product_speed(multiplies_in_pairs(plan))),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
         limit(arena.take<float>(kMaxColumns)),
         max(arena.take<float>(kMaxColumns)),
         sum(arena.take<float>(kMaxColumns)),
         alpha(arena.take<float>(kMaxColumns)) {}
-
-  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   RunningSoftmax state;
   TileVisits visits;
@@ -115,7 +113,6 @@ class TileWalk {
   void run() {
     const std::int64_t group = problem_.plan.group_size;
     begin_visits(s_.visits, problem_, tile_);
-    s_.ahead.begin(row_bytes(k_));
     s_.state.reset(tile_.count * group);
     Steps steps(s_.visits, tile_.head * group, group);
     Step now, next;
@@ -174,11 +171,10 @@ class TileWalk {
     s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
     const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
     const StepTimes times = step_times(problem_.plan.config.head_dim, columns.size(), s_.speed);
-    s_.qk.scores(s_.queries, s_.scores, kMaxColumns,
-                 s_.ahead.take(times.scores, times.scores + times.softmax + times.values));
+    s_.qk.scores(s_.queries, s_.scores, kMaxColumns, s_.ahead.take(times.scores, times.softmax + times.values));
     load_state(columns);
     ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha,
-                        s_.ahead.take(times.softmax, times.softmax + times.values));
+                        s_.ahead.take(times.softmax, times.values));
     s_.values.multiply(s_.scores, columns.size(), s_.limit, is_partial, s_.pv, false, s_.ahead.take());
     store_state(columns);
   }

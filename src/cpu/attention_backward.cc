@@ -19,13 +19,11 @@ namespace {
 using core::address;
 using core::element;
 
-bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
-
 /// Keys and values of one kv_block as left operands.
 struct KvBlock {
   KvBlock(Arena& arena, const Plan& plan)
-      : k(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
-        v(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)) {}
+      : k(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
+        v(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)) {}
 
   void load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
     begin = block * problem.plan.config.block_size;
@@ -41,8 +39,8 @@ struct KvBlock {
 /// Probabilities and score gradients of one kv_block against up to kMaxColumns query rows.
 struct ScoreTile {
   ScoreTile(Arena& arena, const Plan& plan)
-      : q(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
-        d_o(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
+      : q(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
+        d_o(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
         p(arena.take<float>(plan.config.block_size * kMaxColumns)),
         ds(arena.take<float>(plan.config.block_size * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
@@ -85,8 +83,8 @@ struct Scratch {
         visits(arena, plan, queries_per_tile(plan)),
         keys(arena, plan),
         tile(arena, plan),
-        over_keys(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
-        over_queries(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        over_keys(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
+        over_queries(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
         d_q(arena.take<float>(queries_per_tile(plan) * plan.group_size * width)),
         d_k(arena.take<float>(plan.config.block_size * width)),
         d_v(arena.take<float>(plan.config.block_size * width)),

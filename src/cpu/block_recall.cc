@@ -18,16 +18,14 @@ using core::element;
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : visits(arena, plan, queries_per_tile(plan)),
-        q(arena, plan.config.head_dim, kMaxColumns, in_pairs(plan)),
-        k(arena, plan.config.block_size, plan.config.head_dim, in_pairs(plan)),
+        q(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
+        k(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
         scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
         chunk(arena.take<float>(4 * kMaxColumns)),
         max(arena.take<float>(queries_per_tile(plan) * plan.group_size)),
         sum(arena.take<float>(queries_per_tile(plan) * plan.group_size)),
         mass(arena.take<float>(queries_per_tile(plan) * plan.max_blocks)),
         order(arena.take<std::int32_t>(plan.max_blocks)) {}
-
-  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   TileVisits visits;
   ScoreQueries q;

@@ -29,10 +29,10 @@ struct Scratch {
         chunks(core::ceil_div(max_queries(plan), queries_per_chunk(plan))),
         queries(arena.take<ScoreQueries>(plan.config.num_heads_kv * chunks)),
         members(arena.take<std::int32_t>(max_queries(plan))),
-        qk(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
-        values(arena, decode_keys_per_tile(plan), plan.config.head_dim, in_pairs(plan)),
+        qk(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
+        values(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
         ahead(arena, decode_keys_per_tile(plan)),
-        speed(product_speed(in_pairs(plan))),
+        speed(product_speed(multiplies_in_pairs(plan))),
         scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
         max(arena.take<float>(kMaxColumns)),
@@ -40,13 +40,11 @@ struct Scratch {
         alpha(arena.take<float>(kMaxColumns)) {
     const std::int64_t columns = std::min(queries_per_chunk(plan), max_queries(plan)) * plan.group_size;
     for (std::int64_t i = 0; i < plan.config.num_heads_kv * chunks; ++i) {
-      const ScoreQueries one(arena, plan.config.head_dim, columns, in_pairs(plan));
+      const ScoreQueries one(arena, plan.config.head_dim, columns, multiplies_in_pairs(plan));
       if (queries != nullptr) queries[i] = one;
     }
     if (members != nullptr) std::iota(members, members + max_queries(plan), 0);
   }
-
-  static bool in_pairs(const Plan& plan) { return multiplies_in_pairs(plan); }
 
   RunningSoftmax run;      // of the last kDecodeRunKeys keys; rows [KV head][query][head of the group]
   RunningSoftmax segment;  // of the runs before
@@ -109,13 +107,13 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
   const StepTimes times = step_times(s.values.width(), size, s.speed);
-  s.qk.scores(queries, s.scores, kMaxColumns, s.ahead.take(times.scores, times.scores + times.softmax + times.values));
+  s.qk.scores(queries, s.scores, kMaxColumns, s.ahead.take(times.scores, times.softmax + times.values));
   std::copy_n(rows.max, size, s.max);
   std::copy_n(rows.sum, size, s.sum);
   std::fill(s.max + size, s.max + columns.padded(), -kInfinity);
   std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
   ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha,
-                      s.ahead.take(times.softmax, times.softmax + times.values));
+                      s.ahead.take(times.softmax, times.values));
   std::copy_n(s.max, size, rows.max);
   std::copy_n(s.sum, size, rows.sum);
   for (std::int64_t c = 0; c < size; ++c) {

@@ -13,10 +13,6 @@ namespace {
 std::int64_t max_columns(const Plan& plan) {
   return pad_lanes(index_queries_per_tile(plan) * plan.config.num_heads_kv);
 }
-bool multiplies_index_in_pairs(const Plan& plan) {
-  const openmsa_dtype keys = plan.config.index_dtype;  // beside which queries are rounded to e4m3 too
-  return multiplies_in_pairs(plan.has_fp8_index() ? keys : plan.config.dtype, keys, plan.config.index_dim);
-}
 }  // namespace
 
 IndexTile::IndexTile(Arena& arena, const Plan& plan)

@@ -3,8 +3,8 @@
 namespace openmsa::cpu {
 
 KlKeys::KlKeys(Arena& arena, const Plan& plan)
-    : k(arena, plan.config.block_size, plan.config.head_dim, main_in_pairs(plan)),
-      index_k(arena, plan.config.block_size, plan.config.index_dim, index_in_pairs(plan)) {}
+    : k(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
+      index_k(arena, plan.config.block_size, plan.config.index_dim, multiplies_index_in_pairs(plan)) {}
 
 void KlKeys::load(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t block) {
   begin = block * problem.plan.config.block_size;
@@ -14,8 +14,8 @@ void KlKeys::load(const Problem& problem, const Sequence& sequence, std::int64_t
 }
 
 KlTile::KlTile(Arena& arena, const Plan& plan)
-    : q(arena, plan.config.head_dim, kMaxColumns, main_in_pairs(plan)),
-      index_q(arena, plan.config.index_dim, kMaxColumns, index_in_pairs(plan)),
+    : q(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
+      index_q(arena, plan.config.index_dim, kMaxColumns, multiplies_index_in_pairs(plan)),
       index_columns{},
       p(arena.take<float>(plan.config.block_size * kMaxColumns)),
       teacher(arena.take<float>(plan.config.block_size * kMaxColumns)),

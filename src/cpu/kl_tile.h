@@ -21,12 +21,6 @@ struct KlKeys {
   std::int64_t begin = 0, count = 0;
 };
 
-/// Whether a branch's rows are multiplied in pairs.
-inline bool main_in_pairs(const core::Plan& plan) { return multiplies_in_pairs(plan); }
-inline bool index_in_pairs(const core::Plan& plan) {
-  return multiplies_in_pairs(plan.config.dtype, plan.config.index_dtype, plan.config.index_dim);
-}
-
 struct KlTile {
   KlTile(core::Arena& arena, const core::Plan& plan);
 

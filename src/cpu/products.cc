@@ -134,9 +134,10 @@ bool ValueProduct::all_finite() {
 void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
                             bool accumulate, const Ahead& ahead) {
   OperandOf<BFloat16> rounded{};
-  if (in_pairs_)
-    rounded =
-        pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), has_scales_ ? scales_ : nullptr, rounded_);
+  if (in_pairs_) {
+    const float* const factors = has_scales_ ? scales_ : nullptr;
+    rounded = pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), factors, rounded_);
+  }
   const auto multiply = [&](std::int64_t column, std::int64_t count, std::int64_t keys, const Ahead& meanwhile) {
     float* const to = pv + column * width_;
     if (in_pairs_) {

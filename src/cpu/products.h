@@ -1,5 +1,6 @@
-// The products of attention and its gradients between a tile of query rows and a kv_block, in fp32, or in bf16 with fp32 sums where
-// queries and keys are bf16 and the CPU multiplies them fast. While one runs, memory that is wanted next is fetched.
+// The products of attention and its gradients between a tile of query rows and a kv_block, in fp32, or in bf16 with fp32
+// sums where bf16 holds queries and keys and the CPU multiplies it fast. While one runs, memory that is wanted next is
+// fetched.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +39,10 @@ class FetchList {
     for (std::int64_t i = 0; i < bytes; i += row_bytes_) rows_[count_++] = row + i;
   }
 
-  Ahead take() { return take(1, 1); }
-  /// `part` of `whole` of what is left.
-  Ahead take(std::int64_t part, std::int64_t whole) {
-    const std::int64_t count = count_ * part / whole;
+  /// All that is left, or `part` of it for every `rest` that stays.
+  Ahead take() { return take(1, 0); }
+  Ahead take(std::int64_t part, std::int64_t rest) {
+    const std::int64_t count = count_ * part / (part + rest);
     count_ -= count;
     return {rows_ + count_, count, row_bytes_};
   }
@@ -56,9 +57,13 @@ class FetchList {
 /// Whether operands of these types are multiplied in pairs: bf16 as it is, and e4m3, which bf16 holds without rounding; dim
 /// is that of a row.
 bool multiplies_in_pairs(openmsa_dtype query_dtype, openmsa_dtype key_dtype, std::int64_t dim);
-/// The same for the rows of the main branch.
+/// The same for the rows of the main branch, and of the index branch, whose queries are rounded to e4m3 beside such keys.
 inline bool multiplies_in_pairs(const core::Plan& plan) {
   return multiplies_in_pairs(plan.config.dtype, plan.config.kv_dtype, plan.config.head_dim);
+}
+inline bool multiplies_index_in_pairs(const core::Plan& plan) {
+  const openmsa_dtype keys = plan.config.index_dtype;
+  return multiplies_in_pairs(plan.has_fp8_index() ? keys : plan.config.dtype, keys, plan.config.index_dim);
 }
 
 /// Of products with them, beside those in fp32.

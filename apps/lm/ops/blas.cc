@@ -10,23 +10,20 @@
 namespace openmsa::lm {
 namespace {
 
-/// Sets a variable of the environment, or takes it away where `value` is nullptr.
-void set_variable(const char* name, const char* value) {
-  if (value != nullptr) {
-    ::setenv(name, value, 1);
-  } else {
-    ::unsetenv(name);
-  }
-}
-
-/// A variable that OpenBLAS reads while it is loaded.
+/// A variable of the environment that OpenBLAS reads while it is loaded.
 class WhileLoading {
  public:
   WhileLoading(const char* name, const char* value) : name_(name) {
     if (const char* before = std::getenv(name)) before_ = before;
-    set_variable(name, value);
+    ::setenv(name, value, 1);
   }
-  ~WhileLoading() { set_variable(name_, before_ ? before_->c_str() : nullptr); }
+  ~WhileLoading() {
+    if (before_) {
+      ::setenv(name_, before_->c_str(), 1);
+    } else {
+      ::unsetenv(name_);
+    }
+  }
   WhileLoading(const WhileLoading&) = delete;
   WhileLoading& operator=(const WhileLoading&) = delete;
 
@@ -35,10 +32,9 @@ class WhileLoading {
   std::optional<std::string> before_;
 };
 
-/// The kernels for this processor's vectors, unless the user names others. OpenBLAS goes by the names of processors, and
-/// takes newer ones for older or lesser ones: a tenth to a half of the speed, docs/kernels/cpu.md.
+/// The kernels for this processor's vectors; nullptr: OpenBLAS chooses. It goes by the names of processors, and takes newer
+/// ones for older or lesser ones: a tenth to a half of the speed, docs/performance.md.
 const char* kernels() {
-  if (const char* named = std::getenv("OPENBLAS_CORETYPE")) return named;
 #ifdef __x86_64__
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
@@ -50,10 +46,11 @@ const char* kernels() {
 }
 
 void* load_library() {
-  const std::string named = kernels() == nullptr ? "" : kernels();
   // It starts as many threads as it is told while it is loaded: a second one is never wanted then.
   const WhileLoading one_thread("OPENBLAS_NUM_THREADS", "1");
-  const WhileLoading core("OPENBLAS_CORETYPE", named.empty() ? nullptr : named.c_str());
+  constexpr const char* kKernels = "OPENBLAS_CORETYPE";  // of the user's choice, where that is set
+  std::optional<WhileLoading> chosen;
+  if (std::getenv(kKernels) == nullptr && kernels() != nullptr) chosen.emplace(kKernels, kernels());
   for (const char* name : {OPENMSA_OPENBLAS, "libopenblas.so.0"}) {  // that of the build, or where it runs elsewhere
     if (void* library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
   }

@@ -108,38 +108,35 @@ HWY_INLINE void store(void* to, std::int64_t row_bytes) {
 }
 #undef OPENMSA_FOR_REGISTER
 
-/// 16 rows of an operand; `step` is from 16 pairs to the next.
-struct Side {
-  const BFloat16* data;
-  std::int64_t row_bytes;
-  std::int64_t step;  // elements
-};
-
-/// registers[row tile][column tile] += a b, for two tiles of rows and of columns, or one.
+/// registers[row tile][column tile] += the sums from row i and column j on: two tiles of each, or one.
 template <bool kTwoRows, bool kTwoColumns>
-HWY_INLINE void sum_block(std::int64_t pairs, Side a0, Side a1, Side b0, Side b1, Prefetcher& prefetcher) {
+HWY_INLINE void sum_block(std::int64_t i, std::int64_t j, std::int64_t pairs, const OperandOf<BFloat16>& a,
+                          const BFloat16* b, std::int64_t ldb, Prefetcher& prefetcher) {
+  constexpr auto kElement = static_cast<std::int64_t>(sizeof(BFloat16));
+  const BFloat16 *upper = a.data + i * a.row, *lower = upper + kRows * a.row;
+  const BFloat16 *left = b + 2 * j, *right = left + 2 * kRows;
   for (std::int64_t p = 0; p < pairs; p += kPairs) {
     prefetcher.step();
-    load<6>(b0.data, b0.row_bytes);
-    load<4>(a0.data, a0.row_bytes);
+    load<6>(left, ldb * kElement);
+    load<4>(upper, a.row * kElement);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kTwoColumns) {
-      load<7>(b1.data, b1.row_bytes);
+      load<7>(right, ldb * kElement);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kTwoRows) {
-      load<5>(a1.data, a1.row_bytes);
+      load<5>(lower, a.row * kElement);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kTwoColumns) _tile_dpbf16ps(3, 5, 7);
     }
-    a0.data += a0.step;
-    a1.data += a1.step;
-    b0.data += b0.step;
-    b1.data += b1.step;
+    upper += 2 * kPairs;
+    lower += 2 * kPairs;
+    left += kPairs * ldb;
+    right += kPairs * ldb;
   }
 }
 
-/// Calls body(two_rows, two_columns) for a block of the last rows and columns of m x n sums, from (i, j) on.
+/// Calls body(two_rows, two_columns) for the first block where so many rows and columns of sums are left.
 template <class Body>
 HWY_INLINE void call_with_size(std::int64_t rows, std::int64_t columns, const Body& body) {
   constexpr auto yes = std::true_type();
@@ -153,17 +150,6 @@ HWY_INLINE void call_with_size(std::int64_t rows, std::int64_t columns, const Bo
 
 std::int64_t count_blocks(std::int64_t m, std::int64_t n) {
   return core::ceil_div(m, 2 * kRows) * core::ceil_div(n, 2 * kRows);
-}
-
-/// The sums of one block, from row i and column j on.
-template <bool kTwoRows, bool kTwoColumns>
-HWY_INLINE void sum_block_at(std::int64_t i, std::int64_t j, std::int64_t pairs, const OperandOf<BFloat16>& a,
-                             const BFloat16* b, std::int64_t ldb, Prefetcher& prefetcher) {
-  constexpr auto kElement = static_cast<std::int64_t>(sizeof(BFloat16));
-  const BFloat16 *const left = a.data + i * a.row, *const right = b + 2 * j;
-  sum_block<kTwoRows, kTwoColumns>(
-      pairs, {left, a.row * kElement, 2 * kPairs}, {left + kRows * a.row, a.row * kElement, 2 * kPairs},
-      {right, ldb * kElement, kPairs * ldb}, {right + 2 * kRows, ldb * kElement, kPairs * ldb}, prefetcher);
 }
 
 HWY_INLINE void scale_rows(float* c, std::int64_t ldc, std::int64_t rows, std::int64_t columns, float scale) {
@@ -191,7 +177,7 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat
     if constexpr (two_columns) begin(Number<1>(), upper + kRows);
     if constexpr (two_rows) begin(Number<2>(), lower);
     if constexpr (two_rows && two_columns) begin(Number<3>(), lower + kRows);
-    sum_block_at<two_rows, two_columns>(i, j, pairs, a, b, ldb, prefetcher);
+    sum_block<two_rows, two_columns>(i, j, pairs, a, b, ldb, prefetcher);
     store<0>(upper, row_bytes);
     if constexpr (two_columns) store<1>(upper + kRows, row_bytes);
     if constexpr (two_rows) store<2>(lower, row_bytes);
@@ -233,7 +219,7 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, Opera
     if constexpr (two_columns) clear<1>();
     if constexpr (two_rows) clear<2>();
     if constexpr (two_rows && two_columns) clear<3>();
-    sum_block_at<two_rows, two_columns>(i, j, pairs, a, b, ldb, prefetcher);
+    sum_block<two_rows, two_columns>(i, j, pairs, a, b, ldb, prefetcher);
     best[0] = max_of_rows<0>(upper, best[0]);
     if constexpr (two_rows) best[0] = max_of_rows<2>(std::min(lower, kRows), best[0]);
     if constexpr (two_columns) best[1] = max_of_rows<1>(upper, best[1]);

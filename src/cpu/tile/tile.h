@@ -120,7 +120,7 @@ constexpr std::int64_t pad_steps(std::int64_t m) {
 }
 
 /// Products of bf16 numbers with fp32 sums. A step of a sum is a pair of products, so that two neighbours in memory are
-/// one step: of a key, two channels; of probabilities and values, two keys, for which paired() interleaves two rows.
+/// one step: of a key, two channels; of probabilities and values, two keys, for which pair_rows interleaves two rows.
 struct PairOps {
   const char* name;    // of the instruction set
   std::int64_t speed;  // of a tile's products beside those in fp32, about
