@@ -14,7 +14,8 @@ _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlen
     Tensor? k_scale=None, Tensor? v_scale=None, Tensor? index_k_scale=None"""
 SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
 OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
-    float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
+    float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? index_q_rounding=None,
+    str? backend=None"""
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
 #: The arguments of each operator by name, as its schema has them, and which of them are tensors.
