@@ -77,9 +77,10 @@ struct KeyRows {
   /// The scale of token j; only where there are scales.
   float& scale(std::int64_t j) const {
     if (scales_stride == 0) return *scales;  // needs no page number
-    if (scaled_pages != 0) return scales[sequence.page(j / page_size / scaled_pages * scaled_pages) * scales_stride];
-    const std::int64_t place = page_size == 0 ? j : sequence.page(j / page_size) * page_size + j % page_size;
-    return scales[place * scales_stride];
+    if (page_size == 0) return scales[j * scales_stride];
+    const std::int64_t logical = j / page_size;
+    if (scaled_pages != 0) return scales[sequence.page(logical / scaled_pages * scaled_pages) * scales_stride];
+    return scales[(sequence.page(logical) * page_size + j % page_size) * scales_stride];
   }
   /// Number of tokens from j on, at most `count`, that lie token_bytes apart.
   std::int64_t run(std::int64_t j, std::int64_t count) const {
