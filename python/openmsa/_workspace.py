@@ -190,8 +190,9 @@ def _pieces() -> list[_Piece]:
 
 def _forget_locks() -> None:
     """In a child, threads that held a lock are gone."""
-    for piece in (*_pieces(), *_given):
-        piece.lock = threading.Lock()
+    locked: list[_Piece | Workspace] = [*_pieces(), *_given]
+    for memory in locked:
+        memory.lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_locks)
