@@ -45,6 +45,7 @@ std::int64_t extent(const Layer& layer, std::string_view dimension) {
 }
 
 Shape shape_of(const Layer& layer, const char* name) {
+  if (name == std::string_view("index_k_scale") && layer.config.index_scale_per_block != 0) return {num_pages(layer)};
   Shape shape;
   while (const char* dimension = openmsa_tensor_extent(name, static_cast<std::int32_t>(shape.size()))) {
     shape.push_back(extent(layer, dimension));
@@ -84,7 +85,7 @@ TensorMap poisoned_outputs(const Layer& layer, openmsa_op op, const std::vector<
   TensorMap outputs;
   for (const char* name : tensor_names()) {
     if (!writes(layer.config, op, name)) continue;
-    if (is_one_of(kScales, name) && layer.shape.scales != Scales::kPerToken) continue;  // read, or absent
+    if (is_one_of(kScales, name) && layer.shape.scales < Scales::kPerToken) continue;  // read, or absent
     const bool is_ablation =
         op == OPENMSA_OP_KL_LOSS && (name == std::string_view("d_q") || name == std::string_view("d_k"));
     if (names.empty() ? is_ablation : std::find(names.begin(), names.end(), name) == names.end()) continue;

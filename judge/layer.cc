@@ -27,6 +27,8 @@ Config layer_config(const LayerShape& shape) {
   config.page_size = shape.page_size;
   config.kv_dtype = shape.kv_dtype;
   config.index_dtype = shape.index_dtype;
+  config.index_q_rounding = shape.index_q_rounding;
+  config.index_scale_per_block = shape.index_dtype == OPENMSA_FLOAT8_E4M3 && shape.scales == Scales::kPerBlock;
   config.max_batch = static_cast<std::int64_t>(shape.seqlens_k.size());
   config.max_total_q = std::max<std::int64_t>(1, sum(shape.seqlens_q) + shape.padding_q);
   config.max_seqlen_k = std::max<std::int64_t>(1, *std::max_element(shape.seqlens_k.begin(), shape.seqlens_k.end()));

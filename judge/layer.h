@@ -15,8 +15,9 @@ namespace openmsa::judge {
 /// Tensors under their names in openmsa_tensors.
 using TensorMap = std::map<std::string, Buffer>;
 
-/// How an fp8 tensor is scaled, with numbers far from 1.
-enum class Scales { kNone, kOne, kPerToken };
+/// How an fp8 tensor is scaled, with numbers far from 1. Per kv_block are index keys in pages alone: k and v beside them
+/// are scaled per token.
+enum class Scales { kNone, kOne, kPerToken, kPerBlock };
 
 struct LayerShape {
   openmsa_dtype dtype = OPENMSA_FLOAT32;
@@ -35,6 +36,7 @@ struct LayerShape {
   openmsa_dtype kv_dtype{};    // as in openmsa_config
   openmsa_dtype index_dtype{};
   Scales scales = Scales::kNone;  // of the tensors that are fp8
+  openmsa_index_q_rounding index_q_rounding{};
 };
 
 /// A plan's configuration and the tensors at hand. A call takes from `tensors` what its operation reads.

@@ -14,24 +14,24 @@ double random_scale(std::mt19937_64& random) {
   return std::exp2(random() % 2 == 0 ? exponent : -exponent);
 }
 
-/// Scales for `keys` of `slots` tokens: absent unless they are fp8; those per token poisoned.
-Buffer make_scale(const Buffer& keys, std::int64_t slots, Scales scales, std::mt19937_64& random) {
+/// Scales for `keys`, `count` of them where there is more than one: absent unless keys are fp8; poisoned.
+Buffer make_scale(const Buffer& keys, std::int64_t count, Scales scales, std::mt19937_64& random) {
   if (keys.dtype() != OPENMSA_FLOAT8_E4M3 || scales == Scales::kNone) return {};
   if (scales == Scales::kOne) return Buffer(OPENMSA_FLOAT32, {1}, {random_scale(random)});
   const bool has_heads = keys.shape().size() == 4;
-  return Buffer(OPENMSA_FLOAT32, has_heads ? Shape{keys.shape()[2], slots} : Shape{slots});
+  return Buffer(OPENMSA_FLOAT32, has_heads ? Shape{keys.shape()[2], count} : Shape{count});
 }
 
 /// Divides row `row` of `keys`, [tokens, heads, channels] or [tokens, channels], by its scales and stores it as token
-/// `slot` of `to`. Scales per token are made up here.
-void store_token(const Buffer& keys, std::int64_t row, Buffer& to, std::int64_t slot, Buffer& scale,
+/// `slot` of `to`. Of many scales it has number `place`, made up here where it has none yet.
+void store_token(const Buffer& keys, std::int64_t row, Buffer& to, std::int64_t slot, Buffer& scale, std::int64_t place,
                  std::mt19937_64& random) {
   const std::int64_t channels = keys.shape().back(), heads = keys.shape().size() == 3 ? keys.shape()[1] : 1;
   for (std::int64_t h = 0; h < heads; ++h) {
-    const std::int64_t slots = scale.size() / heads;  // 0: one scale for all, or none
-    const bool is_per_token = !scale.shape().empty() && scale.shape() != Shape{1};
-    if (is_per_token) scale.set(h * slots + slot, random_scale(random));
-    const double divisor = is_per_token ? scale[h * slots + slot] : scale.shape() == Shape{1} ? scale[0] : 1;
+    const bool has_many = !scale.shape().empty() && scale.shape() != Shape{1};
+    const std::int64_t own = has_many ? h * scale.shape().back() + place : 0;
+    if (has_many && std::isnan(scale[own])) scale.set(own, random_scale(random));
+    const double divisor = scale.shape().empty() ? 1 : scale[own];
     for (std::int64_t c = 0; c < channels; ++c) {
       to.set((slot * heads + h) * channels + c, keys[(row * heads + h) * channels + c] / divisor);
     }
@@ -79,12 +79,16 @@ void add_cache(Layer& layer, const PageTable& table, const std::string& name, op
   shape[0] = page_size;
   shape.insert(shape.begin(), table.num_pages);
   Buffer cache(dtype, shape);
-  Buffer scale = make_scale(cache, table.num_pages * page_size, layer.shape.scales, random);
+  const bool is_per_block = layer.shape.scales == Scales::kPerBlock && keys.shape().size() == 2;
+  const std::int64_t num_scales = table.num_pages * (is_per_block ? 1 : page_size);
+  Buffer scale = make_scale(cache, num_scales, layer.shape.scales, random);
   std::int64_t row = 0;
   for (std::size_t b = 0; b < table.pages.size(); ++b) {
+    const auto page = [&](std::int64_t j) { return table.pages[b][static_cast<std::size_t>(j / page_size)]; };
     for (std::int64_t j = 0; j < layer.shape.seqlens_k[b]; ++j) {
-      const std::int64_t slot = table.pages[b][static_cast<std::size_t>(j / page_size)] * page_size + j % page_size;
-      store_token(keys, row++, cache, slot, scale, random);
+      const std::int64_t slot = page(j) * page_size + j % page_size;
+      const std::int64_t place = is_per_block ? page(j - j % layer.shape.block_size) : slot;
+      store_token(keys, row++, cache, slot, scale, place, random);
     }
   }
   layer.tensors[name + "_cache"] = std::move(cache);
@@ -106,7 +110,7 @@ void round_index_k(Layer& layer, std::uint64_t seed) {
   const Buffer keys = layer.tensors.at("index_k");
   Buffer rounded(OPENMSA_FLOAT8_E4M3, keys.shape());
   Buffer scale = make_scale(rounded, keys.shape()[0], layer.shape.scales, random);
-  for (std::int64_t j = 0; j < keys.shape()[0]; ++j) store_token(keys, j, rounded, j, scale, random);
+  for (std::int64_t j = 0; j < keys.shape()[0]; ++j) store_token(keys, j, rounded, j, scale, j, random);
   layer.tensors["index_k"] = std::move(rounded);
   if (!scale.shape().empty()) layer.tensors["index_k_scale"] = std::move(scale);
 }

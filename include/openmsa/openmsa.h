@@ -82,7 +82,8 @@ typedef enum openmsa_dtype OPENMSA_ENUM_BASE {
   OPENMSA_FLOAT16 = 3,
   OPENMSA_FLOAT64 = 4, /* reference backend only */
   OPENMSA_INT32 = 5,
-  OPENMSA_FLOAT8_E4M3 = 6 /* keys alone (kv_dtype, index_dtype); e4m3fn of OCP: no Inf, NaN 0x7f and 0xff, up to 448 */
+  OPENMSA_FLOAT8_E4M3 = 6 /* keys alone (kv_dtype, index_dtype), and index_q with OPENMSA_INDEX_Q_CAST; e4m3fn of OCP:
+                             no Inf, NaN 0x7f and 0xff, up to 448 */
 } openmsa_dtype;
 
 enum { OPENMSA_MAX_RANK = 4 };
@@ -113,6 +114,13 @@ typedef enum openmsa_backend OPENMSA_ENUM_BASE {
       4 /* Hopper (sm_90a) kernels; bf16 and fp16; tensors in device memory, work enqueued on a stream */
 } openmsa_backend;
 
+/* How index_q meets index keys in e4m3; see "fp8 keys". */
+typedef enum openmsa_index_q_rounding OPENMSA_ENUM_BASE {
+  OPENMSA_INDEX_Q_SCALED = 0, /* rounded to e4m3, each row with a scale that takes its largest number to 448 */
+  OPENMSA_INDEX_Q_CAST = 1,   /* rounded to e4m3 as it is, or in e4m3 already */
+  OPENMSA_INDEX_Q_EXACT = 2   /* not rounded */
+} openmsa_index_q_rounding;
+
 /* Shapes and capacities of one layer. Capacities bound the calls made with the plan and size the workspace. */
 typedef struct openmsa_config {
   size_t struct_size;
@@ -135,11 +143,14 @@ typedef struct openmsa_config {
   int32_t num_threads;       /* 0: openmsa_default_threads */
   openmsa_dtype kv_dtype;    /* of k_cache and v_cache. 0: dtype; OPENMSA_FLOAT8_E4M3: with a page_size only */
   openmsa_dtype index_dtype; /* of the keys that index_q meets, index_k_cache or contiguous index_k. 0: dtype;
-                                OPENMSA_FLOAT8_E4M3: then index_q is rounded to e4m3 as well, see "fp8 keys" */
+                                OPENMSA_FLOAT8_E4M3: then index_q_rounding says how index_q meets them */
   int64_t max_total_k;       /* capacity: contiguous keys of all sequences together, rows of none included, in a call of
                                 openmsa_kl_loss or of a function whose name ends in _backward.
                                 0: on CUDA, where it sizes the workspace, the larger of max_total_q and max_seqlen_k;
                                 on the CPU and the reference no bound. Other operations have none */
+  openmsa_index_q_rounding index_q_rounding; /* with index_dtype e4m3; otherwise 0 */
+  int32_t index_scale_per_block; /* 1, with index_dtype e4m3 and a page_size: index_k_scale has one number per page, and
+                                    all of a kv_block are scaled by that of its first page. 0: one per token */
 } openmsa_config;
 
 /* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */
@@ -186,12 +197,18 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  *
  * fp8 keys. A number in e4m3 stands for its value times a scale: k_scale and v_scale with kv_dtype e4m3, index_k_scale
  * with index_dtype e4m3. An absent scale is 1; [1] is one scale for all; else there is one per token, in caches by its
- * place there, page * page_size + entry. Attention uses k and v times their scales, and q as it is. The index branch
- * multiplies e4m3 by e4m3: each row of index_q is rounded on its way in,
- *   amax = max |index_q[i,r,:]|,   index_q8 = e4m3(index_q * (448 / amax)),
- *   s_idx[i,j,r] = (index_q8[i,r] . index_k[j]) * (amax / 448) * index_k_scale[j] / sqrt(index_dim)
+ * place there, page * page_size + entry, or with index_scale_per_block one per page, of which that of a kv_block's
+ * first page counts for the whole kv_block. Attention uses k and v times their scales, and q as it is. In the index
+ * branch
+ *   s_idx[i,j,r] = (index_q8[i,r] . index_k[j]) * a[i,r] * index_k_scale[j] / sqrt(index_dim)
+ * and index_q_rounding says how index_q becomes index_q8:
+ *   SCALED   index_q8 = e4m3(index_q * (448 / amax)),   a = amax / 448,   amax = max |index_q[i,r,:]|
+ *   CAST     index_q8 = e4m3(index_q), or index_q itself where it is e4m3;   a = 1
+ *   EXACT    index_q8 = index_q;   a = 1
  * e4m3() rounds fp32 to nearest even, and to 448 what is larger, Inf too; NaN stays NaN. amax ignores NaN. A row with
- * amax below 2^-117, where fp32 has no room left for 448 / amax and amax / 448, is rounded as zeros (with scale 0). */
+ * amax below 2^-117, where fp32 has no room left for 448 / amax and amax / 448, is rounded as zeros (with scale 0).
+ * CAST takes to zero what is at most 2^-10, and saturates as well: a cast that makes NaN of what is too large differs
+ * there. */
 typedef struct openmsa_tensors {
   size_t struct_size;
 
@@ -205,7 +222,7 @@ typedef struct openmsa_tensors {
   openmsa_tensor q;       /* [total_q, num_heads_q, head_dim] */
   openmsa_tensor k;       /* [total_k, num_heads_kv, head_dim] */
   openmsa_tensor v;       /* [total_k, num_heads_kv, head_dim] */
-  openmsa_tensor index_q; /* [total_q, num_heads_kv, index_dim] */
+  openmsa_tensor index_q; /* [total_q, num_heads_kv, index_dim], with OPENMSA_INDEX_Q_CAST plan's dtype or e4m3 */
   openmsa_tensor index_k; /* [total_k, index_dim] */
 
   /* paged caches */
@@ -213,10 +230,11 @@ typedef struct openmsa_tensors {
   openmsa_tensor v_cache;       /* [num_pages, page_size, num_heads_kv, head_dim] */
   openmsa_tensor index_k_cache; /* [num_pages, page_size, index_dim] */
 
-  /* scales of fp8 keys, fp32, positive: absent, [1], or per token */
+  /* scales of fp8 keys, fp32, positive: absent, [1], or per token or kv_block */
   openmsa_tensor k_scale;       /* [num_heads_kv, num_pages * page_size] */
   openmsa_tensor v_scale;       /* [num_heads_kv, num_pages * page_size] */
-  openmsa_tensor index_k_scale; /* [num_pages * page_size], or contiguous [total_k]. One number is always [1] */
+  openmsa_tensor index_k_scale; /* [num_pages * page_size], or contiguous [total_k]. One number is always [1];
+                                   [num_pages] with index_scale_per_block */
 
   /* selection */
   openmsa_tensor block_scores; /* [num_heads_kv, total_q, >= number of kv_blocks of the longest sequence] fp32 */
@@ -353,7 +371,11 @@ OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const 
  *   e4m3(x / scale)       where it is [1]: that scale is read, somebody has calibrated it;
  *   e4m3(x * (448 / amax)) with scale = amax / 448, which is written, where it is per token: amax is that of the token
  *                          (of one KV head); where amax is 0 or below 2^-117 zeros are stored, with scale 0;
- * in fp32. */
+ *   e4m3(x / scale)        with the scale of its kv_block: amax / 28 of the kv_block's first token, which is written
+ *                          with that token, or 1 where amax is below 2^-117 or infinite. 28 of e4m3's 448 leave the
+ *                          tokens that follow room to be 16 times as large, and what is larger still becomes 448. Their
+ *                          scale follows from the first token where that is in the same call, else it is read;
+ * in fp32. [1] is one scale for all, and read, also in a cache of one page. */
 OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                              openmsa_workspace workspace);
 

@@ -10,8 +10,9 @@ from ._functions import *  # noqa: F403
 from ._openmsa import Error, cpu_features, cuda_device
 from ._openmsa import version as _version
 from ._plan import Plan
-from ._workspace import free_workspace, workspace_bytes
+from ._workspace import Workspace, free_workspace, workspace_bytes, workspace_per_call
 
 __version__ = _version()
-__all__ = ["Error", "Plan", "cpu_features", "cuda_device", "free_workspace", "workspace_bytes"]
+__all__ = ["Error", "Plan", "Workspace", "cpu_features", "cuda_device", "free_workspace", "workspace_bytes"]
+__all__ += ["workspace_per_call"]
 __all__ += _functions.__all__

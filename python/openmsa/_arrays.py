@@ -68,6 +68,11 @@ class NumPy:
         owner = np.empty(num_bytes + 64, np.uint8)
         return owner, -(-owner.ctypes.data // 64) * 64
 
+    def address(self, array) -> int | None:
+        """Of the bytes of a contiguous array that can be written; None for any other."""
+        is_memory = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+        return array.ctypes.data if is_memory else None
+
 
 class Torch(NumPy):
     def __init__(self):
@@ -115,6 +120,9 @@ class Torch(NumPy):
         owner = self._torch.empty(num_bytes + 256, dtype=self._torch.uint8, device=like.device)
         return owner, -(-owner.data_ptr() // 256) * 256
 
+    def address(self, array):
+        return array.data_ptr() if array.layout == self._torch.strided and array.is_contiguous() else None
+
 
 class CuPy(NumPy):
     def __init__(self):
@@ -146,6 +154,9 @@ class CuPy(NumPy):
     def memory(self, num_bytes, like):
         owner = self._cupy.empty(num_bytes + 256, np.uint8)
         return owner, -(-owner.data.ptr // 256) * 256
+
+    def address(self, array):
+        return array.data.ptr if array.flags.c_contiguous else None
 
 
 class Jax(NumPy):

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from . import _openmsa
 from ._arrays import library_of
 from ._exchange import call_with_plan
-from ._layout import SHAPES, extents_of, longest_sequence, new_result, plan_options
+from ._layout import SHAPES, extents_of, is_per_block, longest_sequence, new_result, plan_options
 from ._plan import DEFAULTS, Plan, cached_plan, check_scale
 
 Array = Any  # anything with DLPack or the buffer protocol
@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     softmax_scale: float
     max_seqlen_k: int
     num_threads: int
+    index_q_rounding: str
     backend: str
     plan: Plan
 
@@ -46,7 +47,7 @@ class Batch(Options, total=False):
     index_k_scale: Array
 
 
-_OPTIONS = (*DEFAULTS, "max_seqlen_k", "num_threads", "backend")
+_OPTIONS = (*DEFAULTS, "max_seqlen_k", "num_threads", "index_q_rounding", "backend")
 
 
 def call(
@@ -68,7 +69,8 @@ def call(
     _check_dtypes(dtypes)
     if plan is None:
         options.setdefault("backend", device)
-        plan = cached_plan(**plan_options(operation, dtypes, extents, options))
+        has_block_scales = "index_k_scale" in dtypes and is_per_block(reads | writes)
+        plan = cached_plan(**plan_options(operation, dtypes, extents, options, has_block_scales))
     with library.on_device_of(anchor):
         for name in wanted:
             if name not in writes:
@@ -112,7 +114,7 @@ def _split(operation: str, reads: dict, keywords: Mapping[str, Any]) -> tuple[di
 
 def _checked_option(name: str, value):
     """Numbers of other libraries become Python's, so that equal options meet the same plan."""
-    kinds: dict[str, Any] = {"softmax_scale": float, "backend": str}
+    kinds: dict[str, Any] = {"softmax_scale": float, "backend": str, "index_q_rounding": str}
     kind = kinds.get(name, operator.index)
     check_scale(name, value)
     try:

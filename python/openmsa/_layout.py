@@ -40,18 +40,30 @@ def longest_sequence(operation: str, extents: dict[str, Any], options: dict[str,
     return extents.get("total_k", 1)
 
 
-def plan_options(operation: str, dtypes: dict[str, str], extents: dict[str, Any], options: dict[str, Any]) -> dict:
+def is_per_block(arrays: dict[str, Any]) -> bool:
+    """Whether index_k_scale has a number per page, of which kv_blocks have that of their first one. Where a page is a token,
+    that is a scale per token."""
+    cache = arrays.get("index_k_cache")
+    if cache is None or cache.shape[0] == 1 or cache.shape[1] == 1:
+        return False
+    return tuple(arrays["index_k_scale"].shape) == (cache.shape[0],)
+
+
+def plan_options(
+    operation: str, dtypes: dict[str, str], extents: dict[str, Any], options: dict[str, Any], has_block_scales: bool
+) -> dict:
     """Arguments of the Plan that a call without one gets. Capacities that grow from call to call are rounded up, so that
     a decode loop meets the same plan again."""
-    config = {name: options.get(name) for name in (*DEFAULTS, "num_threads", "backend")}
+    config = {name: options.get(name) for name in (*DEFAULTS, "num_threads", "index_q_rounding", "backend")}
     config = {name: value for name, value in config.items() if value is not None}
     if "topk" in extents:
         config.setdefault("topk", extents["topk"])
-    dtype = next((dtypes[name] for name in ("q", "index_q", "k") if name in dtypes), None)
-    if dtype is None:  # topk: scores are fp32 whatever the layer's dtype
+    dtype = next((dtypes[name] for name in ("q", "index_q", "k") if dtypes.get(name, _FP8) != _FP8), None)
+    if dtype is None:  # topk, whose scores are fp32 whatever the layer's dtype; index queries that come in fp8
         dtype = "bfloat16" if config["backend"] == "cuda" else "float32"
     num_heads_kv = extents.get("num_heads_kv", 1)
     head_dim = extents.get("head_dim", extents.get("index_dim", 64))
+    has_fp8_index = _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k"))
     is_exact = options.get("max_seqlen_k") is not None
     max_seqlen_k = max(longest_sequence(operation, extents, options), 1)
     return config | {
@@ -66,7 +78,8 @@ def plan_options(operation: str, dtypes: dict[str, str], extents: dict[str, Any]
         "max_seqlen_k": max_seqlen_k if is_exact else min(1 << (max_seqlen_k - 1).bit_length(), 2**31 - 1),
         "max_total_k": capacity(extents.get("total_k", 1)) if operation in _BOUND_TOTAL_K else 0,
         "kv_dtype": _FP8 if dtypes.get("k_cache") == _FP8 else None,
-        "index_dtype": _FP8 if _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k")) else None,
+        "index_dtype": _FP8 if has_fp8_index else None,
+        "index_scale_per_block": has_fp8_index and has_block_scales,
     }
 
 

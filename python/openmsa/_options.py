@@ -21,12 +21,20 @@ _WORDS: dict[str, tuple[object, str]] = {
     "index_k_cache": (None, "[num_pages, page_size, index_dim], in the place of index_k"),
     "k_scale": (None, "fp32, of an fp8 k_cache: [1], or [num_heads_kv, num_pages * page_size]; None: 1"),
     "v_scale": (None, "fp32, of an fp8 v_cache, likewise"),
-    "index_k_scale": (None, "fp32, of fp8 index keys: [1], [num_pages * page_size] or [total_k]; None: 1"),
+    "index_k_scale": (
+        None,
+        "fp32, of fp8 index keys: [1], per token [num_pages * page_size] or [total_k]; None: 1; "
+        "per kv_block [num_pages], that of its first page",
+    ),
     "block_size": (128, "keys per kv_block"),
     "topk": (16, "kv_blocks kept per query and KV head"),
     "num_init_blocks": (0, "first kv_blocks that are always chosen"),
     "num_local_blocks": (1, "last kv_blocks that are always chosen"),
     "softmax_scale": (None, "None: 1/sqrt(head_dim)"),
+    "index_q_rounding": (
+        "scaled",
+        'how index_q meets fp8 index keys: "scaled", "cast" or "exact", as openmsa.Plan says',
+    ),
     "max_seqlen_k": (None, "the most keys of one sequence; None: what the shapes allow"),
     "num_threads": (0, "CPU backend; 0 is one per core"),
     "backend": (None, 'None: that of the arrays\' device; "cpu", "cuda", or "reference", the equations in float64'),

@@ -28,6 +28,12 @@ class Plan:
     page_size     tokens per cache page, a divisor of block_size; 0: contiguous keys
     kv_dtype, index_dtype
                   None: dtype; "float8_e4m3fn" for fp8 caches and index keys
+    index_q_rounding
+                  how index_q meets fp8 index keys: "scaled", rounded to e4m3 with a scale per row; "cast", rounded to e4m3
+                  as it is, or in e4m3 already; "exact", not rounded
+    index_scale_per_block
+                  True: fp8 index keys in pages have a scale per kv_block, in index_k_scale [num_pages] that of its first
+                  page; False: per token
     num_threads   CPU backend; 0: one per core that affinity, CPU quota and the environment's OPENMSA_NUM_THREADS (or, if
                   that is not set, OMP_NUM_THREADS) leave to the process
 
@@ -68,6 +74,8 @@ class Plan:
         page_size: int = 0,
         kv_dtype: str | None = None,
         index_dtype: str | None = None,
+        index_q_rounding: str = "scaled",
+        index_scale_per_block: bool = False,
         num_threads: int = 0,
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -180,6 +188,7 @@ def _set(config, name: str, value) -> None:
             raise
         kind = "a number" if name == "softmax_scale" else "a whole number of 32 bits"
         kind = "a name" if hasattr(config, f"set_{name}") else kind
+        kind = "True or False" if name == "index_scale_per_block" else kind
         raise TypeError(f"{name}: expected {kind}, got {value!r}") from None
 
 

@@ -40,6 +40,13 @@ openmsa_backend backend_from_name(const std::string& name) {
   throw nb::value_error(("backend: expected cpu, cuda, reference or reference_float32, got " + name).c_str());
 }
 
+openmsa_index_q_rounding rounding_from_name(const std::string& name) {
+  if (name == "scaled") return OPENMSA_INDEX_Q_SCALED;
+  if (name == "cast") return OPENMSA_INDEX_Q_CAST;
+  if (name == "exact") return OPENMSA_INDEX_Q_EXACT;
+  throw nb::value_error(("index_q_rounding: expected scaled, cast or exact, got " + name).c_str());
+}
+
 class Plan {
  public:
   explicit Plan(const openmsa_config& config) { check(openmsa_plan_create(&config, &plan_)); }
@@ -129,6 +136,10 @@ void bind_config(nb::module_& m) {
       .def("set_dtype", dtype("dtype", &openmsa_config::dtype))
       .def("set_kv_dtype", dtype("kv_dtype", &openmsa_config::kv_dtype))
       .def("set_index_dtype", dtype("index_dtype", &openmsa_config::index_dtype))
+      .def("set_index_q_rounding",
+           [](openmsa_config& config, const std::string& name) { config.index_q_rounding = rounding_from_name(name); })
+      .def("set_index_scale_per_block",
+           [](openmsa_config& config, bool value) { config.index_scale_per_block = value ? 1 : 0; })
       .def_rw("num_heads_q", &openmsa_config::num_heads_q)
       .def_rw("num_heads_kv", &openmsa_config::num_heads_kv)
       .def_rw("head_dim", &openmsa_config::head_dim)

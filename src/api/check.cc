@@ -58,6 +58,13 @@ void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tenso
     case Kind::kData:
       expect(plan.config.dtype);
       break;
+    case Kind::kIndexQ: {
+      const bool is_cast = plan.config.index_q_rounding == OPENMSA_INDEX_Q_CAST;
+      if (tensor.dtype != plan.config.dtype && !(is_cast && tensor.dtype == OPENMSA_FLOAT8_E4M3)) {
+        refuse(std::string(dtype_name(plan.config.dtype)) + (is_cast ? " or e4m3" : ""));
+      }
+      break;
+    }
     case Kind::kKvCache:
       expect(plan.config.kv_dtype);
       break;
@@ -203,7 +210,8 @@ const Field& scaled_keys(const core::Plan& plan, const Field& scale) {
   return fields()[id_of(keys)];
 }
 
-/// A scale comes with its keys and has one number, or one per token of them.
+/// A scale comes with its keys and has one number, or one per token of them; that of index keys one per page of them
+/// where a kv_block has one.
 void check_scale(const core::Plan& plan, const Operation& operation, const openmsa_tensors& tensors,
                  const Field& field) {
   const Field& keys_field = scaled_keys(plan, field);
@@ -211,10 +219,13 @@ void check_scale(const core::Plan& plan, const Operation& operation, const openm
   require(present(keys), keys_field.name, ": required by ", operation.name, " with ", field.name, ", got none");
   if (is_one_scale(scale)) return;
   const int last = field.rank - 1;
-  const std::int64_t tokens = keys.shape[0] * (plan.is_paged() ? plan.config.page_size : 1);
-  require(scale.shape[last] == tokens, field.name, ": expected [1] or shape[", last,
-          "] = ", plan.is_paged() ? "num_pages * page_size of " : "total_k of ", keys_field.name, " = ", tokens,
-          ", got ", scale.shape[last]);
+  const bool is_per_block = plan.has_block_scales() && field.member == &openmsa_tensors::index_k_scale;
+  const std::int64_t count = keys.shape[0] * (plan.is_paged() && !is_per_block ? plan.config.page_size : 1);
+  const char* const what = is_per_block      ? "num_pages of "
+                           : plan.is_paged() ? "num_pages * page_size of "
+                                             : "total_k of ";
+  require(scale.shape[last] == count, field.name, ": expected [1] or shape[", last, "] = ", what, keys_field.name,
+          " = ", count, ", got ", scale.shape[last]);
 }
 
 /// A scale of all keys is read, also where those of tokens are written.

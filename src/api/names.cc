@@ -39,6 +39,7 @@ openmsa_dtype dtype_of(Kind kind, const openmsa_config& config) {
     case Kind::kIndexK:
       return config.page_size != 0 ? config.dtype : dtype_of(Kind::kIndexKCache, config);
     case Kind::kData:
+    case Kind::kIndexQ:
     case Kind::kResult:
       break;
   }

@@ -25,7 +25,7 @@ constexpr Field kFields[] = {
     {"q",             &T::q,             kData,        3, {kTotalQ, kHeadsQ, kHeadDim}},
     {"k",             &T::k,             kData,        3, {kTotalK, kHeadsKv, kHeadDim}},
     {"v",             &T::v,             kData,        3, {kTotalK, kHeadsKv, kHeadDim}},
-    {"index_q",       &T::index_q,       kData,        3, {kTotalQ, kHeadsKv, kIndexDim}},
+    {"index_q",       &T::index_q,       kIndexQ,      3, {kTotalQ, kHeadsKv, kIndexDim}},
     {"index_k",       &T::index_k,       kIndexK,      2, {kTotalK, kIndexDim}},
     {"k_cache",       &T::k_cache,       kKvCache,     4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},
     {"v_cache",       &T::v_cache,       kKvCache,     4, {kNumPages, kPageSize, kHeadsKv, kHeadDim}},

@@ -10,7 +10,8 @@
 namespace openmsa::api {
 
 /// Extents that tensors of a call share. Those above kFree come from the plan; the others from the first tensor seen,
-/// but kNumPages, of which each cache has its own, and kKeyTokens, which follows from the keys that a scale belongs to.
+/// but kNumPages, of which each cache has its own, and kKeyTokens, which follows from the keys that a scale belongs to:
+/// the number of their tokens or, of index keys with a scale per kv_block, of their pages.
 enum class Dim {
   kTotalQ,
   kTotalK,
@@ -36,6 +37,7 @@ const char* dim_name(Dim dim);
 enum class Kind {
   kInt32,
   kData,         // the plan's dtype, channels last
+  kIndexQ,       // the plan's dtype or, where it is cast to e4m3, that; channels last
   kKvCache,      // kv_dtype, channels last
   kIndexK,       // index_dtype, channels last; of a plan with pages they are new keys, in the plan's dtype
   kIndexKCache,  // index_dtype, channels last

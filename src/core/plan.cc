@@ -46,6 +46,26 @@ void check_key_dtypes(const openmsa_config& config) {
   }
 }
 
+const char* name_of(openmsa_index_q_rounding rounding) {
+  constexpr const char* kNames[] = {"OPENMSA_INDEX_Q_SCALED", "OPENMSA_INDEX_Q_CAST", "OPENMSA_INDEX_Q_EXACT"};
+  return kNames[rounding];
+}
+
+void check_fp8_index(const openmsa_config& config) {
+  const bool has_fp8_index = config.index_dtype == OPENMSA_FLOAT8_E4M3;
+  require(config.index_q_rounding >= OPENMSA_INDEX_Q_SCALED && config.index_q_rounding <= OPENMSA_INDEX_Q_EXACT,
+          "index_q_rounding: expected OPENMSA_INDEX_Q_SCALED, _CAST or _EXACT, got ", config.index_q_rounding);
+  require(has_fp8_index || config.index_q_rounding == 0,
+          "index_q_rounding: expected OPENMSA_INDEX_Q_SCALED without index keys in e4m3, got ",
+          name_of(config.index_q_rounding));
+  check_range("index_scale_per_block", config.index_scale_per_block, 0, 1);
+  require(has_fp8_index || config.index_scale_per_block == 0,
+          "index_scale_per_block: expected 0 without index keys in e4m3, got 1");
+  if (config.index_scale_per_block != 0 && config.page_size == 0) {
+    fail(OPENMSA_UNSUPPORTED, "index_scale_per_block: expected 0 for contiguous keys, got 1");
+  }
+}
+
 void check_heads(const openmsa_config& config) {
   check_range("num_heads_kv", config.num_heads_kv, 1, 1 << 16);
   check_range("num_heads_q", config.num_heads_q, 1, 1 << 16);
@@ -93,6 +113,7 @@ Plan make_plan(const openmsa_config& config, int default_threads) {
   check_heads(config);
   check_selection(config);
   check_key_dtypes(config);
+  check_fp8_index(config);
   check_capacities(config);
 
   Plan plan{};

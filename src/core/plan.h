@@ -29,6 +29,7 @@ struct Plan {
   bool is_paged() const { return config.page_size > 0; }
   bool has_fp8_kv() const { return config.kv_dtype == OPENMSA_FLOAT8_E4M3; }
   bool has_fp8_index() const { return config.index_dtype == OPENMSA_FLOAT8_E4M3; }
+  bool has_block_scales() const { return config.index_scale_per_block != 0; }
 };
 
 /// `default_threads` stands in for num_threads = 0. Throws Failure: INVALID_ARGUMENT or UNSUPPORTED.

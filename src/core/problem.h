@@ -64,18 +64,23 @@ struct KeyRows {
   std::int64_t page_bytes;
   std::int64_t page_size;  // 0: contiguous
   Sequence sequence;
-  float* scales;               // of the token at `data`; nullptr: every scale is 1
-  std::int64_t scales_stride;  // from a token to the next, across pages too; 0: one scale for all
+  float* scales;                  // of the token at `data`; nullptr: every scale is 1
+  std::int64_t scales_stride;     // from a scale to the next, across pages too; 0: one for all
+  std::int64_t scaled_pages = 0;  // pages of a kv_block, whose scale is that of the first; 0: a scale per token
 
   std::byte* token(std::int64_t j) const {
     if (page_size == 0) return data + j * token_bytes;
     return data + sequence.page(j / page_size) * page_bytes + j % page_size * token_bytes;
   }
+  /// Whether each kv_block has a scale of its own.
+  bool has_block_scales() const { return scaled_pages != 0 && scales_stride != 0; }
   /// The scale of token j; only where there are scales.
   float& scale(std::int64_t j) const {
     if (scales_stride == 0) return *scales;  // needs no page number
-    const std::int64_t place = page_size == 0 ? j : sequence.page(j / page_size) * page_size + j % page_size;
-    return scales[place * scales_stride];
+    if (page_size == 0) return scales[j * scales_stride];
+    const std::int64_t logical = j / page_size;
+    if (scaled_pages != 0) return scales[sequence.page(logical / scaled_pages * scaled_pages) * scales_stride];
+    return scales[(sequence.page(logical) * page_size + j % page_size) * scales_stride];
   }
   /// Number of tokens from j on, at most `count`, that lie token_bytes apart.
   std::int64_t run(std::int64_t j, std::int64_t count) const {
@@ -111,7 +116,10 @@ struct Problem {
     return key_rows(plan.is_paged() ? tensors.v_cache : tensors.v, tensors.v_scale, sequence, head);
   }
   KeyRows index_k(const Sequence& sequence) const {
-    return key_rows(plan.is_paged() ? tensors.index_k_cache : tensors.index_k, tensors.index_k_scale, sequence, 0);
+    const openmsa_tensor& keys = plan.is_paged() ? tensors.index_k_cache : tensors.index_k;
+    KeyRows result = key_rows(keys, tensors.index_k_scale, sequence, 0);
+    if (plan.has_block_scales()) result.scaled_pages = plan.config.block_size / plan.config.page_size;
+    return result;
   }
 
  private:

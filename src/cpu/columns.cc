@@ -11,8 +11,16 @@ namespace openmsa::cpu {
 using core::address;
 
 namespace {
+
 constexpr std::int64_t kMaxDim = 256;
+
+/// to[i] = e4m3(from[i]); returns 1, the scale.
+float cast_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
+  tile_ops().narrow(OPENMSA_FLOAT8_E4M3, from, reinterpret_cast<std::byte*>(to), count);
+  return 1;
 }
+
+}  // namespace
 
 void load_rows(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, std::int64_t dim,
                float scale, float* rows) {
@@ -59,12 +67,13 @@ void QueryTile::load_pairs(const openmsa_tensor& tensor, const core::Sequence& s
   tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
 }
 
-void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which) {
+void QueryTile::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& which,
+                         bool is_scaled) {
   core::Float8E4M3 rounded[kMaxDim];
   load_rows(index_q, sequence, which, dim, 1, rows);
   for (std::int64_t column = 0; column < which.size(); ++column) {
     float* row = rows + column * rows_ld;
-    const float scale = round_row(row, dim, rounded);
+    const float scale = is_scaled ? round_row(row, dim, rounded) : cast_row(row, dim, rounded);
     tile_ops().widen(OPENMSA_FLOAT8_E4M3, reinterpret_cast<const std::byte*>(rounded), row, dim, scale);
   }
   tile_ops().transpose(rows, rows_ld, which.padded(), dim, columns, columns_ld);
@@ -76,10 +85,11 @@ void QueryTile::load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequen
   load_rows(index_q, sequence, which, dim, 1, rows);
   for (std::int64_t column = 0; column < which.size(); ++column) {
     float* const row = rows + column * rows_ld;
-    scales[column] = round_row(row, dim, rounded);
+    const float scale = scales != nullptr ? round_row(row, dim, rounded) : cast_row(row, dim, rounded);
+    if (scales != nullptr) scales[column] = scale;
     pair_ops()->widen_e4m3(rounded, reinterpret_cast<core::BFloat16*>(row), dim);
   }
-  std::fill(scales + which.size(), scales + which.padded(), 1.0f);
+  if (scales != nullptr) std::fill(scales + which.size(), scales + which.padded(), 1.0f);
   tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
 }
 
@@ -132,11 +142,14 @@ float widen_row(const std::byte* from, std::int64_t count, float scale, core::BF
   return 1;
 }
 
-float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
+float largest(const float* from, std::int64_t count) {
   float amax = 0;
-  for (std::int64_t c = 0; c < count; ++c)
-    amax = std::fabs(from[c]) > amax ? std::fabs(from[c]) : amax;  // NaN: ignored
-  const core::RowScale scale = core::row_scale(amax);
+  for (std::int64_t c = 0; c < count; ++c) amax = std::fabs(from[c]) > amax ? std::fabs(from[c]) : amax;
+  return amax;
+}
+
+float round_row(const float* from, std::int64_t count, core::Float8E4M3* to) {
+  const core::RowScale scale = core::row_scale(largest(from, count));
   for (std::int64_t c = 0; c < count; ++c) to[c] = core::to_float8_e4m3(from[c] * scale.to_fp8);
   return scale.from_fp8;
 }

@@ -39,9 +39,9 @@ struct QueryTile {
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
   /// Rows that are bf16 as they are, fp32 ones rounded: a float of `rows` and `columns` holds two channels.
   void load_pairs(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns);
-  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
-  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
-  /// The same as bf16 and without the scales, which go to scales[column].
+  /// Rows of index_q, rounded to e4m3: each with a scale of its own, or as they are.
+  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns, bool is_scaled);
+  /// The same as bf16 and without the scales, which go to scales[column]; nullptr: rows are rounded as they are.
   void load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
                       float* scales);
 
@@ -82,6 +82,9 @@ struct KeyTile {
 
 /// A row of e4m3 as bf16, and what is left of its scale to multiply with: all, unless it is Inf or NaN.
 float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to);
+
+/// max |from[i]|, NaN ignored.
+float largest(const float* from, std::int64_t count);
 
 /// to[i] = e4m3(from[i] * (448 / amax)), amax = max |from[i]|; returns amax / 448.
 float round_row(const float* from, std::int64_t count, core::Float8E4M3* to);

@@ -28,8 +28,9 @@ IndexTile::IndexTile(Arena& arena, const Plan& plan)
 void IndexTile::load(const Problem& problem, const Sequence& sequence, std::int64_t first, std::int64_t count) {
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
   columns = {queries_, count, 0, problem.plan.config.num_heads_kv};
-  if (problem.plan.has_fp8_index()) {
-    q_.load_fp8(problem.tensors.index_q, sequence, columns);
+  const openmsa_index_q_rounding rounding = problem.plan.config.index_q_rounding;
+  if (problem.plan.has_fp8_index() && rounding != OPENMSA_INDEX_Q_EXACT) {
+    q_.load_fp8(problem.tensors.index_q, sequence, columns, rounding == OPENMSA_INDEX_Q_SCALED);
   } else {
     q_.load(problem.tensors.index_q, sequence, columns, 1);
   }
@@ -39,7 +40,12 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const Plan& plan = problem.plan;
   const std::int64_t begin = block * plan.config.block_size, keys = keys_in_block(plan, sequence, block);
   const std::int64_t n = columns.padded();
-  const core::KeyRows rows = problem.index_k(sequence);
+  core::KeyRows rows = problem.index_k(sequence);
+  float scale = static_cast<float>(plan.index_scale);
+  if (rows.has_block_scales()) {  // one factor of the maximum
+    scale *= rows.scale(begin);
+    rows.scales = nullptr;
+  }
   const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
   product_.load_keys({rows, begin, keys});
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
@@ -54,8 +60,7 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
   if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(needs_scores);
-  const float scale = static_cast<float>(plan.index_scale);
-  for (std::int64_t c = 0; c < n; ++c) top[c] *= scale;
+  for (std::int64_t c = 0; c < n; ++c) top[c] = limit_[c] > 0 ? top[c] * scale : -kInfinity;
 }
 
 /// A maximum of -inf may have ignored NaN: a column in which every visible score is NaN scores NaN.

@@ -42,13 +42,14 @@ void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequ
   }
 }
 
-void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns) {
+void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
+                            bool is_scaled) {
   columns_ = columns.padded();
   if (in_pairs_) {
-    tile_.load_fp8_pairs(index_q, sequence, columns, column_scales_);
-    has_column_scales_ = true;
+    tile_.load_fp8_pairs(index_q, sequence, columns, is_scaled ? column_scales_ : nullptr);
+    has_column_scales_ = is_scaled;
   } else {
-    tile_.load_fp8(index_q, sequence, columns);
+    tile_.load_fp8(index_q, sequence, columns, is_scaled);
   }
 }
 

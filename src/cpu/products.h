@@ -57,13 +57,15 @@ class FetchList {
 /// Whether operands of these types are multiplied in pairs: bf16 as it is, and e4m3, which bf16 holds without rounding; dim
 /// is that of a row.
 bool multiplies_in_pairs(openmsa_dtype query_dtype, openmsa_dtype key_dtype, std::int64_t dim);
-/// The same for the rows of the main branch, and of the index branch, whose queries are rounded to e4m3 beside such keys.
+/// The same for the rows of the main branch, and of the index branch, whose queries may be rounded to e4m3 beside such
+/// keys.
 inline bool multiplies_in_pairs(const core::Plan& plan) {
   return multiplies_in_pairs(plan.config.dtype, plan.config.kv_dtype, plan.config.head_dim);
 }
 inline bool multiplies_index_in_pairs(const core::Plan& plan) {
   const openmsa_dtype keys = plan.config.index_dtype;
-  return multiplies_in_pairs(plan.has_fp8_index() ? keys : plan.config.dtype, keys, plan.config.index_dim);
+  const bool is_rounded = plan.has_fp8_index() && plan.config.index_q_rounding != OPENMSA_INDEX_Q_EXACT;
+  return multiplies_in_pairs(is_rounded ? keys : plan.config.dtype, keys, plan.config.index_dim);
 }
 
 /// Of products with them, beside those in fp32.
@@ -75,8 +77,8 @@ class ScoreQueries {
   ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t max_columns, bool in_pairs);
 
   void load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns, float scale);
-  /// Rows of index_q, each rounded to e4m3 with a scale of its own.
-  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns);
+  /// Rows of index_q, rounded to e4m3: each with a scale of its own, or as they are.
+  void load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns, bool is_scaled);
 
   /// Of the rows as they are loaded: 1 where they are scaled already.
   float scale() const { return scale_; }

@@ -11,7 +11,7 @@ namespace {
 
 /// index_q[t,r] = e4m3(index_q * (448 / amax)) * (amax / 448), amax = max |index_q[t,r,:]|; rounded as fp32.
 template <class C>
-void round_to_fp8(Array<C>& index_q) {
+void round_with_scales(Array<C>& index_q) {
   for (std::int64_t t = 0; t < index_q.size(0); ++t) {
     for (std::int64_t r = 0; r < index_q.size(1); ++r) {
       float amax = 0;
@@ -27,13 +27,32 @@ void round_to_fp8(Array<C>& index_q) {
   }
 }
 
+/// index_q[t,r] = e4m3(index_q), rounded as fp32.
+template <class C>
+void cast(Array<C>& index_q) {
+  for (std::int64_t t = 0; t < index_q.size(0); ++t) {
+    for (std::int64_t r = 0; r < index_q.size(1); ++r) {
+      for (std::int64_t c = 0; c < index_q.size(2); ++c) {
+        index_q(t, r, c) = C(core::to_float(core::to_float8_e4m3(static_cast<float>(index_q(t, r, c)))));
+      }
+    }
+  }
+}
+
+/// As it meets keys in e4m3; see openmsa_index_q_rounding.
+template <class C>
+void round_to_fp8(Array<C>& index_q, openmsa_index_q_rounding rounding) {
+  if (rounding == OPENMSA_INDEX_Q_SCALED) round_with_scales(index_q);
+  if (rounding == OPENMSA_INDEX_Q_CAST) cast(index_q);
+}
+
 }  // namespace
 
 template <class C>
 Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequence) {
   const openmsa_config& config = problem.plan.config;
   auto index_q = load_rows<C>(problem.tensors.index_q, sequence.q_begin, sequence.seqlen_q);
-  if (problem.plan.has_fp8_index()) round_to_fp8(index_q);
+  if (problem.plan.has_fp8_index()) round_to_fp8(index_q, config.index_q_rounding);
   const auto index_k = load_index_k<C>(problem, sequence);
   const std::int64_t num_blocks = core::ceil_div(sequence.seqlen_k, config.block_size);
   Array<C> m(config.num_heads_kv, sequence.seqlen_q, num_blocks, -kInfinity<C>);

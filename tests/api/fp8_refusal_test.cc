@@ -214,6 +214,47 @@ TEST(Fp8Calls, SucceedUnspoiled) {
   }
 }
 
+/// Of queries in e4m3, and of their own dtype, under each rule.
+TEST(Fp8Calls, AlonePlansThatCastTakeQueriesInFp8) {
+  for (const auto rounding : {OPENMSA_INDEX_Q_SCALED, OPENMSA_INDEX_Q_CAST, OPENMSA_INDEX_Q_EXACT}) {
+    Layer layer = make_layer({.index_dtype = OPENMSA_FLOAT8_E4M3, .index_q_rounding = rounding});
+    TensorMap outputs = poisoned_outputs(layer, OPENMSA_OP_BLOCK_SCORES);
+    const Plan plan(layer.config);
+    const auto refusal_of = [&](openmsa_dtype dtype) -> std::string {
+      layer.tensors["index_q"] = layer.tensors.at("index_q").as(dtype);
+      const Tensors tensors = gather(layer, OPENMSA_OP_BLOCK_SCORES, outputs);
+      const openmsa_status status = openmsa_check(plan.get(), OPENMSA_OP_BLOCK_SCORES, &tensors);
+      EXPECT_TRUE(status == OPENMSA_SUCCESS || status == OPENMSA_INVALID_ARGUMENT);
+      return status == OPENMSA_SUCCESS ? "" : openmsa_last_error();
+    };
+    const bool is_cast = rounding == OPENMSA_INDEX_Q_CAST;
+    EXPECT_EQ(refusal_of(OPENMSA_FLOAT32), "");
+    EXPECT_EQ(refusal_of(OPENMSA_FLOAT8_E4M3), is_cast ? "" : "index_q: expected dtype fp32, got e4m3");
+    EXPECT_EQ(refusal_of(OPENMSA_BFLOAT16),
+              is_cast ? "index_q: expected dtype fp32 or e4m3, got bf16" : "index_q: expected dtype fp32, got bf16");
+  }
+}
+
+TEST(Fp8Calls, AScalePerBlockIsOneNumberPerPage) {
+  Layer layer = make_layer({.page_size = 16, .index_dtype = OPENMSA_FLOAT8_E4M3, .scales = Scales::kPerBlock});
+  const std::int64_t num_pages = layer.tensors.at("index_k_cache").shape()[0];
+  const Plan plan(layer.config);
+  for (const openmsa_op op : {OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_APPEND_KV}) {
+    for (const std::int64_t count : {std::int64_t{1}, num_pages, 16 * num_pages}) {
+      layer.tensors["index_k_scale"] = Buffer(OPENMSA_FLOAT32, {count});
+      layer.tensors.at("index_k_scale").fill(1);
+      TensorMap outputs = poisoned_outputs(layer, op);
+      outputs.erase("index_k_scale");
+      const Tensors tensors = gather(layer, op, outputs);
+      const openmsa_status status = openmsa_check(plan.get(), op, &tensors);
+      EXPECT_EQ(status, count <= num_pages ? OPENMSA_SUCCESS : OPENMSA_INVALID_ARGUMENT);
+      if (count <= num_pages) continue;
+      EXPECT_EQ(openmsa_last_error(), "index_k_scale: expected [1] or shape[0] = num_pages of index_k_cache = " +
+                                          std::to_string(num_pages) + ", got " + std::to_string(count));
+    }
+  }
+}
+
 /// K and V may share what is only read: one scale for both.
 TEST(Fp8Calls, OneScaleMayServeKeysAndValues) {
   Layer layer = make_layer({.page_size = 16, .kv_dtype = OPENMSA_FLOAT8_E4M3, .scales = Scales::kOne});

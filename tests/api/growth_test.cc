@@ -52,6 +52,19 @@ TEST(Growth, AnOlderConfigDoesNotBoundItsKeys) {
   expect_same_bits(outputs, run(layer, OPENMSA_OP_KL_LOSS));
 }
 
+TEST(Growth, AnOlderConfigRoundsQueriesWithAScale) {
+  // A header that ended before index_q_rounding.
+  const Layer layer = make_layer({.page_size = 16, .index_dtype = OPENMSA_FLOAT8_E4M3, .scales = Scales::kPerToken});
+  Config older = layer.config;
+  older.struct_size = offsetof(openmsa_config, index_q_rounding);
+  older.index_q_rounding = OPENMSA_INDEX_Q_CAST;
+  older.index_scale_per_block = 1;
+  TensorMap outputs = poisoned_outputs(layer, OPENMSA_OP_BLOCK_SCORES);
+  Workspace workspace;
+  Plan(older).run(OPENMSA_OP_BLOCK_SCORES, gather(layer, OPENMSA_OP_BLOCK_SCORES, outputs), workspace);
+  expect_same_bits(outputs, run(layer, OPENMSA_OP_BLOCK_SCORES));
+}
+
 TEST(Growth, AnOlderTensorsHasItsLastMembersAbsent) {
   // A header that ended before the gradients.
   const Layer layer = make_layer({});

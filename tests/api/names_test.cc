@@ -106,6 +106,7 @@ TEST(Names, DtypesFollowFromTheConfiguration) {
   const Config config = paged_fp8_config();
   EXPECT_EQ(openmsa_tensor_dtype(&config, "q"), OPENMSA_BFLOAT16);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "o"), OPENMSA_BFLOAT16);
+  EXPECT_EQ(openmsa_tensor_dtype(&config, "index_q"), OPENMSA_BFLOAT16);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "index_k"), OPENMSA_BFLOAT16) << "new keys, on their way into the cache";
   EXPECT_EQ(openmsa_tensor_dtype(&config, "k_cache"), OPENMSA_FLOAT8_E4M3);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "index_k_cache"), OPENMSA_FLOAT8_E4M3);

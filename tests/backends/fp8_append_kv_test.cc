@@ -34,12 +34,13 @@ class Fp8AppendKv : public OnAnyBackend, public testing::WithParamInterface<std:
   }
 };
 std::string kind_name(const testing::TestParamInfo<std::tuple<Backend, Scales>>& info) {
-  constexpr const char* kNames[] = {"_no_scale", "_one_scale", "_scale_per_token"};
+  constexpr const char* kNames[] = {"_no_scale", "_one_scale", "_scale_per_token", "_scale_per_block"};
   return backend_name(std::get<Backend>(info.param)) + kNames[static_cast<int>(std::get<Scales>(info.param))];
 }
 INSTANTIATE_TEST_SUITE_P(Kinds, Fp8AppendKv,
                          testing::Combine(testing::ValuesIn(judged_backends()),
-                                          testing::Values(Scales::kNone, Scales::kOne, Scales::kPerToken)),
+                                          testing::Values(Scales::kNone, Scales::kOne, Scales::kPerToken,
+                                                          Scales::kPerBlock)),
                          kind_name);
 
 TEST_P(Fp8AppendKv, EveryShapeMatchesTheJudge) {
@@ -87,7 +88,7 @@ TEST_P(Fp8AppendKv, CachesAndScalesOfAnyStrides) {
   before["k_cache"] = restrided(before["k_cache"], {3 * 32 * 64, 64, 32 * 64, 1});  // head-major
   before["v_cache"] = restrided(before["v_cache"], {8000, 240, 80, 1});
   before["index_k_cache"] = restrided(before["index_k_cache"], {3200, 96, 1});
-  if (scales() == Scales::kPerToken) {
+  if (scales() >= Scales::kPerToken) {
     before["k_scale"] = restrided(before["k_scale"], {1, 5});  // tokens before heads
     before["v_scale"] = restrided(before["v_scale"], {3 * before["v_scale"].shape()[1], 2});
     before["index_k_scale"] = restrided(before["index_k_scale"], {7});

@@ -111,6 +111,27 @@ INSTANTIATE_TEST_SUITE_P(
                 OPENMSA_INVALID_ARGUMENT},
         Refusal{"index_dtype", "unknown", [](Config& c) { c.index_dtype = static_cast<openmsa_dtype>(7); },
                 OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_q_rounding", "without_fp8", [](Config& c) { c.index_q_rounding = OPENMSA_INDEX_Q_EXACT; },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_q_rounding", "unknown",
+                [](Config& c) {
+                  c.index_dtype = OPENMSA_FLOAT8_E4M3;
+                  c.index_q_rounding = static_cast<openmsa_index_q_rounding>(3);
+                },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_scale_per_block", "2", [](Config& c) { c.index_scale_per_block = 2; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_scale_per_block", "without_fp8",
+                [](Config& c) {
+                  c.page_size = 16;
+                  c.index_scale_per_block = 1;
+                },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"index_scale_per_block", "without_pages",
+                [](Config& c) {
+                  c.index_dtype = OPENMSA_FLOAT8_E4M3;
+                  c.index_scale_per_block = 1;
+                },
+                OPENMSA_UNSUPPORTED},
         Refusal{"struct_size", "0", [](Config& c) { c.struct_size = 0; }, OPENMSA_INVALID_ARGUMENT}),
     [](const auto& info) { return info.param.field + "_" + info.param.value; });
 

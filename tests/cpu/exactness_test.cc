@@ -103,6 +103,11 @@ TEST(ExactnessOfBatches, ASequenceDoesNotSeeItsNeighbours) {
     shape.scales = scales;
     expect_sequences_alone(shape);
   }
+  for (const auto rounding : {OPENMSA_INDEX_Q_CAST, OPENMSA_INDEX_Q_EXACT}) {
+    shape.index_q_rounding = rounding;
+    expect_sequences_alone(shape);
+    expect_sequences_alone(in_bf16(shape));
+  }
 }
 
 TEST(ExactnessOfChunks, PrefillInPiecesEqualsPrefillAtOnce) {

@@ -45,6 +45,11 @@ class CallMaker {
     c.kv_dtype = c.page_size > 0 || rarely() ? key_dtype() : openmsa_dtype{};
     c.index_dtype = key_dtype();
     c.max_total_k = rarely() ? rarely_any(0, 40) : 0;
+    const bool is_fp8 = c.index_dtype == OPENMSA_FLOAT8_E4M3;
+    const std::int32_t rounding = is_fp8 ? source_.ConsumeIntegralInRange(0, 2) : 0;
+    c.index_q_rounding = static_cast<openmsa_index_q_rounding>(rarely_any(rounding, rounding));
+    const std::int32_t per_block = is_fp8 && c.page_size > 0 && source_.ConsumeBool() ? 1 : 0;
+    c.index_scale_per_block = rarely_any(per_block, per_block);
     return c;
   }
 
@@ -76,14 +81,17 @@ class CallMaker {
     t.q = maybe(attends || backward || kl || recall, c.dtype, {total_q, hq, d});
     t.k = maybe(has_keys && (!paged || appends), c.dtype, {appends ? total_q : total_k, h, d});
     t.v = maybe((attends && !paged) || backward || appends, c.dtype, {appends ? total_q : total_k, h, d});
-    t.index_q = maybe(indexed, c.dtype, {total_q, h, di});
+    const bool is_cast = c.index_q_rounding == OPENMSA_INDEX_Q_CAST && source_.ConsumeBool();
+    t.index_q = maybe(indexed, is_cast ? OPENMSA_FLOAT8_E4M3 : c.dtype, {total_q, h, di});
     t.index_k = maybe((indexed && !paged) || appends, paged ? c.dtype : index_dtype, {appends ? total_q : total_k, di});
     t.k_cache = maybe(paged && (attends || appends), kv_dtype, {pages, page, h, d});
     t.v_cache = maybe(paged && (attends || appends), kv_dtype, {pages, page, h, d});
     t.index_k_cache = maybe(paged && (indexed || appends), index_dtype, {pages, page, di});
     t.k_scale = scale(is_fp8 && paged && (attends || appends), {h, slots});
     t.v_scale = scale(is_fp8 && paged && (attends || appends), {h, slots});
-    t.index_k_scale = scale(is_index_fp8 && (indexed || appends), {paged ? slots : total_k});
+    t.index_k_scale = scale(is_index_fp8 && (indexed || appends), {c.index_scale_per_block != 0 ? pages
+                                                                   : paged                      ? slots
+                                                                                                : total_k});
     t.block_scores = maybe(topk || op == OPENMSA_OP_BLOCK_SCORES, OPENMSA_FLOAT32, {h, total_q, rarely_any(1, 16)});
     t.topk_indices = maybe(chosen, OPENMSA_INT32, {h, total_q, c.topk});
     t.o = maybe(attends || backward, c.dtype, {total_q, hq, d});

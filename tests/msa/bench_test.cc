@@ -101,6 +101,18 @@ TEST_F(Bench, DecodeReadsCachesInFp8) {
   expect_refusal(msa({"bench", "decode", "--index-dtype", "int8"}), "--index-dtype");
 }
 
+TEST_F(Bench, DecodeRoundsIndexQueriesAsItIsTold) {
+  EXPECT_EQ(decode_row({"--index-dtype", "e4m3"})["index"]["bytes"], 4096 * 64);
+  EXPECT_EQ(io::read_json(json_)["geometry"]["index_q_rounding"], "scaled");
+  for (const char* rounding : {"cast", "exact"}) {
+    decode_row({"--index-dtype", "e4m3", "--index-q-rounding", rounding});  // which checks its results
+    EXPECT_EQ(io::read_json(json_)["geometry"]["index_q_rounding"], rounding);
+  }
+  expect_refusal(msa({"bench", "decode", "--index-q-rounding", "cast"}),
+                 "--index-q-rounding cast: expected --index-dtype e4m3, got none");
+  expect_refusal(msa({"bench", "decode", "--index-q-rounding", "none"}), "--index-q-rounding");
+}
+
 TEST_F(Bench, DecodeOfMixedLengthsReadsLess) {
   const auto keys = [&](const char* lengths) {
     const std::vector<std::string> options = {"--batch", "8", "--queries", "2", "--lengths", lengths};

@@ -38,7 +38,7 @@ Buffer times(double factor, Buffer buffer) {
 /// Pitfall 15: scales that are ignored, or taken for 1.
 /// A power of two goes through every product unrounded: what scales twice as large must do is known to the last bit.
 TEST_P(Fp8Pitfalls, ScalesTwiceAsLargeAre) {
-  for (const Scales scales : {Scales::kOne, Scales::kPerToken}) {
+  for (const Scales scales : {Scales::kOne, Scales::kPerToken, Scales::kPerBlock}) {
     Layer before = layer(fp8_shape(scales));
     before.add(judged(before, OPENMSA_OP_SELECT_BLOCKS));
     const auto doubled = [&](const char* name) {
@@ -63,7 +63,8 @@ TEST_P(Fp8Pitfalls, ScalesTwiceAsLargeAre) {
 /// Pitfall 10, fp8.
 TEST_P(Fp8Pitfalls, GarbageInTailsOtherPagesAndTheirScalesIsNotUsed) {
   // make_layer fills all of these with the NaN 0xff.
-  for (const Layer& clean : {layer(fp8_shape(Scales::kPerToken)), batch({1, 8, 16})}) {
+  for (const Layer& clean :
+       {layer(fp8_shape(Scales::kPerToken)), layer(fp8_shape(Scales::kPerBlock)), batch({1, 8, 16})}) {
     const TensorMap expected = run(clean, OPENMSA_OP_MSA_ATTENTION);
     EXPECT_TRUE(is_finite(expected.at("o")));
     for (const std::byte code : {std::byte{0x7f}, std::byte{0x7e}, std::byte{0xfe}, std::byte{0}}) {

@@ -146,6 +146,19 @@ def test_fp8_index_keys_are_judged_as_rounded(scale):
             _judge.judge_selection(problem, 0, ours.Calls(problem.with_fp8_index(scale)).select(0))
 
 
+@pytest.mark.parametrize("rounding", ["cast", "exact"])
+def test_index_queries_are_judged_by_their_rule(rounding):
+    pytest.importorskip("ml_dtypes")
+    problem = Problem(LAYER, [(100, 100)]).with_fp8_index("token")
+    told = problem.with_index_q_rounding(rounding)
+    _judge.judge_layer(told, 0, ours.Calls(told).layer(0))
+    with pytest.raises(Wrong, match="a better kv_block was left out"):  # by the other rule
+        for seed in range(1, 60):
+            problem = Problem(LAYER, [(100, 100)], seed=seed).with_fp8_index("token")
+            result = ours.Calls(problem.with_index_q_rounding(rounding)).select(0)
+            _judge.judge_selection(problem, 0, result)
+
+
 def test_rows_are_rounded_to_fp8_as_the_library_does():
     """x * (448 / amax): divided by amax / 448, numbers of this row between two of e4m3 go to the other one."""
     fp8 = pytest.importorskip("ml_dtypes").float8_e4m3fn

@@ -194,6 +194,79 @@ def test_fp8_caches_and_their_scales(layer):
     np.testing.assert_allclose(openmsa.msa_attention(**arrays, block_size=32, topk=16), 2 * o, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rounding", ["scaled", "cast", "exact"])
+def test_index_queries_beside_fp8_index_keys(layer, rounding):
+    """As the same numbers in float32 would score, where a query of a row is rounded so."""
+    index_k = layer["index_k"].astype(ml_dtypes.float8_e4m3fn)
+    index_q = layer["index_q"]
+    if rounding == "cast":
+        index_q = index_q.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    if rounding == "scaled":
+        amax = np.abs(index_q).max(-1, keepdims=True)
+        index_q = (index_q * (448 / amax)).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * (amax / 448)
+    where = pick(layer, "cu_seqlens_q", "cu_seqlens_k")
+    expected = openmsa.block_scores(index_q, index_k.astype(np.float32), **where, block_size=32)
+    scores = openmsa.block_scores(layer["index_q"], index_k, **where, block_size=32, index_q_rounding=rounding)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+    if rounding == "scaled":
+        assert np.array_equal(openmsa.block_scores(layer["index_q"], index_k, **where, block_size=32), scores)
+    if rounding == "cast":
+        given = index_q.astype(ml_dtypes.float8_e4m3fn)
+        assert np.array_equal(
+            openmsa.block_scores(given, index_k, **where, block_size=32, index_q_rounding="cast"), scores
+        )
+        o = openmsa.msa_attention(**layer | {"index_k": index_k}, **OPTIONS, index_q_rounding="cast")
+        again = openmsa.msa_attention(
+            **layer | {"index_k": index_k, "index_q": given}, **OPTIONS, index_q_rounding="cast"
+        )
+        np.testing.assert_array_equal(again, o)
+
+
+def test_index_keys_with_a_scale_per_block(layer):
+    """Pages of half a kv_block: append_kv writes the scale of each kv_block's first page, and a call reads it, whether its
+    plan is made from the arrays or given."""
+    cache = paged(layer, 16)
+    num_pages = cache["index_k_cache"].shape[0]
+    where = pick(cache, "seqlens_k", "block_table")
+    fp8 = pick(cache, "k_cache", "v_cache")
+    fp8["index_k_cache"] = np.zeros(cache["index_k_cache"].shape, ml_dtypes.float8_e4m3fn)
+    fp8["index_k_scale"] = np.full(num_pages, np.nan, np.float32)
+    openmsa.append_kv(
+        **pick(layer, "k", "v", "index_k"), **where, **fp8, cu_seqlens_q=layer["cu_seqlens_k"], block_size=32
+    )
+    first_pages = {int(row[p]) for row in where["block_table"] for p in range(0, len(row), 2) if row[p] >= 0}
+    assert first_pages == set(np.flatnonzero(~np.isnan(fp8["index_k_scale"])))
+    arrays = pick(cache, "q", "index_q", "cu_seqlens_q") | where | fp8
+    indices = openmsa.msa_attention(**arrays, **OPTIONS, return_indices=True)[1]
+    exact = openmsa.msa_attention(**layer, **OPTIONS, return_indices=True)[1]
+    assert np.mean(indices == exact) > 0.8
+    plan = openmsa.Plan(
+        num_heads_q=4,
+        num_heads_kv=2,
+        head_dim=64,
+        index_dim=64,
+        **OPTIONS,
+        page_size=16,
+        index_dtype="float8_e4m3fn",
+        index_scale_per_block=True,
+        max_batch=8,
+        max_total_q=1000,
+        max_seqlen_k=1000,
+    )
+    np.testing.assert_array_equal(openmsa.msa_attention(**arrays, plan=plan, return_indices=True)[1], indices)
+    arrays["index_k_scale"] = np.where(np.isnan(fp8["index_k_scale"]), 1, 2 * fp8["index_k_scale"]).astype(np.float32)
+    scores, doubled = (
+        openmsa.block_scores(
+            **pick(arrays | {"index_k_scale": scale}, "index_q", "cu_seqlens_q", "seqlens_k", "block_table"),
+            index_k_cache=fp8["index_k_cache"],
+            index_k_scale=scale,
+            block_size=32,
+        )
+        for scale in (fp8["index_k_scale"], arrays["index_k_scale"])
+    )
+    np.testing.assert_array_equal(doubled, 2 * scores)
+
+
 def test_results_go_where_the_caller_says(layer):
     expected, lse = openmsa.msa_attention(**layer, **OPTIONS, return_lse=True)
     memory = np.zeros((*expected.shape[:2], 2 * expected.shape[2]), np.float32)

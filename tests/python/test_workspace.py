@@ -152,10 +152,97 @@ def test_memory_of_graphs_is_not_kept(gpu):
     gpu.is_graph_pool = True
     take(gpu, 1000, 1)
     gpu.is_graph_pool = False
-    with _workspace.per_call():
+    with _workspace.workspace_per_call():
         take(gpu, 1000, 1)
         take(gpu, 1000, 1)
     assert gpu.allocated == [1000] * 3 and openmsa.workspace_bytes() == 0
+
+
+def given_memory(plan, extra=64):
+    return np.full(plan.workspace_bytes("msa_attention") + extra, 0xFF, np.uint8)
+
+
+def plan_of(layer_tokens):
+    shape = {"num_heads_q": 4, "num_heads_kv": 2, "head_dim": 64, "index_dim": 64, "max_seqlen_k": 4096}
+    return openmsa.Plan(**shape | OPTIONS, max_total_q=layer_tokens)
+
+
+def test_given_memory_serves_every_plan_and_nothing_is_kept():
+    layer, short = random_layer([300], [300]), random_layer([20], [20])
+    plan = plan_of(300)
+    expected = [openmsa.msa_attention(**layer, plan=plan), openmsa.msa_attention(**short, **OPTIONS)]
+    openmsa.free_workspace()
+    memory = given_memory(plan)
+    with openmsa.Workspace(memory):
+        results = [openmsa.msa_attention(**layer, plan=plan), openmsa.msa_attention(**short, **OPTIONS)]
+        openmsa.select_blocks(**pick(layer, "index_q", "index_k"), **OPTIONS)
+    for result, wanted in zip(results, expected):
+        np.testing.assert_array_equal(result, wanted)
+    assert openmsa.workspace_bytes() == 0 and np.any(memory != 0xFF)
+    openmsa.msa_attention(**short, **OPTIONS)
+    assert openmsa.workspace_bytes() > 0, "behind it calls have their own again"
+
+
+def test_given_memory_of_any_address():
+    plan, layer = plan_of(300), random_layer([300], [300])
+    for offset in (0, 1, 63):
+        with openmsa.Workspace(given_memory(plan, 128)[offset:]):
+            openmsa.msa_attention(**layer, plan=plan)
+
+
+def test_given_memory_that_is_too_small():
+    plan, layer = plan_of(300), random_layer([300], [300])
+    needed = plan.workspace_bytes("msa_attention")
+    memory = np.empty(needed + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :][: needed - 1]
+    message = f"workspace: expected at least {needed} bytes, got {needed - 1}"
+    with openmsa.Workspace(memory), pytest.raises(ValueError, match=message):
+        openmsa.msa_attention(**layer, plan=plan)
+    with openmsa.Workspace(memory), pytest.raises(ValueError, match=message):
+        plan.reserve(layer["q"], "msa_attention")
+    with openmsa.Workspace(np.empty(0, np.uint8)), pytest.raises(ValueError, match="bytes, got 0"):
+        openmsa.msa_attention(**layer, **OPTIONS)
+    openmsa.msa_attention(**layer, plan=plan)  # what was refused left nothing behind
+
+
+@pytest.mark.parametrize(
+    "memory, message",
+    [
+        (np.empty(100, np.float32), r"memory: expected \[bytes\] of dtype uint8, got \[100\] of float32"),
+        (np.empty((10, 10), np.uint8), r"memory: expected \[bytes\] of dtype uint8, got \[10, 10\] of uint8"),
+        (np.empty(100, np.uint8)[::2], "memory: expected a contiguous array that can be written, got ndarray"),
+        (np.frombuffer(b"read only", np.uint8), "memory: expected a contiguous array that can be written"),
+    ],
+)
+def test_memory_that_is_none(memory, message):
+    with pytest.raises(ValueError, match=message):
+        openmsa.Workspace(memory)
+    with pytest.raises(TypeError, match="memory: expected an array"):
+        openmsa.Workspace(100)
+
+
+def test_the_innermost_memory_counts_for_its_thread_and_device(gpu):
+    outer, inner = (openmsa.Workspace(np.empty(1000, np.uint8)) for _ in range(2))
+    for workspace in (outer, inner):
+        workspace.device = ("cuda", 0)
+    with outer:
+        with inner:
+            assert take(gpu, 500, 1) == inner.address(500)
+            with _workspace.workspace_per_call():
+                assert take(gpu, 500, 1) == inner.address(500)
+        assert take(gpu, 500, 2) == outer.address(500)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(take, gpu, 500, 1).result() != outer.address(500)
+        openmsa.msa_attention(**random_layer([20], [20]), **OPTIONS)  # on the CPU
+    assert gpu.allocated == [500] and openmsa.workspace_bytes() > 500
+
+
+def test_a_tensor_of_the_call_in_given_memory():
+    plan, layer = plan_of(300), random_layer([300], [300])
+    memory = given_memory(plan, 64 + layer["q"].nbytes)
+    q = memory[: layer["q"].nbytes].view(np.float32).reshape(layer["q"].shape)
+    with openmsa.Workspace(memory), pytest.raises(ValueError, match="q: expected memory outside the workspace"):
+        openmsa.msa_attention(**layer | {"q": q}, plan=plan)
 
 
 def test_what_a_graph_without_a_pool_reads_outlives_growth(gpu):

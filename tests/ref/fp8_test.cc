@@ -85,6 +85,57 @@ TEST(Fp8BlockScores, QueriesWithoutSizeScoreZeroAndNanStaysNan) {
   EXPECT_TRUE(std::isnan(run(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores").at({0, 0, 0})));
 }
 
+/// Of 4 and 0.3, and of -0.6 and -0.05: e4m3 has 0.3125, -0.625 and -0.05078125.
+TEST(Fp8BlockScores, CastQueriesAndExactOnes) {
+  Layer layer = scored_layer();
+  layer.config.index_q_rounding = OPENMSA_INDEX_Q_CAST;
+  expect_scores(layer, 0, {(4 + 14 * 0.3125) / 4, 1, 3});
+  layer.config.index_q_rounding = OPENMSA_INDEX_Q_EXACT;
+  expect_scores(layer, 0, {(4 + 14 * 0.3) / 4, 1, 3});
+  layer.tensors["index_k_scale"] = Buffer(OPENMSA_FLOAT32, {1}, {2.5});
+  expect_scores(layer, 0, {2.5 * (4 + 14 * 0.3) / 4, 2.5, 7.5});
+  Buffer& index_k = layer.tensors.at("index_k");  // head 1 scores what is negative
+  for (std::int64_t i = 0; i < index_k.size(); ++i) index_k.set(i, -index_k[i]);
+  expect_scores(layer, 1, {2.5 * (0.6 + 14 * 0.05) / 4, 2.5 * 0.6 / 4, 2.5 * 1.8 / 4});
+  layer.config.index_q_rounding = OPENMSA_INDEX_Q_CAST;
+  expect_scores(layer, 1, {2.5 * (0.625 + 14 * 0.05078125) / 4, 2.5 * 0.625 / 4, 2.5 * 1.875 / 4});
+}
+
+TEST(Fp8BlockScores, ACastSaturatesAndKeepsNan) {
+  Layer layer = scored_layer();
+  layer.config.index_q_rounding = OPENMSA_INDEX_Q_CAST;
+  Buffer& index_q = layer.tensors.at("index_q");
+  index_q.fill(0);
+  for (const double value : {448.0, 464.0, 480.0, 1e30, std::numeric_limits<double>::infinity()}) {
+    index_q.set({0, 0, 0}, value);
+    expect_scores(layer, 0, {112, 112, 336});
+  }
+  for (const double value : {0x1p-10, 1e-45, 0.0}) {
+    index_q.set({0, 0, 0}, value);
+    expect_scores(layer, 0, {0, 0, 0});
+  }
+  index_q.set({0, 0, 0}, 0x1.8p-10);  // nearer to the least number that e4m3 has
+  EXPECT_NEAR(run(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores").at({0, 0, 1}), 0x1p-11, 1e-12);
+  index_q.set({0, 0, 5}, kNan);
+  EXPECT_TRUE(std::isnan(run(layer, OPENMSA_OP_BLOCK_SCORES).at("block_scores").at({0, 0, 0})));
+}
+
+/// 20 tokens in pages of 4, two to a kv_block: page 5 - p of part p. Only pages 5, 3 and 1 begin a kv_block.
+TEST(Fp8BlockScores, AScalePerBlockIsThatOfItsFirstPage) {
+  Layer layer = scored_layer();
+  const Buffer index_k = layer.tensors.at("index_k");
+  layer.config.page_size = layer.shape.page_size = 4;
+  layer.config.index_scale_per_block = 1;
+  Buffer cache(OPENMSA_FLOAT8_E4M3, {6, 4, 16});
+  for (std::int64_t j = 0; j < 20; ++j) {
+    for (std::int64_t c = 0; c < 16; ++c) cache.set({5 - j / 4, j % 4, c}, index_k.at({j, c}));
+  }
+  layer.tensors["index_k_cache"] = cache;
+  layer.tensors["block_table"] = int_buffer({5, 4, 3, 2, 1}, {1, 5});
+  layer.tensors["index_k_scale"] = Buffer(OPENMSA_FLOAT32, {6}, {kNan, 5, kNan, 0.5, kNan, 3});
+  expect_scores(layer, 0, {6, 0.5, 15});
+}
+
 /// One query over 3 tokens in entries 0 to 2 of page 2; scales of all other places are NaN, and so are their numbers.
 Layer paged_layer() {
   LayerShape shape = hand_shape();
@@ -224,6 +275,28 @@ TEST(Fp8AppendKv, ScalesPerTokenAreWritten) {
     if (slot == 8) continue;
     EXPECT_TRUE(std::isnan(k_scale.at({0, slot})) && std::isnan(index_scale[slot])) << "slot " << slot;
   }
+}
+
+/// The kv_block's scale is 8 / 28 of the first token; the second, 100, would be 350: it lies between 352 and 320.
+TEST(Fp8AppendKv, TheFirstTokenScalesItsBlock) {
+  Layer layer = new_token();
+  layer.config.index_scale_per_block = 1;
+  layer.tensors["seqlens_k"] = int_buffer({2});
+  layer.tensors["cu_seqlens_q"] = int_buffer({0, 2});
+  for (const char* name : {"k", "v"}) {
+    layer.tensors[name] = Buffer(OPENMSA_FLOAT64, {2, 2, 16});
+    layer.tensors[name].fill(0);
+  }
+  layer.config.max_total_q = 2;
+  layer.tensors["index_k"] = Buffer(OPENMSA_FLOAT64, {2, 16});
+  layer.tensors["index_k"].fill(0);
+  layer.tensors["index_k"].set({0, 0}, -8);
+  layer.tensors["index_k"].set({1, 3}, 100);
+  const TensorMap out = append(layer, {{"index_k_scale", Buffer(OPENMSA_FLOAT32, {3})}});
+  EXPECT_EQ(out.at("index_k_scale")[2], 8.0f / 28);
+  EXPECT_TRUE(std::isnan(out.at("index_k_scale")[0]) && std::isnan(out.at("index_k_scale")[1]));
+  EXPECT_EQ(out.at("index_k_cache").at({2, 0, 0}), -28);
+  EXPECT_EQ(out.at("index_k_cache").at({2, 1, 3}), 352);
 }
 
 }  // namespace

@@ -38,7 +38,13 @@ const char* dtype_name(openmsa_dtype dtype) {
 }
 
 std::string scales_name(Scales scales) {
-  return scales == Scales::kNone ? "" : scales == Scales::kOne ? "_scale_one" : "_scale_per_token";
+  constexpr const char* kNames[] = {"", "_scale_one", "_scale_per_token", "_scale_per_block"};
+  return kNames[static_cast<int>(scales)];
+}
+
+std::string rounding_name(openmsa_index_q_rounding rounding) {
+  constexpr const char* kNames[] = {"", "_cast", "_exact"};
+  return kNames[static_cast<int>(rounding)];
 }
 
 /// A whole prompt, decode, a request without queries, speculation, a request without keys, a chunk behind a prefix.
@@ -90,7 +96,8 @@ NamedShape named(const std::string& prefix, LayerShape shape) {
               text("_index", shape.index_dim) + text("_block", shape.block_size) + text("_topk", shape.topk) +
               text("_init", shape.num_init_blocks) + text("_local", shape.num_local_blocks) +
               text("_page", shape.page_size) + (shape.kv_dtype == OPENMSA_FLOAT8_E4M3 ? "_kv8" : "") +
-              (shape.index_dtype == OPENMSA_FLOAT8_E4M3 ? "_index8" : "") + scales_name(shape.scales),
+              (shape.index_dtype == OPENMSA_FLOAT8_E4M3 ? "_index8" : "") + scales_name(shape.scales) +
+              rounding_name(shape.index_q_rounding),
           std::move(shape)};
 }
 
@@ -151,6 +158,20 @@ std::vector<NamedShape> fp8_shapes() {
     (is_index ? shape.index_dtype : shape.kv_dtype) = OPENMSA_FLOAT8_E4M3;
     shape.scales = Scales::kPerToken;
     result.push_back(named("", shape));
+  }
+  for (const ShapeRow* row :
+       {&kRows[2], &kRows[8], &kRows[10], &kDecodeRows[1]}) {  // whole and partial blocks as pages
+    for (const auto rounding : {OPENMSA_INDEX_Q_SCALED, OPENMSA_INDEX_Q_CAST, OPENMSA_INDEX_Q_EXACT}) {
+      const bool is_paged = row->page_size != 0;
+      if (!is_paged && rounding == OPENMSA_INDEX_Q_SCALED) continue;  // is above
+      for (const openmsa_dtype dtype : kDtypes) {
+        LayerShape shape = with_lengths(row->of(dtype), row == &kDecodeRows[1] ? kDecode : kRagged);
+        shape.index_dtype = OPENMSA_FLOAT8_E4M3;
+        shape.scales = is_paged ? Scales::kPerBlock : Scales::kPerToken;
+        shape.index_q_rounding = rounding;
+        result.push_back(named(row == &kDecodeRows[1] ? "decode_" : "", shape));
+      }
+    }
   }
   return result;
 }

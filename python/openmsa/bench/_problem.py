@@ -52,6 +52,7 @@ class Problem:
     q, index_q     [calls, total_q, heads, dim]
     k, v, index_k  [rows, ...]: tokens of the sequences one after another, or pages of block_size tokens
     index_k_scale  [rows] or [1] of index keys in fp8, or None
+    index_q_rounding  how index_q meets those: "scaled", "cast" or "exact", as openmsa.Plan says
     selection      topk_indices to attend over, or None: those that select_blocks finds
 
     A whole prompt is one call. A decode step on a GPU is measured as a row of calls, since a model has many layers and
@@ -89,6 +90,7 @@ class Problem:
         self._make_lengths()
         self._make_tensors(agreement, is_correlated)
         self.index_k_scale: Array | None = None
+        self.index_q_rounding = "scaled"
         self.selection: Array | None = None
 
     def _pages_in_random_order(self, number: int, rng) -> np.ndarray:
@@ -136,6 +138,12 @@ class Problem:
         """The same inputs with all keys and values in e4m3, without scales."""
         result = self.with_fp8_index()
         result.k, result.v = (cast(x, "float8_e4m3fn") for x in (self.k, self.v))
+        return result
+
+    def with_index_q_rounding(self, rounding: str) -> Problem:
+        """The same inputs, whose index queries meet fp8 keys so."""
+        result = copy.copy(self)
+        result.index_q_rounding = rounding
         return result
 
     def with_cast_index_q(self) -> Problem:
@@ -257,15 +265,17 @@ class Problem:
     # ------------------------------------------------------------------------------------------- judge and rates
 
     def judged_index(self, call: int, row: int, rows: np.ndarray) -> tuple[Array, Array]:
-        """index_q of a query and index_k of some rows in float64, as the library takes them: it rounds the queries that
-        meet fp8 keys too, unless they came so."""
+        """index_q of a query and index_k of some rows in float64, as the library takes them: queries that meet fp8 keys are
+        rounded as index_q_rounding says, unless they came so."""
         q, k = self.index_q[call, row], cast(take(self.index_k, rows), "float64")
-        if not self.has_fp8_index or "float8" in str(self.index_q.dtype):
-            return cast(q, "float64"), k
-        codes, scale = to_fp8(q)
         if self.index_k_scale is not None:
             scales = self.index_k_scale if len(self.index_k_scale) == 1 else take(self.index_k_scale, rows)
             k = k * cast(scales, "float64")[:, None]
+        if not self.has_fp8_index or "float8" in str(q.dtype) or self.index_q_rounding == "exact":
+            return cast(q, "float64"), k
+        if self.index_q_rounding == "cast":
+            return cast(cast(q, "float8_e4m3fn"), "float64"), k
+        codes, scale = to_fp8(q)
         return cast(codes, "float64") * cast(scale, "float64"), k
 
     def work(self, part: str, rate: str) -> float:

@@ -211,7 +211,8 @@ def msa_attention(
         indexing = {
             name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")
         }
-        attending = {name: value for name, value in batch.items() if name not in ("index_k_cache", "index_k_scale")}
+        index_alone = ("index_k_cache", "index_k_scale", "index_q_rounding")
+        attending = {name: value for name, value in batch.items() if name not in index_alone}
         if return_kl and k is None:
             raise ValueError("k: expected contiguous keys for kl_loss, got a cache")
         topk_indices = None if warmup else select_blocks(index_q, index_k, **indexing)

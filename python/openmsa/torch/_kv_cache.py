@@ -17,6 +17,8 @@ class KVCache:
     kv_dtype, index_dtype
                   of k_cache and v_cache, and of index_k_cache: None for dtype, or torch.float8_e4m3fn
     token_scales  fp8 caches get a scale per token, which append writes; otherwise numbers are stored as they are
+    index_block_scales
+                  an fp8 index_k_cache gets a scale per kv_block instead, which append writes
 
     add, extend, truncate and remove change the host's copy of lengths and block table; upload brings it to the device once
     per step. append and tensors refuse to work on a copy that was changed and not uploaded.
@@ -46,6 +48,7 @@ class KVCache:
         kv_dtype: torch.dtype | None = None,
         index_dtype: torch.dtype | None = None,
         token_scales: bool = False,
+        index_block_scales: bool = False,
         device: torch.device | str = "cpu",
     ):
         sizes = {name: value for name, value in locals().items() if name.startswith(("num_", "max_")) or "_dim" in name}
@@ -66,7 +69,14 @@ class KVCache:
             self._scales |= {
                 name: make(num_heads_kv, num_pages * page_size, dtype=torch.float32) for name in ("k_scale", "v_scale")
             }
-        if token_scales and index_dtype != dtype:
+        if index_block_scales:
+            if index_dtype == dtype or page_size == 1 or num_pages == 1:
+                got = f"one of {index_dtype} with {num_pages} pages of {page_size}"
+                raise ValueError(
+                    f"index_block_scales: expected an fp8 index_k_cache of several pages and tokens, got {got}"
+                )
+            self._scales["index_k_scale"] = make(num_pages, dtype=torch.float32)
+        elif token_scales and index_dtype != dtype:
             self._scales["index_k_scale"] = make(num_pages * page_size, dtype=torch.float32)
         if token_scales and not self._scales:
             raise ValueError("token_scales: expected False without an fp8 cache, got True")

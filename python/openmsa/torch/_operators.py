@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from .._call import call, fake_results
-from .._workspace import per_call
+from .._workspace import workspace_per_call
 from ._autocast import register_autocast
 
 _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlens_k=None, Tensor? block_table=None,
@@ -14,7 +14,8 @@ _BATCH = """Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqlen
     Tensor? k_scale=None, Tensor? v_scale=None, Tensor? index_k_scale=None"""
 SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
 OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
-    float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? backend=None"""
+    float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? index_q_rounding=None,
+    str? backend=None"""
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
 #: The arguments of each operator by name, as its schema has them, and which of them are tensors.
@@ -33,7 +34,7 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
         for name in ("d_o", "d_lse"):
             if arguments.get(name) is not None:
                 arguments[name] = _aligned(arguments[name])
-        with per_call():
+        with workspace_per_call():
             written = call(operation, {}, {}, results, arguments)
         return _unpacked([written[name] for name in results])
 
@@ -159,7 +160,7 @@ def _append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_
 
     names = ("cu_seqlens_q", "k_scale", "v_scale", "index_k_scale", "block_size", "num_threads", "backend")
     caches = {"k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
-    with per_call():
+    with workspace_per_call():
         append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
 
 

@@ -87,7 +87,8 @@ class Pool:
         self, layer, loc, cache_k, cache_v, cache_idx_k, cache_idx_v, k_scale, v_scale, idx_k_scale, idx_v_scale
     ):
         assert cache_idx_v is None
-        for buffer, numbers, scale in ((self.k, cache_k, k_scale), (self.v, cache_v, v_scale)):
+        given = ((self.k, cache_k, k_scale), (self.v, cache_v, v_scale), (self.index_k, cache_idx_k, idx_k_scale))
+        for buffer, numbers, scale in given:
             if buffer.dtype != numbers.dtype and scale is not None:
                 numbers = numbers / scale
             cache, numbers = buffer[layer.layer_id], numbers.to(buffer.dtype)
@@ -95,7 +96,6 @@ class Pool:
                 cache[loc] = numbers
             else:
                 cache[loc // self.page_size, :, loc % self.page_size] = numbers
-        self.index_k[layer.layer_id][loc] = cache_idx_k.to(self.index_k.dtype)
 
 
 class StockBackend:
@@ -109,7 +109,7 @@ class StockBackend:
         self.score_type = "max"
         self.disable_value_layer_ids = {0, 1}
         self.hisparse_coordinator = self.indexer_cp = None
-        self.index_cache_enabled = self.use_dense_sparse_decode = False
+        self.index_cache_enabled = self.use_dense_sparse_decode = self.fp8_attn_gemm = False
         self.stock_calls = []
         for name, value in runner.changes.items():
             setattr(self, name, value)
@@ -134,10 +134,10 @@ class StockBackend:
 
 
 class Backend(OpenmsaSparseLayers, StockBackend):
-    sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=1024)
+    sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=1024, dtype=torch.bfloat16)
 
     def engine_sizes(self, runner):
-        return self.sizes
+        return self.sizes._replace(dtype=runner.model_config.dtype)
 
 
 @dataclass
@@ -168,6 +168,7 @@ class Engine:
             token_to_kv_pool=self.pool,
             req_to_token_pool=SimpleNamespace(req_to_token=req_to_token),
             changes=self.changes,
+            model_config=SimpleNamespace(dtype=self.dtype),
         )
         self.backend = self.backend_class(runner)
         self.requests = []

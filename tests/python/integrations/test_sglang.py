@@ -59,7 +59,7 @@ def test_ranks_of_tensor_parallel(num_heads_q, num_heads_kv):
     """M3 on four and eight of them, and on one."""
 
     class Rank(Backend):
-        sizes = Sizes(num_heads_q=num_heads_q, num_index_heads=num_heads_kv, max_tokens=1024)
+        sizes = Sizes(num_heads_q=num_heads_q, num_index_heads=num_heads_kv, max_tokens=1024, dtype=torch.bfloat16)
 
     engine = Engine(backend_class=Rank)
     request = engine.add(400)
@@ -142,6 +142,23 @@ def test_fp8_caches_with_and_without_scales():
             for name, scale in (("k", k_scale or 1), ("v", v_scale or 1)):
                 request.keys = request.keys | {name: (kept[name] / scale).to(torch.float8_e4m3fn).double() * scale}
             assert error(o, expected([request], [count], tensors)) < BF16
+            request.keys = kept
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, BF16), (torch.float16, 1e-3)])
+def test_fp8_index_keys_meet_queries_of_16_bits(kv_dtype, dtype, tolerance):
+    """As in SGLang's kernels, nothing of the queries is rounded."""
+    for scale in (None, 0.25):
+        engine = Engine(dtype=dtype, kv_dtype=kv_dtype, index_dtype=torch.float8_e4m3fn)
+        request, layer = engine.add(700), Layer(0, idx_k_scale_float=scale)
+        for mode, count in ((EXTEND, 690), (DECODE, 1)):
+            (_, o), tensors = engine.step(mode, [request], [count], seed=count, layer=layer)
+            kept, rounded = request.keys, ("k", "v") if kv_dtype else ()
+            request.keys = kept | {name: kept[name].to(torch.float8_e4m3fn).double() for name in rounded}
+            index_k = (kept["index_k"] / (scale or 1)).to(torch.float8_e4m3fn).double() * (scale or 1)
+            request.keys |= {"index_k": index_k}
+            assert error(o, expected([request], [count], tensors)) < tolerance
             request.keys = kept
 
 
@@ -238,7 +255,7 @@ def test_plans_have_the_size_of_the_step(monkeypatch):
 
 def test_a_prompt_longer_than_the_configuration_says():
     class Small(Backend):
-        sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=16)
+        sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=16, dtype=torch.bfloat16)
 
     engine = Engine(max_requests=3, backend_class=Small)
     requests = [engine.add(300), engine.add(10), engine.add(10)]
@@ -252,8 +269,8 @@ def test_all_backends_of_a_rank_share_plans(caplog):
         plans = {id(Engine().backend._openmsa.plan(100, 2, 1000)) for _ in range(3)}
     assert len(plans) == 1
     line = (
-        f"openmsa {openmsa.__version__} serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16, "
-        "pages of 128; a prefill of 1024 tokens needs "
+        f"openmsa {openmsa.__version__} serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16 and "
+        "bfloat16, pages of 128; a prefill of 1024 tokens needs "
     )
     assert sum(record.message.startswith(line) for record in caplog.records) == 3
 
@@ -272,10 +289,10 @@ def test_the_log_says_once_what_ran(caplog):
 
 
 class OneIndexHead(Backend):
-    sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=1024)
+    sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=1024, dtype=torch.bfloat16)
 
     def engine_sizes(self, runner):
-        return self.sizes._replace(num_index_heads=1)
+        return super().engine_sizes(runner)._replace(num_index_heads=1)
 
 
 LEFT = {
@@ -285,9 +302,10 @@ LEFT = {
     "dense_decode": ({"changes": {"use_dense_sparse_decode": True}}, "SGLANG_OPT_USE_MINIMAX_DENSE_SPARSE_DECODE"),
     "lse": ({"changes": {"score_type": "lse"}}, "sparse_score_type: expected max, got lse"),
     "index_heads": ({"backend_class": OneIndexHead}, "index heads: expected 2 as of KV heads, got 1"),
-    "fp8_index": (
-        {"kv_dtype": torch.float8_e4m3fn, "index_dtype": torch.float8_e4m3fn},
-        "index keys: expected bfloat16 or float16, got float8_e4m3fn",
+    "fp8_queries": ({"changes": {"fp8_attn_gemm": True}}, "queries rounded to fp8 with a scale"),
+    "index_e5m2": (
+        {"kv_dtype": torch.float8_e4m3fn, "index_dtype": torch.float8_e5m2},
+        "index keys: expected bfloat16 or float8_e4m3fn, got float8_e5m2",
     ),
     "e5m2": ({"kv_dtype": torch.float8_e5m2}, "k and v: expected bfloat16 or float8_e4m3fn, got float8_e5m2"),
     "layout": ({"layout": "vectorized_5d"}, "layout of k and v: expected nhd or hnd, got vectorized_5d"),
@@ -326,6 +344,7 @@ def test_no_layer_without_index_values(caplog):
         (Layer(7), "its index branch has values"),
         (Layer(0, k_scale_float=0.5), "k_scale_float: expected none where numbers are 16-bit, got 0.5"),
         (Layer(0, idx_q_scale_float=2.0), "idx_q_scale_float: expected none where numbers are 16-bit, got 2.0"),
+        (Layer(0, idx_k_scale_float=0.5), "idx_k_scale_float: expected none where numbers are 16-bit, got 0.5"),
     ],
 )
 def test_layers_that_are_left_to_the_engine(layer, reason, caplog):

@@ -99,6 +99,7 @@ class Engine(fakes.Engine):
             context_len=self.max_context,
             num_attention_heads=32,
             quantization=None,
+            dtype=self.dtype,
         )
         with get_context().override_server_args(chunked_prefill_size=768) as server_args:
             with get_parallel().override(attn_tp_size=1):
@@ -147,7 +148,8 @@ def test_the_engine_makes_the_backend_of_the_plugin(plugin, caplog):
         engine = Engine()
     assert type(engine.hybrid) is engine_backend.MiniMaxHybridAttnBackend
     assert type(engine.backend) is plugin
-    assert "serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16, pages of 128" in caplog.text
+    served = "serves the sparse layers: 32/2 heads, topk 2, bfloat16 on caches in bfloat16 and bfloat16, pages of 128"
+    assert served in caplog.text
     assert "a prefill of 768 tokens" in caplog.text
 
 
@@ -155,9 +157,10 @@ def test_the_engine_makes_the_backend_of_the_plugin(plugin, caplog):
 @pytest.mark.parametrize("chunk, max_tokens", [(2048, 2048), (-1, 0)])
 def test_sizes_of_a_rank(num_ranks, num_heads_q, num_index_heads, chunk, max_tokens, plugin):
     config = PretrainedConfig(sparse_attention_config={"sparse_num_index_heads": 4})
-    runner = SimpleNamespace(model_config=SimpleNamespace(num_attention_heads=64, hf_config=config))
+    model_config = SimpleNamespace(num_attention_heads=64, hf_config=config, dtype=torch.float16)
+    runner = SimpleNamespace(model_config=model_config)
     with get_context().override_server_args(chunked_prefill_size=chunk, tp_size=num_ranks):
-        assert plugin.engine_sizes(None, runner) == (num_heads_q, num_index_heads, max_tokens)
+        assert plugin.engine_sizes(None, runner) == (num_heads_q, num_index_heads, max_tokens, torch.float16)
 
 
 @pytest.mark.parametrize("page_size", [64, 128, 256])
@@ -197,6 +200,15 @@ def test_fp8_caches_beside_16_bit_index_keys(plugin):
     assert error(o, expected([request], [400], tensors)) < 5e-3
 
 
+def test_fp8_index_keys(plugin):
+    """What SGLang makes on Hopper of --kv-cache-dtype fp8_e4m3."""
+    engine = Engine(kv_dtype=torch.float8_e4m3fn, index_dtype=torch.float8_e4m3fn)
+    request = engine.add(400)
+    (_, o), tensors = engine.step(ForwardMode.EXTEND, [request], [400], seed=0, layer=sparse_layer())
+    request.keys = {name: keys.to(torch.float8_e4m3fn).double() for name, keys in request.keys.items()}
+    assert error(o, expected([request], [400], tensors)) < 5e-3
+
+
 def test_idle_ranks(plugin):
     engine = Engine()
     none = torch.zeros(0, dtype=torch.long)
@@ -221,10 +233,6 @@ def test_idle_ranks(plugin):
     [
         ({"changes": {"sparse_score_type": "lse"}}, "sparse_score_type: expected max, got lse"),
         ({"changes": {"sparse_num_index_heads": 4}}, "index heads: expected 2 as of KV heads, got 4"),
-        (
-            {"kv_dtype": torch.float8_e4m3fn, "index_dtype": torch.float8_e4m3fn},
-            "index keys: expected bfloat16 or float16, got float8_e4m3fn",
-        ),
         ({"kv_dtype": torch.float8_e5m2}, "k and v: expected bfloat16 or float8_e4m3fn, got float8_e5m2"),
     ],
 )

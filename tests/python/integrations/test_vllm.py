@@ -145,6 +145,24 @@ def test_fp8_caches(vllm, scales, has_own_tables, device):
     assert_close(run(vllm, layer, step, step.block_table.clone() if has_own_tables else None), step)
 
 
+@pytest.mark.parametrize("kv_dtype", [None, E4M3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_own_tables", [False, True])
+def test_fp8_index_caches(vllm, kv_dtype, dtype, has_own_tables, device):
+    """vLLM hands index queries over in e4m3, cast without a scale. One plan serves both branches, of a model in fp16 too."""
+    step = Step(**STEPS["mixed"], dtype=dtype, kv_dtype=kv_dtype, index_dtype=E4M3, device=device)
+    kv_cache = {"kv_cache_dtype": "fp8", "kv_cache_torch_dtype": torch.uint8} if kv_dtype else {}
+    layer = model_of(Config(dtype=dtype, indexer_kv_dtype="fp8", **kv_cache), device).layers[0]
+    for plans in (layer.impl.calls.any_rows, layer.impl.calls.few_rows):
+        assert plans.can_fuse
+        assert (plans.selection.index_dtype, plans.selection.index_q_rounding) == ("float8_e4m3fn", "cast")
+    name = str(dtype).removeprefix("torch.")
+    caches = f"caches {'float8_e4m3fn' if kv_dtype else name} and float8_e4m3fn"
+    assert f"{name}, {caches}" in vllm.lines[0][1]
+    bind(layer, step)
+    assert_close(run(vllm, layer, step, step.block_table.clone() if has_own_tables else None), step)
+
+
 class OnlyViews(TorchDispatchMode):
     """Refuses what PyTorch would allocate, copy, compute or read for the host."""
 
@@ -153,10 +171,12 @@ class OnlyViews(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+@pytest.mark.parametrize("index_dtype", [torch.bfloat16, E4M3])
 @pytest.mark.parametrize("has_own_tables", [False, True])
-def test_a_step_makes_views_alone(vllm, has_own_tables):
-    step = Step(**STEPS["mixed"], kv_dtype=E4M3, layout=LAYOUTS[-1])
-    layer = model_of(Config(kv_cache_dtype="fp8", kv_cache_torch_dtype=torch.uint8)).layers[0]
+def test_a_step_makes_views_alone(vllm, has_own_tables, index_dtype):
+    step = Step(**STEPS["mixed"], kv_dtype=E4M3, index_dtype=index_dtype, layout=LAYOUTS[-1])
+    fp8_index = {"indexer_kv_dtype": "fp8_e4m3"} if index_dtype == E4M3 else {}
+    layer = model_of(Config(kv_cache_dtype="fp8", kv_cache_torch_dtype=torch.uint8, **fp8_index)).layers[0]
     bind(layer, step)
     output = run(vllm, layer, step, step.block_table.clone() if has_own_tables else None)
     again = torch.empty_like(output)
@@ -292,7 +312,7 @@ def test_the_log_says_what_is_served(vllm):
 
 LEFT = {
     "SM100": (Config(is_sm100=True), {}, "MiniMaxM3IndexerMSAImpl here, not Triton"),
-    "fp8 index cache": (Config(indexer_kv_dtype="fp8"), {}, "index cache fp8: vLLM casts index queries to e4m3"),
+    "index cache": (Config(indexer_kv_dtype="mxfp4"), {}, "index cache mxfp4, openmsa has bf16 and fp8 (e4m3)"),
     "e5m2": (Config(kv_cache_dtype="fp8_e5m2"), {}, "KV cache fp8_e5m2"),
     "bf16 cache of fp16": (
         Config(dtype=torch.float16, kv_cache_torch_dtype=torch.bfloat16),

@@ -262,8 +262,10 @@ def test_fp8_caches(make):
     assert_close(run(layer, config, step), step)
 
 
-def test_fp8_index_caches_are_left_to_the_engine(make):
-    from vllm.models.minimax_m3.common.indexer import MiniMaxM3IndexerTritonImpl
-
-    _, model = make(attention_config={"indexer_kv_dtype": "fp8", "backend": "TRITON_ATTN"}, attention_backend=None)
-    assert all(type(layer.indexer.impl) is MiniMaxM3IndexerTritonImpl for layer in sparse_layers(model))
+def test_fp8_index_caches(make):
+    options = {"attention_config": {"indexer_kv_dtype": "fp8", "backend": "TRITON_ATTN"}, "attention_backend": None}
+    config, model = make(**options)
+    layer = sparse_layers(model)[0]
+    assert layer.indexer.index_cache.get_kv_cache_spec(config).dtype == E4M3
+    step = Step(**STEPS["mixed"], index_dtype=E4M3)
+    assert_close(run(layer, config, step), step)

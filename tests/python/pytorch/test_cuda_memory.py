@@ -87,6 +87,37 @@ def test_prompts_of_any_length_keep_the_memory_of_one():
 
 
 @torch.no_grad()
+def test_layers_and_graphs_in_memory_that_is_given():
+    """Of two plans, in a graph and outside of it: nothing else is allocated but results."""
+    layer, short = gpu_layer(500), gpu_layer(20)
+    shape = {"num_heads_q": 32, "num_heads_kv": 2, "head_dim": 128, "index_dim": 128, "max_seqlen_k": 512}
+    plans = [openmsa.Plan(**shape, **OPTIONS, dtype="bfloat16", backend="cuda", max_total_q=n) for n in (512, 20)]
+    expected = [openmsa.msa_attention(**arrays, plan=plan) for arrays, plan in zip((layer, short), plans)]
+    openmsa.free_workspace()
+    results = [torch.empty_like(o) for o in expected]
+    num_bytes = max(plan.workspace_bytes("msa_attention") for plan in plans)
+    memory = torch.full((num_bytes + 256,), 255, dtype=torch.uint8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with openmsa.Workspace(memory):
+        with torch.cuda.graph(graph):
+            for arrays, plan, o in zip((layer, short), plans, results):
+                openmsa.msa_attention(**arrays, plan=plan, o=o)
+        for arrays, plan, o in zip((layer, short), plans, results):
+            openmsa.msa_attention(**arrays, plan=plan, o=o)
+            assert torch.equal(openmsa.torch.msa_attention(**arrays, **OPTIONS), o)
+    assert openmsa.workspace_bytes() == 0 and torch.cuda.memory_allocated() == before
+    for _ in range(2):
+        assert all(torch.equal(o, wanted) for o, wanted in zip(results, expected))
+        for o in results:
+            o.zero_()
+        graph.replay()
+    with openmsa.Workspace(memory[:-512]), pytest.raises(ValueError, match="workspace: expected at least"):
+        openmsa.msa_attention(**layer, plan=plans[0])
+
+
+@torch.no_grad()
 def test_a_graph_outlives_the_workspace_of_others():
     layer = gpu_layer(500)
     expected = openmsa.msa_attention(**layer, **OPTIONS)

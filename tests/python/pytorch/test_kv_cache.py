@@ -92,6 +92,14 @@ def test_sizes_are_checked_at_construction():
         ({"head_dim": -8}, "head_dim: expected at least 1, got -8"),
         ({"index_dtype": torch.float16}, r"index_dtype: expected None, torch.float32 or torch.float8_e4m3fn, got"),
         ({"token_scales": True}, "token_scales: expected False without an fp8 cache"),
+        (
+            {"index_block_scales": True},
+            "index_block_scales: expected an fp8 index_k_cache of several pages and tokens, got",
+        ),
+        (
+            {"index_block_scales": True, "index_dtype": torch.float8_e4m3fn, "num_pages": 1},
+            "index_block_scales: expected .* got one of torch.float8_e4m3fn with 1 pages of 64",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             KVCache(**make | changes)
@@ -154,6 +162,42 @@ def test_fp8_caches(scales, which):
     error = float((o - expected).norm() / expected.norm())
     assert error <= (0.06 if "kv_dtype" in fp8 else 1e-6)
     assert not cache.tensors(0)["k_cache"].float().any(), "the other layer"
+
+
+def test_index_keys_with_a_scale_per_block():
+    """Keys far beyond e4m3's 448; beside them k and v with a scale per token."""
+    fp8 = dict.fromkeys(("kv_dtype", "index_dtype"), torch.float8_e4m3fn)
+    cache = KVCache(
+        num_pages=9,
+        page_size=32,
+        max_batch=1,
+        max_seqlen_k=256,
+        token_scales=True,
+        index_block_scales=True,
+        **SHAPE,
+        **fp8,
+    )
+    cache.extend(cache.add(), 150)
+    cache.upload()
+    new = tokens(150, "cpu", torch.float32, 0)
+    bounds = torch.tensor([0, 150], dtype=torch.int32)
+    cache.append(0, new["k"], new["v"], new["index_k"] * 1000, cu_seqlens_q=bounds)
+    assert cache.tensors(0)["index_k_scale"].shape == (9,)
+    assert int(cache.tensors(0)["index_k_scale"].count_nonzero()) == 3, "of three kv_blocks of 64"
+    where = {"cu_seqlens_q": bounds, "block_size": 64}
+    names = ("index_k_cache", "index_k_scale", "seqlens_k", "block_table")
+    index = {name: tensor for name, tensor in cache.tensors(0).items() if name in names}
+    with torch.no_grad():
+        for rounding in ("scaled", "cast", "exact"):
+            scores = openmsa.torch.block_scores(new["index_q"], **index, **where, index_q_rounding=rounding)
+            expected = openmsa.torch.block_scores(new["index_q"], new["index_k"], block_size=64) * 1000
+            visible = expected.isfinite()
+            assert torch.equal(scores[..., :3].isfinite(), visible)
+            assert float((scores[..., :3] - expected)[visible].norm() / expected[visible].norm()) < 0.06
+        o = openmsa.torch.msa_attention(
+            new["q"], index_q=new["index_q"], **cache.tensors(0), **where, topk=3, index_q_rounding="exact"
+        )
+    assert o.isfinite().all()
 
 
 def test_default_dtype_and_device_change_nothing():

@@ -41,6 +41,7 @@ struct DecodeOptions : BenchOptions {
   std::string lengths = "same";
   std::optional<std::int32_t> page_size;
   std::optional<std::string> kv_dtype, index_dtype;
+  std::string index_q_rounding = "scaled";
   std::vector<std::int64_t> contexts;
 };
 
@@ -68,6 +69,17 @@ Config geometry_of_model(const std::string& directory) {
 
 Config usual_geometry(bool is_cuda) { return is_cuda ? m3_geometry() : small_geometry(); }
 
+constexpr const char* kRoundings[] = {"scaled", "cast", "exact"};  // by openmsa_index_q_rounding
+
+openmsa_index_q_rounding rounding_of(const DecodeOptions& options) {
+  const auto* const found = std::find(std::begin(kRoundings), std::end(kRoundings), options.index_q_rounding);
+  const auto rounding = static_cast<openmsa_index_q_rounding>(found - std::begin(kRoundings));
+  if (rounding != OPENMSA_INDEX_Q_SCALED && !options.index_dtype) {
+    throw io::InputError("--index-q-rounding " + options.index_q_rounding + ": expected --index-dtype e4m3, got none");
+  }
+  return rounding;
+}
+
 /// The configuration of the longest context; fit_to gives that of each.
 Config decode_config(const DecodeOptions& options) {
   Config config = options.model.empty() ? usual_geometry(options.is_cuda()) : geometry_of_model(options.model);
@@ -79,6 +91,7 @@ Config decode_config(const DecodeOptions& options) {
   config.dtype = io::dtype_of_name(dtype);
   config.kv_dtype = io::dtype_of_name(options.kv_dtype.value_or(dtype));
   config.index_dtype = io::dtype_of_name(options.index_dtype.value_or(dtype));
+  config.index_q_rounding = rounding_of(options);
   config.page_size = options.page_size.value_or(config.block_size);
   config.max_batch = options.batch;
   config.num_threads = options.threads;
@@ -119,7 +132,8 @@ ordered_json to_json(const Config& config, const DecodeOptions& options, const s
                    {"lengths", options.lengths},
                    {"dtype", io::dtype_name(config.dtype)},
                    {"kv_dtype", io::dtype_name(config.kv_dtype)},
-                   {"index_dtype", io::dtype_name(config.index_dtype)}});
+                   {"index_dtype", io::dtype_name(config.index_dtype)},
+                   {"index_q_rounding", options.index_q_rounding}});
   ordered_json facts = {{"geometry", geometry},       {"backend", options.backend}, {"threads", options.num_threads()},
                         {"repeats", options.repeats}, {"results", results},         {"machine", machine_facts()}};
   if (options.agreement) facts["geometry"]["agreement"] = *options.agreement;
@@ -219,6 +233,13 @@ void add_problem(CLI::App& command, DecodeOptions& options) {
       ->check(CLI::IsMember({"e4m3"}));
   command.add_option("--index-dtype", options.index_dtype, "e4m3: index keys in fp8 [--dtype]")
       ->check(CLI::IsMember({"e4m3"}));
+  command
+      .add_option(
+          "--index-q-rounding", options.index_q_rounding,
+          "How index queries meet index keys in fp8: scaled, rounded to e4m3 with a scale per row; cast, rounded as "
+          "they are; exact, not rounded")
+      ->check(CLI::IsMember({"scaled", "cast", "exact"}))
+      ->capture_default_str();
   options.add_seed(command);
 }
 

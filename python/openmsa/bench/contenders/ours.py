@@ -30,6 +30,7 @@ def plan_of(problem: Problem, **capacity: int) -> openmsa.Plan:
         page_size=layer.block_size if problem.is_paged else 0,
         kv_dtype=_FP8 if problem.has_fp8_keys else None,
         index_dtype=_FP8 if problem.has_fp8_index else None,
+        index_q_rounding=problem.index_q_rounding,
         num_threads=problem.threads,
     )
 

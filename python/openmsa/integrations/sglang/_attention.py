@@ -53,6 +53,7 @@ class SparseAttention:
             index_k_cache=self._paged(self._pool.get_index_k_buffer(layer.layer_id))[:, :, 0],
             k_scale=self._scale(layer.k_scale_float, q.device),
             v_scale=self._scale(layer.v_scale_float, q.device),
+            index_k_scale=self._scale(layer.idx_k_scale_float, q.device),
             plan=self.plan(len(q), len(step["seqlens_k"]), max_seqlen_k),
             o=o,
             **step,

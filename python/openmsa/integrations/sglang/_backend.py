@@ -22,11 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 class Sizes(NamedTuple):
-    """What the engine's configuration says: heads of this rank, and most tokens of a prefill (0: a whole prompt's)."""
+    """What the engine's configuration says: heads of this rank, most tokens of a prefill (0: a whole prompt's), and the dtype
+    of the model."""
 
     num_heads_q: int
     num_index_heads: int
     max_tokens: int
+    dtype: torch.dtype
 
 
 class Step(NamedTuple):
@@ -53,7 +55,7 @@ class OpenmsaSparseLayers(Stock):
         self._openmsa_layers: dict[int, bool] = {}
         self._openmsa_said: set[str] = set()
         sizes = self.engine_sizes(runner)
-        reason = reason_against(self, sizes.num_index_heads)
+        reason = reason_against(self, sizes.num_index_heads, sizes.dtype)
         if reason is None:
             try:
                 self._make_openmsa(sizes)
@@ -76,8 +78,11 @@ class OpenmsaSparseLayers(Stock):
                 "num_heads_kv": main.head_num,
                 "head_dim": main.head_dim,
                 "index_dim": self.idx_head_dim,
-                "dtype": index.dtype,
+                "dtype": sizes.dtype,
                 "kv_dtype": main.dtype,
+                "index_dtype": index.dtype,
+                # SGLang multiplies index keys in fp8 by its 16-bit queries.
+                "index_q_rounding": "exact" if index.dtype == torch.float8_e4m3fn else "scaled",
                 "backend": "cuda" if self.req_to_token.is_cuda else "cpu",
                 "block_size": self.block_size_k,
                 "topk": self.topk_blocks,
@@ -90,14 +95,15 @@ class OpenmsaSparseLayers(Stock):
         self._openmsa_tensors = StepTensors(self.req_to_token, page_size, num_requests)
         self._openmsa = attention
         _log.info(
-            "openmsa %s serves the sparse layers: %d/%d heads, topk %d, %s on caches in %s, pages of %d; a prefill of %d "
-            "tokens needs %.0f MiB of workspace",
+            "openmsa %s serves the sparse layers: %d/%d heads, topk %d, %s on caches in %s and %s, pages of %d; a prefill of "
+            "%d tokens needs %.0f MiB of workspace",
             __version__,
             plan.num_heads_q,
             plan.num_heads_kv,
             plan.topk,
             plan.dtype,
             plan.kv_dtype,
+            plan.index_dtype,
             plan.page_size,
             plan.max_total_q,
             plan.workspace_bytes("msa_attention") / 2**20,
@@ -211,6 +217,7 @@ def backend_of_engine() -> type:
                 num_heads_q=runner.model_config.num_attention_heads // num_ranks,
                 num_index_heads=max(index_heads // num_ranks, 1),  # replicated where there are more ranks than heads
                 max_tokens=max(get_schedule().chunked_prefill_size or 0, 0),
+                dtype=runner.model_config.dtype,
             )
 
     return OpenmsaMiniMaxSparseAttnBackend

@@ -13,7 +13,7 @@ import torch
 
 import openmsa
 
-from ..._workspace import per_call
+from ..._workspace import workspace_per_call
 
 PAGE_SIZE = 128  # tokens that vLLM's kernels of M3 find in a page of its caches: those of a kv_block
 
@@ -35,7 +35,7 @@ class Plans(NamedTuple):
     """Of a layer, for as many rows as max_total_q.
 
     attention     and the whole layer, where selection is the same plan
-    selection     the index branch; another plan where its cache has another dtype than the model
+    selection     the index branch; another plan where its cache has another 16-bit dtype than the model
     """
 
     attention: openmsa.Plan
@@ -103,11 +103,12 @@ class Calls:
         return sides
 
     def select(self, sides: list[Sequences], index_q, index_k_cache, topk_indices) -> None:
-        """Writes topk_indices [total_q, num_heads_kv, topk] for index_q [total_q, num_heads_kv, index_dim].
+        """Writes topk_indices [total_q, num_heads_kv, topk] for index_q [total_q, num_heads_kv, index_dim], in the dtype of the
+        cache.
 
         index_k_cache [num_pages, 128, index_dim]
         """
-        with per_call():
+        with workspace_per_call():
             for side in sides:
                 openmsa.select_blocks(
                     index_q[side.rows],
@@ -119,7 +120,7 @@ class Calls:
 
     def attend(self, sides: list[Sequences], q, caches: dict, topk_indices, o) -> None:
         """Writes o [total_q, num_heads_q, head_dim] for q of the same shape; caches: see `caches_of`."""
-        with per_call():
+        with workspace_per_call():
             for side in sides:
                 openmsa.sparse_attention(
                     q[side.rows],
@@ -132,7 +133,7 @@ class Calls:
 
     def select_and_attend(self, sides: list[Sequences], q, index_q, caches: dict, index_k_cache, o) -> None:
         """Both at once: block numbers are not written anywhere."""
-        with per_call():
+        with workspace_per_call():
             for side in sides:
                 openmsa.msa_attention(
                     q[side.rows],

@@ -83,7 +83,7 @@ def serve(model: torch.nn.Module, vllm_config) -> list[Calls]:
             len(layers),
             type(model).__name__,
             f"{plan.num_heads_q}/{plan.num_heads_kv} heads, {plan.dtype}, caches {plan.kv_dtype or plan.dtype} and "
-            f"{index_plan.dtype}",
+            f"{index_plan.index_dtype or index_plan.dtype}",
             plan.backend,
         )
     for reason, count in left.items():
@@ -103,9 +103,8 @@ def why_not(layer, vllm_config) -> str | None:
         return f"score type {index_impl.score_type}, openmsa has max"
     if layer.total_idx_heads != layer.total_num_kv_heads:
         return f"{layer.total_idx_heads} index heads for {layer.total_num_kv_heads} KV heads, openmsa has one for each"
-    if index_impl.indexer_kv_dtype != "bf16":
-        dtype = index_impl.indexer_kv_dtype
-        return f"index cache {dtype}: vLLM casts index queries to e4m3 without a scale, openmsa with one"
+    if index_impl.indexer_kv_dtype not in ("bf16", *_E4M3):
+        return f"index cache {index_impl.indexer_kv_dtype}, openmsa has bf16 and fp8 (e4m3)"
     if impl.use_fp8_kv and impl.kv_cache_dtype not in _E4M3:
         return f"KV cache {impl.kv_cache_dtype}, openmsa has bf16, fp16 and fp8 (e4m3)"
     if not impl.use_fp8_kv and layer.kv_cache_torch_dtype != vllm_config.model_config.dtype:
@@ -139,13 +138,15 @@ def plans_of(layer, vllm_config) -> tuple[Plans, Plans]:
         "backend": layer._k_scale.device.type,
     }
     dtype, index_dtype = vllm_config.model_config.dtype, index_impl.index_cache.dtype
-    kv_dtype = "float8_e4m3fn" if impl.use_fp8_kv else None
+    options["kv_dtype"] = "float8_e4m3fn" if impl.use_fp8_kv else None
+    has_fp8_index = index_dtype == torch.float8_e4m3fn
+    of_index = {"index_dtype": index_dtype, "index_q_rounding": "cast"} if has_fp8_index else {}
 
     def plans(max_total_q: int) -> Plans:
-        plan = cached_plan(**options, max_total_q=max_total_q, dtype=dtype, kv_dtype=kv_dtype)
-        if dtype == index_dtype:
+        plan = cached_plan(**options, **of_index, max_total_q=max_total_q, dtype=dtype)
+        if has_fp8_index or dtype == index_dtype:
             return Plans(plan, plan)
-        return Plans(plan, cached_plan(**options, max_total_q=max_total_q, dtype=index_dtype))
+        return Plans(plan, cached_plan(**options | {"kv_dtype": None}, max_total_q=max_total_q, dtype=index_dtype))
 
     decode_rows = scheduler.max_num_seqs * (1 + vllm_config.num_speculative_tokens)
     return plans(scheduler.max_num_batched_tokens), plans(min(decode_rows, scheduler.max_num_batched_tokens))
