@@ -100,6 +100,16 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ShardShapes, testing::ValuesIn(sharded_shapes()
 
 TEST_P(ShardShapes, SelectionIsThatOfWholeSequences) { expect_selection_of_sequences(layer_); }
 
+/// Also where every kv_block that competes has a place.
+TEST_P(ShardShapes, CandidatesHaveTheScoresOfTheReference) {
+  for (const std::int32_t rank : {0, 1, 2}) {
+    const Layer shard = shard_of(layer_, 3, rank);
+    const Buffer got = run(shard, OPENMSA_OP_SELECT_CANDIDATES).at("candidates");
+    const Buffer expected = judged(shard, OPENMSA_OP_SELECT_CANDIDATES).at("candidates");
+    EXPECT_LT(absolute_error(candidate_scores(got), candidate_scores(expected)), tolerance(shard.config).score);
+  }
+}
+
 TEST_P(ShardShapes, AttentionIsThatOfWholeSequences) {
   layer_.add({{"topk_indices", random_selection(layer_, 3)}});
   expect_attention_of_sequences(layer_);
