@@ -29,6 +29,7 @@ std::int64_t offset_of(std::int64_t i, const std::int64_t* shape, const std::int
 
 double read(openmsa_dtype dtype, const std::byte* data, std::int64_t offset) {
   if (dtype == OPENMSA_INT32) return reinterpret_cast<const std::int32_t*>(data)[offset];
+  if (dtype == OPENMSA_INT64) throw std::logic_error("a double does not hold an int64: see judge/shards.h");
   return core::visit_dtype(
       dtype, [&]<class T>(T) -> double { return core::to_float(reinterpret_cast<const T*>(data)[offset]); });
 }
@@ -100,6 +101,7 @@ std::int64_t Buffer::offset(std::int64_t i) const {
 double Buffer::operator[](std::int64_t i) const { return read(dtype_, bytes_.data(), offset(i)); }
 
 void Buffer::set(std::int64_t i, double value) {
+  if (dtype_ == OPENMSA_INT64) throw std::logic_error("a double does not hold an int64: see judge/shards.h");
   if (dtype_ == OPENMSA_INT32) {
     reinterpret_cast<std::int32_t*>(bytes_.data())[offset(i)] = static_cast<std::int32_t>(value);
   } else {

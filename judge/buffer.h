@@ -1,4 +1,5 @@
-// A tensor that owns its memory in this process, whatever its dtype and strides; filled and read as doubles.
+// A tensor that owns its memory in this process, whatever its dtype and strides; filled and read as doubles, but for int64,
+// of which it is the bytes alone.
 #pragma once
 
 #include <openmsa/openmsa.h>

@@ -25,7 +25,8 @@
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
  *     numbers, block indices) cannot be checked. It serves every operation, but for the teacher's gradients of kl_loss
- *     (d_q, d_k). Sequences with few query tokens have kernels of their own, beside others in a call too.
+ *     (d_q, d_k) and what is about shards. Sequences with few query tokens have kernels of their own, beside others in
+ *     a call too.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H
@@ -82,8 +83,9 @@ typedef enum openmsa_dtype OPENMSA_ENUM_BASE {
   OPENMSA_FLOAT16 = 3,
   OPENMSA_FLOAT64 = 4, /* reference backend only */
   OPENMSA_INT32 = 5,
-  OPENMSA_FLOAT8_E4M3 = 6 /* keys alone (kv_dtype, index_dtype), and index_q with OPENMSA_INDEX_Q_CAST; e4m3fn of OCP:
-                             no Inf, NaN 0x7f and 0xff, up to 448 */
+  OPENMSA_FLOAT8_E4M3 = 6, /* keys alone (kv_dtype, index_dtype), and index_q with OPENMSA_INDEX_Q_CAST; e4m3fn of OCP:
+                              no Inf, NaN 0x7f and 0xff, up to 448 */
+  OPENMSA_INT64 = 7        /* candidates */
 } openmsa_dtype;
 
 enum { OPENMSA_MAX_RANK = 4 };
@@ -151,6 +153,8 @@ typedef struct openmsa_config {
   openmsa_index_q_rounding index_q_rounding; /* with index_dtype e4m3; otherwise 0 */
   int32_t index_scale_per_block; /* 1, with index_dtype e4m3 and a page_size: index_k_scale has one number per page, and
                                     all of a kv_block are scaled by that of its first page. 0: one per token */
+  int32_t shard_count; /* shards of each sequence's kv_blocks, see "Shards"; 0 or 1: the caches hold them all */
+  int32_t shard_rank;  /* the shard that the caches hold: 0 to shard_count - 1 */
 } openmsa_config;
 
 /* Defaults for block_size, topk, num_local_blocks, batch and backend (CPU, fp32); everything else 0. */
@@ -176,7 +180,10 @@ typedef enum openmsa_op OPENMSA_ENUM_BASE {
   OPENMSA_OP_BLOCK_RECALL = 9,
   OPENMSA_OP_APPEND_KV = 10,
   OPENMSA_OP_MSA_ATTENTION_BACKWARD = 11,
-  OPENMSA_OP_COUNT = 12
+  OPENMSA_OP_SELECT_CANDIDATES = 12,
+  OPENMSA_OP_MERGE_CANDIDATES = 13,
+  OPENMSA_OP_MERGE_PARTIALS = 14,
+  OPENMSA_OP_COUNT = 15
 } openmsa_op;
 
 /* Bytes of workspace that `op` needs for every call within the plan's capacities; 0 is possible. */
@@ -208,7 +215,24 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  * e4m3() rounds fp32 to nearest even, and to 448 what is larger, Inf too; NaN stays NaN. amax ignores NaN. A row with
  * amax below 2^-117, where fp32 has no room left for 448 / amax and amax / 448, is rounded as zeros (with scale 0).
  * CAST takes to zero what is at most 2^-10, and saturates as well: a cast that makes NaN of what is too large differs
- * there. */
+ * there.
+ *
+ * Shards. With shard_count > 1 the caches hold a shard of every sequence, for example those of one GPU of several:
+ * kv_block b of a sequence is kv_block b / shard_count of shard b % shard_count, and lies there whole. seqlens_k counts
+ * the keys of the whole sequence, and positions and kv_block numbers are those in it. A row of block_table lists the
+ * pages of the shard's kv_blocks alone, one kv_block after the other: token j, of kv_block b = j / block_size, is entry
+ * j % page_size of page block_table[., entry],
+ *   entry = (b / shard_count) * (block_size / page_size) + (j % block_size) / page_size
+ * Nothing is read of the row of a sequence of which the shard has no kv_block. Keys in shards are paged. Such plans
+ * serve openmsa_select_candidates, openmsa_merge_candidates, openmsa_sparse_attention, openmsa_merge_partials and
+ * openmsa_append_kv on the CPU and the reference; whatever else is asked of them is refused.
+ *
+ * Candidates. What competes for a place in a selection is one number, a kv_block b with its block score in fp32,
+ *   candidate = key * 2^32 + (2^32 - 1 - b),   key = the score's bits as int32, where it is negative with all but the
+ *                                                    sign inverted (so that keys are ordered as scores are);
+ *                                                    0 for -0; -2^31 + 1 for NaN
+ * and INT64_MIN is none. The greater number is chosen first: the higher score, of equal ones the lower kv_block, NaN
+ * after every number. */
 typedef struct openmsa_tensors {
   size_t struct_size;
 
@@ -262,6 +286,12 @@ typedef struct openmsa_tensors {
   /* optional inputs of training, fp32 (fp64 too on the reference) */
   openmsa_tensor d_lse;      /* [total_q, num_heads_q] gradient into lse; absent: 0 */
   openmsa_tensor kl_weights; /* [total_q] weight of each query in kl_loss; absent: 1/(N H_kv), the mean */
+
+  /* shards and what they exchange */
+  openmsa_tensor candidates;     /* [num_heads_kv, total_q, topk] int64, descending, then INT64_MIN */
+  openmsa_tensor all_candidates; /* [shard_count, num_heads_kv, total_q, topk] int64: candidates of each shard */
+  openmsa_tensor partial_o;   /* [shard_count, total_q, num_heads_q, head_dim] o of each shard, plan's dtype or fp32 */
+  openmsa_tensor partial_lse; /* [shard_count, total_q, num_heads_q] fp32 (fp64 too on the reference) */
 } openmsa_tensors;
 
 /* All tensors absent, struct_size set. */
@@ -298,7 +328,9 @@ OPENMSA_API openmsa_status openmsa_select_blocks(const openmsa_plan* plan, const
                                                  openmsa_workspace workspace);
 
 /* Exact attention over the kv_blocks in topk_indices. A number outside the sequence or twice in a row is refused; a
- * kv_block after the query contributes nothing. Reads q, keys, topk_indices; writes o and, where present, lse. */
+ * kv_block after the query contributes nothing, nor does one that lies in another shard: then o and lse are a part of
+ * the result, which openmsa_merge_partials completes; a query of which the shard has nothing gets o = 0, lse = -inf.
+ * Reads q, keys, topk_indices; writes o and, where present, lse. */
 OPENMSA_API openmsa_status openmsa_sparse_attention(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                                     openmsa_workspace workspace);
 
@@ -363,9 +395,9 @@ OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const 
 
 /* Stores new tokens in paged caches: row cu_seqlens_q[b] + t of k, v and index_k becomes token
  * seqlens_k[b] - seqlen_q[b] + t of sequence b, so that seqlens_k is what the following attention takes. Rows of a
- * sequence with seqlens_k = 0 are padding and are not stored.
- * Reads k, v with seqlens_k and block_table; writes k_cache and v_cache. index_k and index_k_cache come together or not
- * at all.
+ * sequence with seqlens_k = 0 are padding and are not stored, nor are tokens of other shards.
+ * Reads seqlens_k and block_table; k and v, for k_cache and v_cache; index_k, for index_k_cache. k, v and their caches
+ * come together or not at all, and so do index_k and its cache: one group or both.
  * New tokens have the plan's dtype. Into an fp8 cache they go as
  *   e4m3(x)               where its scale is absent;
  *   e4m3(x / scale)       where it is [1]: that scale is read, somebody has calibrated it;
@@ -378,6 +410,33 @@ OPENMSA_API openmsa_status openmsa_block_recall(const openmsa_plan* plan, const 
  * in fp32. [1] is one scale for all, and read, also in a cache of one page. */
 OPENMSA_API openmsa_status openmsa_append_kv(const openmsa_plan* plan, const openmsa_tensors* tensors,
                                              openmsa_workspace workspace);
+
+/* The index branch of one shard: the best of its kv_blocks with their scores. Of the kv_blocks that a query sees, those
+ * that openmsa_select_blocks takes in any case, num_init_blocks and num_local_blocks, are left out; of the others in
+ * the shard come the best, as many as have a place beside these in topk_indices. Without shards it is all kv_blocks
+ * that compete.
+ * Reads index_q and index_k; writes candidates. */
+OPENMSA_API openmsa_status openmsa_select_candidates(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                     openmsa_workspace workspace);
+
+/* The selection of whole sequences from the candidates of all their shards, bit by bit that of openmsa_select_blocks
+ * without shards on the same backend. (The reference in float64 has finer scores than a candidate: it gives the
+ * selection of its block_scores rounded to fp32.) Slice s of all_candidates is what openmsa_select_candidates wrote
+ * with shard_rank = s. Refused are numbers that it cannot have written: a kv_block of another shard, one that is not
+ * visible or taken in any case, one that comes twice, rows that do not descend; on CUDA, which cannot check, they are
+ * undefined.
+ * Reads seqlens_k, of whole sequences, and all_candidates; writes topk_indices. shard_rank means nothing here. */
+OPENMSA_API openmsa_status openmsa_merge_candidates(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                    openmsa_workspace workspace);
+
+/* Attention from its parts over different keys, what openmsa_sparse_attention wrote with shard_rank = s being slice s:
+ *   lse[i,h] = log sum_s exp(partial_lse[s,i,h])
+ *   o[i,h]   = sum_s exp(partial_lse[s,i,h] - lse[i,h]) * partial_o[s,i,h],      s ascending
+ * A slice with partial_lse = -inf gives nothing, whatever its partial_o; where all are, o = 0 and lse = -inf. A
+ * partial_lse that is NaN or +inf makes o and lse of its query and head NaN. Rows of no sequence get o = 0, lse = -inf.
+ * Reads partial_o and partial_lse; writes o and, where present, lse. shard_rank means nothing here. */
+OPENMSA_API openmsa_status openmsa_merge_partials(const openmsa_plan* plan, const openmsa_tensors* tensors,
+                                                  openmsa_workspace workspace);
 
 /* The operation by number; what bindings and tools use. */
 OPENMSA_API openmsa_status openmsa_run(const openmsa_plan* plan, openmsa_op op, const openmsa_tensors* tensors,

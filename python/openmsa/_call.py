@@ -47,7 +47,18 @@ class Batch(Options, total=False):
     index_k_scale: Array
 
 
-_OPTIONS = (*DEFAULTS, "max_seqlen_k", "num_threads", "index_q_rounding", "backend")
+class ShardOptions(Options, total=False):
+    """Those of functions that serve shards."""
+
+    shard_count: int
+    shard_rank: int
+
+
+class ShardBatch(Batch, ShardOptions, total=False):
+    """Those of functions that read the keys of a shard."""
+
+
+_OPTIONS = (*DEFAULTS, "max_seqlen_k", "num_threads", "index_q_rounding", "backend", "shard_count", "shard_rank")
 
 
 def call(
@@ -128,6 +139,7 @@ def _checked_option(name: str, value):
     raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 
+_NUMBERS = ("int32", "int64")  # of lengths and places; of candidates
 _NO_LAYER = re.compile(r"u?int\d+|bool|complex\d+|longdouble|object|float8_(?!e4m3fn$).*")
 
 
@@ -142,8 +154,9 @@ def _check_dtypes(dtypes: dict[str, str]) -> None:
 
 @functools.cache
 def _expected_instead(name: str, dtype: str) -> str | None:
-    if _openmsa.tensor_dtype(name, "float32") == "int32":
-        return None if dtype == "int32" else "int32"
+    number = _openmsa.tensor_dtype(name, "float32")
+    if number in _NUMBERS:
+        return None if dtype == number else number
     return "float32, bfloat16, float16, float64 or float8_e4m3fn" if _NO_LAYER.fullmatch(dtype) else None
 
 

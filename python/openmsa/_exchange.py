@@ -35,7 +35,7 @@ def call_with_plan(
     if module is None or type(plan) is not Plan:
         return None
     pytorch = _pytorch(module)
-    anchor = next(iter(reads.values()))
+    anchor: Any = next((tensor for tensor in reads.values() if tensor is not None), None)
     if pytorch.api is None or type(anchor) not in pytorch.types:
         return None
     written = {name: tensor for name, tensor in writes.items() if tensor is not None}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._call import Array, Batch, Options, call
+from ._call import Array, Batch, Options, ShardBatch, ShardOptions, call
 from ._options import documented
 
 if TYPE_CHECKING:
@@ -29,9 +29,12 @@ __all__ = [
     "dense_attention",
     "dense_attention_backward",
     "kl_loss",
+    "merge_candidates",
+    "merge_partials",
     "msa_attention",
     "msa_attention_backward",
     "select_blocks",
+    "select_candidates",
     "sparse_attention",
     "sparse_attention_backward",
     "topk",
@@ -40,6 +43,8 @@ __all__ = [
 
 _options = documented(*Options.__annotations__)
 _batch = documented(*Batch.__annotations__)
+_shard_options = documented(*ShardOptions.__annotations__)
+_shard_batch = documented(*ShardBatch.__annotations__)
 
 
 def _pick(written: dict[str, Array], *names: str | bool):
@@ -110,7 +115,7 @@ def select_blocks(
     return call("select_blocks", reads, {"topk_indices": topk_indices}, ("topk_indices",), batch)["topk_indices"]
 
 
-@_batch
+@_shard_batch
 def sparse_attention(
     q: Array,
     k: Array = None,
@@ -120,7 +125,7 @@ def sparse_attention(
     o: Array = None,
     lse: Array = None,
     return_lse: bool = False,
-    **batch: Unpack[Batch],
+    **batch: Unpack[ShardBatch],
 ) -> Array | tuple[Array, Array]:
     """Exact attention over the kv_blocks in topk_indices.
 
@@ -131,6 +136,9 @@ def sparse_attention(
     topk_indices  [num_heads_kv, total_q, topk] int32, kv_blocks in any order, then -1
     returns       o like q, and with return_lse lse [total_q, num_heads_q] fp32, natural logarithm. A query with nothing
                   to attend to gets o = 0, lse = -inf
+
+    With a shard_count, kv_blocks of other shards are left out; `merge_partials` makes the whole of all shards' o and lse.
+    Take o in fp32 then: o=np.empty(q.shape, np.float32).
 
     >>> import numpy as np, openmsa
     >>> q, k = np.zeros((1, 2, 8), np.float32), np.zeros((4, 1, 8), np.float32)
@@ -406,28 +414,31 @@ def block_recall(
     return _pick(written, *names)
 
 
-@_options
+@_shard_options
 def append_kv(
-    k: Array,
-    v: Array,
+    k: Array = None,
+    v: Array = None,
     index_k: Array = None,
     *,
-    k_cache: Array,
-    v_cache: Array,
+    k_cache: Array = None,
+    v_cache: Array = None,
     index_k_cache: Array = None,
     seqlens_k: Array,
     block_table: Array,
     k_scale: Array = None,
     v_scale: Array = None,
     index_k_scale: Array = None,
-    **batch: Unpack[Options],
+    **batch: Unpack[ShardOptions],
 ) -> None:
     """Stores new tokens in paged caches, in place: the last seqlen_q[b] of the seqlens_k[b] tokens of each sequence.
 
-    k, v          [total new tokens, num_heads_kv, head_dim], divided by cu_seqlens_q
+    k, v          [total new tokens, num_heads_kv, head_dim], divided by cu_seqlens_q, together with k_cache and v_cache or
+                  not at all
     index_k       [total new tokens, index_dim], together with index_k_cache or not at all
     seqlens_k     [batch] int32 lengths with the new tokens; a sequence of length 0 is padding
     k_scale, v_scale, index_k_scale  of fp8 caches: [1] is read; those of tokens are written
+
+    With a shard_count, tokens of other shards are not stored.
 
     >>> import numpy as np, openmsa
     >>> k = np.full((1, 1, 8), 7, np.float32)
@@ -444,3 +455,85 @@ def append_kv(
         if scale is not None:
             (reads if tuple(scale.shape) == (1,) else writes)[name] = scale
     call("append_kv", reads, writes, (), batch)
+
+
+@_shard_batch
+def select_candidates(
+    index_q: Array, index_k: Array = None, *, candidates: Array = None, **batch: Unpack[ShardBatch]
+) -> Array:
+    """The best kv_blocks of a shard with their scores, for `merge_candidates`. Those that `select_blocks` takes in any case
+    (num_init_blocks, num_local_blocks) are left out.
+
+        candidate = key 2^32 + (2^32 - 1 - kv_block), key: the score's fp32 bits as an integer that orders scores
+
+    index_q       [total_q, num_heads_kv, index_dim]
+    index_k       [total_k, index_dim] without shards; in shards keys lie in index_k_cache
+    returns       candidates [num_heads_kv, total_q, topk] int64, descending, then -2^63
+
+    >>> import numpy as np, openmsa
+    >>> index_q = np.ones((1, 1, 8), np.float32)
+    >>> index_k_cache = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 8, 8), np.float32)
+    >>> keys = {"index_k_cache": index_k_cache, "seqlens_k": np.array([41], np.int32)}  # 6 kv_blocks, the last one local
+    >>> table = np.array([[0, 1, 2]], np.int32)  # of shard 1: its kv_blocks 1, 3 and 5
+    >>> found = openmsa.select_candidates(
+    ...     index_q, **keys, block_table=table, shard_count=2, shard_rank=1, block_size=8, topk=4
+    ... )
+    >>> (2**32 - 1 - found % 2**32)[found != -(2**63)]  # the kv_blocks, best first
+    array([3, 1])
+    """
+    reads = {"index_q": index_q, "index_k": index_k}
+    return call("select_candidates", reads, {"candidates": candidates}, ("candidates",), batch)["candidates"]
+
+
+@_shard_options
+def merge_candidates(
+    all_candidates: Array, seqlens_k: Array, *, topk_indices: Array = None, **batch: Unpack[ShardOptions]
+) -> Array:
+    """The selection of whole sequences from the candidates of all shards: bit by bit that of `select_blocks`.
+
+    all_candidates  [shard_count, num_heads_kv, total_q, topk] int64: slice s is what `select_candidates` gave with
+                  shard_rank = s
+    seqlens_k     [batch] int32 keys of each whole sequence
+    returns       topk_indices [num_heads_kv, total_q, topk] int32, ascending, then -1
+
+    >>> import numpy as np, openmsa
+    >>> candidate = lambda score, kv_block: score * 2**32 + (2**32 - 1 - kv_block)
+    >>> none = -(2**63)
+    >>> shards = np.array([[candidate(5, 2), candidate(1, 0)], [candidate(7, 3), none]])[:, None, None]
+    >>> openmsa.merge_candidates(shards, np.array([40], np.int32), block_size=8)  # of 5 kv_blocks, the last one local
+    array([[[3, 4]]], dtype=int32)
+    """
+    reads = {"all_candidates": all_candidates, "seqlens_k": seqlens_k}
+    return call("merge_candidates", reads, {"topk_indices": topk_indices}, ("topk_indices",), batch)["topk_indices"]
+
+
+@_shard_options
+def merge_partials(
+    partial_o: Array,
+    partial_lse: Array,
+    *,
+    o: Array = None,
+    lse: Array = None,
+    return_lse: bool = False,
+    **batch: Unpack[ShardOptions],
+) -> Array | tuple[Array, Array]:
+    """Attention from its parts over different keys, as `sparse_attention` gives them on each shard.
+
+        lse[i,h] = log sum_s exp(partial_lse[s,i,h])
+        o[i,h]   = sum_s exp(partial_lse[s,i,h] - lse[i,h]) partial_o[s,i,h]
+
+    partial_o     [shard_count, total_q, num_heads_q, head_dim], fp32 or the layer's dtype
+    partial_lse   [shard_count, total_q, num_heads_q] fp32. A part with -inf gives nothing, whatever its o
+    returns       o [total_q, num_heads_q, head_dim] in the dtype of partial_o (o=... for another), and with return_lse lse
+
+    >>> import numpy as np, openmsa
+    >>> partial_o = np.array([1, 5], np.float32)[:, None, None, None] * np.ones((2, 1, 1, 8), np.float32)
+    >>> partial_lse = np.log(np.array([3, 1], np.float32))[:, None, None]
+    >>> o, lse = openmsa.merge_partials(partial_o, partial_lse, return_lse=True)
+    >>> o[0, 0, :2].round(4), lse.round(4)
+    (array([2., 2.], dtype=float32), array([[1.3863]], dtype=float32))
+    """
+    reads = {"partial_o": partial_o, "partial_lse": partial_lse}
+    wanted = ("o", "lse") if return_lse else ("o",)
+    written = call("merge_partials", reads, {"o": o, "lse": lse}, wanted, batch)
+    return _pick(written, "o", return_lse and "lse")

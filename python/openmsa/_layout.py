@@ -35,8 +35,10 @@ def longest_sequence(operation: str, extents: dict[str, Any], options: dict[str,
         return options["max_seqlen_k"]
     if operation == "topk":
         return extents["num_blocks"] * (options.get("block_size") or DEFAULTS["block_size"])
+    if operation in ("merge_candidates", "merge_partials"):  # read no keys, and no workspace depends on their number
+        return 2**31 - 1
     if "max_pages" in extents and "page_size" in extents:
-        return extents["max_pages"] * extents["page_size"]
+        return extents["max_pages"] * extents["page_size"] * (options.get("shard_count") or 1)
     return extents.get("total_k", 1)
 
 
@@ -54,14 +56,18 @@ def plan_options(
 ) -> dict:
     """Arguments of the Plan that a call without one gets. Capacities that grow from call to call are rounded up, so that
     a decode loop meets the same plan again."""
-    config = {name: options.get(name) for name in (*DEFAULTS, "num_threads", "index_q_rounding", "backend")}
-    config = {name: value for name, value in config.items() if value is not None}
-    if "topk" in extents:
-        config.setdefault("topk", extents["topk"])
-    dtype = next((dtypes[name] for name in ("q", "index_q", "k") if dtypes.get(name, _FP8) != _FP8), None)
+    names = (*DEFAULTS, "num_threads", "index_q_rounding", "backend", "shard_count", "shard_rank")
+    config = {name: value for name in names if (value := options.get(name)) is not None}
+    for name in ("topk", "shard_count"):
+        if name in extents:
+            config.setdefault(name, extents[name])
+    queries_and_keys = (dtypes.get(name, _FP8) for name in ("q", "index_q", "k", "index_k"))
+    dtype = next((dtype for dtype in queries_and_keys if dtype != _FP8), None)
+    if dtype is None:  # merge_partials: results in fp32 say nothing
+        dtype = next((dtypes[name] for name in ("o", "partial_o") if dtypes.get(name, "float32") != "float32"), None)
     if dtype is None:  # topk, whose scores are fp32 whatever the layer's dtype; index queries that come in fp8
         dtype = "bfloat16" if config["backend"] == "cuda" else "float32"
-    num_heads_kv = extents.get("num_heads_kv", 1)
+    num_heads_kv = extents.get("num_heads_kv", extents.get("num_heads_q", 1))
     head_dim = extents.get("head_dim", extents.get("index_dim", 64))
     has_fp8_index = _FP8 in (dtypes.get("index_k_cache"), dtypes.get("index_k"))
     is_exact = options.get("max_seqlen_k") is not None

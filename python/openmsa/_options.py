@@ -36,6 +36,11 @@ _WORDS: dict[str, tuple[object, str]] = {
         'how index_q meets fp8 index keys: "scaled", "cast" or "exact", as openmsa.Plan says',
     ),
     "max_seqlen_k": (None, "the most keys of one sequence; None: what the shapes allow"),
+    "shard_count": (1, "shards of each sequence's kv_blocks; more than one: in caches with a block_table of the shard"),
+    "shard_rank": (
+        0,
+        "the shard that the caches hold: kv_block b is kv_block b // shard_count of shard b % shard_count",
+    ),
     "num_threads": (0, "CPU backend; 0 is one per core"),
     "backend": (None, 'None: that of the arrays\' device; "cpu", "cuda", or "reference", the equations in float64'),
     "plan": (None, "an openmsa.Plan in the place of all these numbers"),

@@ -26,6 +26,9 @@ class Plan:
                   the larger of max_total_q and max_seqlen_k, else no bound
     softmax_scale None: 1/sqrt(head_dim)
     page_size     tokens per cache page, a divisor of block_size; 0: contiguous keys
+    shard_count, shard_rank
+                  shards of each sequence's kv_blocks, and the one that the caches hold: kv_block b is kv_block
+                  b // shard_count of shard b % shard_count
     kv_dtype, index_dtype
                   None: dtype; "float8_e4m3fn" for fp8 caches and index keys
     index_q_rounding
@@ -77,6 +80,8 @@ class Plan:
         index_q_rounding: str = "scaled",
         index_scale_per_block: bool = False,
         num_threads: int = 0,
+        shard_count: int = 1,
+        shard_rank: int = 0,
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         options |= {name: _dtype_name(options[name]) for name in ("dtype", "kv_dtype", "index_dtype")}

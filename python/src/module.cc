@@ -154,7 +154,9 @@ void bind_config(nb::module_& m) {
       .def_rw("max_total_q", &openmsa_config::max_total_q)
       .def_rw("max_seqlen_k", &openmsa_config::max_seqlen_k)
       .def_rw("max_total_k", &openmsa_config::max_total_k)
-      .def_rw("num_threads", &openmsa_config::num_threads);
+      .def_rw("num_threads", &openmsa_config::num_threads)
+      .def_rw("shard_count", &openmsa_config::shard_count)
+      .def_rw("shard_rank", &openmsa_config::shard_rank);
 }
 
 }  // namespace

@@ -16,8 +16,9 @@ constexpr Dtype kDtypes[] = {
     {"float32", OPENMSA_FLOAT32, 2, 32}, {"bfloat16", OPENMSA_BFLOAT16, 4, 16},
     {"float16", OPENMSA_FLOAT16, 2, 16}, {"float64", OPENMSA_FLOAT64, 2, 64},
     {"int32", OPENMSA_INT32, 0, 32},     {"float8_e4m3fn", OPENMSA_FLOAT8_E4M3, 10, 8},
+    {"int64", OPENMSA_INT64, 0, 64},
 };
-constexpr const char* kDtypeNames = "float32, bfloat16, float16, float64, int32 or float8_e4m3fn";
+constexpr const char* kDtypeNames = "float32, bfloat16, float16, float64, int32, int64 or float8_e4m3fn";
 
 openmsa_dtype dtype_of(const std::string& argument, nb::dlpack::dtype dtype) {
   openmsa_dtype result{};

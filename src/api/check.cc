@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "api/memory.h"
 #include "api/operations.h"
+#include "core/candidates.h"
 #include "core/error.h"
 
 namespace openmsa::api {
@@ -36,6 +38,8 @@ std::int64_t planned_extent(const core::Plan& plan, Dim dim) {
       return plan.config.page_size;
     case Dim::kTopk:
       return plan.config.topk;
+    case Dim::kShardCount:
+      return plan.config.shard_count;
     default:
       return 1;
   }
@@ -54,6 +58,9 @@ void check_dtype(const core::Plan& plan, const Field& field, const openmsa_tenso
   switch (field.kind) {
     case Kind::kInt32:
       expect(OPENMSA_INT32);
+      break;
+    case Kind::kCandidate:
+      expect(OPENMSA_INT64);
       break;
     case Kind::kData:
       expect(plan.config.dtype);
@@ -123,7 +130,8 @@ void check_layout(const Field& field, const openmsa_tensor& tensor, bool is_writ
   }
   if (is_empty(tensor)) return;
   require(tensor.data != nullptr, field.name, ": expected data, got NULL");
-  const bool has_channels = field.kind != Kind::kInt32 && field.kind != Kind::kScale && field.kind != Kind::kFigure;
+  const bool has_channels = field.kind != Kind::kInt32 && field.kind != Kind::kCandidate &&
+                            field.kind != Kind::kScale && field.kind != Kind::kFigure;
   const int last = tensor.rank - 1;
   require(!has_channels || tensor.strides[last] == 1 || tensor.shape[last] == 1, field.name,
           ": expected stride 1 in the last dimension, got ", tensor.strides[last]);
@@ -288,12 +296,12 @@ void check_pages(const Problem& problem, std::int64_t num_pages) {
   const std::int64_t max_pages = problem.tensors.block_table.shape[1];
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const Sequence sequence = problem.sequence(b);
-    const std::int64_t used = ceil_div(sequence.seqlen_k, page_size);
+    const std::int64_t used = ceil_div(problem.plan.held_keys(sequence.seqlen_k), page_size);
     require(used <= max_pages, "block_table: expected at least ", used, " pages for seqlens_k[", b,
             "] = ", sequence.seqlen_k, ", got ", max_pages);
     for (std::int64_t p = 0; p < used; ++p) {
-      require(sequence.page(p) >= 0 && sequence.page(p) < num_pages, "block_table: expected page numbers 0 to ",
-              num_pages - 1, ", got ", sequence.page(p), " at [", b, ", ", p, "]");
+      require(sequence.table(p) >= 0 && sequence.table(p) < num_pages, "block_table: expected page numbers 0 to ",
+              num_pages - 1, ", got ", sequence.table(p), " at [", b, ", ", p, "]");
     }
   }
 }
@@ -334,6 +342,57 @@ void check_topk_indices(const Problem& problem) {
   }
 }
 
+/// " at [shard, head, row, slot]" of all_candidates.
+std::string candidate_place(std::int64_t shard, std::int64_t head, std::int64_t row, std::int64_t slot) {
+  const std::int64_t place[] = {shard, head, row, slot};
+  return " at " + join(place, 4);
+}
+
+/// A shard's candidates of a row, as openmsa_select_candidates writes them: different kv_blocks of the shard that compete,
+/// descending, then none.
+void check_candidate_row(const Problem& problem, std::int64_t shard, std::int64_t head, std::int64_t row,
+                         const core::Candidates& competing) {
+  const openmsa_tensor& all = problem.tensors.all_candidates;
+  std::array<std::int32_t, 64> seen;
+  std::int64_t count = 0;
+  core::Ranked last = std::numeric_limits<core::Ranked>::max();
+  for (std::int64_t slot = 0; slot < all.shape[3]; ++slot) {
+    const auto candidate = element<core::Ranked>(all, shard, head, row, slot);
+    const std::int32_t block = core::block_of(candidate);
+    const auto refuse = [&](const std::string& expected, const std::string& got) {
+      fail(OPENMSA_INVALID_ARGUMENT, "all_candidates: expected ", expected, ", got ", got,
+           candidate_place(shard, head, row, slot));
+    };
+    if (slot > 0 && candidate >= last && candidate != core::kNoCandidate) refuse("descending rows", "a greater one");
+    last = candidate;
+    if (candidate == core::kNoCandidate) continue;
+    const std::string name = "kv_block " + std::to_string(block);
+    if (competing.init == competing.end) refuse("no candidate, where none competes", name);
+    if (block < competing.init || block >= competing.end) {
+      refuse("kv_blocks from " + std::to_string(competing.init) + " to " + std::to_string(competing.end - 1), name);
+    }
+    if (block % problem.plan.config.shard_count != shard) refuse("kv_blocks of shard " + std::to_string(shard), name);
+    if (std::find(seen.begin(), seen.begin() + count, block) != seen.begin() + count) {
+      refuse("different kv_blocks in a row", name + " twice");
+    }
+    seen[count++] = block;
+  }
+}
+
+void check_candidates(const Problem& problem) {
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence sequence = problem.sequence(b);
+    for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
+      const core::Candidates competing(problem.plan, sequence.position(t));
+      for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+        for (std::int64_t shard = 0; shard < problem.plan.config.shard_count; ++shard) {
+          check_candidate_row(problem, shard, head, sequence.q_begin + t, competing);
+        }
+      }
+    }
+  }
+}
+
 void check_score_columns(const Problem& problem) {
   const std::int64_t columns = problem.tensors.block_scores.shape[2];
   for (std::int64_t b = 0; b < problem.batch; ++b) {
@@ -343,17 +402,41 @@ void check_score_columns(const Problem& problem) {
   }
 }
 
-/// New tokens must fit in front of the end of their sequence. Padding (seqlens_k = 0) is skipped. Index keys and their
-/// cache come together.
+/// New keys and their caches come together: k and v, index_k, or all of them.
+void check_appended(const openmsa_tensors& tensors) {
+  const bool has_index = present(tensors.index_k) || present(tensors.index_k_cache);
+  const bool has_kv = present(tensors.k) || present(tensors.v) || present(tensors.k_cache) || present(tensors.v_cache);
+  const auto require_with = [&](const openmsa_tensor& tensor, const char* name, const char* with) {
+    require(present(tensor), name, ": required by openmsa_append_kv", with, ", got none");
+  };
+  if (has_kv || !has_index) {
+    for (const auto member :
+         {&openmsa_tensors::k, &openmsa_tensors::v, &openmsa_tensors::k_cache, &openmsa_tensors::v_cache}) {
+      require_with(tensors.*member, fields()[id_of(member)].name,
+                   has_index ? " with any of k, v and their caches" : "");
+    }
+  }
+  if (present(tensors.index_k)) require_with(tensors.index_k_cache, "index_k_cache", " with index_k");
+  if (present(tensors.index_k_cache)) require_with(tensors.index_k, "index_k", " with index_k_cache");
+}
+
+/// New tokens must fit in front of the end of their sequence. Padding (seqlens_k = 0) is skipped.
 void check_append(const Problem& problem) {
-  require(!present(problem.tensors.index_k) || present(problem.tensors.index_k_cache),
-          "index_k_cache: required by openmsa_append_kv with index_k, got none");
-  require(!present(problem.tensors.index_k_cache) || present(problem.tensors.index_k),
-          "index_k: required by openmsa_append_kv with index_k_cache, got none");
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const Sequence sequence = problem.sequence(b);
     require(sequence.seqlen_k == 0 || sequence.seqlen_q <= sequence.seqlen_k, "seqlens_k: expected at least the ",
             sequence.seqlen_q, " new tokens of sequence ", b, ", got ", sequence.seqlen_k);
+  }
+}
+
+/// What a plan of a shard serves.
+void check_shard(const core::Plan& plan, const Operation& operation) {
+  if (!operation.has(kServesShards)) {
+    fail(OPENMSA_UNSUPPORTED, "shard_count: ", operation.name, " works on whole sequences, got one of ",
+         plan.config.shard_count, " shards");
+  }
+  if (!operation.has(kWithoutKeys) && !plan.is_paged()) {
+    fail(OPENMSA_UNSUPPORTED, "page_size: ", operation.name, " works on pages where there are shards, got page_size 0");
   }
 }
 
@@ -377,12 +460,14 @@ void check_values(const Operation& operation, const Problem& problem, std::int64
     check_topk_indices(problem);
   }
   if (present(tensors.block_scores)) check_score_columns(problem);
+  if (present(tensors.all_candidates)) check_candidates(problem);
 }
 
 }  // namespace
 
 Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tensors) {
   const Operation operation = api::operation(op, plan.config);
+  if (plan.is_sharded()) check_shard(plan, operation);
   if (operation.has(kContiguousOnly) && plan.is_paged()) {
     fail(OPENMSA_UNSUPPORTED, "page_size: ", operation.name, " works on contiguous keys, got pages of ",
          plan.config.page_size);
@@ -412,6 +497,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
          ", got none");
   }
   check_aliases(operation, tensors);
+  if (op == OPENMSA_OP_APPEND_KV) check_appended(tensors);
 
   // The rows that append_kv stores are new tokens: its k and v count like queries.
   const Dim rows = op == OPENMSA_OP_APPEND_KV ? Dim::kTotalK : Dim::kTotalQ;
@@ -422,7 +508,7 @@ Problem check(const core::Plan& plan, openmsa_op op, const openmsa_tensors& tens
           "batch: expected at most the plan's max_batch = ", plan.config.max_batch, ", got ", problem.batch);
   require(problem.batch <= 1 || present(tensors.cu_seqlens_q), "cu_seqlens_q: required for a batch of ", problem.batch,
           " sequences, got none");
-  require(problem.batch == 1 || plan.is_paged() || op == OPENMSA_OP_TOPK || present(tensors.cu_seqlens_k),
+  require(problem.batch == 1 || plan.is_paged() || operation.has(kWithoutKeys) || present(tensors.cu_seqlens_k),
           "cu_seqlens_k: required for a batch of ", problem.batch, " sequences, got none");
   if (operation.has(kBoundsTotalK)) check_total_k(plan, extents.get(Dim::kTotalK, 0));
   if (core::is_device(plan.config.backend)) return problem;

@@ -28,6 +28,8 @@ openmsa_dtype dtype_of(Kind kind, const openmsa_config& config) {
   switch (kind) {
     case Kind::kInt32:
       return OPENMSA_INT32;
+    case Kind::kCandidate:
+      return OPENMSA_INT64;
     case Kind::kScale:
       return OPENMSA_FLOAT32;
     case Kind::kFigure:

@@ -115,6 +115,7 @@ openmsa_status openmsa_default_threads(int32_t* num_threads) {
 size_t openmsa_dtype_bytes(openmsa_dtype dtype) {
   switch (dtype) {
     case OPENMSA_FLOAT64:
+    case OPENMSA_INT64:
       return 8;
     case OPENMSA_FLOAT32:
     case OPENMSA_INT32:

@@ -28,6 +28,7 @@ enum class Dim {
   kIndexDim,
   kPageSize,
   kTopk,
+  kShardCount,
   kOne,
 };
 
@@ -36,6 +37,7 @@ const char* dim_name(Dim dim);
 
 enum class Kind {
   kInt32,
+  kCandidate,    // int64, no channels
   kData,         // the plan's dtype, channels last
   kIndexQ,       // the plan's dtype or, where it is cast to e4m3, that; channels last
   kKvCache,      // kv_dtype, channels last
@@ -64,7 +66,7 @@ std::span<const Field> fields();
 std::uint32_t id_of(TensorMember member);
 
 /// A set of fields: bit i stands for fields()[i].
-using FieldSet = std::uint32_t;
+using FieldSet = std::uint64_t;
 constexpr bool contains(FieldSet set, std::uint32_t id) { return (set >> id & 1u) != 0; }
 inline bool contains(FieldSet set, TensorMember member) { return contains(set, id_of(member)); }
 
@@ -73,6 +75,8 @@ enum : std::uint32_t {
   kAnyOutput = 1,       // at least one of the tensors that it may write must be present
   kContiguousOnly = 2,  // paged plans are refused
   kBoundsTotalK = 4,    // the plan's max_total_k bounds its keys
+  kWithoutKeys = 8,     // reads no keys, wherever the plan has them
+  kServesShards = 16,   // plans of a shard are not refused
 };
 
 struct Operation {

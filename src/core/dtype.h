@@ -117,6 +117,8 @@ inline const char* dtype_name(openmsa_dtype dtype) {
       return "int32";
     case OPENMSA_FLOAT8_E4M3:
       return "e4m3";
+    case OPENMSA_INT64:
+      return "int64";
   }
   return "no dtype";
 }

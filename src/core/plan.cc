@@ -106,7 +106,21 @@ void check_capacities(const openmsa_config& config) {
   check_range("num_threads", config.num_threads, 0, 4096);
 }
 
+void check_shards(const openmsa_config& config) {
+  check_range("shard_count", config.shard_count, 0, 1 << 16);
+  check_range("shard_rank", config.shard_rank, 0, std::max(config.shard_count, 1) - 1);
+}
+
 }  // namespace
+
+std::int64_t Plan::held_keys(std::int64_t seqlen_k) const {
+  const std::int64_t block_size = config.block_size, count = config.shard_count;
+  const std::int64_t blocks = ceil_div(seqlen_k, block_size);
+  if (blocks <= config.shard_rank) return 0;
+  const std::int64_t held = ceil_div(blocks - config.shard_rank, count);
+  const std::int64_t last = config.shard_rank + (held - 1) * count;
+  return (held - 1) * block_size + std::min(block_size, seqlen_k - last * block_size);
+}
 
 Plan make_plan(const openmsa_config& config, int default_threads) {
   check_backend(config);
@@ -115,11 +129,13 @@ Plan make_plan(const openmsa_config& config, int default_threads) {
   check_key_dtypes(config);
   check_fp8_index(config);
   check_capacities(config);
+  check_shards(config);
 
   Plan plan{};
   plan.config = config;
   if (config.kv_dtype == 0) plan.config.kv_dtype = config.dtype;
   if (config.index_dtype == 0) plan.config.index_dtype = config.dtype;
+  if (config.shard_count == 0) plan.config.shard_count = 1;
   plan.group_size = config.num_heads_q / config.num_heads_kv;
   plan.max_blocks = ceil_div(config.max_seqlen_k, config.block_size);
   plan.max_total_k = config.max_total_k != 0 ? config.max_total_k : std::max(config.max_total_q, config.max_seqlen_k);

@@ -50,10 +50,19 @@ struct Sequence {
   std::int64_t seqlen_k;
   const std::int32_t* pages;  // paged keys: this sequence's row of block_table ...
   std::int64_t pages_stride;  // ... and the distance of its entries
+  std::int64_t pages_per_block = 1;
+  std::int64_t shard_count = 1;
 
   /// Position of query t; negative: it sees nothing.
   std::int64_t position(std::int64_t t) const { return seqlen_k - seqlen_q + t; }
-  std::int64_t page(std::int64_t logical) const { return pages[logical * pages_stride]; }
+  /// Entry `entry` of the row.
+  std::int64_t table(std::int64_t entry) const { return pages[entry * pages_stride]; }
+  /// Where page `logical` of the sequence lies; it is in the shard.
+  std::int64_t page(std::int64_t logical) const {
+    if (shard_count == 1) return table(logical);
+    const std::int64_t block = logical / pages_per_block;
+    return table(block / shard_count * pages_per_block + logical % pages_per_block);
+  }
 };
 
 /// Rows of one sequence and head in k, v or index_k, contiguous or paged, with their scales.
@@ -153,6 +162,8 @@ inline Sequence Problem::sequence(std::int64_t b) const {
     const bool is_empty = tensors.block_table.data == nullptr;
     result.pages = is_empty ? &kNoPage : &element<std::int32_t>(tensors.block_table, b);
     result.pages_stride = tensors.block_table.strides[1];
+    result.pages_per_block = plan.config.block_size / plan.config.page_size;
+    result.shard_count = plan.config.shard_count;
   }
   return result;
 }

@@ -77,8 +77,10 @@ void append_kv(const Problem& problem, Arena&, const Loops& loops) {
   for_each_item(
       problem, loops, [](const Sequence& sequence) { return sequence.seqlen_k == 0 ? 0 : sequence.seqlen_q; },
       [&](const Item& item, int) {
+        const Plan& plan = problem.plan;
         const std::int64_t row = item.sequence.q_begin + item.index, j = item.sequence.position(item.index);
-        for (std::int64_t head = 0; head < problem.plan.config.num_heads_kv; ++head) {
+        if (!plan.holds(j / plan.config.block_size)) return;
+        for (std::int64_t head = 0; core::present(tensors.k) && head < plan.config.num_heads_kv; ++head) {
           append_token(tensors.k, row, head, tensors.k_scale, problem.k(item.sequence, head), j);
           append_token(tensors.v, row, head, tensors.v_scale, problem.v(item.sequence, head), j);
         }

@@ -46,10 +46,11 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
     scale *= rows.scale(begin);
     rows.scales = nullptr;
   }
-  const std::int64_t next_keys = block + 1 < end ? keys_in_block(plan, sequence, block + 1) : 0;
+  const std::int64_t next = block + plan.config.shard_count;
+  const std::int64_t next_keys = next < end ? keys_in_block(plan, sequence, next) : 0;
   product_.load_keys({rows, begin, keys});
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
-  ahead_.add({rows, begin + keys, next_keys});
+  ahead_.add({rows, next * plan.config.block_size, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
   const bool needs_scores = is_partial || product_.has_scales();
   if (needs_scores) {

@@ -17,7 +17,7 @@ struct IndexTile {
   void load(const core::Problem& problem, const core::Sequence& sequence, std::int64_t first, std::int64_t count);
 
   /// top[column] = m[query, block, head], times 1/sqrt(index_dim); -inf for a block that the query does not see.
-  /// Keys of the next block, where that is below `end`, are fetched meanwhile.
+  /// Keys of the next block that the plan's shard holds, where that is below `end`, are fetched meanwhile.
   void score(const core::Problem& problem, const core::Sequence& sequence, std::int64_t block, std::int64_t end);
 
   Columns columns{};

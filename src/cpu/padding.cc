@@ -19,6 +19,8 @@ void fill_rows(const openmsa_tensor& tensor, int axis, std::int64_t begin, std::
         const std::int64_t i = axis == 0 ? row : a, j = axis == 0 ? a : row;
         if (tensor.dtype == OPENMSA_INT32) {
           core::element<std::int32_t>(tensor, i, j, b) = static_cast<std::int32_t>(value);
+        } else if (tensor.dtype == OPENMSA_INT64) {
+          core::element<std::int64_t>(tensor, i, j, b) = static_cast<std::int64_t>(value);
         } else {
           core::store(tensor, value, i, j, b);
         }

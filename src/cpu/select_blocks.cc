@@ -1,5 +1,6 @@
 // The index branch and top-k in one pass: scores of a tile of queries against each kv_block go straight into running
 // top-k lists. With few queries over many keys (decode) the kv_blocks are split into segments, whose lists are merged.
+// A row's list becomes its selection or, where the call asks for candidates, a shard's part in it.
 
 #include <algorithm>
 #include <array>
@@ -55,23 +56,26 @@ struct Workspace {
 };
 
 /// Range of kv_blocks that compete for some query of a tile, the slots that they compete for (the same for every query
-/// that has any, for then all forced kv_blocks are visible), and whether some lose.
+/// that has any, for then all forced kv_blocks are visible), and whether scores are wanted, since some lose or since they
+/// are what is asked for.
 struct Contest {
   std::int64_t begin, end;
   std::int64_t slots;
-  bool is_open;
+  bool has_scores;
 };
 
-Contest contest(const Plan& plan, const Candidates* candidates, std::int64_t count, Segment segment) {
-  Contest result{segment.end, segment.begin, 0, false};
+Contest contest(const Problem& problem, const Candidates* candidates, std::int64_t count, Segment segment) {
+  const Plan& plan = problem.plan;
+  Contest result{segment.end, segment.begin, 0, core::present(problem.tensors.candidates)};
   for (std::int64_t t = 0; t < count; ++t) {
     const Candidates& of_query = candidates[t];
     if (of_query.slots == 0) continue;
     result.begin = std::min(result.begin, std::max(of_query.init, segment.begin));
     result.end = std::max(result.end, std::min(of_query.end, segment.end));
     result.slots = plan.config.topk - of_query.local - of_query.init;
-    result.is_open |= of_query.slots < of_query.end - of_query.init;
+    result.has_scores |= of_query.slots < of_query.end - of_query.init;
   }
+  result.begin = plan.first_held(result.begin);
   return result;
 }
 
@@ -91,13 +95,13 @@ void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t 
   const Plan& plan = problem.plan;
   const std::int64_t heads = plan.config.num_heads_kv, columns = pad_lanes(count * heads);
   for (std::int64_t t = 0; t < count; ++t) s.candidates[t] = Candidates(plan, sequence.position(first + t));
-  const Contest range = contest(plan, s.candidates, count, segment);
+  const Contest range = contest(problem, s.candidates, count, segment);
   begin_lists(range, count, heads, s);
   if (range.begin >= range.end) return;
   s.tile.load(problem, sequence, first, count);
   std::fill_n(s.tile.top, columns, 0.0f);
-  for (std::int64_t block = range.begin; block < range.end; ++block) {
-    if (range.is_open) s.tile.score(problem, sequence, block, range.end);
+  for (std::int64_t block = range.begin; block < range.end; block += plan.config.shard_count) {
+    if (range.has_scores) s.tile.score(problem, sequence, block, range.end);
     tile_ops().offer(s.tile.top, static_cast<std::int32_t>(block), s.ends, columns, s.lists);
   }
 }
@@ -109,6 +113,18 @@ std::int64_t copy_column(const TopkColumns& lists, std::int64_t column, ScoredBl
     to[size] = {lists.keys[size * lists.ld + column], lists.blocks[size * lists.ld + column]};
   }
   return size;
+}
+
+/// What becomes of the row's list, best first.
+void write_row(const Problem& problem, std::int64_t head, std::int64_t row, const Candidates& candidates,
+               std::span<const ScoredBlock> list) {
+  const openmsa_tensor& out = problem.tensors.candidates;
+  if (!core::present(out)) return write_selection(problem.tensors.topk_indices, head, row, candidates, list);
+  const auto count = static_cast<std::int64_t>(list.size());
+  for (std::int64_t slot = 0; slot < out.shape[2]; ++slot) {
+    core::Ranked& to = core::element<core::Ranked>(out, head, row, slot);
+    to = slot < count ? core::rank_of_key(list[slot].key, list[slot].block) : core::kNoCandidate;
+  }
 }
 
 /// Offers the segments' lists of one row to a last list, lowest kv_blocks first, as one segment would have.
@@ -124,7 +140,7 @@ void merge_row(const Problem& problem, const Item& item, std::int64_t t, std::in
               [](const ScoredBlock& a, const ScoredBlock& b) { return a.block < b.block; });
     for (std::int64_t e = 0; e < partials.sizes[row]; ++e) list.offer(entries[e]);
   }
-  write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, candidates, list.entries());
+  write_row(problem, head, item.sequence.q_begin + t, candidates, list.entries());
 }
 
 }  // namespace
@@ -150,8 +166,7 @@ void select_blocks(const Problem& problem, Arena& arena, const Loops& loops) {
           if (segments == 1) {
             std::array<ScoredBlock, 64> chosen;
             const auto size = static_cast<std::size_t>(copy_column(s.lists, c, chosen.data()));
-            write_selection(problem.tensors.topk_indices, head, item.sequence.q_begin + t, s.candidates[c / heads],
-                            {chosen.data(), size});
+            write_row(problem, head, item.sequence.q_begin + t, s.candidates[c / heads], {chosen.data(), size});
           } else {
             const std::int64_t row = partials.row(plan, item, t, head, index);
             partials.sizes[row] = copy_column(s.lists, c, partials.lists + row * plan.config.topk);
@@ -163,6 +178,7 @@ void select_blocks(const Problem& problem, Arena& arena, const Loops& loops) {
       [&](const Sequence& sequence) { return num_segments(plan, sequence) == 1 ? 0 : sequence.seqlen_q * heads; },
       [&](const Item& item, int) { merge_row(problem, item, item.index / heads, item.index % heads, partials); });
   write_query_padding(problem, problem.tensors.topk_indices, 1, -1);
+  write_query_padding(problem, problem.tensors.candidates, 1, static_cast<double>(core::kNoCandidate));
 }
 
 }  // namespace openmsa::cpu

@@ -10,7 +10,9 @@ namespace openmsa::cpu {
 
 void block_scores(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void topk(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+/// Of whole sequences or, where candidates are present, a shard's part.
 void select_blocks(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void merge_candidates(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// Sparse when topk_indices is present, else dense; so is its backward.
 void attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// The part of dense attention that sequences of few queries are; attention() calls it.
@@ -22,6 +24,7 @@ void msa_attention_backward(const core::Problem& problem, core::Arena& arena, co
 void block_recall(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void msa_attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void append_kv(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void merge_partials(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 
 /// Workspace of each operation within the plan's capacities, carved from a measuring arena.
 void plan_block_scores(const core::Plan& plan, core::Arena& arena);
@@ -55,6 +58,9 @@ inline constexpr Stage kStages[] = {
     {OPENMSA_OP_BLOCK_RECALL,              plan_block_recall,           block_recall},
     {OPENMSA_OP_APPEND_KV,                 nullptr,                     append_kv},
     {OPENMSA_OP_MSA_ATTENTION_BACKWARD,    plan_msa_attention_backward, msa_attention_backward},
+    {OPENMSA_OP_SELECT_CANDIDATES,         plan_select_blocks,          select_blocks},
+    {OPENMSA_OP_MERGE_CANDIDATES,          nullptr,                     merge_candidates},
+    {OPENMSA_OP_MERGE_PARTIALS,            nullptr,                     merge_partials},
 };
 // clang-format on
 

@@ -10,15 +10,6 @@ namespace openmsa::cpu {
 
 using core::element;
 
-Candidates::Candidates(const Plan& plan, std::int64_t position) {
-  const auto& config = plan.config;
-  const std::int64_t visible = visible_blocks(plan, position);
-  local = std::min<std::int64_t>({config.num_local_blocks, config.topk, visible});
-  end = visible - local;
-  init = std::min<std::int64_t>({config.num_init_blocks, config.topk - local, end});
-  slots = std::min<std::int64_t>(config.topk - local - init, end - init);
-}
-
 void write_selection(const openmsa_tensor& topk_indices, std::int64_t head, std::int64_t row,
                      const Candidates& candidates, std::span<const ScoredBlock> chosen) {
   std::array<std::int32_t, 64> blocks;

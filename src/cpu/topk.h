@@ -1,33 +1,17 @@
 // Exp-free top-k: the running selection of one query and KV head.
 #pragma once
 
-#include <bit>
-#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <span>
 
+#include "core/candidates.h"
 #include "core/problem.h"
 #include "cpu/tile/tile.h"
 
 namespace openmsa::cpu {
 
-/// An integer that orders scores: NaN below -inf, -0 equal to +0. All are above kNoKey.
-inline std::int32_t score_key(float score) {
-  if (std::isnan(score)) return kNoKey + 1;
-  const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);  // -0 + 0 = +0
-  return bits < 0 ? -(bits & std::numeric_limits<std::int32_t>::max()) : bits;
-}
-
-/// Which kv_blocks of one query row are forced, and which compete for the remaining slots.
-struct Candidates {
-  std::int64_t init;   // kv_blocks [0, init) are forced
-  std::int64_t end;    // [init, end) compete
-  std::int64_t local;  // [end, end + local) are forced: the last visible ones
-  std::int64_t slots;  // for the competitors
-
-  Candidates(const core::Plan& plan, std::int64_t position);
-};
+using core::Candidates;
+using core::score_key;
 
 struct ScoredBlock {
   std::int32_t key;  // score_key

@@ -20,7 +20,8 @@ void sort_by_block(const Problem& problem, const HeadTile& tile, std::int64_t bl
       for (std::int64_t slot = 0; slot < indices.shape[2]; ++slot) {
         const std::int64_t block = element<std::int32_t>(indices, tile.head, tile.sequence.q_begin + t, slot);
         if (block < 0) break;
-        if (block * problem.plan.config.block_size <= position) body(block, t);  // else in the query's future
+        const bool is_visible = block * problem.plan.config.block_size <= position;  // else in the query's future
+        if (is_visible && problem.plan.holds(block)) body(block, t);
       }
     }
   };

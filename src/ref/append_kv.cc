@@ -77,9 +77,9 @@ void run_append_kv(const core::Problem& problem) {
   for (const core::Sequence& sequence : sequences(problem)) {
     for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
       const std::int64_t j = sequence.position(t);
-      if (j < 0) continue;
+      if (j < 0 || !problem.plan.holds(j / problem.plan.config.block_size)) continue;
       const std::int64_t row = sequence.q_begin + t;
-      for (std::int64_t r = 0; r < problem.plan.config.num_heads_kv; ++r) {
+      for (std::int64_t r = 0; core::present(tensors.k) && r < problem.plan.config.num_heads_kv; ++r) {
         append_token({tensors.k, tensors.k_scale, row, r}, problem.k(sequence, r), j);
         append_token({tensors.v, tensors.v_scale, row, r}, problem.v(sequence, r), j);
       }

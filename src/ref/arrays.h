@@ -66,14 +66,16 @@ Array<C> load_rows(const openmsa_tensor& tensor, std::int64_t begin, std::int64_
 }
 
 /// One sequence's keys [seqlen_k, heads, channels], times their scales; `rows_of_head(r)` says where those of head r
-/// lie.
+/// lie. 0 in the place of those of other shards.
 template <class C, class RowsOfHead>
-Array<C> load_keys(const core::Sequence& sequence, std::int64_t heads, std::int64_t channels, RowsOfHead rows_of_head) {
+Array<C> load_keys(const core::Plan& plan, const core::Sequence& sequence, std::int64_t heads, std::int64_t channels,
+                   RowsOfHead rows_of_head) {
   Array<C> result(sequence.seqlen_k, heads, channels);
   for (std::int64_t r = 0; r < heads; ++r) {
     const core::KeyRows rows = rows_of_head(r);
     core::visit_dtype(rows.dtype, [&]<class T>(T) {
       for (std::int64_t j = 0; j < sequence.seqlen_k; ++j) {
+        if (!plan.holds(j / plan.config.block_size)) continue;
         const T* token = reinterpret_cast<const T*>(rows.token(j));
         const C scale = rows.scales == nullptr ? C(1) : C(rows.scale(j));
         for (std::int64_t c = 0; c < channels; ++c) result(j, r, c) = static_cast<C>(core::to_float(token[c])) * scale;
@@ -86,21 +88,21 @@ Array<C> load_keys(const core::Sequence& sequence, std::int64_t heads, std::int6
 template <class C>
 Array<C> load_k(const core::Problem& problem, const core::Sequence& sequence) {
   const openmsa_config& config = problem.plan.config;
-  return load_keys<C>(sequence, config.num_heads_kv, config.head_dim,
+  return load_keys<C>(problem.plan, sequence, config.num_heads_kv, config.head_dim,
                       [&](std::int64_t r) { return problem.k(sequence, r); });
 }
 
 template <class C>
 Array<C> load_v(const core::Problem& problem, const core::Sequence& sequence) {
   const openmsa_config& config = problem.plan.config;
-  return load_keys<C>(sequence, config.num_heads_kv, config.head_dim,
+  return load_keys<C>(problem.plan, sequence, config.num_heads_kv, config.head_dim,
                       [&](std::int64_t r) { return problem.v(sequence, r); });
 }
 
 /// [seqlen_k, 1, index_dim]
 template <class C>
 Array<C> load_index_k(const core::Problem& problem, const core::Sequence& sequence) {
-  return load_keys<C>(sequence, 1, problem.plan.config.index_dim,
+  return load_keys<C>(problem.plan, sequence, 1, problem.plan.config.index_dim,
                       [&](std::int64_t) { return problem.index_k(sequence); });
 }
 

@@ -60,6 +60,7 @@ Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequen
     for (std::int64_t t = 0; t < sequence.seqlen_q; ++t) {
       const std::int64_t position = sequence.position(t);
       for (std::int64_t b = 0; b < visible_blocks(position, config.block_size); ++b) {
+        if (!problem.plan.holds(b)) continue;
         C maximum = std::numeric_limits<C>::quiet_NaN();
         const std::int64_t end = std::min((b + 1) * config.block_size, position + 1);
         for (std::int64_t j = b * config.block_size; j < end; ++j) {

@@ -41,14 +41,14 @@ inline std::int64_t visible_blocks(std::int64_t position, std::int64_t block_siz
   return position < 0 ? 0 : position / block_size + 1;
 }
 
-/// The chosen kv_blocks of query t and head r that it can see, ascending.
+/// The chosen kv_blocks of query t and head r that it can see and the plan's shard holds, ascending.
 inline std::vector<std::int64_t> chosen_blocks(const core::Plan& plan, const core::Sequence& sequence,
                                                const Selection& selection, std::int64_t t, std::int64_t r) {
   const std::int64_t visible = visible_blocks(sequence.position(t), plan.config.block_size);
   std::vector<std::int64_t> blocks;
   for (std::int64_t slot = 0; slot < selection.size(2); ++slot) {
     const std::int64_t b = selection(r, t, slot);
-    if (b >= 0 && b < visible) blocks.push_back(b);
+    if (b >= 0 && b < visible && plan.holds(b)) blocks.push_back(b);
   }
   std::sort(blocks.begin(), blocks.end());
   return blocks;

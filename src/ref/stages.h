@@ -7,7 +7,8 @@
 
 namespace openmsa::ref {
 
-/// m[r,t,b] of one sequence: [num_heads_kv, seqlen_q, number of kv_blocks], -inf where nothing is visible.
+/// m[r,t,b] of one sequence: [num_heads_kv, seqlen_q, number of kv_blocks], -inf where nothing is visible and where
+/// another shard holds the kv_block.
 template <class C>
 Array<C> block_scores(const core::Problem& problem, const core::Sequence& sequence);
 
@@ -55,6 +56,15 @@ void run_block_recall(const core::Problem& problem);
 
 void run_append_kv(const core::Problem& problem);
 
+/// The selection of whole sequences in the parts of their shards.
+template <class C>
+void run_select_candidates(const core::Problem& problem);
+void run_merge_candidates(const core::Problem& problem);
+
+/// Attention from its parts over different keys.
+template <class C>
+void run_merge_partials(const core::Problem& problem);
+
 /// An operation in both precisions.
 struct Stage {
   openmsa_op op;
@@ -76,6 +86,9 @@ inline constexpr Stage kStages[] = {
     {OPENMSA_OP_BLOCK_RECALL,              run_block_recall<double>,           run_block_recall<float>},
     {OPENMSA_OP_APPEND_KV,                 run_append_kv,                      run_append_kv},
     {OPENMSA_OP_MSA_ATTENTION_BACKWARD,    run_msa_attention_backward<double>, run_msa_attention_backward<float>},
+    {OPENMSA_OP_SELECT_CANDIDATES,         run_select_candidates<double>,      run_select_candidates<float>},
+    {OPENMSA_OP_MERGE_CANDIDATES,          run_merge_candidates,               run_merge_candidates},
+    {OPENMSA_OP_MERGE_PARTIALS,            run_merge_partials<double>,         run_merge_partials<float>},
 };
 // clang-format on
 

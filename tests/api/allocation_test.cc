@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "judge/shards.h"
 #include "support/allocations.h"
 #include "support/many_threads.h"
 #include "support/run.h"
@@ -42,7 +43,11 @@ Layer layer_for(openmsa_op op, openmsa_dtype dtype) {
     return layer;
   }
   layer.add(run(layer, OPENMSA_OP_BLOCK_SCORES));
-  return layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+  layer.add(run(layer, OPENMSA_OP_MSA_ATTENTION));
+  layer.tensors["all_candidates"] = stacked({run(layer, OPENMSA_OP_SELECT_CANDIDATES).at("candidates")});
+  layer.tensors["partial_o"] = stacked({layer.tensors.at("o")});
+  layer.tensors["partial_lse"] = stacked({layer.tensors.at("lse")});
+  return layer;
 }
 
 class Allocation : public testing::TestWithParam<Case> {};

@@ -31,6 +31,7 @@ TEST(Names, AnOperationHasTheNameOfItsFunction) {
   EXPECT_STREQ(openmsa_op_name(OPENMSA_OP_BLOCK_SCORES), "block_scores");
   EXPECT_STREQ(openmsa_op_name(OPENMSA_OP_DENSE_ATTENTION_BACKWARD), "dense_attention_backward");
   EXPECT_STREQ(openmsa_op_name(OPENMSA_OP_APPEND_KV), "append_kv");
+  EXPECT_STREQ(openmsa_op_name(OPENMSA_OP_MERGE_PARTIALS), "merge_partials");
   EXPECT_EQ(openmsa_op_name(OPENMSA_OP_COUNT), nullptr);
   EXPECT_EQ(openmsa_op_name(static_cast<openmsa_op>(-1)), nullptr);
 }
@@ -98,6 +99,8 @@ TEST(Names, ExtentsAreThoseOfTheHeader) {
   EXPECT_THAT(shape("v_cache"), testing::ElementsAre("num_pages", "page_size", "num_heads_kv", "head_dim"));
   EXPECT_THAT(shape("index_k_scale"), testing::ElementsAre("key_tokens"));
   EXPECT_THAT(shape("kl_loss"), testing::ElementsAre("1"));
+  EXPECT_THAT(shape("partial_o"), testing::ElementsAre("shard_count", "total_q", "num_heads_q", "head_dim"));
+  EXPECT_THAT(shape("all_candidates"), testing::ElementsAre("shard_count", "num_heads_kv", "total_q", "topk"));
   EXPECT_THAT(shape("p"), testing::IsEmpty());
   EXPECT_EQ(openmsa_tensor_extent("q", -1), nullptr);
 }
@@ -113,6 +116,9 @@ TEST(Names, DtypesFollowFromTheConfiguration) {
   EXPECT_EQ(openmsa_tensor_dtype(&config, "k_scale"), OPENMSA_FLOAT32);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "lse"), OPENMSA_FLOAT32);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "topk_indices"), OPENMSA_INT32);
+  EXPECT_EQ(openmsa_tensor_dtype(&config, "candidates"), OPENMSA_INT64);
+  EXPECT_EQ(openmsa_tensor_dtype(&config, "partial_o"), OPENMSA_BFLOAT16);
+  EXPECT_EQ(openmsa_tensor_dtype(&config, "partial_lse"), OPENMSA_FLOAT32);
   EXPECT_EQ(openmsa_tensor_dtype(&config, "p"), openmsa_dtype{});
   EXPECT_EQ(openmsa_tensor_dtype(nullptr, "q"), openmsa_dtype{});
 
@@ -152,6 +158,19 @@ TEST(Names, UsesFollowTheKeysIntoThePages) {
   EXPECT_TRUE(reads(config, OPENMSA_OP_APPEND_KV, "k"));
   EXPECT_TRUE(writes(config, OPENMSA_OP_APPEND_KV, "k_cache"));
   EXPECT_FALSE(writes(config, OPENMSA_OP_APPEND_KV, "k"));
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_READS),
+              testing::ElementsAre("seqlens_k", "block_table", "index_q", "index_k_cache"));
+}
+
+TEST(Names, WhatMergesReadsNoKeys) {
+  const Config config = paged_fp8_config();
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_READS),
+              testing::ElementsAre("seqlens_k", "all_candidates"));
+  EXPECT_THAT(tensors_that(config, OPENMSA_OP_MERGE_PARTIALS, OPENMSA_READS),
+              testing::ElementsAre("partial_o", "partial_lse"));
+  for (const openmsa_op op : {OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_MERGE_PARTIALS}) {
+    EXPECT_THAT(tensors_that(config, op, OPENMSA_MAY_READ), testing::ElementsAre("cu_seqlens_q"));
+  }
 }
 
 TEST(Names, WhatIsUnknownHasNoUse) {

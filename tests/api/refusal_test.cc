@@ -45,7 +45,7 @@ const std::vector<Refusal>& refusals() {
        {"lse: expected dtype fp32, got fp64"}},
       {"dtype_unknown",
        kMsa,
-       [](Call& c) { c.tensors.q.dtype = static_cast<openmsa_dtype>(7); },
+       [](Call& c) { c.tensors.q.dtype = static_cast<openmsa_dtype>(8); },
        {"q: expected dtype"}},
       {"last_stride",
        kMsa,

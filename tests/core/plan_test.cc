@@ -1,6 +1,7 @@
 // Plans from shapes and capacities: defaults, refusals, workspace sizes.
 #include "core/plan.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -59,6 +60,31 @@ TEST(Plan, TotalKeysAreThoseOfOneSequenceOrTheQueriesUnlessSaid) {
   EXPECT_EQ(core::make_plan(config, 1).max_total_k, 300);
 }
 
+TEST(Plan, AShardHoldsEveryNthKvBlock) {
+  Config config = valid_config();
+  EXPECT_EQ(core::make_plan(config, 1).config.shard_count, 1);
+  EXPECT_FALSE(core::make_plan(config, 1).is_sharded());
+  config.shard_count = 3;
+  std::int64_t held[] = {0, 0, 0};
+  for (const std::int64_t seqlen_k : {0, 1, 128, 129, 384, 385, 1000}) {
+    std::int64_t all = 0;
+    for (config.shard_rank = 0; config.shard_rank < 3; ++config.shard_rank) {
+      const core::Plan plan = core::make_plan(config, 1);
+      EXPECT_TRUE(plan.is_sharded());
+      held[config.shard_rank] = plan.held_keys(seqlen_k);
+      all += plan.held_keys(seqlen_k);
+    }
+    EXPECT_EQ(all, seqlen_k);
+  }
+  EXPECT_THAT(held, testing::ElementsAre(3 * 128, 256 + 1000 - 7 * 128, 2 * 128)) << "of 8 kv_blocks, the last in part";
+
+  config.shard_rank = 1;
+  const core::Plan plan = core::make_plan(config, 1);
+  EXPECT_TRUE(plan.holds(1) && plan.holds(4) && !plan.holds(0) && !plan.holds(5));
+  const std::int64_t first[] = {plan.first_held(0), plan.first_held(1), plan.first_held(2), plan.first_held(5)};
+  EXPECT_THAT(first, testing::ElementsAre(1, 1, 4, 7));
+}
+
 struct Refusal {
   std::string field;
   std::string value;
@@ -76,6 +102,12 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"num_heads_q", "130", [](Config& c) { c.num_heads_q = 130; }, OPENMSA_UNSUPPORTED},
         Refusal{"num_heads_q", "negative", [](Config& c) { c.num_heads_q = -2; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"num_heads_kv", "0", [](Config& c) { c.num_heads_kv = 0; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"shard_count", "negative", [](Config& c) { c.shard_count = -1; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"shard_rank", "one_of_none", [](Config& c) { c.shard_rank = 1; }, OPENMSA_INVALID_ARGUMENT},
+        Refusal{"shard_rank", "past_the_last", [](Config& c) { c.shard_count = c.shard_rank = 4; },
+                OPENMSA_INVALID_ARGUMENT},
+        Refusal{"shard_rank", "negative", [](Config& c) { c.shard_count = 4, c.shard_rank = -1; },
+                OPENMSA_INVALID_ARGUMENT},
         Refusal{"head_dim", "0", [](Config& c) { c.head_dim = 0; }, OPENMSA_INVALID_ARGUMENT},
         Refusal{"head_dim", "65", [](Config& c) { c.head_dim = 65; }, OPENMSA_UNSUPPORTED},
         Refusal{"head_dim", "512", [](Config& c) { c.head_dim = 512; }, OPENMSA_UNSUPPORTED},

@@ -39,6 +39,7 @@ INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
                                          Feature{"block_size", [](Config& c) { c.block_size = 32; }},
                                          Feature{"num_heads_q", [](Config& c) { c.num_heads_q = 6; }},
                                          Feature{"page_size", [](Config& c) { c.page_size = 8; }},
+                                         Feature{"shard_count", [](Config& c) { c.shard_count = 2; }},
                                          Feature{"softmax_scale", [](Config& c) { c.softmax_scale = -1; }}),
                          [](const testing::TestParamInfo<Feature>& info) { return info.param.name; });
 
@@ -100,6 +101,13 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
   expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(memory.data(), bytes - 1); });
   expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(memory.data() + 64, bytes); });
   expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(nullptr, bytes); });
+}
+
+TEST_F(RefusedCall, WhatIsAboutShards) {
+  const Plan plan(layer_.config);
+  for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_MERGE_PARTIALS}) {
+    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
+  }
 }
 
 class DeviceWorkspace : public OnHopper {};

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -50,6 +51,8 @@ class CallMaker {
     c.index_q_rounding = static_cast<openmsa_index_q_rounding>(rarely_any(rounding, rounding));
     const std::int32_t per_block = is_fp8 && c.page_size > 0 && source_.ConsumeBool() ? 1 : 0;
     c.index_scale_per_block = rarely_any(per_block, per_block);
+    c.shard_count = source_.ConsumeBool() ? rarely_any(0, 3) : 0;
+    c.shard_rank = c.shard_count > 1 || rarely() ? rarely_any(0, 2) : 0;
     return c;
   }
 
@@ -58,14 +61,17 @@ class CallMaker {
     const std::int64_t pages = rarely_any(1, 8), page = c.page_size, per_sequence = rarely_any(0, 8);
     const std::int64_t hq = c.num_heads_q, h = c.num_heads_kv, d = c.head_dim, di = c.index_dim;
     const bool paged = page > 0, appends = op == OPENMSA_OP_APPEND_KV, topk = op == OPENMSA_OP_TOPK;
-    const bool selects = is(op, {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_SELECT_BLOCKS});
+    const bool candidates = op == OPENMSA_OP_SELECT_CANDIDATES, merges = op == OPENMSA_OP_MERGE_CANDIDATES;
+    const bool parts = op == OPENMSA_OP_MERGE_PARTIALS, without_keys = topk || merges || parts;
+    const bool selects = candidates || is(op, {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_SELECT_BLOCKS});
+    const std::int64_t shards = std::clamp(c.shard_count, 1, 8);
     const bool attends = is(op, {OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION});
     const bool backward = is(op, {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
                                   OPENMSA_OP_MSA_ATTENTION_BACKWARD});
     const bool kl = is(op, {OPENMSA_OP_KL_LOSS, OPENMSA_OP_MSA_ATTENTION_BACKWARD});
     const bool recall = op == OPENMSA_OP_BLOCK_RECALL;
     const bool indexed = selects || kl || op == OPENMSA_OP_MSA_ATTENTION;
-    const bool chosen = topk || kl || recall ||
+    const bool chosen = topk || merges || kl || recall ||
                         is(op, {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION,
                                 OPENMSA_OP_SPARSE_ATTENTION_BACKWARD});
     const bool has_keys = attends || backward || kl || recall || appends;
@@ -75,9 +81,9 @@ class CallMaker {
     openmsa_tensors t;
     openmsa_tensors_init(&t);
     t.cu_seqlens_q = maybe(true, OPENMSA_INT32, {batch + 1});
-    t.cu_seqlens_k = maybe(!paged && !topk, OPENMSA_INT32, {batch + 1});
-    t.seqlens_k = maybe(paged || topk, OPENMSA_INT32, {batch});
-    t.block_table = maybe(paged && !topk, OPENMSA_INT32, {batch, per_sequence});
+    t.cu_seqlens_k = maybe(!paged && !without_keys, OPENMSA_INT32, {batch + 1});
+    t.seqlens_k = maybe((paged && !parts) || topk || merges, OPENMSA_INT32, {batch});
+    t.block_table = maybe(paged && !without_keys, OPENMSA_INT32, {batch, per_sequence});
     t.q = maybe(attends || backward || kl || recall, c.dtype, {total_q, hq, d});
     t.k = maybe(has_keys && (!paged || appends), c.dtype, {appends ? total_q : total_k, h, d});
     t.v = maybe((attends && !paged) || backward || appends, c.dtype, {appends ? total_q : total_k, h, d});
@@ -94,8 +100,8 @@ class CallMaker {
                                                                                                 : total_k});
     t.block_scores = maybe(topk || op == OPENMSA_OP_BLOCK_SCORES, OPENMSA_FLOAT32, {h, total_q, rarely_any(1, 16)});
     t.topk_indices = maybe(chosen, OPENMSA_INT32, {h, total_q, c.topk});
-    t.o = maybe(attends || backward, c.dtype, {total_q, hq, d});
-    t.lse = maybe(attends || backward || kl, OPENMSA_FLOAT32, {total_q, hq});
+    t.o = maybe(attends || backward || parts, c.dtype, {total_q, hq, d});
+    t.lse = maybe(attends || backward || kl || parts, OPENMSA_FLOAT32, {total_q, hq});
     t.d_o = maybe(backward, c.dtype, {total_q, hq, d});
     t.d_q = maybe(backward, OPENMSA_FLOAT32, {total_q, hq, d});
     t.d_k = maybe(backward, OPENMSA_FLOAT32, {total_k, h, d});
@@ -107,6 +113,10 @@ class CallMaker {
     t.score_recall = maybe(recall, OPENMSA_FLOAT32, {h, total_q});
     t.d_lse = optional(backward, {total_q, hq});
     t.kl_weights = optional(kl, {total_q});
+    t.candidates = maybe(candidates, OPENMSA_INT64, {h, total_q, c.topk});
+    t.all_candidates = maybe(merges, OPENMSA_INT64, {shards, h, total_q, c.topk});
+    t.partial_o = maybe(parts, source_.ConsumeBool() ? OPENMSA_FLOAT32 : c.dtype, {shards, total_q, hq, d});
+    t.partial_lse = maybe(parts, OPENMSA_FLOAT32, {shards, total_q, hq});
     return t;
   }
 
@@ -123,7 +133,7 @@ class CallMaker {
 
   /// 0 stands for the plan's dtype.
   openmsa_dtype key_dtype() {
-    if (rarely()) return static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 7));
+    if (rarely()) return static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 8));
     return source_.ConsumeBool() ? OPENMSA_FLOAT8_E4M3 : openmsa_dtype{};
   }
 
@@ -131,6 +141,13 @@ class CallMaker {
   openmsa_tensor scale(bool belongs, std::vector<std::int64_t> per_token) {
     if (belongs && source_.ConsumeBool()) return {};
     return maybe(belongs, OPENMSA_FLOAT32, source_.ConsumeBool() ? std::vector<std::int64_t>{1} : per_token);
+  }
+
+  /// None, a kv_block with a score, and now and then any number at all.
+  std::int64_t candidate() {
+    if (rarely()) return source_.ConsumeIntegral<std::int64_t>();
+    if (source_.ConsumeBool()) return std::numeric_limits<std::int64_t>::min();
+    return source_.ConsumeIntegralInRange(-2, 2) * (std::int64_t{1} << 32) + 0xffffffff - rarely_any(0, 8);
   }
 
   openmsa_tensor optional(bool belongs, const std::vector<std::int64_t>& shape) {
@@ -148,7 +165,7 @@ class CallMaker {
     openmsa_tensor t{};
     const auto flaw = source_.ConsumeIntegral<std::uint8_t>();
     if (belongs == (flaw % 32 == 31)) return t;
-    t.dtype = flaw == 0 ? static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 7)) : dtype;
+    t.dtype = flaw == 0 ? static_cast<openmsa_dtype>(source_.ConsumeIntegralInRange(0, 8)) : dtype;
     t.rank = flaw == 4 ? source_.ConsumeIntegralInRange(-1, 5) : static_cast<std::int32_t>(shape.size());
     if (flaw == 8) shape[source_.ConsumeIntegralInRange<std::size_t>(0, shape.size() - 1)] = rarely_any(-1, 64);
     std::copy(shape.begin(), shape.end(), t.shape);
@@ -188,6 +205,9 @@ class CallMaker {
       for (std::int64_t i = 0; i <= last; ++i) values[i] = rarely_any(-1, 20);
       if (source_.ConsumeBool()) std::sort(values, values + last + 1);  // prefix sums ascend
       if (source_.ConsumeBool()) values[0] = 0;
+    } else if (t.dtype == OPENMSA_INT64) {
+      auto* values = static_cast<std::int64_t*>(memory);
+      for (std::int64_t i = 0; i <= last; ++i) values[i] = candidate();
     } else {
       std::memset(memory, source_.ConsumeIntegral<std::uint8_t>(), static_cast<std::size_t>(bytes));
     }

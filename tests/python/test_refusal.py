@@ -169,7 +169,10 @@ def test_options_beside_a_plan(layer):
         ({"kv_dtype": "float8_e4m3fn"}, openmsa.Error, "kv_dtype: expected fp32 for contiguous keys, got e4m3"),
         ({"backend": "cuda"}, openmsa.Error, "unsupported"),
         ({"softmax_scale": 0}, ValueError, "softmax_scale: expected a number other than 0, or None"),
-        ({"dtype": np.int64}, TypeError, "dtype: expected dtype float32, .* got int64"),
+        ({"dtype": np.int64}, ValueError, "dtype: expected fp32, bf16, fp16 or fp64, got int64"),
+        ({"dtype": np.int16}, TypeError, "dtype: expected dtype float32, .* got int16"),
+        ({"shard_rank": 1}, ValueError, "shard_rank: expected 0 to 0, got 1"),
+        ({"shard_count": 2, "shard_rank": 2}, ValueError, "shard_rank: expected 0 to 1, got 2"),
         (
             {"dtype": np.float32, "kv_dtype": ml_dtypes.float8_e4m3fn},
             openmsa.Error,

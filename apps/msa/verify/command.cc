@@ -7,9 +7,12 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "io/error.h"
 #include "io/json_file.h"
+#include "judge/shards.h"
 #include "msa/device/call.h"
 #include "msa/machine.h"
 #include "msa/number.h"
@@ -59,8 +62,6 @@ struct VerifyCommand {
 
  private:
   VerifyReport verify(const BackendOptions& options) const;
-  void verify_case(const VerifyShape& shape, const Format& format, const BackendOptions& options, Device& device,
-                   VerifyReport& report) const;
 };
 
 /// Whether the backend serves the call; if not, it has written nothing.
@@ -86,22 +87,59 @@ judge::TensorMap for_later_operations(judge::TensorMap results) {
   return results;
 }
 
-void VerifyCommand::verify_case(const VerifyShape& shape, const Format& format, const BackendOptions& options,
-                                Device& device, VerifyReport& report) const {
-  judge::Layer layer = judge::make_layer(shape.in(format)).on(options.id());
-  layer.config.num_threads = options.threads;
-  layer.config.max_total_q = std::max(layer.total_q(), layer.total_k());
-  for (const openmsa_op op : operations(shape)) {
-    const judge::Layer call = op == OPENMSA_OP_APPEND_KV ? as_appended(layer) : layer;
-    const judge::TensorMap got = outputs_of(call, op);
-    const bool is_served = run_if_served(device, call.config, op, judge::gather(call, op, got));
-    const bool is_whole_layer = op == OPENMSA_OP_MSA_ATTENTION;
-    if (is_whole_layer && !is_served) continue;  // nothing reads its results
-    const judge::TensorMap expected = expected_results(call, op, got);
-    if (is_served) report.add(format, op, shape, findings(call, op, got, expected));
-    if (op != OPENMSA_OP_APPEND_KV && !is_whole_layer) layer.add(for_later_operations(expected));
+/// One shape in one format on one backend.
+class Case {
+ public:
+  Case(const VerifyShape& shape, const Format& format, Device& device, VerifyReport& report)
+      : shape_(shape), format_(format), device_(device), report_(report) {}
+
+  void verify(const BackendOptions& options) {
+    judge::Layer layer = judge::make_layer(shape_.in(format_)).on(options.id());
+    layer.config.num_threads = options.threads;
+    layer.config.max_total_q = std::max(layer.total_q(), layer.total_k());
+    for (const openmsa_op op : operations(shape_)) {
+      const judge::TensorMap expected = verify(op == OPENMSA_OP_APPEND_KV ? as_appended(layer) : layer, op);
+      if (op != OPENMSA_OP_APPEND_KV && op != OPENMSA_OP_MSA_ATTENTION) layer.add(expected);
+    }
+    if (shape_.page_size > 0) verify_shards(layer);
   }
-}
+
+ private:
+  /// Reports on one call; the reference's results, empty where nothing reads them and the backend has none.
+  judge::TensorMap verify(const judge::Layer& call, openmsa_op op) {
+    const judge::TensorMap got = outputs_of(call, op);
+    const bool is_served = run_if_served(device_, call.config, op, judge::gather(call, op, got));
+    if (op == OPENMSA_OP_MSA_ATTENTION && !is_served) return {};
+    judge::TensorMap expected = expected_results(call, op, got);
+    if (is_served) report_.add(format_, op, shape_, findings(call, op, got, expected));
+    return for_later_operations(std::move(expected));
+  }
+
+  /// The same keys in shards, rank by rank, over the layer's topk_indices; and what is merged of the reference's parts.
+  void verify_shards(const judge::Layer& layer) {
+    constexpr std::int32_t kShards = 3;
+    std::vector<judge::Buffer> candidates, o, lse;
+    for (std::int32_t rank = 0; rank < kShards; ++rank) {
+      const judge::Layer shard = judge::shard_of(layer, kShards, rank);
+      candidates.push_back(verify(shard, OPENMSA_OP_SELECT_CANDIDATES).at("candidates"));
+      const judge::TensorMap part = verify(shard, OPENMSA_OP_SPARSE_ATTENTION);
+      o.push_back(part.at("o"));
+      lse.push_back(part.at("lse"));
+    }
+    judge::Layer merging = layer;
+    merging.config.shard_count = kShards;
+    merging.add({{"all_candidates", judge::stacked(candidates)},
+                 {"partial_o", judge::stacked(o)},
+                 {"partial_lse", judge::stacked(lse)}});
+    verify(merging, OPENMSA_OP_MERGE_CANDIDATES);
+    verify(merging, OPENMSA_OP_MERGE_PARTIALS);
+  }
+
+  const VerifyShape& shape_;
+  const Format& format_;
+  Device& device_;
+  VerifyReport& report_;
+};
 
 VerifyReport VerifyCommand::verify(const BackendOptions& options) const {
   VerifyReport report(options.backend, tolerance);
@@ -110,7 +148,7 @@ VerifyReport VerifyCommand::verify(const BackendOptions& options) const {
   std::int64_t done = 0;
   for (const VerifyShape& shape : kShapes) {
     for (const Format& format : kFormats) {
-      if (!format.has_fp8_keys || shape.page_size > 0) verify_case(shape, format, options, *device, report);
+      if (!format.has_fp8_keys || shape.page_size > 0) Case(shape, format, *device, report).verify(options);
     }
     progress.update(++done);
   }

@@ -2,6 +2,7 @@
 
 #include "judge/errors.h"
 #include "judge/selection.h"
+#include "judge/shards.h"
 #include "judge/tolerance.h"
 
 namespace openmsa::cli {
@@ -14,12 +15,17 @@ using judge::TensorMap;
 Finding compare(const Layer& layer, openmsa_op op, const std::string& name, const Buffer& got, const Buffer& expected) {
   constexpr double kRecallAllowed = 1e-5;  // shares of probabilities that are summed in fp32
   const judge::Tolerance allowed = judge::tolerance(layer.config);
-  if (name == "topk_indices") {  // ties of the scores that openmsa_topk reads have one right order
-    if (op == OPENMSA_OP_TOPK) return {name, judge::different_bytes(got, expected), 0};
+  if (name == "topk_indices") {  // ties of the scores that these read have one right order
+    if (op == OPENMSA_OP_TOPK || op == OPENMSA_OP_MERGE_CANDIDATES)
+      return {name, judge::different_bytes(got, expected), 0};
     const auto& scores = layer.tensors.at("block_scores");
     return {name, static_cast<double>(judge::selection_faults(layer, got, expected, scores).size()), 0};
   }
   if (name == "block_scores") return {name, judge::absolute_error(got, expected), allowed.score};  // near 1
+  if (name == "candidates") {  // the kv_blocks themselves show in what is merged of them
+    return {name, judge::absolute_error(judge::candidate_scores(got), judge::candidate_scores(expected)),
+            allowed.score};
+  }
   if (name == "o") return {name, judge::relative_error(got, expected), allowed.o};
   if (name == "lse") return {name, judge::absolute_error(got, expected), allowed.lse};
   if (name.ends_with("_recall")) return {name, judge::absolute_error(got, expected), kRecallAllowed};

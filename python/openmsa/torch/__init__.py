@@ -23,8 +23,11 @@ __all__ = [
     "block_scores",
     "dense_attention",
     "kl_loss",
+    "merge_candidates",
+    "merge_partials",
     "msa_attention",
     "select_blocks",
+    "select_candidates",
     "sparse_attention",
     "topk",
 ]
@@ -147,8 +150,33 @@ def block_recall(q, k, topk_indices, **batch):
     return _ops.block_recall(q.detach(), k.detach(), topk_indices, **batch)
 
 
+@_options("select_candidates")
+def select_candidates(index_q, index_k=None, **batch):
+    """`openmsa.select_candidates`. Has no gradient."""
+    _check("select_candidates", index_q=index_q, index_k=index_k, **batch)
+    detached = None if index_k is None else index_k.detach()
+    return _ops.select_candidates(index_q.detach(), detached, **batch)
+
+
+@_options("merge_candidates")
+def merge_candidates(all_candidates, seqlens_k, **batch):
+    """`openmsa.merge_candidates`."""
+    _check("merge_candidates", all_candidates=all_candidates, seqlens_k=seqlens_k, **batch)
+    return _ops.merge_candidates(all_candidates, seqlens_k, **batch)
+
+
+@_options("merge_partials")
+def merge_partials(partial_o, partial_lse, *, return_lse=False, **batch):
+    """`openmsa.merge_partials`. Has no gradient."""
+    _check("merge_partials", partial_o=partial_o, partial_lse=partial_lse, **batch)
+    o, lse = _ops.merge_partials(partial_o.detach(), partial_lse.detach(), **batch)
+    return (o, lse) if return_lse else o
+
+
 @_options("append_kv")
-def append_kv(k, v, index_k=None, *, k_cache, v_cache, index_k_cache=None, seqlens_k, block_table, **batch):
+def append_kv(
+    k=None, v=None, index_k=None, *, k_cache=None, v_cache=None, index_k_cache=None, seqlens_k, block_table, **batch
+):
     """`openmsa.append_kv`, in place."""
     given = {"k": k, "v": v, "index_k": index_k, "k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
     _check("append_kv", **given, seqlens_k=seqlens_k, block_table=block_table, **batch)

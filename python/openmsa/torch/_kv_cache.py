@@ -19,6 +19,11 @@ class KVCache:
     token_scales  fp8 caches get a scale per token, which append writes; otherwise numbers are stored as they are
     index_block_scales
                   an fp8 index_k_cache gets a scale per kv_block instead, which append writes
+    num_heads_kv, index_dim
+                  0 heads: a cache of index keys alone; 0 channels: one of k and v alone
+    shard_count, shard_rank
+                  the cache holds a shard of each request, kv_block b where b % shard_count = shard_rank; lengths are those
+                  of whole requests, and so is max_seqlen_k. For functions that take the same two arguments
 
     add, extend, truncate and remove change the host's copy of lengths and block table; upload brings it to the device once
     per step. append and tensors refuse to work on a copy that was changed and not uploaded.
@@ -49,14 +54,20 @@ class KVCache:
         index_dtype: torch.dtype | None = None,
         token_scales: bool = False,
         index_block_scales: bool = False,
+        shard_count: int = 1,
+        shard_rank: int = 0,
         device: torch.device | str = "cpu",
     ):
         sizes = {name: value for name, value in locals().items() if name.startswith(("num_", "max_")) or "_dim" in name}
-        for name, size in (sizes | {"page_size": page_size, "block_size": block_size}).items():
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+        sizes |= {"page_size": page_size, "block_size": block_size, "shard_count": shard_count}
+        for name, size in sizes.items():
+            least = 0 if name == "index_dim" or (name == "num_heads_kv" and index_dim) else 1
+            if size < least:
+                raise ValueError(f"{name}: expected at least {least}, got {size}")
         if block_size % page_size:
             raise ValueError(f"page_size: expected a divisor of block_size = {block_size}, got {page_size}")
+        if not 0 <= shard_rank < shard_count:
+            raise ValueError(f"shard_rank: expected 0 to {shard_count - 1}, got {shard_rank}")
         kv_dtype, index_dtype = (
             _cache_dtype(name, of, dtype) for name, of in (("kv", kv_dtype), ("index", index_dtype))
         )
@@ -65,7 +76,7 @@ class KVCache:
         self.v_cache = torch.zeros_like(self.k_cache)
         self.index_k_cache = make(num_pages, page_size, index_dim, dtype=index_dtype)
         self._scales: dict[str, torch.Tensor] = {}
-        if token_scales and kv_dtype != dtype:
+        if token_scales and kv_dtype != dtype and num_heads_kv:
             self._scales |= {
                 name: make(num_heads_kv, num_pages * page_size, dtype=torch.float32) for name in ("k_scale", "v_scale")
             }
@@ -76,14 +87,16 @@ class KVCache:
                     f"index_block_scales: expected an fp8 index_k_cache of several pages and tokens, got {got}"
                 )
             self._scales["index_k_scale"] = make(num_pages, dtype=torch.float32)
-        elif token_scales and index_dtype != dtype:
+        elif token_scales and index_dtype != dtype and index_dim:
             self._scales["index_k_scale"] = make(num_pages * page_size, dtype=torch.float32)
         if token_scales and not self._scales:
             raise ValueError("token_scales: expected False without an fp8 cache, got True")
         self.seqlens_k = torch.zeros(max_batch, dtype=torch.int32, device=device)
-        max_pages = -(-max_seqlen_k // page_size)
-        self.block_table = torch.full((max_batch, max_pages), -1, dtype=torch.int32, device=device)
         self.page_size, self.block_size, self.max_seqlen_k, self.dtype = page_size, block_size, max_seqlen_k, dtype
+        self.shard_count, self.shard_rank = shard_count, shard_rank
+        self._has_kv, self._has_index = num_heads_kv > 0, index_dim > 0
+        max_pages = self._pages_per_block * -(-max_seqlen_k // (block_size * shard_count))  # of any shard
+        self.block_table = torch.full((max_batch, max_pages), -1, dtype=torch.int32, device=device)
         self._free = list(range(num_pages))[::-1]
         self._slots = list(range(max_batch))[::-1]
         self._lengths = torch.zeros(max_batch, dtype=torch.int32, device="cpu")
@@ -125,7 +138,7 @@ class KVCache:
         length = int(self._lengths[slot]) + num_tokens
         if length > self.max_seqlen_k:
             raise ValueError(f"num_tokens: expected a length up to max_seqlen_k = {self.max_seqlen_k}, got {length}")
-        missing = -(-length // self.page_size) - len(held)
+        missing = self._pages_of(length) - len(held)
         if missing > len(self._free):
             raise ValueError(f"num_tokens: expected room in {len(self._free)} free pages, got a need of {missing}")
         for _ in range(missing):
@@ -139,7 +152,7 @@ class KVCache:
         held = self._held(slot)
         if not 0 <= length <= int(self._lengths[slot]):
             raise ValueError(f"length: expected 0 to the request's {int(self._lengths[slot])} tokens, got {length}")
-        while len(held) > -(-length // self.page_size):
+        while len(held) > self._pages_of(length):
             self._free.append(held.pop())
             self._table[slot, len(held)] = -1
         self._set_length(slot, length)
@@ -150,30 +163,46 @@ class KVCache:
         self.block_table.copy_(self._table, non_blocking=True)
         self._is_uploaded = True
 
-    def append(self, layer: int, k, v, index_k, *, cu_seqlens_q) -> None:
-        """Stores the new tokens of all slots: the last ones of each length, divided by cu_seqlens_q."""
+    def append(self, layer: int, k=None, v=None, index_k=None, *, cu_seqlens_q) -> None:
+        """Stores the new tokens of all slots: the last ones of each length, divided by cu_seqlens_q. A cache of a shard
+        takes the tokens of whole requests and leaves those of other shards out."""
         from . import append_kv
 
-        new = {"k": k, "v": v, "index_k": index_k}
-        if torch.is_autocast_enabled(k.device.type):
-            new = {name: tensor.to(self.dtype) for name, tensor in new.items()}
+        given = {"k": k, "v": v, "index_k": index_k}
+        new = {name: tensor for name, tensor in given.items() if tensor is not None}
         for name, tensor in new.items():
+            if torch.is_autocast_enabled(tensor.device.type):
+                new[name] = tensor = tensor.to(self.dtype)
             if tensor.dtype != self.dtype:
                 raise ValueError(f"{name}: expected the cache's dtype {self.dtype}, got {tensor.dtype}")
-        append_kv(**new, **self.tensors(layer), cu_seqlens_q=cu_seqlens_q, block_size=self.block_size)
+        options = {"cu_seqlens_q": cu_seqlens_q, "block_size": self.block_size}
+        if self.shard_count > 1:
+            options |= {"shard_count": self.shard_count, "shard_rank": self.shard_rank}
+        append_kv(**new, **self.tensors(layer), **options)
 
     def tensors(self, layer: int) -> dict[str, torch.Tensor]:
         """The cache of one layer as keyword arguments of openmsa's functions."""
         if not self._is_uploaded:
             raise RuntimeError("KVCache: expected upload() after extend, truncate or remove, got a call before it")
+        caches = {"k_cache": self.k_cache, "v_cache": self.v_cache} if self._has_kv else {}
+        if self._has_index:
+            caches["index_k_cache"] = self.index_k_cache
         return {
-            "k_cache": self.k_cache[layer],
-            "v_cache": self.v_cache[layer],
-            "index_k_cache": self.index_k_cache[layer],
+            **{name: of_layers[layer] for name, of_layers in (caches | self._scales).items()},
             "seqlens_k": self.seqlens_k,
             "block_table": self.block_table,
-            **{name: scale[layer] for name, scale in self._scales.items()},
         }
+
+    @property
+    def _pages_per_block(self) -> int:
+        return self.block_size // self.page_size
+
+    def _pages_of(self, length: int) -> int:
+        """That the cache needs of a request of so many tokens: of a shard, those of its kv_blocks."""
+        pages = -(-length // self.page_size)
+        rounds, rest = divmod(pages, self._pages_per_block * self.shard_count)
+        before = self._pages_per_block * self.shard_rank  # of lower ranks, in the last round
+        return rounds * self._pages_per_block + min(max(rest - before, 0), self._pages_per_block)
 
     def _set_length(self, slot: int, length: int) -> None:
         if length != int(self._lengths[slot]):

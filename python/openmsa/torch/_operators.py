@@ -16,6 +16,7 @@ SEQUENCES = "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None"
 OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, int? num_local_blocks=None,
     float? softmax_scale=None, SymInt? max_seqlen_k=None, int? num_threads=None, str? index_q_rounding=None,
     str? backend=None"""
+_SHARD = "int? shard_count=None, int? shard_rank=None"
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
 #: The arguments of each operator by name, as its schema has them, and which of them are tensors.
@@ -95,6 +96,7 @@ def _attention_gradients(backward_name: str):
     def gradients(tensors, keywords, d_o, d_lse):
         if tensors["k"] is None:
             raise ValueError("k: expected contiguous keys for a gradient, got a cache")
+        keywords = {name: value for name, value in keywords.items() if name not in ("shard_count", "shard_rank")}
         if d_o is None:
             d_o = torch.zeros_like(tensors["o"])
         return dict(zip("qkv", run_backward(d_o, **tensors, d_lse=d_lse, **keywords)))
@@ -116,6 +118,13 @@ def kl_gradients(tensors, keywords, d_kl_loss):
 _define("block_scores", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("block_scores",))
 _define("topk", "Tensor block_scores, Tensor seqlens_k, Tensor? cu_seqlens_q=None", ("topk_indices",))
 _define("select_blocks", f"Tensor index_q, Tensor? index_k=None, {_BATCH}", ("topk_indices",))
+_define("select_candidates", f"Tensor index_q, Tensor? index_k=None, {_BATCH}, {_SHARD}", ("candidates",))
+_define(
+    "merge_candidates",
+    f"Tensor all_candidates, Tensor seqlens_k, Tensor? cu_seqlens_q=None, {_SHARD}",
+    ("topk_indices",),
+)
+_define("merge_partials", f"Tensor partial_o, Tensor partial_lse, Tensor? cu_seqlens_q=None, {_SHARD}", ("o", "lse"))
 _define("block_recall", f"Tensor q, Tensor k, Tensor topk_indices, {SEQUENCES}", ("block_recall", "score_recall"))
 _define(
     "msa_attention",
@@ -124,12 +133,12 @@ _define(
 )
 _SAVED = ("q", "k", "v", "o", "lse", "cu_seqlens_q", "cu_seqlens_k")
 for _kind, _indices in (("sparse", "topk_indices"), ("dense", None)):
-    _argument = f", Tensor? {_indices}=None" if _indices else ""
+    _argument, _shard = (f", Tensor? {_indices}=None", f", {_SHARD}") if _indices else ("", "")
     _required = f"Tensor q, Tensor k, Tensor v{', Tensor topk_indices' if _indices else ''}, Tensor o, Tensor lse"
     _optional = f"Tensor? d_lse=None, {SEQUENCES}"
     _define(f"{_kind}_attention_backward", f"Tensor d_o, {_required}, {_optional}", ("d_q", "d_k", "d_v"))
     _register_gradient(
-        _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}", ("o", "lse")),
+        _define(f"{_kind}_attention", f"{_KEYS}{_argument}, {_BATCH}{_shard}", ("o", "lse")),
         saved=_SAVED + ((_indices,) if _indices else ()),
         results=("o", "lse"),
         num_differentiable=2,
@@ -159,15 +168,16 @@ def _append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_
     from .. import append_kv
 
     names = ("cu_seqlens_q", "k_scale", "v_scale", "index_k_scale", "block_size", "num_threads", "backend")
+    names += ("shard_count", "shard_rank")
     caches = {"k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
     with workspace_per_call():
         append_kv(k, v, index_k, **caches, seqlens_k=seqlens_k, block_table=block_table, **dict(zip(names, rest)))
 
 
-_APPEND_KV = """(Tensor k, Tensor v, Tensor? index_k, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? index_k_cache,
+_APPEND_KV = """(Tensor? k, Tensor? v, Tensor? index_k, Tensor(a!)? k_cache, Tensor(b!)? v_cache, Tensor(c!)? index_k_cache,
     Tensor seqlens_k, Tensor block_table, Tensor? cu_seqlens_q=None, Tensor(d!)? k_scale=None,
     Tensor(e!)? v_scale=None, Tensor(f!)? index_k_scale=None, int? block_size=None, int? num_threads=None,
-    str? backend=None) -> ()"""
+    str? backend=None, int? shard_count=None, int? shard_rank=None) -> ()"""
 torch.library.custom_op(
     "openmsa::append_kv",
     _append_kv,

@@ -225,12 +225,12 @@ void scale_tile(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const
 using Int = hn::RebindToSigned<D>;
 using VI = hn::Vec<Int>;
 
-/// See score_key.
+/// See core::score_key.
 HWY_INLINE VI key_of(V score) {
   const Int d;
   const VI bits = hn::BitCast(d, hn::Add(score, zero()));
-  const VI magnitude = hn::And(bits, hn::Set(d, std::numeric_limits<std::int32_t>::max()));
-  const VI key = hn::IfThenElse(hn::Lt(bits, hn::Zero(d)), hn::Neg(magnitude), bits);
+  const VI inverted = hn::Xor(bits, hn::Set(d, std::numeric_limits<std::int32_t>::max()));
+  const VI key = hn::IfThenElse(hn::Lt(bits, hn::Zero(d)), inverted, bits);
   return hn::IfThenElse(hn::RebindMask(d, hn::IsNaN(score)), hn::Set(d, kNoKey + 1), key);
 }
 

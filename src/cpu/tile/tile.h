@@ -45,7 +45,7 @@ using Operand = OperandOf<float>;
 
 /// Running top-k lists, one per column: entry i of column j is (keys[i * ld + j], blocks[i * ld + j]), best first.
 struct TopkColumns {
-  std::int32_t* keys;  // score_key; kNoKey: no entry yet
+  std::int32_t* keys;  // core::score_key; kNoKey: no entry yet
   std::int32_t* blocks;
   std::int64_t ld;
   std::int64_t depth;

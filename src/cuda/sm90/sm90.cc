@@ -98,10 +98,7 @@ void check_plan(const Plan& plan) {
   require_feature(config.num_heads_kv <= 64, expected_got("num_heads_kv", "at most 64", config.num_heads_kv));
   require_feature(config.page_size == 0 || config.page_size >= 16,
                   expected_got("page_size", "0 or at least 16", config.page_size));
-  require_feature(
-      config.index_q_rounding == OPENMSA_INDEX_Q_SCALED,
-      expected_got("index_q_rounding", "OPENMSA_INDEX_Q_SCALED", static_cast<int>(config.index_q_rounding)));
-  require_feature(!plan.has_block_scales(), expected_got("index_scale_per_block", "0", config.index_scale_per_block));
+  require_feature(!plan.is_sharded(), expected_got("shard_count", "0 or 1", config.shard_count));
   require_feature(plan.softmax_scale > 0, expected_got("softmax_scale", "a positive number", plan.softmax_scale));
 }
 

@@ -286,3 +286,58 @@ def check_against(cache, model):
                 one = {name: query[name][slot : slot + 1] for name in ("q", "index_q")}
                 expected = openmsa.torch.msa_attention(**one, **keys, **OPTIONS)
             torch.testing.assert_close(o[slot : slot + 1], expected)
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_shards_need_the_pages_of_their_blocks(page_size):
+    count, most = 3, 700
+    whole = KVCache(num_pages=most, page_size=page_size, max_batch=1, max_seqlen_k=most, **SHAPE)
+    shards = [
+        KVCache(
+            num_pages=most,
+            page_size=page_size,
+            max_batch=1,
+            max_seqlen_k=most,
+            shard_count=count,
+            shard_rank=rank,
+            **SHAPE,
+        )
+        for rank in range(count)
+    ]
+    caches = [whole, *shards]
+    for cache in caches:
+        cache.add()
+    for length in [1, 16, 17, 63, 64, 65, 128, 129, 192, 193, 500, 700, 260, 128, 5]:
+        for cache in caches:
+            now = cache.length(0)
+            cache.extend(0, length - now) if length > now else cache.truncate(0, length)
+        used = [most - cache.free_pages for cache in caches]
+        assert used[0] == sum(used[1:]) == -(-length // page_size)
+        for rank, pages in enumerate(used[1:]):
+            held = [block for block in range(-(-length // 64)) if block % count == rank]
+            keys = sum(min(64, length - block * 64) for block in held)
+            assert pages == -(-keys // page_size)
+
+
+def test_a_cache_of_index_keys_alone_and_one_without():
+    where = {"num_pages": 4, "page_size": 64, "max_batch": 1, "max_seqlen_k": 128, "block_size": 64}
+    index = KVCache(num_heads_kv=0, head_dim=64, index_dim=64, shard_count=2, shard_rank=1, **where)
+    kv = KVCache(num_heads_kv=2, head_dim=64, index_dim=0, **where)
+    assert set(index.tensors(0)) == {"index_k_cache", "seqlens_k", "block_table"}
+    assert set(kv.tensors(0)) == {"k_cache", "v_cache", "seqlens_k", "block_table"}
+    new = tokens(100, "cpu", torch.float32, 1)
+    for cache in (index, kv):
+        cache.add()
+        cache.extend(0, 100)
+        cache.upload()
+    sums = torch.tensor([0, 100], dtype=torch.int32)
+    kv.append(0, new["k"], new["v"], cu_seqlens_q=sums)
+    index.append(0, index_k=new["index_k"], cu_seqlens_q=sums)
+    first, second = kv.block_table[0].tolist()
+    assert torch.equal(torch.cat([kv.k_cache[0, first], kv.k_cache[0, second, :36]]), new["k"])
+    page = index.block_table[0, 0]
+    assert torch.equal(index.index_k_cache[0, page, :36], new["index_k"][64:]), "kv_block 1 is that of shard 1"
+    assert index.free_pages == 3
+    for wrong in ({"num_heads_kv": 0, "index_dim": 0}, {"index_dim": -1}, {"shard_count": 2, "shard_rank": 2}):
+        with pytest.raises(ValueError, match="num_heads_kv|index_dim|shard_rank"):
+            KVCache(**{"num_heads_kv": 2, "head_dim": 64, "index_dim": 64, **where, **wrong})

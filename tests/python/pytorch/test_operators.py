@@ -32,6 +32,20 @@ def attended(layer):
     return keys | {"o": o, "lse": lse}
 
 
+def calls_of_shards(layer, cache):
+    keys = pick(cache, "seqlens_k", "block_table", "cu_seqlens_q", shard_count=2, shard_rank=1)
+    index = pick(cache, "index_q", "index_k_cache", **keys, **OPTIONS)
+    yield "select_candidates", index
+    candidates = torch.stack([openmsa.torch.select_candidates(**index | {"shard_rank": rank}) for rank in (0, 1)])
+    lengths = pick(cache, "seqlens_k", "cu_seqlens_q")
+    yield "merge_candidates", {"all_candidates": candidates, **lengths, "block_size": 64}
+    o, lse = torch.randn(2, 5, 4, 64), torch.randn(2, 5, 4)
+    yield "merge_partials", {"partial_o": o, "partial_lse": lse}
+    new = torch_layer([1, 1], [1, 1], device="cpu", dtype=layer["q"].dtype)
+    where = pick(cache, "index_k_cache", "seqlens_k", "block_table", block_size=64, shard_count=2, shard_rank=1)
+    yield "append_kv", pick(new, "index_k", "cu_seqlens_q", **where)
+
+
 def calls(layer, cache):
     """Arguments of every operator."""
     yield "block_scores", pick(layer, *INDEX, block_size=64)
@@ -49,6 +63,8 @@ def calls(layer, cache):
     new = torch_layer([1, 1], [1, 1], device=layer["q"].device, dtype=layer["q"].dtype)
     where = pick(cache, "k_cache", "v_cache", "index_k_cache", "seqlens_k", "block_table")
     yield "append_kv", pick(new, "k", "v", "index_k", "cu_seqlens_q", **where, block_size=64)
+    if layer["q"].device.type == "cpu":
+        yield from calls_of_shards(layer, cache)
     forward = attended(layer)
     yield "dense_attention", pick(layer, *KEYS)
     yield "block_recall", {name: value for name, value in forward.items() if name not in ("v", "o", "lse")} | OPTIONS
@@ -243,3 +259,37 @@ def test_on_other_streams(layer):
         assert not stream.query(), "the call did not wait"
     stream.synchronize()
     assert torch.equal(result, expected)
+
+
+def test_attention_in_shards_is_that_of_the_functions():
+    cache = torch_layer([3, 1], [130, 200], device="cpu", dtype=torch.float32, pages=64)
+    lengths = pick(cache, "seqlens_k", "cu_seqlens_q")
+    table, parts = cache.pop("block_table"), []
+    whole_index = pick(cache, "index_q", "index_k_cache", **lengths, **OPTIONS)
+    indices = openmsa.torch.select_blocks(**whole_index, block_table=table)
+    for rank in (0, 1):
+        keys = {
+            "block_table": table[:, rank::2].contiguous(),
+            **lengths,
+            "shard_count": 2,
+            "shard_rank": rank,
+            **OPTIONS,
+        }
+        arguments = pick(cache, "q", "k_cache", "v_cache", topk_indices=indices, **keys)
+        parts.append(openmsa.torch.sparse_attention(**arguments, return_lse=True))
+        for result, expected in zip(parts[-1], openmsa.sparse_attention(**arguments, return_lse=True)):
+            assert torch.equal(result, expected)
+    o, lse = (torch.stack(part) for part in zip(*parts))
+    whole = openmsa.torch.sparse_attention(
+        **pick(cache, "q", "k_cache", "v_cache"), topk_indices=indices, block_table=table, **lengths, **OPTIONS
+    )
+    torch.testing.assert_close(openmsa.torch.merge_partials(o, lse), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_one_shard_has_gradients(device):
+    layer = torch_layer([130], [130], device=device, dtype=DTYPE[device])
+    q = layer["q"].requires_grad_()
+    indices = openmsa.torch.select_blocks(**pick(layer, *INDEX), **OPTIONS)
+    keys = pick(layer, *KEYS, topk_indices=indices)
+    openmsa.torch.sparse_attention(**keys, **OPTIONS, shard_count=1).sum().backward()
+    assert q.grad.abs().sum() > 0

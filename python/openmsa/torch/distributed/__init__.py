@@ -1,0 +1,15 @@
+"""MSA over the ranks of a process group of torch.distributed: decode with heads, index keys or all keys divided among the
+ranks, and whole prompts in pieces. The group is the caller's; nothing is created beside it.
+
+`TensorParallelAttention`   heads, K and V on their ranks, index keys in shards: each rank scores its share of the kv_blocks
+                            for the heads of all ranks
+`ContextParallelAttention`  K, V and index keys in shards: each rank attends to its share of the kv_blocks
+`PromptAttention`           a whole prompt: each rank has the queries of two pieces, keys are gathered
+
+Selections are those of one process, bit by bit. There is no backward pass. docs/several-gpus.md explains the layouts.
+"""
+
+from ._decode import ContextParallelAttention, TensorParallelAttention
+from ._prompt import PromptAttention
+
+__all__ = ["ContextParallelAttention", "PromptAttention", "TensorParallelAttention"]
