@@ -138,17 +138,20 @@ def main(arguments=None) -> int:
         return 1
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"engines-{options.engine}.json"
-    results = {"machine": machine_facts("cuda", options.commit), "model": dataclasses.asdict(model), "runs": []}
+    runs: list[dict] = []
+    all_settings: list[dict] = []
+    results: dict = {"machine": machine_facts("cuda", options.commit), "model": dataclasses.asdict(model)}
+    results |= {"settings": all_settings, "runs": runs}
     failures: list[str] = []
     folder = Path(tempfile.mkdtemp(prefix="openmsa-bench-"))
     try:
         checkpoint = write_checkpoint(model, folder / "model")
         for members in groups.values():
             settings = settings_of(model, checkpoint, members, options)
-            results.setdefault("settings", []).append(dataclasses.asdict(settings))
+            all_settings.append(dataclasses.asdict(settings))
 
-            def keep(runs: list[dict]) -> None:
-                results["runs"] += runs
+            def keep(new: list[dict]) -> None:
+                runs.extend(new)
                 path.write_text(json.dumps(results, indent=1) + "\n")
 
             try:
@@ -159,7 +162,7 @@ def main(arguments=None) -> int:
         print("\ninterrupted; what was measured so far:", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
-    return report(options.engine, results["runs"], failures, path)
+    return report(options.engine, runs, failures, path)
 
 
 def report(engine: str, runs: list[dict], failures: list[str], path: Path) -> int:

@@ -59,6 +59,7 @@ class Arm:
             raise Failed(f"{self.name}: expected {expected}, got {said}; see {self.log}")
 
     def serve(self, requests: list[Request]) -> Times:
+        assert self._process.stdin is not None  # it is a pipe
         self._process.stdin.write(json.dumps([dataclasses.asdict(request) for request in requests]) + "\n")
         self._process.stdin.flush()
         sent, arrivals = self._answer()
@@ -70,6 +71,7 @@ class Arm:
         self._process.wait()
 
     def _answer(self):
+        assert self._process.stdout is not None
         end = time.monotonic() + self._time_limit
         while self._process.poll() is None and time.monotonic() < end:
             if select.select([self._process.stdout], [], [], 1.0)[0]:

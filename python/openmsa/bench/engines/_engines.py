@@ -68,7 +68,8 @@ class Vllm:
         from vllm import SamplingParams
 
         waiting = {}  # by the engine's name of a request, its place
-        sent, arrivals = [0.0] * len(requests), [[] for _ in requests]
+        sent = [0.0] * len(requests)
+        arrivals: list[list[float]] = [[] for _ in requests]
         to_send = list(enumerate(requests))
         prompts = [request.prompt() for request in requests]
         begin = time.perf_counter()
@@ -119,7 +120,8 @@ class Sglang:
         return self._engine.loop.run_until_complete(self._serve(requests))
 
     async def _serve(self, requests: list[Request]) -> Times:
-        sent, arrivals = [0.0] * len(requests), [[] for _ in requests]
+        sent = [0.0] * len(requests)
+        arrivals: list[list[float]] = [[] for _ in requests]
         prompts = [request.prompt() for request in requests]
         progress = asyncio.Event()
         begin = time.perf_counter()
@@ -149,4 +151,4 @@ def _count(times: list[float], num_tokens: int, now: float) -> None:
     times += [now] * (num_tokens - len(times))
 
 
-ENGINES = {"vllm": Vllm, "sglang": Sglang}
+ENGINES: dict[str, type[Vllm] | type[Sglang]] = {"vllm": Vllm, "sglang": Sglang}
