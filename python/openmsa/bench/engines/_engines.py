@@ -56,6 +56,7 @@ class Vllm:
             max_num_batched_tokens=settings.chunk,
             max_num_seqs=settings.max_batch,
             kv_cache_memory_bytes=settings.cache_bytes,
+            gpu_memory_utilization=0.1,  # has to be free; with kv_cache_memory_bytes it means nothing else
             enable_prefix_caching=False,
             generation_config="vllm",
             additional_config={"openmsa": settings.with_openmsa},
