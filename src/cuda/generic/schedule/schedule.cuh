@@ -1,7 +1,8 @@
 // From a selection to work for the tensor cores, on the device, for several schedule batches at once:
 //
 //   0. clear_lists    once for a call: the counters of its kv_blocks
-//   1. split_pairs    a CTA per tile: its shared blocks, the pairs left to kv_outer, and a slot for each of these
+//   1. split_pairs    a CTA per tile: its shared blocks, the pairs left to kv_outer, a slot and a place in its list for
+//                     each of these
 //   2. make_items     a CTA per schedule batch: prefix sums over the lists of every kv_block, cut into work items
 //   3. place_visits   every kv_outer pair to its place in its list
 //
@@ -78,13 +79,16 @@ __global__ void __launch_bounds__(kSplitThreads) split_pairs_kernel(const Schedu
   }
   __syncthreads();
 
+  const ListNumbers lists(p, work, tile, number);
+  for (int e = threadIdx.x; e < s.entries; e += kSplitThreads) s.reserve(e, lists, work.list_counts);
+  __syncthreads();
+
   const std::int64_t base = static_cast<std::int64_t>(number) * capacity;
   for (int u = threadIdx.x; u < num_shared; u += kSplitThreads) work.shared[base + s.rank(u)] = s.shared[u];
   for (int e = threadIdx.x; e < capacity; e += kSplitThreads) {
     KvOuterPair pair{{0, 0}, -1, 0};
     if (e < s.entries && s.kv_outer[e] != TileSelection::kNone) {
-      pair = kv_outer_pair(p, work, tile, s, number, e);
-      pair.rank = atomicAdd(&work.list_counts[pair.list], 1);
+      pair = kv_outer_pair(work, tile, s, lists, number, e);
       atomicAdd(&slot_counts[e / p.topk], 1);
     }
     work.pairs[base + e] = pair;

@@ -24,13 +24,29 @@ inline std::int32_t exchange_if(std::int32_t& word, std::int32_t expected, std::
 }
 #endif
 
+/// Numbers of the lists of one tile's kv_blocks: the kv_block, counted over all sequences, * passes + the tile's pass.
+struct ListNumbers {
+  std::int32_t first_block;  // of the tile's sequence
+  std::int32_t passes;
+  std::int32_t pass;
+
+  OPENMSA_DEVICE ListNumbers(const ScheduleParams& p, const ScheduleBatch& work, const QueryTile& tile,
+                             std::int32_t number)
+      : first_block(p.index.blocks[tile.sequence]),
+        passes(work.passes(p.index.blocks[p.batch.batch])),
+        pass(static_cast<std::int32_t>(std::int64_t{number} * passes / work.max_tiles)) {}
+
+  OPENMSA_DEVICE std::int32_t of(std::int32_t block) const { return (first_block + block) * passes + pass; }
+};
+
 /// A tile's selection while it is split. Entry e = query * topk + slot of the selection. The phases, each for all
 /// entries before the next begins:
 ///
 ///   enter     who wants which kv_block: a hash table with open addressing; a kv_block that a query names twice counts
 ///             once
 ///   decide    q_outer or kv_outer; the tile's shared blocks are collected in any order
-///   then      rank() of the shared blocks, slot() of the kv_outer pairs
+///   reserve   places in the list of each kv_outer kv_block, for all of its pairs at once
+///   then      rank() of the shared blocks, slot() and place_in_list() of the kv_outer pairs
 ///
 /// Threads take the entries in any order: what comes out follows from the selection, but for the order of `shared`.
 struct TileSelection {
@@ -39,7 +55,7 @@ struct TileSelection {
   std::int32_t entries;
   std::int32_t topk;
   std::int32_t log2_table;
-  std::int32_t* keys;        // [1 << log2_table] kv_block; kNone at first
+  std::int32_t* keys;        // [1 << log2_table] kv_block; kNone at first; after reserve() its first place in its list
   std::uint32_t* members;    // beside it, bit x: query x of the tile wants it; 0 at first
   std::int32_t* places;      // [entries] in the table; kNone: unused, not visible, or a repetition
   std::int32_t* kv_outer;    // [entries] kv_block of a kv_outer pair, else kNone
@@ -71,14 +87,21 @@ struct TileSelection {
     kv_outer[e] = kNone;
     if (places[e] == kNone) return;
     const std::int32_t block = keys[places[e]];
-    const std::uint32_t wanted_by = members[places[e]], bit = std::uint32_t{1} << e / topk;
+    const std::uint32_t wanted_by = members[places[e]];
     const bool in_past = (block + 1) * block_size <= first_position + 1;
     if (in_past && count_bits(wanted_by) < threshold) {
       kv_outer[e] = block;
-    } else if ((wanted_by & (bit - 1)) == 0) {  // its first member enters it
+    } else if (members_before(e) == 0) {  // its first member enters it
       shared[fetch_add(*num_shared, 1)] = {block, wanted_by};
     }
   }
+
+  OPENMSA_DEVICE void reserve(int e, const ListNumbers& lists, std::int32_t* list_counts) const {
+    if (kv_outer[e] == kNone || members_before(e) != 0) return;
+    keys[places[e]] = fetch_add(list_counts[lists.of(kv_outer[e])], count_bits(members[places[e]]));
+  }
+
+  OPENMSA_DEVICE std::int32_t place_in_list(int e) const { return keys[places[e]] + members_before(e); }
 
   /// Place of shared[u] among the tile's shared blocks, which ascend.
   OPENMSA_DEVICE int rank(int u) const {
@@ -96,6 +119,12 @@ struct TileSelection {
     }
     return result;
   }
+
+ private:
+  /// Queries before that of entry e that want its kv_block too.
+  OPENMSA_DEVICE int members_before(int e) const {
+    return count_bits(members[places[e]] & ((std::uint32_t{1} << e / topk) - 1));
+  }
 };
 
 /// The kv_block in a slot of a query of the tile; negative where it is unused or not visible.
@@ -106,15 +135,12 @@ OPENMSA_DEVICE std::int32_t selected_block(const ScheduleParams& p, const Schedu
   return block >= 0 && position >= 0 && block <= position / p.batch.block_size ? block : -1;
 }
 
-/// Pair of kv_outer entry e of the schedule batch's tile `number`, but for its rank in the list.
-OPENMSA_DEVICE KvOuterPair kv_outer_pair(const ScheduleParams& p, const ScheduleBatch& work, const QueryTile& tile,
-                                         const TileSelection& s, std::int32_t number, int e) {
+/// Pair of kv_outer entry e of the schedule batch's tile `number`.
+OPENMSA_DEVICE KvOuterPair kv_outer_pair(const ScheduleBatch& work, const QueryTile& tile, const TileSelection& s,
+                                         const ListNumbers& lists, std::int32_t number, int e) {
   const std::int32_t query = e / s.topk;
   const std::int32_t slot = (number * work.slots + s.slot(e)) * work.tile_queries + query;
-  const std::int32_t passes = work.passes(p.index.blocks[p.batch.batch]);
-  const auto pass = static_cast<std::int32_t>(std::int64_t{number} * passes / work.max_tiles);
-  const std::int32_t list = (p.index.blocks[tile.sequence] + s.kv_outer[e]) * passes + pass;
-  return {{tile.q_row + query, slot}, list, 0};
+  return {{tile.q_row + query, slot}, lists.of(s.kv_outer[e]), s.place_in_list(e)};
 }
 
 /// The kv_outer work on one kv_block: its visits, in the order of the passes that their queries belong to, cut into

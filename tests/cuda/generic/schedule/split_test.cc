@@ -103,15 +103,15 @@ class HostSchedule {
     std::shuffle(order.begin(), order.end(), random_);
     for (const int e : order) s.enter(e, selected_block(params_, params_.work, found, e / s.topk, e % s.topk));
     for (const int e : order) s.decide(e, found.position, params_.batch.block_size, params_.shared_threshold);
+    const ListNumbers lists(params_, params_.work, found, number);
+    for (const int e : order) s.reserve(e, lists, list_counts_.data());
     std::map<int, SharedBlock> ranked;
     for (int u = 0; u < num_shared; ++u) {
       EXPECT_TRUE(ranked.emplace(s.rank(u), shared_entries[static_cast<std::size_t>(u)]).second);
     }
     for (const int e : order) {
       if (kv_outer[static_cast<std::size_t>(e)] == TileSelection::kNone) continue;
-      KvOuterPair pair = kv_outer_pair(params_, params_.work, found, s, number, e);
-      pair.rank = list_counts_.at(static_cast<std::size_t>(pair.list))++;
-      pairs.push_back(pair);
+      pairs.push_back(kv_outer_pair(params_.work, found, s, lists, number, e));
     }
     std::vector<SharedBlock>& shared_of_tile = shared.emplace_back();
     for (const auto& [rank, entry] : ranked) {
