@@ -111,6 +111,17 @@ TokenScale token_scale(const openmsa_tensor& scale) {
   return {data, scale.rank == 2 ? scale.strides[0] : 0, scale.strides[scale.rank - 1]};
 }
 
+TokenScale index_token_scale(const Problem& problem) {
+  if (index_block_scale(problem).exists()) return {nullptr, 0, 0};
+  return token_scale(problem.tensors.index_k_scale);
+}
+
+BlockScale index_block_scale(const Problem& problem) {
+  const openmsa_tensor& scale = problem.tensors.index_k_scale;
+  if (!problem.plan.has_block_scales() || !present(scale) || core::is_one_scale(scale)) return {nullptr, 0};
+  return {static_cast<const float*>(scale.data), scale.strides[0]};
+}
+
 SelectionRules selection_rules(const core::Plan& plan) {
   return {plan.config.block_size, plan.config.topk, plan.config.num_init_blocks, plan.config.num_local_blocks};
 }
@@ -128,6 +139,11 @@ ScoreView score_view(const openmsa_tensor& block_scores) {
 }
 
 QueryRows query_rows(const openmsa_tensor& q) { return {q.data, {q.strides[0], q.strides[1]}}; }
+
+IndexQueryRows index_query_rows(const Problem& problem) {
+  const openmsa_tensor& q = problem.tensors.index_q;
+  return {q.data, {q.strides[0], q.strides[1]}, problem.plan.config.index_q_rounding, q.dtype == OPENMSA_FLOAT8_E4M3};
+}
 
 OutputRows output_rows(const openmsa_tensors& tensors) {
   OutputRows rows{tensors.o.data, {tensors.o.strides[0], tensors.o.strides[1]}, nullptr, {}};

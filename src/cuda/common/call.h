@@ -32,10 +32,15 @@ CUtensorMap query_map(const core::Problem& problem, const openmsa_tensor& rows);
 /// all; or absent.
 TokenScale token_scale(const openmsa_tensor& scale);
 
+/// Scales of index keys: per token or one for all, or else per kv_block.
+TokenScale index_token_scale(const core::Problem& problem);
+BlockScale index_block_scale(const core::Problem& problem);
+
 SelectionRules selection_rules(const core::Plan& plan);
 SelectionView selection_view(const openmsa_tensor& topk_indices);
 ScoreView score_view(const openmsa_tensor& block_scores);
 QueryRows query_rows(const openmsa_tensor& q);
+IndexQueryRows index_query_rows(const core::Problem& problem);
 OutputRows output_rows(const openmsa_tensors& tensors);
 
 /// softmax_scale for exponentials to the base 2.

@@ -1,6 +1,8 @@
 // Tensors of a call as kernels see them: pointer and strides together. Strides count elements.
 #pragma once
 
+#include <openmsa/openmsa.h>
+
 #include <cstdint>
 
 #include "cuda/common/device.h"
@@ -36,6 +38,13 @@ struct TokenScale {
   OPENMSA_DEVICE bool is_for_all() const { return data != nullptr && token_stride == 0; }
 };
 
+/// Scales of the kv_blocks of an fp8 cache, each at its first page.
+struct BlockScale {
+  const float* data;  // nullptr: kv_blocks have none
+  std::int64_t page_stride;
+  OPENMSA_DEVICE bool exists() const { return data != nullptr; }
+};
+
 /// topk_indices [num_heads_kv][total_q][topk].
 struct SelectionView {
   std::int32_t* data;  // nullptr: absent
@@ -61,6 +70,14 @@ struct ScoreView {
 struct QueryRows {
   const void* data;
   std::int64_t strides[2];
+};
+
+/// Rows of index_q [total_q][heads][index_dim], and how they meet index keys in e4m3 (openmsa.h, "fp8 keys").
+struct IndexQueryRows {
+  const void* data;
+  std::int64_t strides[2];
+  openmsa_index_q_rounding rounding;
+  bool is_e4m3;  // already
 };
 
 /// o [total_q][num_heads_q][head_dim] and lse [total_q][num_heads_q], natural logarithm.

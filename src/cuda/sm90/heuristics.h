@@ -150,7 +150,8 @@ constexpr std::int64_t list_batch_rows(std::int64_t total_q, std::int64_t max_ro
 // ---- Decode: index branch -------------------------------------------------------------------------------------------
 
 /// (query, head) rows of a query tile.
-inline constexpr std::int32_t kDecodeTileRows[] = {8, 32, 64};
+inline constexpr std::int32_t kDecodeTileRows[] = {8, 16, 32, 64};
+inline constexpr std::int32_t kMostDecodeTileRows = 64;
 /// Candidates of a row's list, twice topk at least, with which several CTAs share an SM. Longer ones have the largest
 /// tile only.
 inline constexpr std::int32_t kDecodeShortList = 64;
@@ -171,8 +172,8 @@ inline constexpr std::int64_t kFewSequences = 2;
 /// in 16 bits and those of one sequence up to 10 % faster by one.
 constexpr std::int32_t index_ctas_per_sm(std::int32_t tile_rows, std::int32_t topk, bool is_fp8, std::int64_t batch) {
   if (2 * topk > kDecodeShortList) return 1;
-  if (tile_rows != kDecodeTileRows[0]) return 2;
-  return is_fp8 && batch > kFewSequences ? 3 : 1;
+  if (tile_rows == kDecodeTileRows[0]) return is_fp8 && batch > kFewSequences ? 3 : 1;
+  return tile_rows == kDecodeTileRows[1] && is_fp8 ? 3 : 2;
 }
 /// On any device, in any call.
 inline constexpr std::int32_t kMaxIndexCtas = 3 * kMaxSms;
@@ -192,7 +193,7 @@ constexpr std::int32_t index_tile_rows(std::int64_t mean_queries, std::int32_t n
   for (const std::int32_t rows : kDecodeTileRows) {
     if (2 * topk <= kDecodeShortList && mean_queries * num_heads <= rows) return rows;
   }
-  return kDecodeTileRows[2];
+  return kMostDecodeTileRows;
 }
 
 // ---- Decode: attention ----------------------------------------------------------------------------------------------
@@ -203,10 +204,13 @@ inline constexpr unsigned int kMaxClusterCtas = 16;
 inline constexpr unsigned int kPortableClusterCtas = 8;  // what every device can schedule
 
 /// Queries that share a cluster and what it reads: one as long as there is an SM for each; then as many as `expected`
-/// ones of a sequence can be cut into. Two are no faster than one and one.
-constexpr std::int32_t cluster_queries(std::int64_t total_q, std::int64_t expected, std::int32_t num_heads,
-                                       int num_sms) {
-  if (total_q * num_heads <= num_sms) return 1;
+/// ones of a sequence can be cut into. Two are no faster than one and one. e4m3 is half as much to read, so that the
+/// warps of a shared cluster become the bound, most of which wait while a kv_block of one query is worked off: with
+/// clusters of their own queries that choose different kv_blocks take 0.63 to 0.76 of the time, those that choose the
+/// same ones 1.02 to 1.25.
+constexpr std::int32_t cluster_queries(std::int64_t total_q, std::int64_t expected, std::int32_t num_heads, int num_sms,
+                                       bool has_fp8_kv) {
+  if (has_fp8_kv || total_q * num_heads <= num_sms) return 1;
   for (const std::int32_t queries : {kClusterQueries, 3}) {
     if (expected % queries == 0) return queries;
   }

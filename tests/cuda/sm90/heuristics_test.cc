@@ -65,6 +65,8 @@ TEST(IndexCtas, ShareAnSmWhereTheRateOfReadingCounts) {
   EXPECT_EQ(index_ctas_per_sm(8, 16, true, 2), 1);
   EXPECT_EQ(index_ctas_per_sm(8, 16, true, 3), 3);
   EXPECT_EQ(index_ctas_per_sm(8, 16, false, 3), 1);
+  EXPECT_EQ(index_ctas_per_sm(16, 16, true, 1), 3);
+  EXPECT_EQ(index_ctas_per_sm(16, 16, false, 1), 2);
   EXPECT_EQ(index_ctas_per_sm(64, 32, false, 1), 2);
   EXPECT_EQ(index_ctas_per_sm(64, 33, false, 1), 1);  // long lists
 }
@@ -134,16 +136,18 @@ TEST(IndexTileRows, HoldTheRowsOfASequence) {
   EXPECT_EQ(index_tile_rows(1, 4, 16), 8);
   EXPECT_EQ(index_tile_rows(2, 4, 32), 8);
   EXPECT_EQ(index_tile_rows(2, 4, 33), 64);  // of long lists
-  EXPECT_EQ(index_tile_rows(3, 4, 16), 32);
+  EXPECT_EQ(index_tile_rows(3, 4, 16), 16);
+  EXPECT_EQ(index_tile_rows(5, 4, 16), 32);
   EXPECT_EQ(index_tile_rows(9, 4, 16), 64);
   EXPECT_EQ(index_tile_rows(16, 64, 16), 64);
 }
 
 TEST(ClusterQueries, ShareOnlyWhenTheSmsAreTaken) {
-  EXPECT_EQ(cluster_queries(33, 33, 4, 132), 1);
-  EXPECT_EQ(cluster_queries(128, 8, 4, 132), 4);  // 8 per sequence
-  EXPECT_EQ(cluster_queries(96, 6, 4, 132), 3);
-  EXPECT_EQ(cluster_queries(80, 5, 4, 132), 1);
+  EXPECT_EQ(cluster_queries(33, 33, 4, 132, false), 1);
+  EXPECT_EQ(cluster_queries(128, 8, 4, 132, false), 4);  // 8 per sequence
+  EXPECT_EQ(cluster_queries(96, 6, 4, 132, false), 3);
+  EXPECT_EQ(cluster_queries(80, 5, 4, 132, false), 1);
+  EXPECT_EQ(cluster_queries(128, 8, 4, 132, true), 1);
 }
 
 TEST(ClusterCtas, AreTheMostThatRunAtOnce) {

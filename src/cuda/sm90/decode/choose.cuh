@@ -1,216 +1,29 @@
-// The kv_blocks of query rows, chosen by the warps of a CTA from the candidates that the index branch's segments
-// left.
-//
-// A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
-// gathered, and ranked by one warp. For a single sequence the time is a chain of latencies, so few instructions matter.
+// The candidates that the segments of a decode step's index branch left for a query row (generic/topk/choose.cuh).
 #pragma once
 
-#include "cuda/common/math.h"
-#include "cuda/generic/topk/best_list.cuh"
+#include "cuda/generic/topk/choose.cuh"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 
 namespace openmsa::cuda::sm90::decode {
 
-inline constexpr int kMaxTopk = 64;
-
-/// A query row of one KV head, and its candidates.
-struct ChoiceRow {
-  Candidates rules;
-  const Ranked* candidates;  // of one segment after the other, `kept` each
-  std::int32_t count;        // 0: there is no choice
-  std::int32_t kept;
-  int log2_depth;  // the sample takes the first 2^log2_depth of each segment
-};
-
-/// Candidates of a row's sample, at most, for each lane of a warp.
-inline constexpr int kSampledPerLane = 5;
+using generic::ChoiceRow;
+using generic::ChoiceScratch;
+using generic::ChoiceTeam;
+using generic::choose_blocks;
+using generic::Chosen;
+using generic::kMaxTopk;
+using generic::store_choice;
 
 /// Query `at` of a part.
 __device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
                                                 std::int32_t head) {
-  ChoiceRow row{Candidates(p.rules, part.position + at), nullptr, 0, 1, 0};
-  const bool has_choice = row.rules.slots > 0 && row.rules.slots < row.rules.end - row.rules.init;
-  if (part.work.key_units == 0 || !has_choice) return row;
+  ChoiceRow row(Candidates(p.rules, part.position + at));
+  if (part.work.key_units == 0 || !row.has_choice()) return row;
   const std::int32_t query = part.row - part.view.q_row + at;
-  row.kept = kept_candidates(part.per_cta, p.rules);
+  const std::int32_t kept = kept_candidates(part.per_cta, p.rules);
   const SegmentRange range = part.segments(p, query);
-  row.candidates = p.lists.row(range, query % p.tile_queries * p.heads + head, row.kept);
-  row.count = range.count * row.kept;
-  while (range.count << (row.log2_depth + 1) <= 32 * kSampledPerLane && 2 << row.log2_depth <= row.kept) {
-    ++row.log2_depth;
-  }
+  row.choose_from(p.lists.row(range, query % p.tile_queries * p.heads + head, kept), range.count, kept);
   return row;
-}
-
-/// Result of choose_blocks in shared memory for each of up to kRows rows: kv_blocks, ascending.
-template <int kRows>
-struct Chosen {
-  std::int32_t blocks[kRows][kMaxTopk];
-  std::int32_t counts[kRows];
-  int gathered[kRows];  // candidates, while they are chosen from; otherwise 0
-};
-
-/// Scratch memory of choose_blocks for up to kRows rows.
-template <int kRows>
-struct ChoiceScratch {
-  static constexpr int kCapacity = 128;  // candidates that reach the bound
-  alignas(16) Ranked entries[kRows][kCapacity];
-  std::int32_t ranked[kRows][kMaxTopk];  // chosen kv_blocks by rank
-};
-
-/// A key that at least `k` of the lanes' keys reach, kPerLane each.
-template <int kPerLane>
-__device__ __forceinline__ std::int32_t kth_key(const std::int32_t (&keys)[kPerLane], int k) {
-  int greater[kPerLane] = {};
-#pragma unroll(kPerLane == 1 ? 32 : 1)
-  for (int lane = 0; lane < 32; ++lane) {
-#pragma unroll
-    for (int other = 0; other < kPerLane; ++other) {
-      const std::int32_t key = __shfl_sync(kFullWarp, keys[other], lane);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) greater[i] += key > keys[i];
-    }
-  }
-  std::int32_t least = INT_MAX;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) least = greater[i] < k ? min(least, keys[i]) : least;
-  return __reduce_min_sync(kFullWarp, least);
-}
-
-/// A key that at least `slots` of the row's candidates reach, from a sample of them: segments leave their best first.
-__device__ __forceinline__ std::int32_t sampled_bound(const ChoiceRow& row, int lane) {
-  constexpr int kFewSlots = 24;
-  std::int32_t keys[kSampledPerLane];
-#pragma unroll
-  for (int i = 0; i < kSampledPerLane; ++i) {
-    const int number = i * 32 + (lane + 5 * i) % 32;  // no lane has the best of all segments
-    const int at = (number >> row.log2_depth) * row.kept + (number & ((1 << row.log2_depth) - 1));
-    keys[i] = at < row.count ? key_of(row.candidates[at]) : INT_MIN;
-  }
-  const int slots = row.rules.slots;
-  if (slots > kFewSlots) return kth_key(keys, slots);
-  std::int32_t largest[1] = {keys[0]};
-#pragma unroll
-  for (int i = 1; i < kSampledPerLane; ++i) largest[0] = max(largest[0], keys[i]);
-  return kth_key(largest, slots);
-}
-
-/// Which row a warp works for, and which part of the row's warps it is.
-struct ChoiceTeam {
-  int row, part, parts;
-
-  __device__ __forceinline__ ChoiceTeam(int rows, int warps, int warp) {
-    parts = rows == 1 ? warps : warps / rows;
-    row = rows == 1 ? 0 : warp / parts;
-    part = warp - row * parts;
-  }
-};
-
-/// Puts those of the team's candidates that reach the bound into a list, as long as there is room; kAtOnce loads of a
-/// lane at a time.
-template <int kAtOnce>
-__device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& team, std::int32_t bound, Ranked* list,
-                                       int capacity, int* size, int lane) {
-#pragma unroll 1
-  for (int first = team.part * 32 + lane; first < row.count; first += kAtOnce * team.parts * 32) {
-    Ranked held[kAtOnce];
-    std::uint32_t enter = 0;  // bit i: held[i]
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * team.parts * 32;
-      held[i] = at < row.count ? row.candidates[at] : kNoCandidate;
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) enter |= key_of(held[i]) >= bound && held[i] != kNoCandidate ? 1u << i : 0;
-    if (enter == 0) continue;
-    int at = atomicAdd(size, __popc(enter));
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if ((enter >> i & 1) == 0) continue;
-      if (at < capacity) list[at] = held[i];
-      ++at;
-    }
-  }
-}
-
-/// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
-template <int kCapacity>
-__device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
-  generic::BestList<kCapacity> list(memory, slots, lane);
-#pragma unroll 1
-  for (int first = 0; first < count; first += 32) {
-    const Ranked one = first + lane < count ? candidates[first + lane] : kNoCandidate;
-    list.offer(one != kNoCandidate, one);
-  }
-  list.keep_best();
-  return list.size();
-}
-
-/// The best `slots` of a row's entries to best[rank], by one warp.
-__device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slots, std::int32_t* best, int lane) {
-  if (lane == 0 && size % 2 != 0) entries[size] = kNoCandidate;  // readable in pairs
-  __syncwarp();
-  const auto* const pairs = reinterpret_cast<const longlong2*>(entries);
-#pragma unroll 1
-  for (int at = lane; at < size; at += 32) {
-    const Ranked mine = entries[at];
-    int rank = 0;
-#pragma unroll 4
-    for (int i = 0; i < (size + 1) / 2; ++i) rank += (pairs[i].x > mine) + (pairs[i].y > mine);
-    if (rank < slots) best[rank] = block_of(mine);
-  }
-}
-
-/// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team.
-template <int kRows>
-__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
-                                              const ChoiceTeam& team, const ChoiceRow& row, int lane) {
-  constexpr int kCapacity = ChoiceScratch<kRows>::kCapacity;
-  const bool has_row = team.row < rows, has_choice = has_row && row.count > 0;
-  const Candidates& rules = row.rules;
-  if (has_choice) {
-    Ranked* const entries = scratch.entries[team.row];
-    int* const size = &chosen.gathered[team.row];
-    const std::int32_t bound = sampled_bound(row, lane);
-    if (row.count <= 4 * 32 * team.parts) {
-      gather<4>(row, team, bound, entries, kCapacity, size, lane);
-    } else {
-      gather<16>(row, team, bound, entries, kCapacity, size, lane);
-    }
-  }
-  __syncthreads();
-  if (has_row && team.part == 0) {
-    std::int32_t* const blocks = scratch.ranked[team.row];
-    const int forced = rules.init + rules.local, count = forced + rules.slots;
-    for (int i = lane; i < forced; i += 32) blocks[i] = i < rules.init ? i : rules.end + i - rules.init;
-    if (has_choice) {
-      Ranked* const entries = scratch.entries[team.row];
-      int size = chosen.gathered[team.row];
-      if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, rules.slots, entries, lane);
-      rank_entries(entries, size, rules.slots, blocks + forced, lane);
-    } else {
-      for (int i = lane; i < rules.slots; i += 32) blocks[forced + i] = rules.init + i;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int i = lane; i < count; i += 32) {  // ascending
-      int before = 0;
-#pragma unroll 8
-      for (int other = 0; other < count; ++other) before += blocks[other] < blocks[i];
-      chosen.blocks[team.row][before] = blocks[i];
-    }
-    if (lane == 0) {
-      chosen.counts[team.row] = count;
-      chosen.gathered[team.row] = 0;
-    }
-  }
-  __syncthreads();
-}
-
-/// A row of topk_indices: `count` kv_blocks, then -1.
-__device__ __forceinline__ void store_choice(const std::int32_t* blocks, std::int32_t count, std::int32_t topk,
-                                             std::int32_t* to, std::int64_t stride, int lane) {
-  for (int i = lane; i < topk; i += 32) to[i * stride] = i < count ? blocks[i] : -1;
 }
 
 }  // namespace openmsa::cuda::sm90::decode

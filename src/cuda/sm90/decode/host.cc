@@ -46,7 +46,7 @@ SelectParams select_params(const Problem& problem, QueryRange served, const Work
 
 std::int32_t queries_of_cluster(const Problem& problem, QueryRange served, Launch launch) {
   return cluster_queries(problem.total_q, expected_queries(served, problem.total_q, problem.batch),
-                         problem.plan.config.num_heads_kv, launch.num_sms);
+                         problem.plan.config.num_heads_kv, launch.num_sms, problem.plan.has_fp8_kv());
 }
 
 /// The index branch up to its candidates.
@@ -58,13 +58,14 @@ void score_keys(const Problem& problem, SelectParams& p, const Workspace& worksp
   p.lists.tile_rows =
       index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv, config.topk);
   p.tile_queries = tile_queries(plan, p.lists.tile_rows);
-  p.index_q = query_rows(t.index_q);
+  p.index_q = index_query_rows(problem);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
   p.lists.ctas =
       std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8, problem.batch);
   p.key_box_rows = key_box_rows(plan, decode_stage_keys(is_fp8));
-  p.index_k_scale = token_scale(t.index_k_scale);
+  p.index_k_scale = index_token_scale(problem);
+  p.index_block_scale = index_block_scale(problem);
   const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
   if (is_indexed(p)) launch_index(p, launch);
   find_variant(kSelectVariants, {config.dtype, keys.dtype, config.index_dim}, "decode")(p, map, launch);

@@ -11,31 +11,52 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>
+template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim, bool kIsExact>
 void launch_select(const SelectParams& p, const CUtensorMap& index_k, Launch launch) {
-  const auto start = [&](auto config) {
-    using Config = decltype(config);
+  using Query = Element<kDtype>;
+  using Cached = Element<kCached>;
+  const auto start = [&](auto rows, auto capacity, auto ctas_per_sm) {
+    using Config = SelectConfig<Query, Cached, kDim, decltype(rows)::value, decltype(capacity)::value,
+                                decltype(ctas_per_sm)::value, kIsExact>;
     const auto ctas = static_cast<unsigned int>(p.lists.ctas);
     constexpr std::size_t kStorage = sizeof(typename Config::Storage) + 1024;
     constexpr std::size_t kShared = Config::kIsAlone ? std::max(kStorage, kMoreThanHalfOfShared) : kStorage;
     static_assert(Config::kCtasPerSm * (kShared + 1024) <= kSharedOfSm);
     cuda::launch("decode_select", select_kernel<Config>, {ctas, Config::kThreads, kShared}, launch.stream, p, index_k);
   };
-  using Query = Element<kDtype>;
-  using Key = Element<kCached>;
-  constexpr int kShort = kDecodeShortList;
-  constexpr bool kIsQuantized = sizeof(Key) == 1;
-  if (2 * p.rules.topk > kShort) return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[2], 2 * kMaxTopk, 1>{});
-  if (p.lists.tile_rows == kDecodeTileRows[2])
-    return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[2], kShort, 2>{});
-  if (p.lists.tile_rows == kDecodeTileRows[1])
-    return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[1], kShort, 2>{});
-  if constexpr (kIsQuantized) {
-    constexpr int kMany = index_ctas_per_sm(kDecodeTileRows[0], kShort / 2, true, kFewSequences + 1);
-    if (p.batch.batch > kFewSequences)
-      return start(SelectConfig<Query, Key, kDim, kDecodeTileRows[0], kShort, kMany>{});
+  constexpr cute::Int<kDecodeShortList> kShort;
+  constexpr cute::Int<2 * kMaxTopk> kLong;
+  constexpr cute::Int<kMostDecodeTileRows> kMost;
+  if (2 * p.rules.topk > kShort) return start(kMost, kLong, cute::_1{});
+  // Tiles of `rows`, in calls of as many sequences as this one has.
+  const auto start_short = [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value, kTopk = kShort / 2;
+    constexpr bool kIsFp8 = sizeof(Cached) == 1;
+    constexpr int kOfFew = index_ctas_per_sm(kRows, kTopk, kIsFp8, kFewSequences);
+    constexpr int kOfMany = index_ctas_per_sm(kRows, kTopk, kIsFp8, kFewSequences + 1);
+    if (kOfFew == kOfMany || p.batch.batch > kFewSequences) return start(rows, kShort, cute::Int<kOfMany>{});
+    start(rows, kShort, cute::Int<kOfFew>{});
+  };
+  switch (p.lists.tile_rows) {
+    case kDecodeTileRows[0]:
+      return start_short(cute::Int<kDecodeTileRows[0]>{});
+    case kDecodeTileRows[1]:
+      return start_short(cute::Int<kDecodeTileRows[1]>{});
+    case kDecodeTileRows[2]:
+      return start_short(cute::Int<kDecodeTileRows[2]>{});
+    default:
+      return start_short(kMost);
   }
-  start(SelectConfig<Query, Key, kDim, kDecodeTileRows[0], kShort, 1>{});
+}
+
+template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>
+void launch_select(const SelectParams& p, const CUtensorMap& index_k, Launch launch) {
+  if constexpr (kCached == OPENMSA_FLOAT8_E4M3) {
+    if (p.index_q.rounding == OPENMSA_INDEX_Q_EXACT) {
+      return launch_select<kDtype, kCached, kDim, true>(p, index_k, launch);
+    }
+  }
+  launch_select<kDtype, kCached, kDim, false>(p, index_k, launch);
 }
 
 template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>
@@ -64,11 +85,12 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
     cuda::launch("decode_attend", attend_kernel<Config>, {clusters * ctas, Config::kThreads, kShared, ctas},
                  launch.stream, p, k, v);
   };
-  if (s.group_queries == 1) {
-    start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, 1, 4>{}, 2);
-  } else {
-    start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, kClusterQueries, 2>{}, 1);
+  if constexpr (kCached != OPENMSA_FLOAT8_E4M3) {
+    if (s.group_queries != 1) {
+      return start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, kClusterQueries, 2>{}, 1);
+    }
   }
+  start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, 1, 4>{}, 2);
 }
 
 }  // namespace openmsa::cuda::sm90::decode

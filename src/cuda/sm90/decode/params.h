@@ -50,9 +50,10 @@ struct SelectParams {
   SequenceIndex index;         // null: not needed
   CandidateLists lists;
 
-  QueryRows index_q;  // [total_q][heads][index_dim]
+  IndexQueryRows index_q;
   std::int32_t key_box_rows;
   TokenScale index_k_scale;
+  BlockScale index_block_scale;
 
   SelectionView topk_indices;
 };

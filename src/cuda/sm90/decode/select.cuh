@@ -14,7 +14,8 @@
 //   kConsumers  all consumers                 the same         queries are in shared memory; score_buffer has
 //                                                              been written, has been read
 //
-// e4m3 keys meet queries rounded to e4m3 (tile/index_queries.cuh).
+// e4m3 keys meet queries in e4m3, or become fp16 on their way into registers, from where the product takes them then
+// (tile/index_queries.cuh says how queries do). Scales of keys, and of kv_blocks, multiply scores.
 //
 // Bound by memory: a stage of 16 KB takes an SM about 900 cycles of its share of the bandwidth; product and maxima take
 // a warpgroup some 300.
@@ -31,6 +32,7 @@
 #include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
+#include "cuda/sm90/tile/from_e4m3.cuh"
 #include "cuda/sm90/tile/index_queries.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -43,29 +45,35 @@ enum class SelectBarrier {
   kConsumers = 1,
 };
 
-/// Query_: element type of index_q in memory; Key_: of the keys and of the product. kListCapacity_: twice topk, or more.
-/// kCtasPerSm_: that share an SM.
-template <class Query_, class Key_, int kDim_, int kRows_, int kListCapacity_, int kCtasPerSm_>
+/// Query_: element type of index_q in memory; Cached_: of the keys. kListCapacity_: twice topk, or more. kCtasPerSm_: that
+/// share an SM. kIsExact_: keys in e4m3 meet queries in 16 bits.
+template <class Query_, class Cached_, int kDim_, int kRows_, int kListCapacity_, int kCtasPerSm_, bool kIsExact_>
 struct SelectConfig {
   using Query = Query_;
-  using Key = Key_;
+  using Cached = Cached_;
+  static constexpr bool kIsExact = kIsExact_;
+  using Key = std::conditional_t<kIsExact, cutlass::half_t, Cached>;  // of the product
   static constexpr int kDim = kDim_;
   static constexpr int kRows = kRows_;  // (query, head) rows of a tile
 
-  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
-  static constexpr bool kIsQuantized = sizeof(Key) == 1;
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
+  static constexpr bool kIsQuantized = sizeof(Cached) == 1;
   static constexpr int kStageKeys = decode_stage_keys(kIsQuantized);
   static constexpr int kStageTiles = kStageKeys / kTileKeys;
   static constexpr int kUnitStages = kUnitKeys / kStageKeys;
   using Tile = SwizzledTile<kStageKeys, kRowBytes>;
 
-  using Atom =
-      std::conditional_t<(kRowBytes >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>, cute::GMMA::Layout_K_SW64_Atom<Key>>;
+  using Atom = std::conditional_t<(kDim * sizeof(Key) >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>,
+                                  cute::GMMA::Layout_K_SW64_Atom<Key>>;
   using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kStageKeys>, cute::Int<kDim>>{}));
   using Mma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Key, Key, float, cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_32>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  using ExactMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<cutlass::half_t, cutlass::half_t, float,
+                                 cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_16>, cute::GMMA::Major::K,
+                                 cute::GMMA::Major::K>()));
 
   static constexpr int kListCapacity = kListCapacity_;
   static constexpr int kCtasPerSm = kCtasPerSm_;
@@ -115,11 +123,20 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
       __syncwarp();
       if (box.exists) {
         char* const to = storage.k[ring.stage] + lane * p.key_box_rows * Config::Tile::kPanelBytes;
-        load_box<Config::Tile, typename Config::Key>(map_k, full, to, 0, box);
+        load_box<Config::Tile, typename Config::Cached>(map_k, full, to, 0, box);
       }
       if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
         load_box_scales<Config::kStageKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
                                             storage.k_scale[ring.stage], full, lane);
+      } else if (Config::kIsQuantized && p.index_block_scale.exists()) {
+        const int log2_block = log2_of(p.rules.block_size), log2_box = log2_of(p.key_box_rows);
+        const auto first_page = [&](int block) {
+          const int key = block << log2_block;
+          const std::int32_t page = __shfl_sync(kFullWarp, box.page, key >> log2_box);
+          return key < used ? page : -1;
+        };
+        load_block_scales(p.index_block_scale, Config::kStageKeys >> log2_block, storage.k_scale[ring.stage], full,
+                          lane, first_page);
       }
     }
   }
@@ -225,6 +242,102 @@ __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)
   }
 }
 
+/// Products of a stage of keys with the query tile, by a warpgroup.
+template <class Config>
+class KeyProduct {
+ public:
+  __device__ __forceinline__ explicit KeyProduct(typename Config::Key* q) : q_(q) {}
+
+  /// By all consumers.
+  template <int kThreads>
+  __device__ __forceinline__ void load_queries(const SelectParams& p, const Segment& segment) const {
+    const SequenceView& view = segment.view;
+    if constexpr (Config::kIsExact) {
+      cute::Tensor smem = cute::make_tensor(cute::make_smem_ptr(q_), typename Config::LayoutQ{});
+      const auto store = [&](int row, int channel, const QueryChannels<typename Config::Key>& channels) {
+        const std::uint32_t pairs[4] = {channels.packed.x, channels.packed.y, channels.packed.z, channels.packed.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {  // where widened keys have these two channels
+          const int place = channel / 16 * 16 + channel % 16 / 2 + i / 2 * 2 + i % 2 * 8;
+          *reinterpret_cast<std::uint32_t*>(&smem(row, place)) = pairs[i];
+        }
+      };
+      load_index_queries<Config, kThreads>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x, store);
+    } else {
+      load_index_queries<Config, kThreads>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x, q_, nullptr);
+    }
+  }
+
+  /// acc = keys q^T
+  template <class Accumulator>
+  __device__ __forceinline__ void multiply(const char* keys, Accumulator& acc) const {
+    using namespace cute;
+    if constexpr (Config::kIsExact) {
+      CUTE_UNROLL
+      for (int m = 0; m < Config::kStageTiles; ++m) multiply_widened(keys, m, acc);
+    } else {
+      typename Config::Mma mma;
+      const auto slice = mma.get_thread_slice(threadIdx.x % 128);
+      const auto* const elements = reinterpret_cast<const typename Config::Key*>(keys);
+      const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(elements), typename Config::LayoutK{}));
+      const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(q_), typename Config::LayoutQ{}));
+      warpgroup_fence_operand(acc);
+      warpgroup_arrive();
+      CUTE_UNROLL
+      for (int m = 0; m < Config::kStageTiles; ++m) {
+        mma.accumulate_ = GMMA::ScaleOut::Zero;
+        CUTE_UNROLL
+        for (int step = 0; step < size<2>(left); ++step) {
+          gemm(mma, left(_, m, step), right(_, 0, step), acc(_, m, 0));
+          mma.accumulate_ = GMMA::ScaleOut::One;
+        }
+      }
+      warpgroup_commit_batch();
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(acc);
+    }
+  }
+
+ private:
+  /// Tile m of a stage. A thread takes channels 4 t to 4 t + 3 of every 16 of a key, which the product has as 2 t,
+  /// 2 t + 1 and 2 t + 8, 2 t + 9.
+  template <class Accumulator>
+  __device__ __forceinline__ void multiply_widened(const char* keys, int m, Accumulator& acc) const {
+    using namespace cute;
+    typename Config::ExactMma mma;
+    const auto slice = mma.get_thread_slice(threadIdx.x % 128);
+    const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(q_), typename Config::LayoutQ{}));
+    Tensor left = make_tensor<cutlass::half_t>(partition_shape_A(mma, Shape<Int<kTileKeys>, Int<Config::kDim>>{}));
+    Tensor words = recast<std::uint32_t>(left);
+    const int lane = threadIdx.x % 32, key = m * kTileKeys + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    CUTE_UNROLL
+    for (int step = 0; step < Config::kDim / 16; ++step) {
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {  // key, and the one 8 after it
+        const int at = Config::Tile::offset(key + half * 8, step * 16 + lane % 4 * 4);
+        const auto four = *reinterpret_cast<const std::uint32_t*>(keys + at);
+        words(step * 4 + half) = from_e4m3<cutlass::half_t>(four);
+        words(step * 4 + 2 + half) = from_e4m3<cutlass::half_t, 1>(four);
+      }
+    }
+    Tensor scores = acc(_, m, 0);
+    warpgroup_fence_operand(left);
+    warpgroup_fence_operand(scores);
+    warpgroup_arrive();
+    mma.accumulate_ = GMMA::ScaleOut::Zero;
+    CUTE_UNROLL
+    for (int step = 0; step < size<2>(left); ++step) {
+      gemm(mma, left(_, 0, step), right(_, 0, step), scores);
+      mma.accumulate_ = GMMA::ScaleOut::One;
+    }
+    warpgroup_commit_batch();
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(scores);
+  }
+
+  typename Config::Key* q_;
+};
+
 template <class Config>
 __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
                                                    TileScheduler& scheduler, Segment& segment, int warp, int lane) {
@@ -232,17 +345,14 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
   constexpr int kBufferUnits = Config::kBufferTiles / kUnitTiles;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
   const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 after it
-  typename Config::Mma mma;
-  const auto slice = mma.get_thread_slice(threadIdx.x % 128);
-  const Tensor right = slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.q), typename Config::LayoutQ{}));
-  Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
+  const KeyProduct<Config> product(storage.q);
+  Tensor acc = partition_fragment_C(typename Config::Mma{}, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
   int next = warp / 4;  // stage of this warpgroup, counted from the start of the buffer
   PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     const SequenceView& view = segment.view;
-    load_index_queries<Config, 32 * Config::kConsumers>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x,
-                                                        storage.q, nullptr);
+    product.template load_queries<32 * Config::kConsumers>(p, segment);
     cutlass::arch::fence_view_async_shared();
     sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
@@ -250,27 +360,15 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
       const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
         FullBarrier::wait(&storage.full[ring.stage], ring.phase);
-        const auto* const keys = reinterpret_cast<const typename Config::Key*>(storage.k[ring.stage]);
-        const Tensor left = slice.partition_fragment_A(make_tensor(make_smem_ptr(keys), typename Config::LayoutK{}));
-        warpgroup_fence_operand(acc);
-        warpgroup_arrive();
-        CUTE_UNROLL
-        for (int m = 0; m < Config::kStageTiles; ++m) {
-          mma.accumulate_ = GMMA::ScaleOut::Zero;
-          CUTE_UNROLL
-          for (int step = 0; step < size<2>(left); ++step) {
-            gemm(mma, left(_, m, step), right(_, 0, step), acc(_, m, 0));
-            mma.accumulate_ = GMMA::ScaleOut::One;
-          }
-        }
-        warpgroup_commit_batch();
-        warpgroup_wait<0>();
-        warpgroup_fence_operand(acc);
-        const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
+        product.multiply(storage.k[ring.stage], acc);
+        const bool has_token_scales = Config::kIsQuantized && p.index_k_scale.is_per_token();
+        const bool is_scaled = has_token_scales || (Config::kIsQuantized && p.index_block_scale.exists());
         float scale[Config::kStageTiles][2];
         CUTE_UNROLL
         for (int i = 0; i < 2 * Config::kStageTiles; ++i) {
-          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][first_key + i / 2 * kTileKeys + i % 2 * 8] : 1;
+          const int tile_key = i / 2 * kTileKeys;
+          const int at = has_token_scales ? tile_key + first_key + i % 2 * 8 : tile_key >> log2_of(p.rules.block_size);
+          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][at] : 1;
         }
         __syncwarp();
         if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
@@ -304,7 +402,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {  // init_barriers, written out: beside a prefetch in a closure other code comes out
     cute::prefetch_tma_descriptor(&map_k);
-    init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() ? 33 : 1);
+    init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() || p.index_block_scale.exists() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

@@ -8,6 +8,7 @@
 
 #include "cuda/common/math.h"
 #include "cuda/sm90/decode/params.h"
+#include "cuda/sm90/tile/narrow.cuh"
 #include "cuda/sm90/tile/softmax.cuh"
 
 namespace openmsa::cuda::sm90::decode {
@@ -144,16 +145,10 @@ __device__ __forceinline__ void narrow_query(std::uint32_t (&q)[kSteps][4], floa
       wide[i] = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(q[i / 2][half + i % 2 * 2]));
       largest = fmaxf(largest, fmaxf(fabsf(wide[i].x), fabsf(wide[i].y)));
     }
-    // In exponents as they lie in a float: 14 + 2 * 127 - largest's, kept off the denormals at both ends.
-    constexpr std::uint32_t kBias = 127, kMost = 2 * kBias - 1;
-    const std::uint32_t exponent = min(14 + 2 * kBias - (__float_as_uint(quad_max(largest)) >> 23), kMost);
-    const float factor = __uint_as_float(exponent << 23);
-    unit[half] = __uint_as_float((2 * kBias - exponent) << 23);
+    const HalfUnit as_half(quad_max(largest));
+    unit[half] = as_half.unit;
 #pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      const __half2 narrow = __floats2half2_rn(wide[i].x * factor, wide[i].y * factor);
-      q[i / 2][half + i % 2 * 2] = reinterpret_cast<const std::uint32_t&>(narrow);
-    }
+    for (int i = 0; i < 2 * kSteps; ++i) q[i / 2][half + i % 2 * 2] = narrow_two(wide[i], as_half);
   }
 }
 

@@ -81,11 +81,12 @@ void select(const Problem& problem, QueryRange served, Arena arena, Launch launc
   p.batch = batch_view(problem);
   p.index = workspace.index;
   p.rules = selection_rules(plan);
-  p.index_q = query_rows(t.index_q);
+  p.index_q = index_query_rows(problem);
   p.heads = plan.config.num_heads_kv;
   p.queries_per_tile = workspace.queries_per_tile;
   p.key_box_rows = plan.is_paged() ? plan.config.page_size : 128;
-  p.index_k_scale = token_scale(t.index_k_scale);
+  p.index_k_scale = index_token_scale(problem);
+  p.index_block_scale = index_block_scale(problem);
   // Where all sequences are served, their tokens alone may fill the device.
   const std::int64_t least_tiles =
       served == kAllSequences ? core::ceil_div(problem.total_q, workspace.queries_per_tile) : 1;

@@ -21,4 +21,14 @@ __device__ __forceinline__ void load_scales(const TokenScale& scale, std::int32_
   async_arrive(full);
 }
 
+/// The same with the scales of the kv_blocks that begin in a tile, `blocks` of them, one after the other. first_page(at):
+/// the first page of block `at`, negative where it has no key.
+template <class FirstPage>
+__device__ __forceinline__ void load_block_scales(const BlockScale& scale, int blocks, float* to, std::uint64_t* full,
+                                                  int lane, FirstPage first_page) {
+  const std::int64_t page = first_page(lane);
+  if (lane < blocks && page >= 0) async_copy_4(to + lane, scale.data + page * scale.page_stride);
+  async_arrive(full);
+}
+
 }  // namespace openmsa::cuda::sm90

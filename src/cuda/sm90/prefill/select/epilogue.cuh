@@ -10,6 +10,8 @@ namespace openmsa::cuda::sm90::prefill {
 /// A tile, and a part of its keys.
 struct WorkItem {
   int tile, split;
+
+  __device__ __forceinline__ bool exists() const { return tile >= 0; }
 };
 
 template <class Config>

@@ -29,31 +29,33 @@ __device__ __forceinline__ float held_score(const Accumulator& acc, int row, int
   return acc(cute::make_coord(i % 2, row % 2, first / 8 + i / 2), row / 2, 0);
 }
 
-/// From the largest bits of a kv_block's scores in each held row to the largest score among those that the row sees,
-/// up to `limit` (exclusive); NaN where none counts, so that NaN loses to every number.
-template <class Config, int kHeld, class Accumulator>
-__device__ __forceinline__ void exact_max(const Accumulator& acc, int first, const int (&limit)[kHeld],
-                                          const std::int32_t (&bits)[kHeld], int lane, float (&top)[kHeld]) {
+/// The largest scores of 64-row product m with a kv_block, those of columns from `first` on, in this thread's two rows:
+/// among the keys that a row sees, up to limit (exclusive); NaN where none counts, so that NaN loses to every number.
+template <class Config, class Accumulator>
+__device__ __forceinline__ void largest_scores(const Accumulator& acc, int m, int first, const int (&limit)[2],
+                                               int lane, float (&top)[2]) {
   constexpr int kColumns = Config::kBlock / 4;  // of a thread
+  std::int32_t bits[2];
   bool is_exact = true;
   CUTE_UNROLL
-  for (int row = 0; row < kHeld; ++row) {
-    top[row] = __int_as_float(bits[row]);
-    is_exact &= is_positive_number(bits[row]) && limit[row] >= first + Config::kBlock;
+  for (int half = 0; half < 2; ++half) {
+    bits[half] = largest_bits<kColumns>([&](int i) { return held_score<Config>(acc, 2 * m + half, first, i); });
+    top[half] = __int_as_float(bits[half]);
+    is_exact &= is_positive_number(bits[half]) && limit[half] >= first + Config::kBlock;
   }
   if (is_exact) return;
   CUTE_UNROLL
-  for (int row = 0; row < kHeld; ++row) {
-    const bool sees_all = limit[row] >= first + Config::kBlock;
-    const auto score = [&](int i) { return held_score<Config>(acc, row, first, i); };
-    if (sees_all && bits[row] < 0) {
-      top[row] = largest_negative<kColumns>(score);
-    } else if (!sees_all || !is_positive_number(bits[row])) {
-      top[row] = NAN;
+  for (int half = 0; half < 2; ++half) {
+    const bool sees_all = limit[half] >= first + Config::kBlock;
+    const auto score = [&](int i) { return held_score<Config>(acc, 2 * m + half, first, i); };
+    if (sees_all && bits[half] < 0) {
+      top[half] = largest_negative<kColumns>(score);
+    } else if (!sees_all || !is_positive_number(bits[half])) {
+      top[half] = NAN;
       CUTE_UNROLL
       for (int i = 0; i < kColumns; ++i) {
-        const bool is_seen = first + i / 2 * 8 + lane % 4 * 2 + i % 2 < limit[row];
-        top[row] = fmaxf(top[row], is_seen ? score(i) : NAN);
+        const bool is_seen = first + i / 2 * 8 + lane % 4 * 2 + i % 2 < limit[half];
+        top[half] = fmaxf(top[half], is_seen ? score(i) : NAN);
       }
     }
   }

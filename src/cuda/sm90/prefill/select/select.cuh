@@ -1,22 +1,31 @@
 // The index branch with selection beside it (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], top-k over b).
 //
-// A persistent CTA takes a tile of queries with all index heads: 256 (query, head) rows in two consumer warpgroups, in
-// four where keys are e4m3. The producer streams tiles of 128 index keys, which all warpgroups read; scores live in
-// accumulators only. A warpgroup reduces its scores to one maximum per row and kv_block while another one multiplies,
-// and offers it to the row's top-k list, which one thread keeps in registers.
+// A persistent CTA takes a tile of queries with all index heads: 256 (query, head) rows in two consumer warpgroups of
+// two products each. The producer streams tiles of 128 index keys, which both warpgroups read; scores live in
+// accumulators only. A warpgroup reduces those of a product to one maximum per row and kv_block while its other product
+// is under way, and offers it to the row's top-k list, which one thread keeps in registers:
 //
-// e4m3 keys: queries are rounded to e4m3 as they are loaded, each row by 448 over its largest magnitude. That factor is
-// the same for all keys and no matter for their order, and so is a scale of all keys; scales per token multiply scores.
+//   tensor cores   | 0 of stage s | 1 of stage s | 0 of s + 1   | 1 of s + 1   |
+//   warps                         | maxima of 0  | maxima of 1, lists of s | ...
+//
+// The assembler keeps products under way in straight-line code alone, so that this goes on for a run of stages, and
+// begins anew with the next run.
+//
+// e4m3 keys meet queries in e4m3, or become fp16 in shared memory, by three warps beside the producer
+// (tile/index_queries.cuh says how queries do). What a row of queries was multiplied by is the same for all keys and no
+// matter for their order, and so is a scale of all keys; scales per token multiply scores, scales per kv_block maxima.
 //
 //   barrier      arrivals                      waited on by   guards
-//   full[i]      producer + bytes of the keys  consumers      keys of stage i have arrived
+//   raw_full[i]  producer + bytes of the keys  wideners       e4m3 keys that become fp16 have arrived
+//   full[i]      producer + bytes of the keys, consumers      keys of stage i are there
+//                or one lane of each widener
 //                (+ 32 lanes where keys have scales)
 //   empty[i]     one lane of each warp         producer       all warpgroups are done with stage i
 //   kWarpgroup   128 threads of a warpgroup    the same       its part of q is in shared memory / no longer read
 //
 // Per tile of 128 keys and 256 rows (index_dim 128): products 2048 cycles of the tensor cores, 1024 in e4m3; maxima 256
-// cycles of the ALU; scales per token 256 cycles of the FMA units. Bound by the products; in e4m3 by the instructions
-// around them, of which a warp issues one in five cycles.
+// cycles of the ALU; scales per token 256 cycles of the FMA units. Bound by the products; with scales per token by the
+// instructions around them, of which a warp issues one in five cycles.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -26,7 +35,6 @@
 
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
-#include "cuda/generic/topk/best_list.cuh"
 #include "cuda/sm90/prefill/select/epilogue.cuh"
 #include "cuda/sm90/prefill/select/maxima.cuh"
 #include "cuda/sm90/prefill/select/params.h"
@@ -35,6 +43,7 @@
 #include "cuda/sm90/tile/load_scales.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/widen.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
 
@@ -43,29 +52,38 @@ enum class SelectBarrier {
   kWarpgroup = 1,  // to 4: of each warpgroup
 };
 
-/// Query_: element type of index_q in memory; Key_: of the keys and of the product.
-/// kCapacity: length of the lists, at least topk; 0: no selection, block scores to memory.
-template <class Query_, class Key_, int kDim_, int kBlock_, int kCapacity_>
+/// Query_: element type of index_q in memory; Cached_: of the keys. kIsExact: keys in e4m3 meet queries in 16 bits.
+/// kCapacity: length of the lists, at least topk; 0: no selection, block scores to memory. kHasTokenScales: index keys
+/// have a scale per token.
+template <class Query_, class Cached_, int kDim_, int kBlock_, int kCapacity_, bool kHasTokenScales_, bool kIsExact_>
 struct SelectConfig {
   using Query = Query_;
-  using Key = Key_;
-  static constexpr bool kIsQuantized = sizeof(Key) == 1;
+  using Cached = Cached_;
+  static constexpr bool kIsExact = kIsExact_;
+  using Key = std::conditional_t<kIsExact, cutlass::half_t, Cached>;  // of the product
+  static constexpr bool kIsQuantized = sizeof(Cached) == 1;
   static constexpr int kDim = kDim_;
   static constexpr int kBlock = kBlock_;
   static constexpr int kCapacity = kCapacity_;
   static constexpr bool kStoresScores = kCapacity == 0;
+  static constexpr bool kHasTokenScales = kHasTokenScales_;
 
   static constexpr int kKeys = 128;                       // per stage
   static constexpr int kBlocksPerStage = kKeys / kBlock;  // 1 or 2
-  static constexpr SelectRows kTileRows = select_rows(kIsQuantized, kCapacity);
-  static constexpr int kMmaRows = kTileRows.products;
-  static constexpr int kRows = kMmaRows * 64;  // (query, head) rows of a warpgroup
+  static constexpr SelectRows kTileRows = select_rows(kCapacity);
+  static constexpr int kProducts = kTileRows.products;
+  static constexpr int kRows = kProducts * kProductRows;  // (query, head) rows of a warpgroup
   static constexpr int kConsumers = kTileRows.warpgroups;
-  // Registers: 24 x 128 for the producer, the rest of what the CTA starts with (168 x 384 or 96 x 640) for the consumers.
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 112;
+  static constexpr int kRunStages = kProducts == 1 ? 1 : 4;  // stages with products under way from one to the next
+  // What the CTA starts with, 168 x 384, shared out between producer and consumers.
+  static constexpr int kProducerRegisters = kIsExact ? 40 : 24, kConsumerRegisters = kIsExact ? 232 : 240;
+  static_assert(kConsumers == 2);
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
-  static constexpr int kStages = (128 << 10) / (kKeys * kRowBytes) > 8 ? 8 : (128 << 10) / (kKeys * kRowBytes);
+  using Widened = WidenedTile<kDim, kKeys>;
+  static constexpr int kWideners = kIsExact ? 3 : 0;  // warps
+  static constexpr int kStageBytes = kIsExact ? Widened::kBytes : kKeys * kRowBytes;
+  static constexpr int kStages = (128 << 10) / kStageBytes > 8 ? 8 : (128 << 10) / kStageBytes;
 
   using Atom =
       std::conditional_t<(kRowBytes >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>, cute::GMMA::Layout_K_SW64_Atom<Key>>;
@@ -77,10 +95,10 @@ struct SelectConfig {
 
   struct Storage {
     alignas(1024) Key q[kConsumers][kRows * kDim];
-    alignas(1024) Key k[kStages][kKeys * kDim];
-    float q_scale[kConsumers][kRows];  // rounded row -> row
-    alignas(16) float k_scale[kStages][kKeys];
-    std::uint64_t full[kStages], empty[kStages];
+    alignas(1024) Key k[kStages][kStageBytes / sizeof(Key)];
+    float q_scale[kConsumers][kRows];           // rounded row -> row
+    alignas(16) float k_scale[kStages][kKeys];  // or those of a stage's kv_blocks
+    std::uint64_t full[kStages], empty[kStages], raw_full[kStages];
   };
 };
 
@@ -104,14 +122,19 @@ __device__ __forceinline__ StageRange stage_range(const SelectParams& p, const Q
           static_cast<int>(static_cast<std::int64_t>(stages) * (split + 1) / splits)};
 }
 
-/// The work items of a call.
+/// The work items of a call, long tiles first: they are at the ends of sequences. CTAs take one in each round; rounds go
+/// to and fro, so that whoever had a longer tile has a shorter one next.
 struct Work {
   int num_tiles, splits;
 
   __device__ __forceinline__ int items() const { return num_tiles * splits; }
-  /// Long tiles first, they are at the ends of sequences.
-  __device__ __forceinline__ WorkItem item(int number) const {
-    return {num_tiles - 1 - number / splits, number % splits};
+  __device__ __forceinline__ int rounds() const {
+    return (items() + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  }
+  /// This CTA's item of a round; it does not exist where all have been taken, which ends the last round.
+  __device__ __forceinline__ WorkItem item(int round) const {
+    const int cta = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x, number = round * gridDim.x + cta;
+    return {number < items() ? num_tiles - 1 - number / splits : -1, number % splits};
   }
 };
 
@@ -119,8 +142,9 @@ template <class Config>
 __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap& map_k,
                                         typename Config::Storage& storage, const Work& work, int lane) {
   PipelineState<Config::kStages> ring;
-  for (int number = blockIdx.x; number < work.items(); number += gridDim.x) {
-    const WorkItem item = work.item(number);
+  for (int round = 0; round < work.rounds(); ++round) {
+    const WorkItem item = work.item(round);
+    if (!item.exists()) break;
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
     const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
     for (int stage = range.begin; stage < range.end; ++stage) {
@@ -128,15 +152,47 @@ __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap
       std::uint64_t* const full = &storage.full[ring.stage];
       const int first = stage * Config::kKeys;
       if (lane == 0) {
-        load_keys<typename Config::Key, Config::kDim, Config::kKeys>(map_k, p.batch, tile.sequence, tile.view, first,
-                                                                     {p.key_box_rows, 0}, storage.k[ring.stage], full);
+        auto* to = reinterpret_cast<typename Config::Cached*>(storage.k[ring.stage]);
+        if constexpr (Config::kIsExact) to = Config::Widened::template source<typename Config::Cached>(to);
+        load_keys<typename Config::Cached, Config::kDim, Config::kKeys>(
+            map_k, p.batch, tile.sequence, tile.view, first, {p.key_box_rows, 0}, to,
+            Config::kIsExact ? &storage.raw_full[ring.stage] : full);
       }
-      if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
+      if constexpr (Config::kHasTokenScales) {
         const auto token = [&](int at) { return p.batch.token(tile.sequence, tile.view, first + at); };
         load_scales<Config::kKeys>(p.index_k_scale, 0, tile.view.seqlen_k - first, storage.k_scale[ring.stage], full,
                                    lane, token);
+      } else if (p.index_block_scale.exists()) {
+        const auto first_page = [&](int block) {
+          const int key = first + block * Config::kBlock;
+          const bool has_key = block < Config::kBlocksPerStage && key < tile.view.seqlen_k;
+          return has_key ? p.batch.page(tile.sequence, key >> log2_of(p.batch.page_size)) : -1;
+        };
+        load_block_scales(p.index_block_scale, Config::kBlocksPerStage, storage.k_scale[ring.stage], full, lane,
+                          first_page);
       }
       ring.advance();
+    }
+  }
+}
+
+/// Makes every stage of e4m3 keys 16 bits wide, by the warps beside the producer.
+template <class Config>
+__device__ __forceinline__ void widen_stages(const SelectParams& p, typename Config::Storage& storage, const Work& work,
+                                             int widener, int lane) {
+  PipelineState<Config::kStages> ring;
+  for (int round = 0; round < work.rounds(); ++round) {
+    const WorkItem item = work.item(round);
+    if (!item.exists()) break;
+    const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
+    const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
+    for (int stage = range.begin; stage < range.end; ++stage, ring.advance()) {
+      FullBarrier::wait(&storage.raw_full[ring.stage], ring.phase);
+      Config::Widened::template widen<typename Config::Key, false>(storage.k[ring.stage], widener, Config::kWideners,
+                                                                   lane);
+      cutlass::arch::fence_view_async_shared();
+      __syncwarp();
+      if (lane == 0) FullBarrier::arrive(&storage.full[ring.stage]);
     }
   }
 }
@@ -150,21 +206,20 @@ struct RowMap {
   __device__ __forceinline__ int held(int i) const {
     return i / 2 * 64 + thread / 32 * 16 + i % 2 * 8 + thread % 32 / 4;
   }
-  __device__ __forceinline__ int owned() const { return held(thread % 4 % (2 * Config::kMmaRows)); }
+  __device__ __forceinline__ int owned() const { return held(thread % 4 % (2 * Config::kProducts)); }
   __device__ __forceinline__ bool owns() const {
-    return thread % 4 < 2 * Config::kMmaRows && owned() / heads < queries;
+    return thread % 4 < 2 * Config::kProducts && owned() / heads < queries;
   }
 };
 
-/// kIsScaled: index keys have a scale per token.
-template <class Config, bool kIsScaled>
+template <class Config>
 __device__ __forceinline__ void consume(const SelectParams& p, typename Config::Storage& storage, const Work& work,
                                         int consumer) {
   using namespace cute;
   using Epilogue = std::conditional_t<Config::kStoresScores, ScoreEpilogue<Config>, TopkEpilogue<Config>>;
-  constexpr int kHeld = 2 * Config::kMmaRows;
+  constexpr int kHeld = 2 * Config::kProducts;
   const int thread = threadIdx.x % 128, lane = thread % 32;
-  const int queries = Config::kRows / p.heads;  // of this warpgroup
+  const int queries = Config::kProducts * (kProductRows / p.heads);  // of this warpgroup
   const RowMap<Config> rows{thread, p.heads, queries};
 
   typename Config::Mma mma;
@@ -172,10 +227,25 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
   const Tensor left =
       slice.partition_fragment_A(make_tensor(make_smem_ptr(storage.q[consumer]), typename Config::LayoutQ{}));
   Tensor acc = partition_fragment_C(mma, Shape<Int<Config::kRows>, Int<Config::kKeys>>{});
+  const auto start_product = [&](int m, int stage) {
+    const Tensor right =
+        slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.k[stage]), typename Config::LayoutK{}));
+    Tensor scores = acc(_, m, 0);
+    warpgroup_fence_operand(scores);
+    warpgroup_arrive();
+    mma.accumulate_ = GMMA::ScaleOut::Zero;
+    CUTE_UNROLL
+    for (int i = 0; i < size<2>(left); ++i) {
+      gemm(mma, left(_, m, i), right(_, 0, i), scores);
+      mma.accumulate_ = GMMA::ScaleOut::One;
+    }
+    warpgroup_commit_batch();
+  };
 
   PipelineState<Config::kStages> ring;
-  for (int number = blockIdx.x; number < work.items(); number += gridDim.x) {
-    const WorkItem item = work.item(number);
+  for (int round = 0; round < work.rounds(); ++round) {
+    const WorkItem item = work.item(round);
+    if (!item.exists()) break;
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
     const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
     const int first = consumer * queries;  // query of the tile
@@ -193,51 +263,61 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     CUTE_UNROLL
     for (int i = 0; i < kHeld; ++i) limit[i] = tile.position + first + rows.held(i) / p.heads + 1;
 
-    for (int stage = range.begin; stage < range.end; ++stage) {
+    // The scores of a stage whose products are under way; those of the next one follow where it is of the same run.
+    const auto take_stage = [&](int stage, auto has_next) {
+      constexpr bool kHasNext = decltype(has_next)::value;
+      const auto next = ring.after(1);
+      float top[Config::kBlocksPerStage][kHeld], scale[Config::kBlocksPerStage];
+      CUTE_UNROLL
+      for (int m = 0; m < Config::kProducts; ++m) {
+        kHasNext || m + 1 < Config::kProducts ? warpgroup_wait<Config::kProducts - 1>() : warpgroup_wait<0>();
+        Tensor scores = acc(_, m, 0);
+        warpgroup_fence_operand(scores);
+        if constexpr (Config::kHasTokenScales) scale_columns<Config>(acc, m, storage.k_scale[ring.stage], lane);
+        if (m + 1 == Config::kProducts) {
+          CUTE_UNROLL
+          for (int b = 0; b < Config::kBlocksPerStage; ++b) {
+            scale[b] = p.index_block_scale.exists() ? storage.k_scale[ring.stage][b] : 1;
+          }
+          __syncwarp();
+          if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+        }
+        const int seen[2] = {limit[2 * m] - stage * Config::kKeys, limit[2 * m + 1] - stage * Config::kKeys};
+        CUTE_UNROLL
+        for (int b = 0; b < Config::kBlocksPerStage; ++b) {
+          float tops[2];
+          largest_scores<Config>(acc, m, b * Config::kBlock, seen, lane, tops);
+          top[b][2 * m] = tops[0];
+          top[b][2 * m + 1] = tops[1];
+        }
+        if constexpr (kHasNext) {
+          if (m == 0) FullBarrier::wait(&storage.full[next.stage], next.phase);
+          start_product(m, next.stage);
+        }
+      }
+      CUTE_UNROLL
+      for (int b = 0; b < Config::kBlocksPerStage; ++b) {
+        epilogue.take(p, exchange_max(top[b], lane) * scale[b], stage * Config::kBlocksPerStage + b);
+      }
+      ring = next;
+    };
+    const auto take_run = [&](int stage, auto stages) {
+      constexpr int kRun = decltype(stages)::value;
       FullBarrier::wait(&storage.full[ring.stage], ring.phase);
-      const Tensor right =
-          slice.partition_fragment_B(make_tensor(make_smem_ptr(storage.k[ring.stage]), typename Config::LayoutK{}));
-      warpgroup_fence_operand(acc);
-      warpgroup_arrive();
       CUTE_UNROLL
-      for (int m = 0; m < Config::kMmaRows; ++m) {
-        mma.accumulate_ = GMMA::ScaleOut::Zero;
-        CUTE_UNROLL
-        for (int i = 0; i < size<2>(left); ++i) {
-          gemm(mma, left(_, m, i), right(_, 0, i), acc(_, m, 0));
-          mma.accumulate_ = GMMA::ScaleOut::One;
-        }
-        warpgroup_commit_batch();
-      }
-
-      // Nothing may branch on the accumulators as long as a product is under way.
-      std::int32_t bits[Config::kBlocksPerStage][kHeld];
+      for (int m = 0; m < Config::kProducts; ++m) start_product(m, ring.stage);
       CUTE_UNROLL
-      for (int m = 0; m < Config::kMmaRows; ++m) {  // maxima of the first 64 rows beside the product of the last
-        m + 1 < Config::kMmaRows ? warpgroup_wait<1>() : warpgroup_wait<0>();
-        warpgroup_fence_operand(acc);
-        if constexpr (kIsScaled) scale_columns<Config>(acc, m, storage.k_scale[ring.stage], lane);
-        CUTE_UNROLL
-        for (int i = 0; i < 2 * Config::kBlocksPerStage; ++i) {
-          const int row = 2 * m + i % 2, first = i / 2 * Config::kBlock;
-          bits[i / 2][row] =
-              largest_bits<Config::kBlock / 4>([&](int c) { return held_score<Config>(acc, row, first, c); });
-        }
-      }
-      if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-      int left[kHeld];
-      CUTE_UNROLL
-      for (int i = 0; i < kHeld; ++i) left[i] = limit[i] - stage * Config::kKeys;
-      float top[Config::kBlocksPerStage][kHeld];
-      CUTE_UNROLL
-      for (int b = 0; b < Config::kBlocksPerStage; ++b) {
-        exact_max<Config>(acc, b * Config::kBlock, left, bits[b], lane, top[b]);
-      }
-      CUTE_UNROLL
-      for (int b = 0; b < Config::kBlocksPerStage; ++b) {
-        epilogue.take(p, exchange_max(top[b], lane), stage * Config::kBlocksPerStage + b);
-      }
-      ring.advance();
+      for (int i = 0; i < kRun - 1; ++i) take_stage(stage + i, true_type{});
+      take_stage(stage + kRun - 1, false_type{});
+    };
+    int stage = range.begin;
+#pragma unroll 1
+    for (; stage + Config::kRunStages <= range.end; stage += Config::kRunStages) {
+      take_run(stage, Int<Config::kRunStages>{});
+    }
+    if constexpr (Config::kRunStages > 1) {
+#pragma unroll 1
+      for (; stage < range.end; ++stage) take_run(stage, _1{});
     }
     epilogue.finish(p, tile.q_row + query, head, query * p.heads + head, item, work.splits);
     sync(of_consumer(SelectBarrier::kWarpgroup, consumer), 128);
@@ -250,64 +330,26 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ char raw[];
   auto& storage = shared_storage<typename Config::Storage>(raw);
   init_barriers([&] {
-    const bool is_scaled = Config::kIsQuantized && p.index_k_scale.is_per_token();
-    init_ring(storage.full, storage.empty, 4 * Config::kConsumers, is_scaled ? 33 : 1);
+    const bool has_scales = Config::kHasTokenScales || p.index_block_scale.exists();
+    init_ring(storage.full, storage.empty, 4 * Config::kConsumers,
+              (Config::kIsExact ? Config::kWideners : 1) + (has_scales ? 32 : 0));
+    for (std::uint64_t& raw_full : storage.raw_full) FullBarrier::init(&raw_full, 1);
   });
   wait_for_earlier_kernels();
 
   const Work work{p.num_tiles(), p.splits()};
   if (threadIdx.x < 128) {
-    cutlass::arch::warpgroup_reg_dealloc<24>();
-    if (threadIdx.x < 32) produce<Config>(p, map_k, storage, work, threadIdx.x);
+    cutlass::arch::warpgroup_reg_dealloc<Config::kProducerRegisters>();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp == 0) {
+      produce<Config>(p, map_k, storage, work, lane);
+    } else if constexpr (Config::kIsExact) {
+      widen_stages<Config>(p, storage, work, warp - 1, lane);
+    }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Config::kConsumerRegisters>();
-    const int consumer = threadIdx.x / 128 - 1;
-    if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-      consume<Config, Config::kIsQuantized>(p, storage, work, consumer);
-    } else {
-      consume<Config, false>(p, storage, work, consumer);
-    }
+    consume<Config>(p, storage, work, threadIdx.x / 128 - 1);
   }
-}
-
-inline constexpr int kMergeWarps = 8, kMergeLoads = 8;  // candidates of a lane on their way at once
-
-/// topk_indices from the lists of a row's splits: a warp per row of a tile.
-template <int kCapacity>
-__global__ void __launch_bounds__(kMergeWarps * 32) merge_lists_kernel(const SelectParams p) {
-  constexpr int kListCapacity = 128;
-  __shared__ alignas(16) Ranked memory[kMergeWarps][kListCapacity];
-  wait_for_earlier_kernels();
-  const int rows = p.queries_per_tile * p.heads;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int number = blockIdx.x * kMergeWarps + warp, at = number % rows, splits = p.splits();
-  if (splits == 1 || number / rows >= p.num_tiles()) return;
-  const QueryTile tile = find_tile(p.batch, p.index, number / rows, p.queries_per_tile);
-  const int query = at / p.heads, head = at % p.heads;
-  if (query >= tile.count) return;
-
-  const Candidates rules(p.rules, tile.position + query);
-  generic::BestList<kListCapacity> best(memory[warp], rules.slots, lane);
-  const Ranked* const lists = p.partial_lists + partial_list(p, number / rows, splits, 0, at, kCapacity);
-  const int count = rules.slots > 0 ? splits * kCapacity : 0;
-  for (int first = lane; __any_sync(kFullWarp, first < count); first += 32 * kMergeLoads) {
-    Ranked held[kMergeLoads];
-#pragma unroll
-    for (int i = 0; i < kMergeLoads; ++i) {
-      const int one = first + 32 * i;
-      held[i] = one < count ? lists[std::int64_t{one / kCapacity} * rows * kCapacity + one % kCapacity] : kNoCandidate;
-    }
-#pragma unroll
-    for (int i = 0; i < kMergeLoads; ++i) best.offer(held[i] != kNoCandidate, held[i]);
-  }
-  if (rules.slots > 0) best.keep_best();
-  std::int32_t* const to = p.topk_indices.row(head, tile.q_row + query);
-  const std::int64_t stride = p.topk_indices.strides[2];
-  const int local = rules.init + rules.slots;
-  for (int i = lane; i < rules.init; i += 32) to[i * stride] = i;
-  best.write(to + rules.init * stride, stride);
-  for (int i = lane; i < rules.local; i += 32) to[(local + i) * stride] = rules.end + i;
-  for (int i = local + rules.local + lane; i < p.rules.topk; i += 32) to[i * stride] = -1;
 }
 
 }  // namespace openmsa::cuda::sm90::prefill

@@ -20,9 +20,9 @@ struct TopkList {
     }
   }
 
-  /// Blocks must be offered in ascending order: a later one enters only with a higher key.
-  __device__ __forceinline__ void offer(std::int32_t key, std::int32_t block) {
-    if (key <= keys[kCapacity - 1]) return;
+  /// Blocks must be offered in ascending order: a later one enters only with a higher key. Returns whether it does.
+  __device__ __forceinline__ bool offer(std::int32_t key, std::int32_t block) {
+    if (key <= keys[kCapacity - 1]) return false;
 #pragma unroll
     for (int i = kCapacity - 1; i > 0; --i) {
       const bool moves = key > keys[i - 1], enters = key > keys[i];
@@ -33,6 +33,7 @@ struct TopkList {
       keys[0] = key;
       blocks[0] = block;
     }
+    return true;
   }
 
   /// Writes a row of topk_indices: forced blocks and the best of the list, ascending, then -1.
