@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cuda/common/math.h"
-#include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/decode/warp_attention.cuh"
+#include "cuda/sm90/tile/page_loads.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace openmsa::cuda::sm90::decode {

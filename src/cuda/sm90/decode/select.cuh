@@ -29,12 +29,12 @@
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
 #include "cuda/generic/topk/best_list.cuh"
-#include "cuda/sm90/decode/page_loads.cuh"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/tile/from_e4m3.cuh"
 #include "cuda/sm90/tile/index_queries.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
+#include "cuda/sm90/tile/page_loads.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 

@@ -39,10 +39,11 @@
 #include "cuda/sm90/prefill/select/maxima.cuh"
 #include "cuda/sm90/prefill/select/params.h"
 #include "cuda/sm90/tile/index_queries.cuh"
-#include "cuda/sm90/tile/load_keys.cuh"
 #include "cuda/sm90/tile/load_scales.cuh"
 #include "cuda/sm90/tile/named_barrier.cuh"
+#include "cuda/sm90/tile/page_loads.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/warp_mma.cuh"
 #include "cuda/sm90/tile/widen.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
@@ -79,14 +80,14 @@ struct SelectConfig {
   static constexpr int kProducerRegisters = kIsExact ? 40 : 24, kConsumerRegisters = kIsExact ? 232 : 240;
   static_assert(kConsumers == 2);
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Key));
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
   using Widened = WidenedTile<kDim, kKeys>;
   static constexpr int kWideners = kIsExact ? 3 : 0;  // warps
   static constexpr int kStageBytes = kIsExact ? Widened::kBytes : kKeys * kRowBytes;
   static constexpr int kStages = (128 << 10) / kStageBytes > 8 ? 8 : (128 << 10) / kStageBytes;
 
-  using Atom =
-      std::conditional_t<(kRowBytes >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>, cute::GMMA::Layout_K_SW64_Atom<Key>>;
+  using Atom = std::conditional_t<(kDim * sizeof(Key) >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>,
+                                  cute::GMMA::Layout_K_SW64_Atom<Key>>;
   using LayoutQ = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kRows>, cute::Int<kDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kKeys>, cute::Int<kDim>>{}));
   using Mma = decltype(cute::make_tiled_mma(
@@ -138,40 +139,44 @@ struct Work {
   }
 };
 
+/// By a warp: a lane for each page of a stage.
 template <class Config>
 __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap& map_k,
                                         typename Config::Storage& storage, const Work& work, int lane) {
+  using Tile = SwizzledTile<Config::kKeys, Config::kRowBytes>;
+  const int box_rows = p.key_box_rows, log2_box = log2_of(box_rows);
   PipelineState<Config::kStages> ring;
   for (int round = 0; round < work.rounds(); ++round) {
     const WorkItem item = work.item(round);
     if (!item.exists()) break;
     const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
     const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
-    for (int stage = range.begin; stage < range.end; ++stage) {
+    PageWindow pages(p.batch, tile.sequence, tile.view.seqlen_k, lane);
+    for (int stage = range.begin; stage < range.end; ++stage, ring.advance()) {
+      const int first = stage * Config::kKeys, used = min(Config::kKeys, tile.view.seqlen_k - first);
+      const int count = p.batch.page_size == 0 ? 1 : (used + box_rows - 1) >> log2_box;
+      const KeyBox box = key_box(p.batch, tile.view, pages, first, box_rows, count, lane);
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       std::uint64_t* const full = &storage.full[ring.stage];
-      const int first = stage * Config::kKeys;
-      if (lane == 0) {
-        auto* to = reinterpret_cast<typename Config::Cached*>(storage.k[ring.stage]);
-        if constexpr (Config::kIsExact) to = Config::Widened::template source<typename Config::Cached>(to);
-        load_keys<typename Config::Cached, Config::kDim, Config::kKeys>(
-            map_k, p.batch, tile.sequence, tile.view, first, {p.key_box_rows, 0}, to,
-            Config::kIsExact ? &storage.raw_full[ring.stage] : full);
+      std::uint64_t* const loaded = Config::kIsExact ? &storage.raw_full[ring.stage] : full;
+      if (lane == 0) FullBarrier::arrive_and_expect_tx(loaded, count * box_rows * Config::kRowBytes);
+      __syncwarp();
+      if (box.exists) {
+        auto* to = reinterpret_cast<char*>(storage.k[ring.stage]);
+        if constexpr (Config::kIsExact) to = Config::Widened::template source<char>(to);
+        load_box<Tile, typename Config::Cached>(map_k, loaded, to + lane * box_rows * Tile::kPanelBytes, 0, box);
       }
       if constexpr (Config::kHasTokenScales) {
-        const auto token = [&](int at) { return p.batch.token(tile.sequence, tile.view, first + at); };
-        load_scales<Config::kKeys>(p.index_k_scale, 0, tile.view.seqlen_k - first, storage.k_scale[ring.stage], full,
-                                   lane, token);
+        load_box_scales<Config::kKeys>(p.batch, tile.view, p.index_k_scale, 0, box, first, box_rows,
+                                       storage.k_scale[ring.stage], full, lane);
       } else if (p.index_block_scale.exists()) {
         const auto first_page = [&](int block) {
-          const int key = first + block * Config::kBlock;
-          const bool has_key = block < Config::kBlocksPerStage && key < tile.view.seqlen_k;
-          return has_key ? p.batch.page(tile.sequence, key >> log2_of(p.batch.page_size)) : -1;
+          const std::int32_t page = __shfl_sync(kFullWarp, box.page, block * Config::kBlock >> log2_box);
+          return block * Config::kBlock < used ? page : -1;
         };
         load_block_scales(p.index_block_scale, Config::kBlocksPerStage, storage.k_scale[ring.stage], full, lane,
                           first_page);
       }
-      ring.advance();
     }
   }
 }

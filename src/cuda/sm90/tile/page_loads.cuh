@@ -1,13 +1,13 @@
 // The producer warp's copies of keys, page by page: every lane issues the boxes whose page number it has looked up.
 #pragma once
 
+#include "cuda/common/batch_view.h"
 #include "cuda/common/math.h"
-#include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/load_scales.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
-namespace openmsa::cuda::sm90::decode {
+namespace openmsa::cuda::sm90 {
 
 /// Page numbers of a sequence, 32 at a time, one per lane. Pages past the end of the sequence are not looked up.
 class PageWindow {
@@ -79,4 +79,4 @@ __device__ __forceinline__ void load_box_scales(const BatchView& batch, const Se
   });
 }
 
-}  // namespace openmsa::cuda::sm90::decode
+}  // namespace openmsa::cuda::sm90
