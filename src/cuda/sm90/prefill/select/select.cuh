@@ -50,7 +50,7 @@ namespace openmsa::cuda::sm90::prefill {
 
 /// Named barriers of the table above.
 enum class SelectBarrier {
-  kWarpgroup = 1,  // to 4: of each warpgroup
+  kWarpgroup = 1,  // and 2: of each warpgroup
 };
 
 /// Query_: element type of index_q in memory; Cached_: of the keys. kIsExact: keys in e4m3 meet queries in 16 bits.
