@@ -9,7 +9,7 @@ pytest.importorskip("torch.distributed.fsdp", reason="PyTorch without distribute
 
 def on_ranks(world: int, function, tmp_path, *arguments) -> None:
     """function(rank, world, folder, ...) in a process per rank; what one of them raises is raised here."""
-    torch.multiprocessing.spawn(function, (world, str(tmp_path), *arguments), nprocs=world)
+    torch.multiprocessing.spawn(group_steps.run, (function, world, str(tmp_path), *arguments), nprocs=world)
 
 
 @pytest.mark.parametrize("world", [2, 4])
