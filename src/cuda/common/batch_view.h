@@ -84,14 +84,6 @@ struct BatchView {
   OPENMSA_DEVICE std::int32_t page(std::int32_t b, std::int32_t logical) const {
     return block_table.data[b * table_row + logical * block_table.stride];
   }
-
-  /// Where key `position` of sequence b lies among all tokens of the cache, or of the contiguous keys; 0 past its
-  /// end.
-  OPENMSA_DEVICE std::int64_t token(std::int32_t b, const SequenceView& view, std::int32_t position) const {
-    if (position >= view.seqlen_k) return 0;
-    if (page_size == 0) return view.k_row + position;
-    return std::int64_t{page(b, position / page_size)} * page_size + position % page_size;
-  }
 };
 
 }  // namespace openmsa::cuda

@@ -36,6 +36,11 @@ class Settings:
     is_mixed: bool = False
     attention_backend: str = ""
 
+    @property
+    def attention_options(self) -> dict[str, str]:
+        """The argument of either engine, where there is one."""
+        return {"attention_backend": self.attention_backend} if self.attention_backend else {}
+
 
 Times = tuple[list[float], list[list[float]]]
 
@@ -46,7 +51,6 @@ class Vllm:
     def __init__(self, settings: Settings):
         from vllm import LLM
 
-        options = {"attention_backend": settings.attention_backend} if settings.attention_backend else {}
         llm = LLM(
             settings.model,
             skip_tokenizer_init=True,
@@ -60,7 +64,7 @@ class Vllm:
             enable_prefix_caching=False,
             generation_config="vllm",
             additional_config={"openmsa": settings.with_openmsa},
-            **options,
+            **settings.attention_options,
         )
         self._engine = llm.llm_engine
         self._num_requests = 0
@@ -99,7 +103,6 @@ class Sglang:
         os.environ["OPENMSA_SGLANG"] = "1" if settings.with_openmsa else "0"
         import sglang
 
-        options = {"attention_backend": settings.attention_backend} if settings.attention_backend else {}
         self._engine = sglang.Engine(
             model_path=settings.model,
             skip_tokenizer_init=True,
@@ -114,7 +117,7 @@ class Sglang:
             disable_radix_cache=True,
             enable_multimodal=False,
             log_level="info",
-            **options,
+            **settings.attention_options,
         )
 
     def serve(self, requests: list[Request]) -> Times:

@@ -33,7 +33,7 @@ std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t qu
 
 SelectWorkspace::SelectWorkspace(Arena& arena, const Plan& plan, int capacity)
     : capacity(capacity),
-      queries_per_tile(select_rows(capacity).queries_per_tile(static_cast<int>(plan.config.num_heads_kv))),
+      queries_per_tile(select_tile_queries(capacity, static_cast<int>(plan.config.num_heads_kv))),
       index(take_index(arena, plan)),
       longest(arena.take<std::int32_t>(1)) {
   const auto blocks = static_cast<std::int32_t>(std::min<std::int64_t>(plan.max_blocks, INT32_MAX));

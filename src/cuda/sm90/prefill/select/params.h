@@ -14,19 +14,15 @@ namespace openmsa::cuda::sm90::prefill {
 /// Lengths of the lists that kernels are compiled with.
 inline constexpr int kListCapacities[] = {16, 64};
 
-/// (query, head) rows of a product.
-inline constexpr int kProductRows = 64;
+/// (query, head) rows of a product, and warpgroups that multiply.
+inline constexpr int kProductRows = 64, kSelectWarpgroups = 2;
 
-/// How the rows of a tile lie: `products` in each of `warpgroups` consumers.
-struct SelectRows {
-  int warpgroups;
-  int products;
+/// Products of a warpgroup, which take turns. Long lists need the registers of the second one.
+constexpr int select_products(int capacity) { return capacity > 32 ? 1 : 2; }
 
-  constexpr int queries_per_tile(int heads) const { return warpgroups * products * (kProductRows / heads); }
-};
-
-/// Two products take turns. Long lists need the registers of the second one.
-constexpr SelectRows select_rows(int capacity) { return {2, capacity > 32 ? 1 : 2}; }
+constexpr int select_tile_queries(int capacity, int heads) {
+  return kSelectWarpgroups * select_products(capacity) * (kProductRows / heads);
+}
 
 struct SelectParams {
   BatchView batch;

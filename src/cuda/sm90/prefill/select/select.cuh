@@ -71,14 +71,12 @@ struct SelectConfig {
 
   static constexpr int kKeys = 128;                       // per stage
   static constexpr int kBlocksPerStage = kKeys / kBlock;  // 1 or 2
-  static constexpr SelectRows kTileRows = select_rows(kCapacity);
-  static constexpr int kProducts = kTileRows.products;
+  static constexpr int kProducts = select_products(kCapacity);
   static constexpr int kRows = kProducts * kProductRows;  // (query, head) rows of a warpgroup
-  static constexpr int kConsumers = kTileRows.warpgroups;
+  static constexpr int kConsumers = kSelectWarpgroups;
   static constexpr int kRunStages = kProducts == 1 ? 1 : 4;  // stages with products under way from one to the next
   // What the CTA starts with, 168 x 384, shared out between producer and consumers.
   static constexpr int kProducerRegisters = kIsExact ? 40 : 24, kConsumerRegisters = kIsExact ? 232 : 240;
-  static_assert(kConsumers == 2);
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
   using Widened = WidenedTile<kDim, kKeys>;
