@@ -1,8 +1,12 @@
-// The kv_blocks of query rows, chosen by the warps of a CTA from the candidates that the segments of their keys left.
+// The kv_blocks of query rows, chosen by the warps of a CTA from the scores of all that compete, or from lists of
+// candidates that the index branch left for parts of the keys.
 //
 // A sample of the row's candidates gives a bound that at least `slots` of them reach, and few others do. Those are
 // gathered, and ranked by one warp. For a single sequence the time is a chain of latencies, so few instructions matter.
 #pragma once
+
+#include <climits>
+#include <type_traits>
 
 #include "cuda/common/math.h"
 #include "cuda/common/selection.h"
@@ -14,6 +18,23 @@ inline constexpr int kMaxTopk = 64;
 
 /// Candidates of a row's sample, at most, for each lane of a warp.
 inline constexpr int kSampledPerLane = 5;
+/// Slots for which the best of each lane's sample are enough.
+inline constexpr int kFewSlots = 24;
+
+/// A query row of one KV head, and the scores of the kv_blocks that compete.
+struct ScoreRow {
+  Candidates rules;
+  const float* scores;  // of kv_block rules.init and those after it
+  std::int32_t count;   // 0: there is no choice
+
+  /// `of_blocks`: of all kv_blocks of the sequence.
+  __device__ __forceinline__ ScoreRow(const Candidates& rules, const float* of_blocks)
+      : rules(rules), scores(of_blocks + rules.init), count(0) {
+    if (rules.slots > 0 && rules.slots < rules.end - rules.init) count = rules.end - rules.init;
+  }
+
+  __device__ __forceinline__ Ranked at(std::int32_t i) const { return rank_of(scores[i], rules.init + i); }
+};
 
 /// A query row of one KV head, and its candidates.
 struct ChoiceRow {
@@ -27,6 +48,8 @@ struct ChoiceRow {
       : rules(rules), candidates(nullptr), count(0), kept(1), log2_depth(0) {}
 
   __device__ __forceinline__ bool has_choice() const { return rules.slots > 0 && rules.slots < rules.end - rules.init; }
+
+  __device__ __forceinline__ Ranked at(std::int32_t i) const { return candidates[i]; }
 
   __device__ __forceinline__ void choose_from(const Ranked* from, std::int32_t segments, std::int32_t kept_of_each) {
     candidates = from;
@@ -44,12 +67,13 @@ struct Chosen {
   int gathered[kRows];  // candidates, while they are chosen from; otherwise 0
 };
 
-/// Scratch memory of choose_blocks for up to kRows rows.
-template <int kRows>
+/// Scratch memory of choose_blocks for up to kRows rows. kSampling: warps that choose from scores.
+template <int kRows, int kSampling = 1>
 struct ChoiceScratch {
   static constexpr int kCapacity = 128;  // candidates that reach the bound
   alignas(16) Ranked entries[kRows][kCapacity];
   std::int32_t ranked[kRows][kMaxTopk];  // chosen kv_blocks by rank
+  std::int32_t sample[kSampling][kSampledPerLane][32];
 };
 
 /// A key that at least `k` of the lanes' keys reach, kPerLane each.
@@ -71,9 +95,8 @@ __device__ __forceinline__ std::int32_t kth_key(const std::int32_t (&keys)[kPerL
   return __reduce_min_sync(kFullWarp, least);
 }
 
-/// A key that at least `slots` of the row's candidates reach, from a sample of them: segments leave their best first.
+/// A key that at least `slots` of the row's candidates reach, from a sample of them: lists have their best first.
 __device__ __forceinline__ std::int32_t sampled_bound(const ChoiceRow& row, int lane) {
-  constexpr int kFewSlots = 24;
   std::int32_t keys[kSampledPerLane];
 #pragma unroll
   for (int i = 0; i < kSampledPerLane; ++i) {
@@ -98,12 +121,63 @@ struct ChoiceTeam {
     row = rows == 1 ? 0 : warp / parts;
     part = warp - row * parts;
   }
+
+  __device__ __forceinline__ int warp_of(int other_part) const { return row * parts + other_part; }
 };
+
+/// The best keys of a lane's share of the scores, in kSampledPerLane groups or, for few slots, in one, to the sample.
+template <int kSampling>
+__device__ __forceinline__ void sample_scores(const ScoreRow& row, const ChoiceTeam& team,
+                                              std::int32_t (&sample)[kSampling][kSampledPerLane][32], int lane) {
+  const std::int32_t step = team.parts * 32;
+  std::int32_t best[kSampledPerLane];
+#pragma unroll
+  for (std::int32_t& one : best) one = INT_MIN;
+#pragma unroll 1
+  for (std::int32_t first = team.part * 32 + lane; first < row.count; first += kSampledPerLane * step) {
+    float scores[kSampledPerLane];
+#pragma unroll
+    for (int i = 0; i < kSampledPerLane; ++i) scores[i] = first + i * step < row.count ? row.scores[first + i * step] : 0;
+#pragma unroll
+    for (int i = 0; i < kSampledPerLane; ++i) {
+      if (first + i * step < row.count) best[i] = max(best[i], score_key(scores[i]));
+    }
+  }
+  const int warp = team.warp_of(team.part);
+  if (row.rules.slots <= kFewSlots) {
+#pragma unroll
+    for (int i = 1; i < kSampledPerLane; ++i) best[0] = max(best[0], best[i]);
+    sample[warp][0][lane] = best[0];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSampledPerLane; ++i) sample[warp][i][lane] = best[i];
+  }
+}
+
+/// A key that at least `slots` of the row's scores reach, from the sample of its team.
+template <int kSampling>
+__device__ __forceinline__ std::int32_t sampled_bound(const ScoreRow& row, const ChoiceTeam& team,
+                                                      const std::int32_t (&sample)[kSampling][kSampledPerLane][32],
+                                                      int lane) {
+  const auto best_of_team = [&](int group) {
+    std::int32_t best = INT_MIN;
+    for (int part = 0; part < team.parts; ++part) best = max(best, sample[team.warp_of(part)][group][lane]);
+    return best;
+  };
+  if (row.rules.slots <= kFewSlots) {
+    const std::int32_t best[1] = {best_of_team(0)};
+    return kth_key(best, row.rules.slots);
+  }
+  std::int32_t best[kSampledPerLane];
+#pragma unroll
+  for (int i = 0; i < kSampledPerLane; ++i) best[i] = best_of_team(i);
+  return kth_key(best, row.rules.slots);
+}
 
 /// Puts those of the team's candidates that reach the bound into a list, as long as there is room; kAtOnce loads of a
 /// lane at a time.
-template <int kAtOnce>
-__device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& team, std::int32_t bound, Ranked* list,
+template <int kAtOnce, class Row>
+__device__ __forceinline__ void gather(const Row& row, const ChoiceTeam& team, std::int32_t bound, Ranked* list,
                                        int capacity, int* size, int lane) {
 #pragma unroll 1
   for (int first = team.part * 32 + lane; first < row.count; first += kAtOnce * team.parts * 32) {
@@ -112,7 +186,7 @@ __device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& t
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int at = first + i * team.parts * 32;
-      held[i] = at < row.count ? row.candidates[at] : kNoCandidate;
+      held[i] = at < row.count ? row.at(at) : kNoCandidate;
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) enter |= key_of(held[i]) >= bound && held[i] != kNoCandidate ? 1u << i : 0;
@@ -128,12 +202,12 @@ __device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& t
 }
 
 /// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
-template <int kCapacity>
-__device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
-  BestList<kCapacity> list(memory, slots, lane);
+template <int kCapacity, class Row>
+__device__ __noinline__ int search_all(const Row& row, Ranked* memory, int lane) {
+  BestList<kCapacity> list(memory, row.rules.slots, lane);
 #pragma unroll 1
-  for (int first = 0; first < count; first += 32) {
-    const Ranked one = first + lane < count ? candidates[first + lane] : kNoCandidate;
+  for (int first = 0; first < row.count; first += 32) {
+    const Ranked one = first + lane < row.count ? row.at(first + lane) : kNoCandidate;
     list.offer(one != kNoCandidate, one);
   }
   list.keep_best();
@@ -156,16 +230,26 @@ __device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slot
 }
 
 /// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team.
-template <int kRows>
-__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
-                                              const ChoiceTeam& team, const ChoiceRow& row, int lane) {
+template <int kRows, int kSampling, class Row>
+__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows, kSampling>& scratch, int rows,
+                                              const ChoiceTeam& team, const Row& row, int lane) {
   constexpr int kCapacity = ChoiceScratch<kRows>::kCapacity;
+  constexpr bool kHasScores = std::is_same_v<Row, ScoreRow>;
   const bool has_row = team.row < rows, has_choice = has_row && row.count > 0;
   const Candidates& rules = row.rules;
+  if constexpr (kHasScores) {
+    if (has_choice) sample_scores(row, team, scratch.sample, lane);
+    __syncthreads();
+  }
   if (has_choice) {
     Ranked* const entries = scratch.entries[team.row];
     int* const size = &chosen.gathered[team.row];
-    const std::int32_t bound = sampled_bound(row, lane);
+    std::int32_t bound;
+    if constexpr (kHasScores) {
+      bound = sampled_bound(row, team, scratch.sample, lane);
+    } else {
+      bound = sampled_bound(row, lane);
+    }
     if (row.count <= 4 * 32 * team.parts) {
       gather<4>(row, team, bound, entries, kCapacity, size, lane);
     } else {
@@ -180,7 +264,7 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
     if (has_choice) {
       Ranked* const entries = scratch.entries[team.row];
       int size = chosen.gathered[team.row];
-      if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, rules.slots, entries, lane);
+      if (size > kCapacity) size = search_all<kCapacity>(row, entries, lane);
       rank_entries(entries, size, rules.slots, blocks + forced, lane);
     } else {
       for (int i = lane; i < rules.slots; i += 32) blocks[forced + i] = rules.init + i;

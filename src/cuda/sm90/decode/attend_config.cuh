@@ -50,7 +50,7 @@ struct AttendConfig {
     float4 o[kRows * kMaxSharedVectors];    // [CTAs][kRows][vectors of a CTA]
     std::uint64_t full;
   };
-  using Scratch = ChoiceScratch<kQueries>;
+  using Scratch = ChoiceScratch<kQueries, kConsumers + 1>;
   struct Storage {
     union {
       Scratch scratch;  // before the first stage is loaded

@@ -1,4 +1,4 @@
-// topk_indices alone from the candidates of the index branch: a CTA per query row and KV head; in a mixture CTAs go
+// topk_indices alone from the scores of the index branch: a CTA per query row and KV head; in a mixture CTAs go
 // over those that are served.
 #pragma once
 
@@ -12,7 +12,7 @@ inline constexpr unsigned int kChooseCtas = 8;  // per SM, for a mixture
 
 __global__ void __launch_bounds__(kChooseWarps * 32) choose_kernel(const __grid_constant__ SelectParams p) {
   __shared__ Chosen<1> chosen;
-  __shared__ ChoiceScratch<1> scratch;
+  __shared__ ChoiceScratch<1, kChooseWarps> scratch;
   if (threadIdx.x == 0) chosen.gathered[0] = 0;
   __syncthreads();
   wait_for_earlier_kernels();
