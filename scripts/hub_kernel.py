@@ -21,6 +21,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -47,9 +48,12 @@ globals().update((name, getattr(_kernel, name)) for name in (*_kernel.__all__, "
 
 
 def run(*command, **options) -> str:
-    return subprocess.run(
-        [str(part) for part in command], check=True, text=True, stdout=subprocess.PIPE, **options
-    ).stdout
+    """What a command prints. Where it fails, the program ends with all of that."""
+    words = [str(part) for part in command]
+    done = subprocess.run(words, text=True, capture_output=True, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def debian_source(package: str, folder: Path) -> Path:
@@ -66,17 +70,8 @@ def debian_source(package: str, folder: Path) -> Path:
     suites = (codename[1], f"{codename[1]}-updates")
     sources.write_text("".join(f"deb-src {mirror.group()} {suite} {components}\n" for suite in suites))
     options = [f"-oDir::Etc::SourceList={sources}", "-oDir::Etc::SourceParts=-", f"-oDir::State::Lists={folder}/lists"]
-    run("apt-get", *options, "--quiet=2", "update", stderr=subprocess.DEVNULL)
-    run(
-        "apt-get",
-        *options,
-        "--quiet=2",
-        "--download-only",
-        "source",
-        f"{source}={version}",
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-    )
+    run("apt-get", *options, "--quiet=2", "update")
+    run("apt-get", *options, "--quiet=2", "--download-only", "source", f"{source}={version}", cwd=folder)
     (archive,) = folder.glob(f"{source}_*.orig.tar.*")
     (unpacked := folder / source).mkdir()
     run("tar", "--extract", "--strip-components=1", f"--directory={unpacked}", f"--file={archive}")
@@ -96,7 +91,7 @@ def build_archives(folder: Path) -> Path:
         for name, (package, *defines) in options.items():
             source, build = debian_source(package, Path(work, "source", name)), Path(work, name)
             defines += ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DCMAKE_POSITION_INDEPENDENT_CODE=ON"]
-            run("cmake", "-G", "Ninja", "-Wno-dev", "-S", source, "-B", build, *defines, stderr=subprocess.DEVNULL)
+            run("cmake", "-G", "Ninja", "-Wno-dev", "-S", source, "-B", build, *defines)
             run("cmake", "--build", build, "--target", name)
             (archive,) = build.rglob(f"lib{name}.a")
             shutil.copy(archive, folder)
@@ -169,7 +164,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    archives = options.archives or build_archives(options.build / "archives")
+    archives = options.archives or build_archives((options.build / "archives").resolve())
     library, cuda = build_library(options.build, archives, [f"-D{define}" for define in options.define])
     backend = {"type": "cuda", "archs": ["9.0a"]} if cuda else {"type": "cpu"}
     variant = f"torch-stable-abi{TORCH.replace('.', '')}-{'cu' + cuda.replace('.', '') if cuda else 'cpu'}-x86_64-linux"
