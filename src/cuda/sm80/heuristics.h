@@ -73,7 +73,7 @@ inline constexpr std::int64_t kMostScoreBytes = std::int64_t{256} << 20;
 /// in a batch of any size; 0: there is no room for calls of one each.
 constexpr std::int32_t score_queries(std::int64_t query_bytes, std::int64_t max_batch) {
   const std::int64_t room =
-      kMostScoreBytes / std::max<std::int64_t>(query_bytes * std::max(max_batch, kFewQueries / 16), 1);
+      kMostScoreBytes / std::max<std::int64_t>(query_bytes * std::max(max_batch, kFewQueries / kDecodeQueries), 1);
   return static_cast<std::int32_t>(std::min<std::int64_t>(room, kDecodeQueries));
 }
 
@@ -81,9 +81,6 @@ constexpr std::int32_t score_queries(std::int64_t query_bytes, std::int64_t max_
 inline constexpr int kScoreCtasPerSm = 2;
 
 // ---- Attention of prompts -------------------------------------------------------------------------------------------
-
-/// CTAs of kv_outer on an SM: as many kv_blocks of 64 KB as GPUs with 227 KB of shared memory hold.
-inline constexpr int kKvOuterCtasPerSm = 3;
 
 /// Tiles of a schedule batch. row_bytes: of a query's partial results; max_tiles: that a call can have. Bounded in
 /// bytes, and in rows so that its schedule stays short.

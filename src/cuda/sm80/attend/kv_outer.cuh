@@ -4,8 +4,9 @@
 //
 //   partial_o = softmax(scale q k^T) v,   partial_lse = log2 sum exp2(scale_log2 q k^T)      over the kv_block's keys
 //
-// All of a kv_block's keys lie in the past of all its queries: nothing is masked. Several CTAs share an SM, so that one
-// loads while others multiply.
+// All of a kv_block's keys lie in the past of all its queries: nothing is masked. Loading a kv_block of 64 KB takes some
+// 3000 cycles of an SM's share of the bandwidth, the products of the 80 or so queries of an item more than ten times as
+// long: nothing is gained by loading ahead, and GPUs with 99 KB of shared memory have no room for it.
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
@@ -20,7 +21,7 @@ namespace openmsa::cuda::sm80::attend {
 template <class Element, class Cached, int kDim>
 struct KvOuterConfig {
   using Product = KeyProduct<Element, Cached, kDim>;
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
   static constexpr int kKeys = 128;     // of the largest kv_block
   static constexpr int kStepKeys = 64;  // whose scores are in registers at a time
   struct Storage {
@@ -60,7 +61,7 @@ __device__ __forceinline__ void load_block(const PromptParams& p, typename Confi
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 3) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
+__global__ void __launch_bounds__(Config::kThreads, 1) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
   using Product = typename Config::Product;
   extern __shared__ __align__(128) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);

@@ -13,7 +13,7 @@ void launch_scheduled(const PromptBatches& batches, int count, Launch launch) {
   using Outer = KvOuterConfig<Element<kDtype>, Element<kCached>, kDim>;
   using Inner = QOuterConfig<Element<kDtype>, Element<kCached>, kDim>;
   const auto rows = static_cast<unsigned int>(count);
-  const auto ctas = static_cast<unsigned int>(kKvOuterCtasPerSm * launch.num_sms);
+  const auto ctas = static_cast<unsigned int>(launch.num_sms);
   cuda::launch("kv_outer", kv_outer_kernel<Outer>, {{ctas, rows}, Outer::kThreads, sizeof(typename Outer::Storage)},
                launch.stream, batches);
   const auto tiles = static_cast<unsigned int>(batches.of[0].work.max_tiles);

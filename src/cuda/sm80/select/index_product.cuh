@@ -19,16 +19,6 @@
 
 namespace openmsa::cuda::sm80::select {
 
-/// Rounded to the nearest number in e4m3, to even; to 448 where it is larger; NaN stays NaN.
-__device__ __forceinline__ float round_to_e4m3(float x) {
-  constexpr float kLargest = core::kLargestFloat8E4M3;
-  const float magnitude = fabsf(x) > kLargest ? kLargest : fabsf(x);
-  // Steps of 2^(e - 3), e the exponent, at least -6: those of fp32 beside 2^(e + 20).
-  const std::uint32_t exponent = max(__float_as_uint(magnitude) >> 23, 127u - 6) + 20;
-  const float large = __uint_as_float(exponent << 23);
-  return copysignf(__fsub_rn(__fadd_rn(magnitude, large), large), x);
-}
-
 /// Cached: of the keys; Product: of both in the product.
 template <class Cached_, int kDim_>
 struct IndexProduct {

@@ -167,7 +167,7 @@ __device__ __forceinline__ void select_item(const SelectParams& p, typename Conf
 /// Items, long tiles first: they are at the ends of sequences. CTAs take one in each round; rounds go to and fro, so
 /// that whoever had a longer tile has a shorter one next.
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads) prompt_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(Config::kThreads, 1) prompt_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(128) char shared[];
   auto* const stages = reinterpret_cast<typename Config::Stage*>(shared);
   wait_for_earlier_kernels();

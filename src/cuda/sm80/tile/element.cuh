@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/sm80/tile/e4m3.h"
+
 namespace openmsa::cuda::sm80 {
 
 template <openmsa_dtype kDtype>
@@ -58,13 +60,10 @@ __device__ __forceinline__ std::uint32_t half_from_e4m3(std::uint32_t two) {
   asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low;}" : "=r"(half) : "r"(two));
   return half;
 #else
-  // s eeee mmm as s 0eeee mmm0000000: exponents are then 8 too small.
-  const std::uint32_t spread = __byte_perm(two, 0, 0x1404), sign = spread & 0x80008000u;
-  const std::uint32_t magnitude = (spread & 0x7f007f00u) >> 1, nan = __vcmpeq2(magnitude, 0x3f803f80u) & 0x7fff7fffu;
-  const std::uint32_t unscaled = sign | magnitude;
+  const SmallHalves small(two);
   constexpr std::uint32_t k256 = 0x5c005c00u;
-  const __half2 half = __hmul2(reinterpret_cast<const __half2&>(unscaled), reinterpret_cast<const __half2&>(k256));
-  return reinterpret_cast<const std::uint32_t&>(half) | nan;
+  const __half2 half = __hmul2(reinterpret_cast<const __half2&>(small.halves), reinterpret_cast<const __half2&>(k256));
+  return reinterpret_cast<const std::uint32_t&>(half) | small.nan;
 #endif
 }
 
