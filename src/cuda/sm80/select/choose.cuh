@@ -31,7 +31,7 @@ struct ChosenRow {
 
 /// Prompts: from the lists that the parts of a tile's keys left for each row.
 template <bool kWide>
-__global__ void __launch_bounds__(kChooseWarps * 32)
+__global__ void __launch_bounds__(kChooseWarps * 32, 4)
     merge_lists_kernel(const __grid_constant__ SelectParams p, int capacity) {
   __shared__ alignas(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
 
 /// Decode: from the scores of all kv_blocks.
 template <bool kWide>
-__global__ void __launch_bounds__(kChooseWarps * 32) choose_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(kChooseWarps * 32, 4) choose_kernel(const __grid_constant__ SelectParams p) {
   __shared__ alignas(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
