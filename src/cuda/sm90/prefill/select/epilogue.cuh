@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cuda/common/topk_key.cuh"
+#include "cuda/generic/topk/topk_list.cuh"
 #include "cuda/sm90/prefill/select/params.h"
-#include "cuda/sm90/prefill/select/topk_list.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
 
@@ -16,7 +16,7 @@ struct WorkItem {
 
 template <class Config>
 struct TopkEpilogue {
-  TopkList<Config::kCapacity> list;
+  generic::TopkList<Config::kCapacity> list;
   Candidates candidates;
   bool owns;
 

@@ -4,7 +4,7 @@
 #include <climits>
 #include <cstdint>
 
-namespace openmsa::cuda::sm90::prefill {
+namespace openmsa::cuda::generic {
 
 template <int kCapacity>
 struct TopkList {
@@ -57,4 +57,4 @@ struct TopkList {
   }
 };
 
-}  // namespace openmsa::cuda::sm90::prefill
+}  // namespace openmsa::cuda::generic
