@@ -1,4 +1,4 @@
-"""MiniMax Sparse Attention on CPUs and Hopper GPUs, for arrays of NumPy, PyTorch, CuPy and JAX.
+"""MiniMax Sparse Attention on CPUs and GPUs, for arrays of NumPy, PyTorch, CuPy and JAX.
 
 ``o = openmsa.msa_attention(q, k, v, index_q, index_k, block_size=128, topk=16)`` is one layer; `openmsa.Plan` is for
 repeated calls and CUDA graphs. `openmsa.torch` has operators with gradients and a module,
