@@ -66,6 +66,14 @@ int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
   return clusters;
 }
 
+/// Whether the current device can start a kernel before the one ahead of it has ended.
+inline bool overlaps_kernels(const char* name) {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), name);
+  return major >= 9;
+}
+
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cudaStream_t stream, Args... args) {
   constexpr std::size_t kDefaultShared = 48 << 10;
@@ -74,17 +82,22 @@ void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cuda
     allow_shared(reinterpret_cast<const void*>(kernel), shape.shared_bytes, name);
   }
   cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {shape.cluster, 1, 1};
+  unsigned int count = 0;
+  if (overlaps_kernels(name)) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {shape.cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.ctas;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = shape.cluster > 1 ? 2 : 1;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
 }
 

@@ -1,3 +1,4 @@
+#include "cuda/common/grid_dependency.cuh"
 #include "cuda/support/device_memory.h"
 #include "cuda/support/late_copy.h"
 
@@ -6,7 +7,7 @@ namespace {
 
 __global__ void copy_late(std::int32_t* to, const std::int32_t* from, int count) {
   constexpr long long kCycles = 200000;
-  cudaTriggerProgrammaticLaunchCompletion();
+  cuda::let_next_kernel_start();
   const long long begin = clock64();
   while (clock64() - begin < kCycles) {
   }

@@ -225,6 +225,7 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
       storage.list_sizes[row] = best.size();
       continue;
     }
+    __syncwarp();  // candidates of other lanes are read
     for (int i = lane; i < kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
   }
 }
