@@ -160,6 +160,40 @@ def prompts(rank: int, world: int, folder: str) -> None:
             assert sorted(sum(everywhere, [])) == list(range(seqlen)), "every token on one rank"
 
 
+def training(rank: int, world: int, folder: str) -> None:
+    """Gradients of the sum of all ranks' losses are those of one process; some pieces are short or empty."""
+    with group_of(rank, world, folder) as group:
+        for seqlen, dtype in ((1000, torch.float32), (130, torch.float32), (33, torch.float32), (520, torch.bfloat16)):
+            layer = {name: rows.requires_grad_() for name, rows in new_tokens(seqlen, dtype, seqlen).items()}
+            of_o, of_lse = torch.randn(seqlen, HEADS_Q, DIM).to(dtype), torch.randn(seqlen, HEADS_Q)
+            for tensor in (of_o, of_lse):
+                dist.broadcast(tensor, 0, group=group)
+            o, kl, lse = openmsa.torch.msa_attention(**layer, **SELECTION, return_kl=True, return_lse=True)
+            ((o * of_o).sum() + (lse * of_lse).sum() + kl).backward()
+
+            attention = PromptAttention(group, seqlen=seqlen, **SELECTION)
+            mine = {name: attention.split(rows.detach()).requires_grad_() for name, rows in layer.items()}
+            my_o, my_kl, my_lse = attention(**mine, return_kl=True, return_lse=True)
+            weights = attention.split(of_o), attention.split(of_lse)
+            ((my_o * weights[0]).sum() + (my_lse * weights[1]).sum() + my_kl).backward()
+
+            assert torch.equal(my_o, attention.split(o)) and torch.equal(my_lse, attention.split(lse))
+            total = my_kl.detach().clone()
+            dist.all_reduce(total, group=group)
+            torch.testing.assert_close(total, kl.detach(), rtol=1e-5, atol=1e-7)
+            for name, rows in mine.items():
+                expected = attention.split(layer[name].grad)
+                scale = layer[name].grad.abs().max().item()
+                tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+                torch.testing.assert_close(rows.grad, expected, rtol=tolerance, atol=tolerance * scale)
+
+            with torch.no_grad():
+                assert torch.equal(attention(**mine), my_o)
+            alone = {name: rows.detach() for name, rows in mine.items()} | {"q": mine["q"]}
+            (d_q,) = torch.autograd.grad((attention(**alone) * weights[0]).sum(), mine["q"])
+            assert d_q.shape == mine["q"].shape
+
+
 def disagreement(rank: int, world: int, folder: str) -> None:
     """The same error on all ranks, those that agree with rank 0 too."""
     with group_of(rank, world, folder) as group:

@@ -13,7 +13,10 @@ def on_ranks(world: int, function, tmp_path, *arguments) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("function", [group_steps.tensor_parallel, group_steps.context_parallel, group_steps.prompts])
+@pytest.mark.parametrize(
+    "function",
+    [group_steps.tensor_parallel, group_steps.context_parallel, group_steps.prompts, group_steps.training],
+)
 def test_ranks_have_the_results_of_one(world, function, tmp_path):
     on_ranks(world, function, tmp_path)
 

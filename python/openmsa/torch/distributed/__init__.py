@@ -4,9 +4,9 @@ ranks, and whole prompts in pieces. The group is the caller's; nothing is create
 `TensorParallelAttention`   heads, K and V on their ranks, index keys in shards: each rank scores its share of the kv_blocks
                             for the heads of all ranks
 `ContextParallelAttention`  K, V and index keys in shards: each rank attends to its share of the kv_blocks
-`PromptAttention`           a whole prompt: each rank has the queries of two pieces, keys are gathered
+`PromptAttention`           a whole prompt: each rank has the queries of two pieces, keys are gathered; with gradients
 
-Selections are those of one process, bit by bit. There is no backward pass. docs/several-gpus.md explains the layouts.
+Selections are those of one process, bit by bit. Decode has no backward pass. docs/several-gpus.md explains the layouts.
 """
 
 from ._decode import ContextParallelAttention, TensorParallelAttention
