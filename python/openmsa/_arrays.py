@@ -8,7 +8,10 @@ import contextlib
 import ctypes
 from typing import Any
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:  # a kernel of the Hugging Face Hub may have PyTorch alone
+    np = None  # type: ignore[assignment]
 
 # DLPack's DLDeviceType.
 _DEVICE_NAMES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}

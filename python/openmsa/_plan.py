@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-
 from . import _openmsa
-from ._arrays import library_of
+from ._arrays import library_of, np
 from ._workspace import workspace
 
 DEFAULTS = {"block_size": 128, "topk": 16, "num_init_blocks": 0, "num_local_blocks": 1, "softmax_scale": 0.0}
@@ -174,7 +172,7 @@ def _dtype_name(dtype) -> Any:
     """The name of a dtype object of NumPy, ml_dtypes or PyTorch; anything else as it is."""
     if type(dtype).__module__.partition(".")[0] == "torch":
         return str(dtype).removeprefix("torch.")
-    if isinstance(dtype, (np.dtype, type)):
+    if np is not None and isinstance(dtype, (np.dtype, type)):
         try:
             return np.dtype(dtype).name
         except TypeError:

@@ -2,15 +2,30 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "core/error.h"
+#ifdef OPENMSA_HAS_SM80
+#include "cuda/sm80/sm80.h"
+#endif
+#ifdef OPENMSA_HAS_SM90
 #include "cuda/sm90/sm90.h"
+#endif
 
 namespace openmsa::cuda {
 namespace {
 
-/// The one place that knows which devices there are kernels for.
+/// The one place that knows which devices there are kernels for. The first row that runs on a device is taken.
 constexpr Architecture kArchitectures[] = {
-    {9, 0, "Hopper", sm90::kOperations, sm90::check_plan, sm90::workspace_bytes, sm90::run},
+#ifdef OPENMSA_HAS_SM90
+    {"sm90", "9.0 (Hopper)", [](int major, int minor) { return major == 9 && minor == 0; }, sm90::kOperations,
+     sm90::kFp32Operations, sm90::check_plan, sm90::workspace_bytes, sm90::run},
+#endif
+#ifdef OPENMSA_HAS_SM80
+    {"sm80", "8.0 and later", [](int major, int) { return major >= 8 && sm80::has_code(); }, sm80::kOperations,
+     sm80::kFp32Operations, sm80::check_plan, sm80::workspace_bytes, sm80::run},
+#endif
 };
 
 struct Capability {
@@ -53,15 +68,15 @@ Probe probe() {
   Capability found;
   cudaDeviceGetAttribute(&found.major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&found.minor, cudaDevAttrComputeCapabilityMinor, device);
+  const char* const wanted = std::getenv("OPENMSA_CUDA_FAMILY");  // for tests
   for (const Architecture& row : kArchitectures) {
-    if (row.major == found.major && row.minor == found.minor) return {&row, device, ""};
+    if (wanted != nullptr && std::string_view(wanted) != row.family) continue;
+    if (row.runs_on(found.major, found.minor)) return {&row, device, ""};
   }
-  const std::string built_for = every_row([](const Architecture& row) {
-    return Capability{row.major, row.minor}.text() + " (" + row.name + ")";
-  });
+  const std::string of_family = wanted == nullptr ? "" : std::string(" of the family ") + wanted;
   return {nullptr, device,
-          "the kernels are built for compute capability " + built_for + ", device " + std::to_string(device) + " has " +
-              found.text()};
+          "this build has no kernels" + of_family + " for device " + std::to_string(device) +
+              ", which has compute capability " + found.text()};
 }
 
 }  // namespace
@@ -79,8 +94,8 @@ const Architecture& current_architecture() {
     known = found.architecture;
     return *known;
   }
-  const std::string names = every_row([](const Architecture& row) { return std::string(row.name); });
-  core::fail(OPENMSA_UNSUPPORTED, "backend: expected a ", names, " GPU for the CUDA backend; ", found.obstacle,
+  const std::string devices = every_row([](const Architecture& row) { return std::string(row.devices); });
+  core::fail(OPENMSA_UNSUPPORTED, "backend: expected a GPU of compute capability ", devices, "; ", found.obstacle,
              "; the CPU backend works without one");
 }
 

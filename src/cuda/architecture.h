@@ -1,4 +1,5 @@
-// The kernels of one compute capability. A new architecture is a folder beside sm90/ and a row in architecture.cc.
+// A family of kernels, for one compute capability or for many. A new one is a folder beside sm90/ and a row in
+// architecture.cc.
 #pragma once
 
 #include <openmsa/openmsa.h>
@@ -14,9 +15,11 @@
 namespace openmsa::cuda {
 
 struct Architecture {
-  int major, minor;  // compute capability
-  const char* name;
-  std::span<const openmsa_op> operations;  // those that it serves, in the order in which refusals name them
+  const char* family;  // its folder; OPENMSA_CUDA_FAMILY names it
+  const char* devices;
+  bool (*runs_on)(int major, int minor);        // compute capability of the current device
+  std::span<const openmsa_op> operations;       // those that it serves, in the order in which refusals name them
+  std::span<const openmsa_op> fp32_operations;  // and of these, those that may write o in fp32
 
   /// Throws Failure UNSUPPORTED, naming the feature, where the kernels do not serve the plan.
   void (*check_plan)(const core::Plan& plan);

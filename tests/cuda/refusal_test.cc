@@ -1,7 +1,10 @@
 // What the CUDA backend does not serve is refused before anything is launched, naming the feature.
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <functional>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "cuda/support/device_call.h"
@@ -49,6 +52,9 @@ TEST_P(RefusedPlan, NamesTheFeature) {
   GetParam().ask(config);
   expect_refusal(OPENMSA_UNSUPPORTED, GetParam().name, [&] { Plan{config}; });
 }
+
+constexpr openmsa_op kTrainingOps[] = {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                       OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL};
 
 class RefusedCall : public OnHopper {
  protected:
@@ -105,7 +111,9 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
   expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(nullptr, bytes); });
 }
 
-TEST_F(RefusedCall, WhatWorksOnWholeSequencesInAShard) {
+class RefusedShardCall : public RefusedCall {};
+
+TEST_F(RefusedShardCall, WhatWorksOnWholeSequences) {
   const Layer layer =
       device_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 16, .seqlens_q = {9}, .seqlens_k = {90}});
   for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION}) {
@@ -115,7 +123,7 @@ TEST_F(RefusedCall, WhatWorksOnWholeSequencesInAShard) {
   }
 }
 
-TEST_F(RefusedCall, PartsWhoseRowsAreNotAligned) {
+TEST_F(RefusedShardCall, PartsWhoseRowsAreNotAligned) {
   Layer merge = layer_;
   merge.config.shard_count = 2;
   const std::int64_t rows = 9, heads = merge.config.num_heads_q, dim = merge.config.head_dim;
@@ -126,9 +134,19 @@ TEST_F(RefusedCall, PartsWhoseRowsAreNotAligned) {
   expect_refusal(OPENMSA_UNSUPPORTED, "partial_o: expected 16-byte aligned rows", [&] { call.enqueue(); });
 }
 
+/// The portable kernels have the forward pass alone.
+TEST_F(RefusedCall, TrainingWithoutKernelsForIt) {
+  const char* const family = std::getenv("OPENMSA_CUDA_FAMILY");
+  if (family == nullptr || family != std::string("sm80")) GTEST_SKIP() << "the kernels for Hopper serve it";
+  const Plan plan(layer_.config);
+  for (const openmsa_op op : kTrainingOps) {
+    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
+  }
+}
+
 class DeviceWorkspace : public OnHopper {};
 
-TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
+Config one_million_tokens(std::int32_t topk) {
   Config config = openmsa::config();
   config.backend = OPENMSA_BACKEND_CUDA;
   config.dtype = OPENMSA_BFLOAT16;
@@ -136,15 +154,25 @@ TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
   config.num_heads_kv = 4;
   config.head_dim = config.index_dim = 128;
   config.max_total_q = config.max_seqlen_k = 1 << 20;
-  for (const std::int32_t topk : {16, 64}) {
-    config.topk = topk;
-    for (const openmsa_op op : {OPENMSA_OP_BLOCK_SCORES, OPENMSA_OP_TOPK, OPENMSA_OP_SELECT_BLOCKS,
-                                OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION,
-                                OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
-                                OPENMSA_OP_MSA_ATTENTION_BACKWARD, OPENMSA_OP_KL_LOSS, OPENMSA_OP_BLOCK_RECALL}) {
-      EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << topk << ", op " << op;
-    }
+  config.topk = topk;
+  return config;
+}
+
+void expect_below_two_gib(const Config& config, std::span<const openmsa_op> ops) {
+  for (const openmsa_op op : ops) {
+    EXPECT_LE(Plan(config).workspace_bytes(op), std::size_t{2} << 30) << "topk " << config.topk << ", op " << op;
   }
+}
+
+TEST_F(DeviceWorkspace, StaysBelowTwoGiBAtOneMillionTokens) {
+  constexpr openmsa_op kForwardOps[] = {OPENMSA_OP_BLOCK_SCORES,  OPENMSA_OP_TOPK,
+                                        OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
+                                        OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION};
+  for (const std::int32_t topk : {16, 64}) expect_below_two_gib(one_million_tokens(topk), kForwardOps);
+}
+
+TEST_F(DeviceWorkspace, StaysBelowTwoGiBInTheBackwardPassOfOneMillionTokens) {
+  for (const std::int32_t topk : {16, 64}) expect_below_two_gib(one_million_tokens(topk), kTrainingOps);
 }
 
 }  // namespace

@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("apps", "cmake", "docs", "examples", "include", "judge", "python", "scripts", "src", "tests")
-SOURCES = (".h", ".hpp", ".c", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake")
+FOLDERS = ("apps", "cmake", "docs", "examples", "hub", "include", "judge", "python", "scripts", "src", "tests")
+SOURCES = (".h", ".hpp", ".c", ".cc", ".cu", ".cuh", ".S", ".py", ".sh", ".cmake")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 MAX_REPEATS = 20
 # Several times the L2 cache.
 FLUSH_BYTES = 256 << 20
+# After a pause the clocks of a GPU take some 20 ms to rise; until then calls bound by memory take a tenth longer.
+BUSY_SECONDS = 0.05
 # The GPU waits for some half a millisecond, so that the host has enqueued a call before its time begins.
 WAIT_CYCLES = 1_000_000
 # A CUDA graph holds as many functions as take so long together, at least two.
@@ -73,8 +75,16 @@ def _on_gpu(functions: Sequence[Function], seconds: float, in_graph: bool) -> tu
         if in_graph:
             functions = functions[: _fitting(functions[0], len(functions), stream)]
             run = _captured(run_all, stream)
+        _keep_busy(flush, stream)
         times = _repeated(timed, seconds)
     return _figures(times, len(functions)), results[-1]
+
+
+def _keep_busy(memory, stream) -> None:
+    end = time.perf_counter() + BUSY_SECONDS
+    while time.perf_counter() < end:
+        memory.zero_()
+        stream.synchronize()
 
 
 def _fitting(function: Function, most: int, stream) -> int:

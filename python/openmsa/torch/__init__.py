@@ -13,7 +13,7 @@ from .._options import documented
 from . import _kl_in_backward
 from ._kv_cache import KVCache
 from ._module import MSAAttention
-from ._operators import ARGUMENTS, TENSORS
+from ._operators import ARGUMENTS, OPS, TENSORS
 
 __all__ = [
     "KVCache",
@@ -31,8 +31,6 @@ __all__ = [
     "sparse_attention",
     "topk",
 ]
-
-_ops = torch.ops.openmsa
 
 
 def _options(operation: str):
@@ -56,14 +54,14 @@ def _check(operation: str, **arguments) -> None:
 def block_scores(index_q, index_k=None, **batch):
     """`openmsa.block_scores`."""
     _check("block_scores", index_q=index_q, index_k=index_k, **batch)
-    return _ops.block_scores(index_q, index_k, **batch)
+    return OPS.block_scores(index_q, index_k, **batch)
 
 
 @_options("topk")
 def topk(block_scores, seqlens_k, **batch):
     """`openmsa.topk`."""
     _check("topk", block_scores=block_scores, seqlens_k=seqlens_k, **batch)
-    return _ops.topk(block_scores, seqlens_k, **batch)
+    return OPS.topk(block_scores, seqlens_k, **batch)
 
 
 @_options("select_blocks")
@@ -71,14 +69,14 @@ def select_blocks(index_q, index_k=None, **batch):
     """`openmsa.select_blocks`. The selection has no gradient."""
     _check("select_blocks", index_q=index_q, index_k=index_k, **batch)
     detached = None if index_k is None else index_k.detach()
-    return _ops.select_blocks(index_q.detach(), detached, **batch)
+    return OPS.select_blocks(index_q.detach(), detached, **batch)
 
 
 @_options("sparse_attention")
 def sparse_attention(q, k=None, v=None, topk_indices=None, *, return_lse=False, **batch):
     """`openmsa.sparse_attention`, with gradients of q, k and v (contiguous keys), through o and through lse."""
     _check("sparse_attention", q=q, k=k, v=v, topk_indices=topk_indices, **batch)
-    o, lse = _ops.sparse_attention(q, k, v, topk_indices, **batch)
+    o, lse = OPS.sparse_attention(q, k, v, topk_indices, **batch)
     return (o, lse) if return_lse else o
 
 
@@ -86,7 +84,7 @@ def sparse_attention(q, k=None, v=None, topk_indices=None, *, return_lse=False, 
 def dense_attention(q, k=None, v=None, *, return_lse=False, **batch):
     """`openmsa.dense_attention`, with gradients of q, k and v (contiguous keys), through o and through lse."""
     _check("dense_attention", q=q, k=k, v=v, **batch)
-    o, lse = _ops.dense_attention(q, k, v, **batch)
+    o, lse = OPS.dense_attention(q, k, v, **batch)
     return (o, lse) if return_lse else o
 
 
@@ -108,7 +106,7 @@ def kl_loss(q, k, lse, index_q, index_k, topk_indices=None, *, kl_weights=None, 
             raise ValueError(f"{name}: expected contiguous keys and queries for kl_loss, got {got}")
     kl_weights, divisor = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
     teacher = (q.detach(), k.detach(), lse.detach())
-    loss = _ops.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
+    loss = OPS.kl_loss(*teacher, index_q, index_k, topk_indices, kl_weights, **batch)[0][0]
     return loss if divisor is None else loss / divisor
 
 
@@ -147,7 +145,7 @@ def _dtype_of(tensor) -> torch.dtype:
 def block_recall(q, k, topk_indices, **batch):
     """`openmsa.block_recall`. Has no gradient."""
     _check("block_recall", q=q, k=k, topk_indices=topk_indices, **batch)
-    return _ops.block_recall(q.detach(), k.detach(), topk_indices, **batch)
+    return OPS.block_recall(q.detach(), k.detach(), topk_indices, **batch)
 
 
 @_options("select_candidates")
@@ -155,21 +153,21 @@ def select_candidates(index_q, index_k=None, **batch):
     """`openmsa.select_candidates`. Has no gradient."""
     _check("select_candidates", index_q=index_q, index_k=index_k, **batch)
     detached = None if index_k is None else index_k.detach()
-    return _ops.select_candidates(index_q.detach(), detached, **batch)
+    return OPS.select_candidates(index_q.detach(), detached, **batch)
 
 
 @_options("merge_candidates")
 def merge_candidates(all_candidates, seqlens_k, **batch):
     """`openmsa.merge_candidates`."""
     _check("merge_candidates", all_candidates=all_candidates, seqlens_k=seqlens_k, **batch)
-    return _ops.merge_candidates(all_candidates, seqlens_k, **batch)
+    return OPS.merge_candidates(all_candidates, seqlens_k, **batch)
 
 
 @_options("merge_partials")
 def merge_partials(partial_o, partial_lse, *, return_lse=False, **batch):
     """`openmsa.merge_partials`. Has no gradient."""
     _check("merge_partials", partial_o=partial_o, partial_lse=partial_lse, **batch)
-    o, lse = _ops.merge_partials(partial_o.detach(), partial_lse.detach(), **batch)
+    o, lse = OPS.merge_partials(partial_o.detach(), partial_lse.detach(), **batch)
     return (o, lse) if return_lse else o
 
 
@@ -180,7 +178,7 @@ def append_kv(
     """`openmsa.append_kv`, in place."""
     given = {"k": k, "v": v, "index_k": index_k, "k_cache": k_cache, "v_cache": v_cache, "index_k_cache": index_k_cache}
     _check("append_kv", **given, seqlens_k=seqlens_k, block_table=block_table, **batch)
-    _ops.append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_table, **batch)
+    OPS.append_kv(k, v, index_k, k_cache, v_cache, index_k_cache, seqlens_k, block_table, **batch)
 
 
 @_options("msa_attention")
@@ -234,7 +232,7 @@ def msa_attention(
     computes_kl = return_kl and (torch.is_grad_enabled() or not is_in_backward)
     kl = _kl_in_backward.zero_like_kl(q) if return_kl and not computes_kl else None
     if not torch.is_grad_enabled() and not computes_kl and not warmup:
-        o, lse, topk_indices = _ops.msa_attention(q, k, v, index_q, index_k, **batch)
+        o, lse, topk_indices = OPS.msa_attention(q, k, v, index_q, index_k, **batch)
     else:
         indexing = {
             name: value for name, value in batch.items() if name not in ("k_cache", "v_cache", "k_scale", "v_scale")
@@ -249,7 +247,7 @@ def msa_attention(
         if computes_kl and is_in_backward and not warmup:
             o, lse, kl = _with_kl_in_backward(kl_out, (q, k, v, *index), **how, **batch)
         else:
-            attend = (_ops.dense_attention, (q, k, v)) if warmup else (_ops.sparse_attention, (q, k, v, topk_indices))
+            attend = (OPS.dense_attention, (q, k, v)) if warmup else (OPS.sparse_attention, (q, k, v, topk_indices))
             o, lse = attend[0](*attend[1], **attending)
             if computes_kl:
                 kl = kl_loss(q, k, lse, *index, **how, **batch)
@@ -265,7 +263,7 @@ def _with_kl_in_backward(kl_out, layer: tuple, kl_weights, reduction: str, **bat
     kl_weights, divisor = _kl_weights(kl_weights, index_q, batch.get("cu_seqlens_q"), reduction)
     if divisor is not None and not isinstance(divisor, torch.Tensor):
         divisor = kl_weights.new_full((), divisor)
-    o, lse, kl = _ops.sparse_attention_with_kl(*layer, kl_out, kl_weights, divisor, **batch)
+    o, lse, kl = OPS.sparse_attention_with_kl(*layer, kl_out, kl_weights, divisor, **batch)
     if not any(tensor.requires_grad for tensor in (q, k, v)):  # the index branch learns alone
         o, lse = o.detach(), lse.detach()
     return o, lse, kl

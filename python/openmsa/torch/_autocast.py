@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import torch
 
+from .._namespace import NAMESPACE
+
 # What is cast. Lengths, lse, scales and caches stay as they are; so do backward operators, which get what forward had.
 _LAYER = ("q", "k", "v", "index_q", "index_k")
 _CACHE_OF = {"q": "k_cache", "k": "k_cache", "v": "v_cache", "index_q": "index_k_cache", "index_k": "index_k_cache"}
 _LAYER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_library = torch.library.Library("openmsa", "FRAGMENT")
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register_autocast(operation: str, names: tuple[str, ...]) -> None:
@@ -22,7 +24,7 @@ def register_autocast(operation: str, names: tuple[str, ...]) -> None:
 
 
 def _kernel(operation: str, names: tuple[str, ...], device: str):
-    operator = getattr(torch.ops.openmsa, operation).default
+    operator = getattr(getattr(torch.ops, NAMESPACE), operation).default
 
     def kernel(*args, **keywords):
         arguments = dict(zip(names, args)) | keywords

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import torch
 
+from .._namespace import NAMESPACE
 from ._autocast import register_autocast
-from ._operators import ARGUMENTS, OPTIONS, SEQUENCES, arguments_of, kl_gradients
+from ._operators import ARGUMENTS, OPS, OPTIONS, SEQUENCES, arguments_of, kl_gradients
 
 _NAME = "sparse_attention_with_kl"
 _SCHEMA = f"""(Tensor q, Tensor k, Tensor v, Tensor index_q, Tensor index_k, Tensor topk_indices, Tensor kl_out,
@@ -27,7 +28,7 @@ def _forward(*args, **keywords):
     """o and lse of sparse_attention; and a 0 that stands for the KL loss, whose gradient is that of the KL loss."""
     arguments = dict(zip(_NAMES, args)) | keywords
     attending = {name: value for name, value in arguments.items() if name in ARGUMENTS["sparse_attention"]}
-    o, lse = torch.ops.openmsa.sparse_attention(**attending)
+    o, lse = OPS.sparse_attention(**attending)
     return o, lse, zero_like_kl(arguments["q"])
 
 
@@ -51,12 +52,12 @@ def _backward(ctx, d_o, d_lse, d_kl):
         main["d_o"] = torch.zeros_like(tensors["o"]) if d_o is None else d_o
         main["d_lse"] = d_lse
     if is_attention_used and d_kl is not None:
-        results = torch.ops.openmsa.msa_attention_backward(**main | index, **ctx.options)
+        results = OPS.msa_attention_backward(**main | index, **ctx.options)
         found, of_kl = dict(zip("qkv", results)), results[3:]
     elif is_attention_used:
-        found = dict(zip("qkv", torch.ops.openmsa.sparse_attention_backward(**main, **ctx.options)))
+        found = dict(zip("qkv", OPS.sparse_attention_backward(**main, **ctx.options)))
     elif d_kl is not None:
-        of_kl = torch.ops.openmsa.kl_loss(**index, **ctx.options)
+        of_kl = OPS.kl_loss(**index, **ctx.options)
     if d_kl is not None:
         kl_loss, d_index_q, d_index_k = of_kl
         divisor = 1 if tensors["kl_divisor"] is None else tensors["kl_divisor"]
@@ -65,7 +66,7 @@ def _backward(ctx, d_o, d_lse, d_kl):
     return tuple(found.get(name) for name in _NAMES)
 
 
-_operator = torch.library.custom_op(f"openmsa::{_NAME}", _forward, mutates_args=(), schema=_SCHEMA)
+_operator = torch.library.custom_op(f"{NAMESPACE}::{_NAME}", _forward, mutates_args=(), schema=_SCHEMA)
 _operator.register_fake(_forward)
 _operator.register_autograd(_backward, setup_context=_setup_context)
 register_autocast(_NAME, _NAMES)

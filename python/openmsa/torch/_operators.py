@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from .._call import call, fake_results
+from .._namespace import NAMESPACE
 from .._workspace import workspace_per_call
 from ._autocast import register_autocast
 
@@ -19,13 +20,15 @@ OPTIONS = """int? block_size=None, int? topk=None, int? num_init_blocks=None, in
 _SHARD = "int? shard_count=None, int? shard_rank=None"
 _KEYS = "Tensor q, Tensor? k=None, Tensor? v=None"
 
+OPS = getattr(torch.ops, NAMESPACE)
+
 #: The arguments of each operator by name, as its schema has them, and which of them are tensors.
 ARGUMENTS: dict[str, tuple[str, ...]] = {}
 TENSORS: dict[str, frozenset[str]] = {}
 
 
 def _define(operation: str, parameters: str, results: tuple[str, ...]):
-    """Registers openmsa::`operation`, whose arguments go to the library by name and whose results it allocates."""
+    """Registers NAMESPACE::`operation`, whose arguments go to the library by name and whose results it allocates."""
     schema = f"({parameters}, {OPTIONS}) -> ({', '.join('Tensor' for _ in results)})"
     names = arguments_of(operation, schema)
     keyed = lambda args, keywords: dict(zip(names, args)) | keywords  # noqa: E731
@@ -42,7 +45,7 @@ def _define(operation: str, parameters: str, results: tuple[str, ...]):
     def fake(*args, **keywords):
         return _unpacked(fake_results(operation, {}, results, keyed(args, keywords)))
 
-    operator = torch.library.custom_op(f"openmsa::{operation}", run, mutates_args=(), schema=schema)
+    operator = torch.library.custom_op(f"{NAMESPACE}::{operation}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     register_autocast(operation, names)
     return operator, names
@@ -91,7 +94,7 @@ def _register_gradient(defined, saved: tuple[str, ...], results: tuple[str, ...]
 
 
 def _attention_gradients(backward_name: str):
-    run_backward = getattr(torch.ops.openmsa, backward_name)
+    run_backward = getattr(OPS, backward_name)
 
     def gradients(tensors, keywords, d_o, d_lse):
         if tensors["k"] is None:
@@ -179,7 +182,7 @@ _APPEND_KV = """(Tensor? k, Tensor? v, Tensor? index_k, Tensor(a!)? k_cache, Ten
     Tensor(e!)? v_scale=None, Tensor(f!)? index_k_scale=None, int? block_size=None, int? num_threads=None,
     str? backend=None, int? shard_count=None, int? shard_rank=None) -> ()"""
 torch.library.custom_op(
-    "openmsa::append_kv",
+    f"{NAMESPACE}::append_kv",
     _append_kv,
     mutates_args=("k_cache", "v_cache", "index_k_cache", "k_scale", "v_scale", "index_k_scale"),
     schema=_APPEND_KV,

@@ -29,11 +29,6 @@ void require_plan_dtype(const char* name, const openmsa_tensor& tensor, const co
   fail(OPENMSA_UNSUPPORTED, name, ": expected the plan's dtype on the CUDA backend, got fp32");
 }
 
-/// Attention over a selection leaves o in fp32 where it is a part of a result.
-bool may_write_fp32(openmsa_op op) {
-  return op == OPENMSA_OP_SPARSE_ATTENTION || op == OPENMSA_OP_MSA_ATTENTION || op == OPENMSA_OP_MERGE_PARTIALS;
-}
-
 Shard shard_of(const core::Plan& plan) { return {plan.config.shard_count, plan.config.shard_rank}; }
 
 IntVector int_vector(const openmsa_tensor& tensor) {
@@ -50,7 +45,7 @@ bool has_aligned_rows(const openmsa_tensor& tensor) {
   return is_aligned;
 }
 
-void check_tensors(openmsa_op op, const Problem& problem) {
+void check_tensors(const Problem& problem, bool may_write_fp32) {
   const openmsa_tensors& t = problem.tensors;
   const std::pair<const char*, const openmsa_tensor*> rows[] = {{"q", &t.q},
                                                                 {"k", &t.k},
@@ -65,7 +60,7 @@ void check_tensors(openmsa_op op, const Problem& problem) {
                                                                 {"d_o", &t.d_o}};
   for (const auto& [name, tensor] : rows) require_aligned_rows(name, *tensor);
   const bool reads_o = present(t.d_o);  // a gradient takes it in fp32 too
-  if (!reads_o && !may_write_fp32(op)) require_plan_dtype("o", t.o, problem.plan);
+  if (!reads_o && !may_write_fp32) require_plan_dtype("o", t.o, problem.plan);
   require_plan_dtype("d_o", t.d_o, problem.plan);
 }
 

@@ -15,8 +15,8 @@ namespace openmsa::cuda {
 bool has_aligned_rows(const openmsa_tensor& tensor);
 
 /// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, d_o is not in the plan's dtype, or an output o is
-/// neither in that nor in the fp32 that `op` may write.
-void check_tensors(openmsa_op op, const core::Problem& problem);
+/// neither in that nor, where the operation may write that, in fp32.
+void check_tensors(const core::Problem& problem, bool may_write_fp32);
 
 BatchView batch_view(const core::Problem& problem);
 

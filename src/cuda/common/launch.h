@@ -6,6 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "cuda/common/error.h"
 
@@ -29,14 +32,26 @@ inline unsigned int ctas_for(std::int64_t count, std::int64_t per_cta) {
   return static_cast<unsigned int>((count + per_cta - 1) / per_cta);
 }
 
+/// Lets a kernel have so much dynamic shared memory on the current device. The runtime is told once, as telling it takes
+/// a tenth of a launch; never of less than before.
+inline void allow_shared(const void* kernel, std::size_t bytes, const char* name) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, std::size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), name);
+  const std::lock_guard lock(mutex);
+  std::size_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+  most = bytes;
+}
+
 /// Clusters of shape.cluster CTAs that can be on the device at once; also those larger than every device allows.
 template <class... Params>
 int active_clusters(void (*kernel)(Params...), LaunchShape shape) {
   const auto* const function = reinterpret_cast<const void*>(kernel);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
-  check(
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
-      "cudaFuncSetAttribute");
+  allow_shared(function, shape.shared_bytes, "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {shape.cluster, 1, 1};
@@ -56,9 +71,7 @@ void launch(const char* name, void (*kernel)(Params...), LaunchShape shape, cuda
   constexpr std::size_t kDefaultShared = 48 << 10;
   if (shape.ctas.x * shape.ctas.y == 0) return;
   if (shape.shared_bytes > kDefaultShared) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes)),
-          name);
+    allow_shared(reinterpret_cast<const void*>(kernel), shape.shared_bytes, name);
   }
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -163,16 +163,11 @@ inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
 /// Shared memory of an SM.
 inline constexpr std::size_t kSharedOfSm = 228 << 10;
 
-/// Sequences up to which latency counts, not the rate of reading.
-inline constexpr std::int64_t kFewSequences = 2;
-
 /// CTAs of the index branch that an SM holds at once, each with an equal share of the keys. Several hide each other's
-/// beginning and end, and more bytes are on their way; a CTA alone has two warpgroups, which finish a short share
-/// earlier. Measured for one query token: e4m3 keys of 8 sequences and more are read up to 10 % faster by three, keys
-/// in 16 bits and those of one sequence up to 10 % faster by one.
-constexpr std::int32_t index_ctas_per_sm(std::int32_t tile_rows, std::int32_t topk, bool is_fp8, std::int64_t batch) {
-  if (2 * topk > kDecodeShortList) return 1;
-  if (tile_rows == kDecodeTileRows[0]) return is_fp8 && batch > kFewSequences ? 3 : 1;
+/// beginning and end; a CTA alone has two warpgroups, which finish a short share earlier, and with few rows it leaves
+/// room for one of the attention.
+constexpr std::int32_t index_ctas_per_sm(std::int32_t tile_rows, std::int32_t topk, bool is_fp8) {
+  if (2 * topk > kDecodeShortList || tile_rows == kDecodeTileRows[0]) return 1;
   return tile_rows == kDecodeTileRows[1] && is_fp8 ? 3 : 2;
 }
 /// On any device, in any call.

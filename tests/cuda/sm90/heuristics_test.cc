@@ -61,14 +61,12 @@ TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
   EXPECT_EQ(select_splits(0, 1024, 128), 128);
 }
 
-TEST(IndexCtas, ShareAnSmWhereTheRateOfReadingCounts) {
-  EXPECT_EQ(index_ctas_per_sm(8, 16, true, 2), 1);
-  EXPECT_EQ(index_ctas_per_sm(8, 16, true, 3), 3);
-  EXPECT_EQ(index_ctas_per_sm(8, 16, false, 3), 1);
-  EXPECT_EQ(index_ctas_per_sm(16, 16, true, 1), 3);
-  EXPECT_EQ(index_ctas_per_sm(16, 16, false, 1), 2);
-  EXPECT_EQ(index_ctas_per_sm(64, 32, false, 1), 2);
-  EXPECT_EQ(index_ctas_per_sm(64, 33, false, 1), 1);  // long lists
+TEST(IndexCtas, ShareAnSmWhereTilesAreLarger) {
+  EXPECT_EQ(index_ctas_per_sm(8, 16, true), 1);
+  EXPECT_EQ(index_ctas_per_sm(16, 16, true), 3);
+  EXPECT_EQ(index_ctas_per_sm(16, 16, false), 2);
+  EXPECT_EQ(index_ctas_per_sm(64, 32, false), 2);
+  EXPECT_EQ(index_ctas_per_sm(64, 33, false), 1);  // long lists
 }
 
 TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {

@@ -50,11 +50,36 @@ __device__ __forceinline__ void search_tile(List& best, const Row& row, std::int
   best.keep_best();
 }
 
-/// kWide: topk above 16.
+/// Writes a row of topk_indices: forced kv_blocks and those of a list, ascending, then -1.
+template <class List>
+__device__ __forceinline__ void write_choice(const Candidates& rules, const List& best, std::int32_t topk,
+                                             std::int32_t* to, std::int64_t stride, int lane) {
+  const std::int32_t local = rules.init + rules.slots;
+  for (std::int32_t i = lane; i < rules.init; i += 32) to[i * stride] = i;
+  best.write(to + rules.init * stride, stride);
+  for (std::int32_t i = lane; i < rules.local; i += 32) to[(local + i) * stride] = rules.end + i;
+  for (std::int32_t i = local + rules.local + lane; i < topk; i += 32) to[i * stride] = -1;
+}
+
+/// Candidates of a list in shared memory, beside the best ones. kWide: topk above 16.
+template <bool kWide>
+inline constexpr int kTopkCapacity = kWide ? 128 : 64;
+
+/// The choice of one row by one warp. scores.begin and scores.end are rules.init and rules.end.
+template <bool kWide, class Row>
+__device__ __forceinline__ void choose_row(const Candidates& rules, const Row& scores, Ranked* memory,
+                                           std::int32_t topk, std::int32_t* to, std::int64_t stride, int lane) {
+  BestList<kTopkCapacity<kWide>> best(memory, rules.slots, lane);
+  const std::int32_t end = rules.slots > 0 ? rules.end : 0;
+  for (std::int32_t first = rules.init / kTileScores * kTileScores; first < end; first += kTileScores) {
+    search_tile<kWide>(best, scores, first, rules.slots, lane);
+  }
+  write_choice(rules, best, topk, to, stride, lane);
+}
+
 template <bool kWide, bool kContiguous>
 __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
-  constexpr int kCapacity = kWide ? 128 : 64;
-  __shared__ alignas(16) Ranked memory[kTopkWarps][kCapacity];
+  __shared__ alignas(16) Ranked memory[kTopkWarps][kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto query = static_cast<std::int32_t>(blockIdx.x * kTopkWarps + warp), head = static_cast<int>(blockIdx.y);
@@ -65,19 +90,8 @@ __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(co
       offsets.data == nullptr ? 0 : find_sequence_together(offsets, p.batch.batch + 1, query, lane);
   const Candidates rules(p.rules, p.batch.position_in(sequence, query));
   const ScoreRow<kContiguous> scores{p.block_scores.row(head, query), p.block_scores.strides[2], rules.init, rules.end};
-  BestList<kCapacity> best(memory[warp], rules.slots, lane);
-  const std::int32_t end = rules.slots > 0 ? rules.end : 0;
-  for (std::int32_t first = rules.init / kTileScores * kTileScores; first < end; first += kTileScores) {
-    search_tile<kWide>(best, scores, first, rules.slots, lane);
-  }
-
-  std::int32_t* const to = p.topk_indices.row(head, query);
-  const std::int64_t stride = p.topk_indices.strides[2];
-  const std::int32_t local = rules.init + rules.slots;
-  for (std::int32_t i = lane; i < rules.init; i += 32) to[i * stride] = i;
-  best.write(to + rules.init * stride, stride);
-  for (std::int32_t i = lane; i < rules.local; i += 32) to[(local + i) * stride] = rules.end + i;
-  for (std::int32_t i = local + rules.local + lane; i < p.rules.topk; i += 32) to[i * stride] = -1;
+  choose_row<kWide>(rules, scores, memory[warp], p.rules.topk, p.topk_indices.row(head, query),
+                    p.topk_indices.strides[2], lane);
 }
 
 }  // namespace openmsa::cuda::generic

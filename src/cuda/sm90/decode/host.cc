@@ -63,8 +63,7 @@ void score_keys(const Problem& problem, SelectParams& p, const Workspace& worksp
   p.index_q = index_query_rows(problem);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
-  p.lists.ctas =
-      std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8, problem.batch);
+  p.lists.ctas = std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8);
   p.key_box_rows = key_box_rows(plan, decode_stage_keys(is_fp8));
   p.index_k_scale = index_token_scale(problem);
   p.index_block_scale = index_block_scale(problem);

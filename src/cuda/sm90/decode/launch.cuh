@@ -28,14 +28,9 @@ void launch_select(const SelectParams& p, const CUtensorMap& index_k, Launch lau
   constexpr cute::Int<2 * kMaxTopk> kLong;
   constexpr cute::Int<kMostDecodeTileRows> kMost;
   if (2 * p.rules.topk > kShort) return start(kMost, kLong, cute::_1{});
-  // Tiles of `rows`, in calls of as many sequences as this one has.
   const auto start_short = [&](auto rows) {
-    constexpr int kRows = decltype(rows)::value, kTopk = kShort / 2;
-    constexpr bool kIsFp8 = sizeof(Cached) == 1;
-    constexpr int kOfFew = index_ctas_per_sm(kRows, kTopk, kIsFp8, kFewSequences);
-    constexpr int kOfMany = index_ctas_per_sm(kRows, kTopk, kIsFp8, kFewSequences + 1);
-    if (kOfFew == kOfMany || p.batch.batch > kFewSequences) return start(rows, kShort, cute::Int<kOfMany>{});
-    start(rows, kShort, cute::Int<kOfFew>{});
+    constexpr int kCtasPerSm = index_ctas_per_sm(decltype(rows)::value, kShort / 2, sizeof(Cached) == 1);
+    start(rows, kShort, cute::Int<kCtasPerSm>{});
   };
   switch (p.lists.tile_rows) {
     case kDecodeTileRows[0]:

@@ -85,7 +85,7 @@ struct SelectConfig {
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
   static constexpr int kStages = ((kIsAlone ? 96 : 48) << 10) / kStageBytes;
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBufferTiles = kIsAlone ? (kRows == 8 ? 64 : 32) : (kRows == 8 ? 32 : 512 / kRows);
+  static constexpr int kBufferTiles = kIsAlone ? (kRows == 8 ? 64 : 32) : 512 / kRows;
 
   /// A CTA that is alone with few rows leaves registers for one of the attention, which then waits on the same SM.
   static constexpr int kMinCtas = kIsAlone && kRows == 8 ? 2 : kCtasPerSm;

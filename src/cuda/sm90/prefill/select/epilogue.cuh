@@ -3,9 +3,9 @@
 #pragma once
 
 #include "cuda/common/topk_key.cuh"
+#include "cuda/generic/topk/topk_list.cuh"
 #include "cuda/generic/topk/write_candidates.cuh"
 #include "cuda/sm90/prefill/select/params.h"
-#include "cuda/sm90/prefill/select/topk_list.cuh"
 
 namespace openmsa::cuda::sm90::prefill {
 
@@ -30,7 +30,7 @@ __device__ __forceinline__ void write_list(const SelectParams& p, const List& li
 
 template <class Config>
 struct TopkEpilogue {
-  TopkList<Config::kCapacity> list;
+  generic::TopkList<Config::kCapacity> list;
   Candidates candidates;
   bool owns;
 

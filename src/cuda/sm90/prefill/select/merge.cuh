@@ -42,7 +42,7 @@ template <int kCapacity>
 __device__ __forceinline__ void merge_by_thread(const SelectParams& p, int number, int splits) {
   const MergedRow row(p, number, splits, kCapacity);
   if (!row.exists) return;
-  TopkList<kCapacity> list;
+  generic::TopkList<kCapacity> list;
 #pragma unroll
   for (int i = 0; i < kCapacity; ++i) {
     const Ranked one = row.lists[i];

@@ -6,7 +6,7 @@
 
 #include "cuda/common/topk_key.cuh"
 
-namespace openmsa::cuda::sm90::prefill {
+namespace openmsa::cuda::generic {
 
 template <int kCapacity>
 struct TopkList {
@@ -72,4 +72,4 @@ struct TopkList {
   }
 };
 
-}  // namespace openmsa::cuda::sm90::prefill
+}  // namespace openmsa::cuda::generic

@@ -1,0 +1,114 @@
+// Attention with kv_blocks in the outer loop: a CTA keeps one kv_block in shared memory, and its warps take the queries
+// that want it, wherever they are, 16 (query, head) rows at a time straight from memory into registers. Each leaves a
+// normalised partial result in a slot of its query, which q_outer merges:
+//
+//   partial_o = softmax(scale q k^T) v,   partial_lse = log2 sum exp2(scale_log2 q k^T)      over the kv_block's keys
+//
+// All of a kv_block's keys lie in the past of all its queries: nothing is masked. Loading a kv_block of 64 KB takes some
+// 3000 cycles of an SM's share of the bandwidth, the products of the 80 or so queries of an item more than ten times as
+// long: nothing is gained by loading ahead, and GPUs with 99 KB of shared memory have no room for it.
+#pragma once
+
+#include "cuda/common/grid_dependency.cuh"
+#include "cuda/sm80/attend/params.h"
+#include "cuda/sm80/attend/partial_row.cuh"
+#include "cuda/sm80/attend/warp_attention.cuh"
+#include "cuda/sm80/heuristics.h"
+#include "cuda/sm80/tile/load_keys.cuh"
+
+namespace openmsa::cuda::sm80::attend {
+
+template <class Element, class Cached, int kDim>
+struct KvOuterConfig {
+  using Product = KeyProduct<Element, Cached, kDim>;
+  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
+  static constexpr int kKeys = 128;     // of the largest kv_block
+  static constexpr int kStepKeys = 64;  // whose scores are in registers at a time
+  struct Storage {
+    alignas(128) char k[kKeys * Product::kRowBytes];
+    alignas(128) char v[kKeys * Product::kRowBytes];
+    float k_scale[Product::kIsQuantized ? kKeys : 4];
+    float v_scale[Product::kIsQuantized ? kKeys : 4];
+  };
+  static_assert(sizeof(Storage) <= kSharedBytes);
+};
+
+/// Starts loading k and v of kv_block `item.block`, and waits.
+template <class Config>
+__device__ __forceinline__ void load_block(const PromptParams& p, typename Config::Storage& storage,
+                                           const KvOuterItem& item, int thread) {
+  constexpr int kStep = Config::kStepKeys, kRowBytes = Config::Product::kRowBytes, kThreads = Config::kThreads;
+  const SequenceView view = p.batch.sequence(item.sequence);
+  const SequenceKeys keys{&p.batch, item.sequence, view.k_row, view.seqlen_k};
+  const AttentionTensors& t = p.tensors;
+  const std::int32_t head = p.work.head;
+  for (int at = 0; at < p.batch.block_size; at += kStep) {
+    const std::int32_t first = item.block * p.batch.block_size + at;
+    load_keys<kStep, kRowBytes, kThreads>(keys, t.k, head, first, shared_address(storage.k) + at * kRowBytes, thread);
+    load_keys<kStep, kRowBytes, kThreads>(keys, t.v, head, first, shared_address(storage.v) + at * kRowBytes, thread);
+    if constexpr (Config::Product::kIsQuantized) {
+      if (t.k_scale.is_per_token()) {
+        load_scales<kStep, kThreads>(keys, t.k_scale, head, first, shared_address(storage.k_scale + at), thread);
+      }
+      if (t.v_scale.is_per_token()) {
+        load_scales<kStep, kThreads>(keys, t.v_scale, head, first, shared_address(storage.v_scale + at), thread);
+      }
+    }
+  }
+  async_commit();
+  async_wait<0>();
+  __syncthreads();
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
+  using Product = typename Config::Product;
+  extern __shared__ __align__(128) char shared[];
+  auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
+  const PromptParams& p = batches.of[blockIdx.y];
+  const AttentionTensors& t = p.tensors;
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  wait_for_earlier_kernels();
+  const std::int32_t num_items = *p.work.num_items, log2_group = p.log2_group_size, group = 1 << log2_group;
+  const std::int32_t queries = 16 >> log2_group;  // of a warp's rows
+  const KeysInShared keys{shared_address(storage.k), shared_address(storage.v),
+                          t.k_scale.is_per_token() ? storage.k_scale : nullptr,
+                          t.v_scale.is_per_token() ? storage.v_scale : nullptr};
+  const float k_scale = t.k_scale.is_for_all() ? *t.k_scale.data : 1;
+  const float v_scale = t.v_scale.is_for_all() ? *t.v_scale.data : 1;
+  for (std::int32_t number = blockIdx.x; number < num_items; number += gridDim.x) {
+    const KvOuterItem item = p.work.items[number];
+    load_block<Config>(p, storage, item, thread);
+    for (std::int32_t first = warp * queries; first < item.count; first += Config::kWarps * queries) {
+      typename Product::Queries q;
+      std::int32_t place[2];  // of this thread's rows among partial results; -1: there is no such row
+      float scale_log2[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = i * 8 + lane / 4, at = first + (row >> log2_group), head = row & (group - 1);
+        const Visit visit = p.work.visits[item.begin + min(at, item.count - 1)];
+        const std::int64_t query_head = (p.work.head << log2_group) + head;
+        const auto* const from = static_cast<const typename Product::Element*>(t.q.data) +
+                                 visit.q_row * t.q.strides[0] + query_head * t.q.strides[1];
+        scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i, q, lane);
+        place[i] = at < item.count ? visit.slot * group + head : -1;
+      }
+      WarpAttention<Product> attention;
+      constexpr int kEverything[2] = {Config::kStepKeys, Config::kStepKeys};
+#pragma unroll 1
+      for (int key = 0; key < p.batch.block_size; key += Config::kStepKeys) {
+        attention.template add<Config::kStepKeys, false>(q, keys, key, kEverything, scale_log2, lane);
+      }
+      attention.finish(v_scale);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (place[i] < 0) continue;
+        PartialRow<Product>::store(attention.o, i, attention.inverse(i), p.work.partial_o, place[i], lane);
+        if (lane % 4 == 0) p.work.partial_lse[place[i]] = attention.lse_log2(i);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace openmsa::cuda::sm80::attend

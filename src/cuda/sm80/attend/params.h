@@ -1,0 +1,64 @@
+// Attention: parameters of the kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/query_range.h"
+#include "cuda/common/tensor_view.h"
+#include "cuda/generic/schedule/params.h"
+#include "cuda/sm80/tile/keys.h"
+
+namespace openmsa::cuda::sm80::attend {
+
+using generic::kMaxTileQueries;
+using generic::KvOuterItem;
+using generic::ScheduleBatch;
+using generic::ScheduleParams;
+using generic::SharedBlock;
+using generic::Visit;
+
+/// (query, head) rows of a tile of a prompt: 16 for each of its 8 warps.
+inline constexpr int kPromptWarps = 8, kPromptRows = 16 * kPromptWarps;
+
+/// What all kernels read and write.
+struct AttentionTensors {
+  QueryRows q;
+  KeyTensor k, v;
+  TokenScale k_scale, v_scale;  // of e4m3 keys and values
+  OutputRows out;
+  float scale_log2;  // softmax_scale * log2(e)
+};
+
+/// Prompts. Without a selection every query of a tile sees all kv_blocks.
+struct PromptParams : ScheduleParams {
+  AttentionTensors tensors;
+  std::int32_t heads;  // KV heads
+  bool is_dense;
+};
+
+/// Schedule batches that one launch works off side by side, a row of CTAs each: heads of a call that leaves SMs idle.
+inline constexpr int kBatchesTogether = 4;
+struct PromptBatches {
+  PromptParams of[kBatchesTogether];
+};
+
+/// Few query tokens per sequence.
+struct DecodeParams {
+  BatchView batch;
+  QueryRange served;
+  AttentionTensors tensors;
+  SelectionView topk_indices;
+  std::int32_t topk;  // 0: all keys
+  std::int32_t heads;
+  std::int32_t log2_group_size;
+  std::int32_t splits;     // parts of a row's keys
+  float* partial_o;        // [rows][heads][splits][16][head_dim], not normalised; unused with one split
+  float2* partial_weight;  // [rows][heads][splits][16] maximum in units of log2, and sum
+
+  /// Place of a part's result, of 16 rows each.
+  OPENMSA_DEVICE std::int64_t part(std::int32_t row, std::int32_t head, std::int32_t split) const {
+    return (std::int64_t{row} * heads + head) * splits + split;
+  }
+};
+
+}  // namespace openmsa::cuda::sm80::attend

@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""An engine's server as it is beside one with openmsa in it, on one GPU, asked over HTTP on loopback:
+
+    tests/engines/compare_servers.py vllm                       # vLLM 0.33.0, beside openmsa
+    tests/engines/compare_servers.py vllm --fp8                 # keys, values and index keys in e4m3, in both servers
+    tests/engines/compare_servers.py sglang --fp8               # SGLang 0.5.23
+
+The model is a small MiniMax-M3 of random weights (openmsa.bench.engines). Printed are, for each prompt, how many greedy tokens
+of /v1/completions are equal, how far the log-probabilities up to there are apart, and where tokens part how far the two
+candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens.
+
+Exit status 1 where a server does not start or answer, where the one with openmsa does not say that it serves all sparse layers,
+where the other one says that it does, or where the candidates at which tokens part are more than --tolerance apart."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from openmsa.bench.engines._checkpoint import VOCABULARY, Model, write_checkpoint
+
+ARMS = ("stock", "openmsa")
+PROMPTS = (300, 3000, 9000)
+NEW_TOKENS, FORCED_TOKENS = 16, 512
+CONTEXT, CHUNK, REQUESTS = 16384, 2048, 8
+_SERVES, _LEAVES = re.compile(r"openmsa \S+ serves .*"), re.compile(r"openmsa leaves .*")
+
+
+def add_tokenizer(folder: Path) -> None:
+    """One word for each token, "t17", so that answers can be read."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def vllm_command(arm: str, model: Path, port: int, is_fp8: bool) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(model),
+        "--host=127.0.0.1",
+        f"--port={port}",
+    ]
+    command += ["--block-size=128", f"--max-model-len={CONTEXT}", f"--max-num-batched-tokens={CHUNK}"]
+    command += [f"--max-num-seqs={REQUESTS}", "--kv-cache-memory-bytes=1G", "--gpu-memory-utilization=0.1"]
+    command += ["--no-enable-prefix-caching", "--attention-backend=TRITON_ATTN"]
+    if is_fp8:
+        command += ["--kv-cache-dtype=fp8_e4m3", '--attention-config={"indexer_kv_dtype": "fp8"}']
+    return command + [f'--additional-config={{"openmsa": {str(arm == "openmsa").lower()}}}']
+
+
+def sglang_command(arm: str, model: Path, port: int, is_fp8: bool) -> list[str]:
+    """As python -m sglang.launch_server, which has no option that tells it that M3's vision part is not there."""
+    options = {
+        "model_path": str(model),
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": "bfloat16",
+        "page_size": 128,
+        "context_length": CONTEXT,
+        "chunked_prefill_size": CHUNK,
+        "max_running_requests": REQUESTS,
+        "max_total_tokens": 4 * CONTEXT,
+        "disable_radix_cache": True,
+        "enable_multimodal": False,
+        "attention_backend": "triton",
+    } | ({"kv_cache_dtype": "fp8_e4m3"} if is_fp8 else {})
+    program = f"""
+from sglang.launch_server import run_server
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs
+
+if __name__ == "__main__":
+    load_plugins()
+    run_server(ServerArgs(**{options!r}))
+"""
+    path = model / f"serve_{arm}.py"  # a file: SGLang's processes import it again
+    path.write_text(program)
+    return [sys.executable, str(path)]
+
+
+COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
+
+
+class Failed(RuntimeError):
+    pass
+
+
+class Server:
+    """A process in a session of its own, which ends with it; its log is `log`."""
+
+    def __init__(self, arm: str, command: list[str], port: int, log: Path):
+        self.arm, self.log, self._port = arm, log, port
+        environment = dict(os.environ, OPENMSA_SGLANG=str(int(arm == "openmsa")))
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_until_ready(self, time_limit: float) -> None:
+        end = time.monotonic() + time_limit
+        while self._process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                self._call("/health", None, 5)
+                return
+            time.sleep(0.5)
+        raise Failed(f"{self.arm}: expected a server in {time_limit:g} s, got none; the end of its log:\n{self._end()}")
+
+    def ask(self, path: str, body: dict) -> dict:
+        try:
+            return json.loads(self._call(path, body, 120))
+        except urllib.error.HTTPError as error:
+            raise Failed(f"{self.arm}: {path}: {error}: {error.read()[:500]!r}") from None
+        except OSError as error:
+            raise Failed(f"{self.arm}: {path}: {error}; the end of its log:\n{self._end()}") from None
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def what_it_says(self) -> str:
+        """Raises Failed where the layers are not served as the name says."""
+        text = self.log.read_text(errors="replace")
+        serves, leaves = _SERVES.search(text), _LEAVES.search(text)
+        if self.arm == "stock" and serves is not None:
+            raise Failed(f"stock: expected the engine's own kernels, got {serves.group()}")
+        if self.arm == "openmsa" and (serves is None or leaves is not None):
+            raise Failed(
+                f"openmsa: expected it in all sparse layers, got {leaves.group() if leaves else 'no word of it'}"
+            )
+        return serves.group() if serves else "nothing of openmsa"
+
+    def _call(self, path: str, body: dict | None, timeout: float) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        url = f"http://127.0.0.1:{self._port}{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.read()
+
+    def _end(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def prompt(num_tokens: int) -> list[int]:
+    generator = random.Random(num_tokens)
+    return [generator.randrange(3, VOCABULARY) for _ in range(num_tokens)]
+
+
+def complete(server: Server, model: Path, num_tokens: int) -> tuple[list[str], list[float]]:
+    """Greedy tokens behind a prompt, and their log-probabilities, as OpenAI's API has them."""
+    body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": NEW_TOKENS, "temperature": 0}
+    (choice,) = server.ask("/v1/completions", body | {"logprobs": 1, "ignore_eos": True})["choices"]
+    return choice["text"].split(), choice["logprobs"]["token_logprobs"]
+
+
+def forced(engine: str, server: Server, model: Path, num_tokens: int) -> list[float]:
+    """Log-probabilities of the last tokens of a prompt, by what each engine adds to that API."""
+    if engine == "vllm":
+        body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": 1, "prompt_logprobs": 0}
+        (choice,) = server.ask("/v1/completions", body)["choices"]
+        return [next(iter(of_token.values()))["logprob"] for of_token in choice["prompt_logprobs"][-FORCED_TOKENS:]]
+    body = {"input_ids": prompt(num_tokens), "sampling_params": {"temperature": 0, "max_new_tokens": 1}}
+    start = num_tokens - FORCED_TOKENS - 1
+    answer = server.ask("/generate", body | {"return_logprob": True, "logprob_start_len": start})
+    return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"] if entry[0] is not None][-FORCED_TOKENS:]
+
+
+def mean_and_largest(first: list[float], second: list[float]) -> str:
+    differences = [abs(one - other) for one, other in zip(first, second)]
+    return f"{sum(differences) / len(differences):.3f}, {max(differences):.2f}"
+
+
+def compare(
+    stock: tuple[list[str], list[float]], ours: tuple[list[str], list[float]], tolerance: float
+) -> tuple[str, bool]:
+    """In words, and whether tokens part no earlier than noise lets them."""
+    (stock_words, stock_logs), (words, logs) = stock, ours
+    pairs = enumerate(zip(stock_words, words))
+    equal = next((place for place, (one, other) in pairs if one != other), len(stock_words))
+    text = f"{equal} of {len(stock_words)} tokens equal"
+    if equal:
+        text += f", log-probabilities apart by {mean_and_largest(stock_logs[:equal], logs[:equal])} (mean, largest)"
+    if equal == len(stock_words) == len(words):
+        return text, True
+    gap = abs(stock_logs[equal] - logs[equal])
+    return f"{text}; the candidates at which they part by {gap:.3f}", gap <= tolerance
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=COMMANDS)
+    parser.add_argument("--fp8", action="store_true", help="e4m3 caches of keys, values and index keys")
+    parser.add_argument("--forced", action="store_true", help="also the prompts' own log-probabilities")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="of log-probabilities where tokens part (0.1)")
+    parser.add_argument("--port", type=int, default=8100, help="and the next one (8100)")
+    parser.add_argument("--logs", type=Path, default=Path("."), help="folder for what the servers print (.)")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for both to start (300)")
+    options = parser.parse_args()
+    servers: list[Server] = []
+    is_good = True
+    with tempfile.TemporaryDirectory() as temporary:
+        model = write_checkpoint(Model(num_layers=4), Path(temporary) / "model")
+        add_tokenizer(model)
+        try:
+            for port, arm in enumerate(ARMS, options.port):
+                command = COMMANDS[options.engine](arm, model, port, options.fp8)
+                servers.append(Server(arm, command, port, options.logs / f"{options.engine}-{arm}.log"))
+            for server in servers:
+                server.wait_until_ready(options.time_limit)
+            for num_tokens in PROMPTS:
+                answers = [complete(server, model, num_tokens) for server in servers]
+                text, is_near = compare(*answers, options.tolerance)
+                is_good &= is_near
+                print(f"{options.engine}, {num_tokens} tokens: {text}", flush=True)
+            for num_tokens in PROMPTS[1:] if options.forced else ():
+                logs = [forced(options.engine, server, model, num_tokens) for server in servers]
+                print(
+                    f"{options.engine}, last {FORCED_TOKENS} of {num_tokens} tokens: {mean_and_largest(*logs)}",
+                    flush=True,
+                )
+            for server in servers:
+                print(f"{server.arm} says: {server.what_it_says()}")
+        except Failed as error:
+            print(error, file=sys.stderr)
+            return 1
+        finally:
+            for server in servers:
+                server.close()
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
