@@ -23,7 +23,7 @@ struct BackendOptions {
   int num_threads() const { return backend != "cpu" ? 1 : threads == 0 ? default_threads() : threads; }
 
   void add_to(CLI::App& command) {
-    command.add_option("--backend", backend, "cpu (SIMD, threads), cuda (Hopper GPU) or reference (float64, slow)")
+    command.add_option("--backend", backend, "cpu (SIMD, threads), cuda (from sm_80 on) or reference (float64, slow)")
         ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
         ->capture_default_str();
     command.add_option("--threads", threads, "Threads of the cpu backend; 0: one per core")

@@ -95,8 +95,8 @@ const Architecture& current_architecture() {
     return *known;
   }
   const std::string devices = every_row([](const Architecture& row) { return std::string(row.devices); });
-  core::fail(OPENMSA_UNSUPPORTED, "backend: expected a GPU of compute capability ", devices, "; ", found.obstacle,
-             "; the CPU backend works without one");
+  core::fail(OPENMSA_UNSUPPORTED, "backend: expected a GPU of compute capability ", devices, " for the CUDA backend; ",
+             found.obstacle, "; the CPU backend works without one");
 }
 
 std::string describe_device() {

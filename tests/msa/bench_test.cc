@@ -123,12 +123,10 @@ TEST_F(Bench, DecodeOfMixedLengthsReadsLess) {
   EXPECT_GT(keys("mixed"), 8 * 1024);
 }
 
-TEST_F(Bench, DecodeOnCudaNeedsAHopperGpu) {
+TEST_F(Bench, DecodeOnCudaNeedsAGpu) {
   const MsaRun run = msa({"bench", "decode", "--backend", "cuda", "--contexts", "4K", "--repeats", "2", "--queries",
                           "3", "--json", json_});
-  if (std::string(openmsa_cuda_device()).find("compute capability 9.0") == std::string::npos) {
-    return expect_refusal(run, "CUDA backend");
-  }
+  if (std::string(openmsa_cuda_device()).find(" SMs") == std::string::npos) return expect_refusal(run, "CUDA backend");
   ASSERT_EQ(run.status, 0) << run.err;
   const nlohmann::json bench = io::read_json(json_);
   EXPECT_EQ(bench["geometry"]["num_heads_q"], 64);
