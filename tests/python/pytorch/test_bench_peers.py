@@ -469,14 +469,18 @@ class FakeCuda:
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_order_of_events(monkeypatch, in_graph):
-    """A run begins with a cold cache and with its work enqueued; a graph is captured from functions that have run."""
+    """A run begins with a cold cache and with its work enqueued, on a GPU that has been busy; a graph is captured from
+    functions that have run."""
     gpu = FakeCuda(monkeypatch)
+    monkeypatch.setattr(_timing, "BUSY_SECONDS", 0.001)
     functions = [lambda name=name: gpu.log.append(name) or name for name in ("a", "b")]
     timing, result = _timing.measure(functions, "cuda", 0.01, in_graph)
     assert result == "b" and timing["calls"] == 2
     work = ["replay"] if in_graph else ["a", "b"]
     run = ["flush", "sleep", "event", *work, "event"]
     warm = ["a", "synchronize", "a", "synchronize", "a", "b"] if in_graph else []
+    busy = ["flush", "synchronize"] * ((gpu.log.index("sleep") - 2 - len(warm)) // 2)
     repeats = timing["repeats"]
-    assert gpu.log == ["wait for the caller's stream", *warm, *run, "synchronize", *run * repeats, "synchronize"]
+    assert busy
+    assert gpu.log == ["wait for the caller's stream", *warm, *busy, *run, "synchronize", *run * repeats, "synchronize"]
     assert timing["median_ms"] == (len(work) + 1) / 2
