@@ -78,6 +78,11 @@ inline StepTimes step_times(std::int64_t dim, std::int64_t columns, std::int64_t
   return {dim * padded / (20 * speed) + 1, padded, dim * columns / (25 * speed) + 1};
 }
 
+/// The same for few columns, with keys along the lanes.
+inline StepTimes few_step_times(std::int64_t dim, std::int64_t columns, std::int64_t speed) {
+  return {dim * (5 + columns) / (16 * speed) + 1, columns, dim * columns / (16 * speed) + 1};
+}
+
 /// Whether attention of prompts fetches what its next step needs: with products as fast as those of AMX a step is too short
 /// for its list of rows, and the processor finds them sooner itself.
 inline bool fetches_ahead(std::int64_t speed) { return speed < 8; }

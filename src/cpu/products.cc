@@ -33,6 +33,7 @@ ScoreQueries::ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t ma
 
 void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
                         float scale) {
+  size_ = columns.size();
   columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_pairs(tensor, sequence, columns);
@@ -44,6 +45,7 @@ void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequ
 
 void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
                             bool is_scaled) {
+  size_ = columns.size();
   columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_fp8_pairs(index_q, sequence, columns, is_scaled ? column_scales_ : nullptr);
@@ -76,6 +78,23 @@ void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, cons
   } else {
     tile_ops().matmul(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s, ld,
                       false);
+  }
+}
+
+bool ScoreProduct::has_few_columns(const ScoreQueries& q) const {
+  return q.size_ <= kFewRows && (!in_pairs_ || pair_ops()->row_products != nullptr);
+}
+
+void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
+  const QueryTile& tile = q.tile_;
+  if (in_pairs_) {
+    pair_ops()->row_products(keys_, q.size_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.rows),
+                             2 * tile.rows_ld, s, ld, q.scale_);
+    if (!has_scales_ && !q.has_column_scales_) return;
+    tile_ops().scale_tile(s, ld, q.size_, pad_lanes(keys_), q.has_column_scales_ ? q.column_scales_ : nullptr,
+                          has_scales_ ? scales_ : nullptr);
+  } else {
+    tile_ops().row_products(keys_, q.size_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.rows, tile.rows_ld, s, ld);
   }
 }
 
@@ -132,32 +151,48 @@ bool ValueProduct::all_finite() {
   return *is_finite_;
 }
 
-void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
-                            bool accumulate, const Ahead& ahead) {
-  OperandOf<BFloat16> rounded{};
-  if (in_pairs_) {
-    const float* const factors = has_scales_ ? scales_ : nullptr;
-    rounded = pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), factors, rounded_);
+template <class Left>
+void ValueProduct::multiply_seen(Left left, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                                 bool accumulate, const Ahead& ahead) {
+  if (!is_partial || all_finite()) {
+    left.ahead = ahead;
+    return multiply_left(left, columns, keys_, pv, accumulate);
   }
-  const auto multiply = [&](std::int64_t column, std::int64_t count, std::int64_t keys, const Ahead& meanwhile) {
-    float* const to = pv + column * width_;
-    if (in_pairs_) {
-      const BFloat16* const left = rounded.data + column * rounded.row;
-      multiply_pairs({left, rounded.row, rounded.column, meanwhile}, count, keys, to, accumulate);
-    } else {
-      multiply_fp32({p + column, 1, kMaxColumns, meanwhile}, count, keys, to, accumulate);
-    }
-  };
-  if (!is_partial || all_finite()) return multiply(0, columns, keys_, ahead);
-  for (std::int64_t c = 0; c < columns; ++c) multiply(c, 1, static_cast<std::int64_t>(limit[c]), {});
+  for (std::int64_t c = 0; c < columns; ++c) {
+    multiply_left(left, 1, static_cast<std::int64_t>(limit[c]), pv + c * width_, accumulate);
+    left.data += left.row;
+  }
 }
 
-void ValueProduct::multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
+void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                            bool accumulate, const Ahead& ahead) {
+  if (in_pairs_) {
+    const float* const factors = has_scales_ ? scales_ : nullptr;
+    const OperandOf<BFloat16> rounded =
+        pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), factors, rounded_);
+    multiply_seen(rounded, columns, limit, is_partial, pv, accumulate, ahead);
+  } else {
+    multiply_seen(Operand{p, 1, kMaxColumns}, columns, limit, is_partial, pv, accumulate, ahead);
+  }
+}
+
+void ValueProduct::multiply_rows(float* p, std::int64_t ld, std::int64_t columns, const float* limit, bool is_partial,
+                                 float* pv, bool accumulate, const Ahead& ahead) {
+  if (in_pairs_) {
+    if (has_scales_) tile_ops().scale_tile(p, ld, columns, pad_lanes(keys_), nullptr, scales_);
+    const OperandOf<BFloat16> rounded = pair_ops()->round_rows(p, ld, columns, keys_, rounded_);
+    multiply_seen(rounded, columns, limit, is_partial, pv, accumulate, ahead);
+  } else {
+    multiply_seen(Operand{p, ld, 1}, columns, limit, is_partial, pv, accumulate, ahead);
+  }
+}
+
+void ValueProduct::multiply_left(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
   tile_ops().matmul(columns, width_, keys, p, v_.data, v_.ld, pv, width_, accumulate);
 }
 
-void ValueProduct::multiply_pairs(OperandOf<BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
-                                  bool accumulate) const {
+void ValueProduct::multiply_left(OperandOf<BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                                 bool accumulate) const {
   const std::int64_t pairs = (keys == keys_ ? pad_steps(keys) : keys / (2 * kPairsPerStep) * (2 * kPairsPerStep)) / 2;
   pair_ops()->matmul(columns, width_, pairs, p, paired_, 2 * width_, pv, width_, 1, accumulate);
   const std::int64_t rest = keys - 2 * pairs;

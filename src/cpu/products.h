@@ -88,13 +88,14 @@ class ScoreQueries {
   friend class QueryProduct;
   bool in_pairs_;
   QueryTile tile_;
-  float* column_scales_;  // of e4m3 in pairs
-  std::int64_t columns_ = 0;
+  float* column_scales_;      // of e4m3 in pairs
+  std::int64_t size_ = 0;     // columns
+  std::int64_t columns_ = 0;  // with their padding
   float scale_ = 1;
   bool has_column_scales_ = false;
 };
 
-/// s[key][column] = scale * k q^T.
+/// s[key][column] = scale * k q^T, or s[column][key] for few columns.
 class ScoreProduct {
  public:
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
@@ -105,6 +106,10 @@ class ScoreProduct {
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
+  /// Whether there are so few columns that row_scores takes less time.
+  bool has_few_columns(const ScoreQueries& q) const;
+  /// The same scores as s [columns][ld], ld being a multiple of kLanes.
+  void row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// top[column] = the column's largest score, NaN ignored.
   void column_max(const ScoreQueries& q, float* top, const Ahead& ahead = {}) const;
 
@@ -128,13 +133,20 @@ class ValueProduct {
   void multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate,
                 const Ahead& ahead = {});
 
+  /// The same for p [columns][ld], a row of which has room for the keys in whole steps.
+  void multiply_rows(float* p, std::int64_t ld, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                     bool accumulate, const Ahead& ahead = {});
+
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
   bool all_finite();
-  void multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const;
-  void multiply_pairs(OperandOf<core::BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
-                      bool accumulate) const;
+  template <class Left>
+  void multiply_seen(Left left, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate,
+                     const Ahead& ahead);
+  void multiply_left(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const;
+  void multiply_left(OperandOf<core::BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                     bool accumulate) const;
 
   bool in_pairs_;
   std::int64_t width_;

@@ -16,6 +16,10 @@
 #include <limits>
 #include <type_traits>
 
+#if HWY_COMPILER_GCC_ACTUAL  // its intrinsics begin with a vector of nothing in particular where all lanes are written
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
 namespace openmsa::cpu {
 namespace {
@@ -24,6 +28,17 @@ namespace {
 #include "cpu/tile/product-inl.h"
 
 using core::BFloat16;
+
+HWY_INLINE __m128i load_quarter(const BFloat16* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+
+/// Pairs p to p + 3 of row i and of every fourth row after it.
+template <class AnyRows>
+HWY_INLINE __m512i every_fourth(const AnyRows& rows, std::int64_t i, std::int64_t p) {
+  __m512i result = _mm512_castsi128_si512(load_quarter(rows.at(i) + 2 * p));
+  result = _mm512_inserti32x4(result, load_quarter(rows.at(i + 4) + 2 * p), 1);
+  result = _mm512_inserti32x4(result, load_quarter(rows.at(i + 8) + 2 * p), 2);
+  return _mm512_inserti32x4(result, load_quarter(rows.at(i + 12) + 2 * p), 3);
+}
 
 struct Pairs {
   using Element = BFloat16;
@@ -39,6 +54,17 @@ struct Pairs {
     return _mm512_set1_epi32(pair);
   }
   static HWY_INLINE Side right(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  template <class AnyRows>
+  static HWY_INLINE void load_steps(const AnyRows& rows, std::int64_t p, Side (&steps)[4]) {
+    const __m512i row0 = every_fourth(rows, 0, p), row1 = every_fourth(rows, 1, p);
+    const __m512i row2 = every_fourth(rows, 2, p), row3 = every_fourth(rows, 3, p);
+    const __m512i low02 = _mm512_unpacklo_epi32(row0, row2), low13 = _mm512_unpacklo_epi32(row1, row3);
+    const __m512i high02 = _mm512_unpackhi_epi32(row0, row2), high13 = _mm512_unpackhi_epi32(row1, row3);
+    steps[0] = _mm512_unpacklo_epi32(low02, low13);
+    steps[1] = _mm512_unpackhi_epi32(low02, low13);
+    steps[2] = _mm512_unpacklo_epi32(high02, high13);
+    steps[3] = _mm512_unpackhi_epi32(high02, high13);
+  }
   static HWY_INLINE Vec mul_add(Side left, Side right, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(left), reinterpret_cast<__m512bh>(right));
   }
@@ -58,6 +84,11 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat
 void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
                        std::int64_t ldb, float* top) {
   matmul_column_max_tile<Pairs>(m, n, pairs, a, b, ldb, top);
+}
+
+void row_products(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* q,
+                  std::int64_t ldq, float* s, std::int64_t lds, float scale) {
+  row_products_tile<Pairs>(m, n, pairs, a, q, ldq, s, lds, scale);
 }
 
 /// memory[pair][column].
@@ -83,7 +114,7 @@ namespace openmsa::cpu {
 
 const PairOps* vector_pair_ops() {
 #if HWY_ARCH_X86_64
-  static constexpr PairOps kOps = {"AVX512_BF16", 2,          matmul,    matmul_column_max, pair_rows,
+  static constexpr PairOps kOps = {"AVX512_BF16", 2,          matmul,    matmul_column_max, row_products, pair_rows,
                                    round_columns, round_rows, widen_e4m3};
   static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16");
   return is_supported ? &kOps : nullptr;

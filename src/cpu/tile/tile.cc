@@ -56,6 +56,43 @@ HWY_INLINE V exp_of(V x) {
 
 #include "cpu/tile/product-inl.h"
 
+#if HWY_TARGET != HWY_SCALAR
+/// 128 bits, from element p on, of row i and of every fourth row after it.
+template <class AnyRows>
+HWY_INLINE V every_fourth(const AnyRows& rows, std::int64_t i, std::int64_t p) {
+  const hn::FixedTag<float, 4> quarter;
+  const auto first = hn::LoadU(quarter, rows.at(i) + p);
+#if HWY_TARGET <= HWY_AVX3
+  const hn::FixedTag<float, 8> half;
+  const auto low = hn::Combine(half, hn::LoadU(quarter, rows.at(i + 4) + p), first);
+  const auto third = hn::LoadU(quarter, rows.at(i + 8) + p);
+  return hn::Combine(D(), hn::Combine(half, hn::LoadU(quarter, rows.at(i + 12) + p), third), low);
+#elif HWY_TARGET <= HWY_AVX2
+  return hn::Combine(D(), hn::LoadU(quarter, rows.at(i + 4) + p), first);
+#else
+  return first;
+#endif
+}
+#endif
+
+/// Elements p to p + 3 of kL rows, a vector for each element.
+template <class AnyRows>
+HWY_INLINE void transpose_rows(const AnyRows& rows, std::int64_t p, V (&out)[4]) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 4; ++i) out[i] = set(rows.at(0)[p + i]);
+#else
+  const D d;
+  const V row0 = every_fourth(rows, 0, p), row1 = every_fourth(rows, 1, p);
+  const V row2 = every_fourth(rows, 2, p), row3 = every_fourth(rows, 3, p);
+  const V low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
+  const V high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
+  out[0] = hn::InterleaveLower(d, low02, low13);
+  out[1] = hn::InterleaveUpper(d, low02, low13);
+  out[2] = hn::InterleaveLower(d, high02, high13);
+  out[3] = hn::InterleaveUpper(d, high02, high13);
+#endif
+}
+
 struct Fp32 {
   using Element = float;
   using Vec = V;
@@ -70,6 +107,10 @@ struct Fp32 {
 
   static HWY_INLINE V left(const float* p) { return openmsa::cpu::HWY_NAMESPACE::set(*p); }
   static HWY_INLINE V right(const float* p) { return openmsa::cpu::HWY_NAMESPACE::load(p); }
+  template <class AnyRows>
+  static HWY_INLINE void load_steps(const AnyRows& rows, std::int64_t p, V (&steps)[4]) {
+    transpose_rows(rows, p, steps);
+  }
   static HWY_INLINE V mul_add(V left, V right, V sum) { return hn::MulAdd(left, right, sum); }
   static HWY_INLINE V zero() { return openmsa::cpu::HWY_NAMESPACE::zero(); }
   static HWY_INLINE V lowest() { return openmsa::cpu::HWY_NAMESPACE::set(-kInfinity); }
@@ -87,6 +128,11 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const flo
 void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                        float* top) {
   matmul_column_max_tile<Fp32>(m, n, k, a, b, ldb, top);
+}
+
+void row_products(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* q, std::int64_t ldq, float* s,
+                  std::int64_t lds) {
+  row_products_tile<Fp32>(m, n, k, a, q, ldq, s, lds, 1);
 }
 
 // ------------------------------------------------------------------------------------ functions of a column
@@ -206,6 +252,54 @@ void teacher_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, 
   }
 }
 
+// --------------------------------------------------------------------------------------- functions of a row
+
+/// max_i s[i] over `visible` scores, by lanes. Four vectors at a time, for a maximum waits for the one before it.
+HWY_INLINE float max_of_row(const float* s, std::int64_t visible) {
+  V best[4] = {set(-kInfinity), set(-kInfinity), set(-kInfinity), set(-kInfinity)};
+  std::int64_t i = 0;
+  for (; i + 4 * kL <= visible; i += 4 * kL) {
+    for (int j = 0; j < 4; ++j) best[j] = max_number(best[j], load(s + i + j * kL));
+  }
+  for (; i < visible; i += kL) {
+    const auto counts = hn::FirstN(D(), static_cast<std::size_t>(visible - i));
+    best[0] = max_number(best[0], hn::IfThenElse(counts, load(s + i), best[0]));
+  }
+  return hn::GetLane(hn::MaxOfLanes(D(), max_number(max_number(best[0], best[1]), max_number(best[2], best[3]))));
+}
+
+/// Of the first limit[j] of m scores.
+HWY_INLINE std::int64_t visible_in(const float* limit, std::int64_t j, std::int64_t m) {
+  return std::min(static_cast<std::int64_t>(limit[j]), m);
+}
+
+void row_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top) {
+  for (std::int64_t j = 0; j < n; ++j) top[j] = max_of_row(s + j * ld, visible_in(limit, j, m));
+}
+
+void softmax_rows(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max, float* sum,
+                  float* alpha, Ahead ahead) {
+  Prefetcher prefetcher(ahead, n * core::ceil_div(m, kL));
+  for (std::int64_t j = 0; j < n; ++j, s += ld) {
+    const std::int64_t visible = visible_in(limit, j, m);
+    const float top = max_of_row(s, visible), new_max = top > max[j] ? top : max[j];
+    const float shift = new_max > -kInfinity ? new_max : 0;
+    V total = zero();
+    for (std::int64_t i = 0; i < m; i += kL) {
+      prefetcher.step();
+      V p = exp_of(hn::Sub(load(s + i), set(shift)));
+      if (i + kL > visible) {
+        p = hn::IfThenElseZero(hn::FirstN(D(), static_cast<std::size_t>(std::max<std::int64_t>(visible - i, 0))), p);
+      }
+      store(p, s + i);
+      total = hn::Add(total, p);
+    }
+    alpha[j] = hn::GetLane(exp_of(set(max[j] - shift)));
+    max[j] = new_max;
+    sum[j] = sum[j] * alpha[j] + hn::GetLane(hn::SumOfLanes(D(), total));
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------- rows
 
 void scale_add(float* o, const float* t, float alpha, std::int64_t n) {
@@ -261,54 +355,13 @@ void offer(const float* score, std::int32_t block, const std::int32_t* end, std:
   }
 }
 
-#if HWY_TARGET == HWY_SCALAR
-void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < 4; ++i) {
-    for (std::int64_t j = 0; j < 4; ++j) to[j * ldo + i] = from[i * ldi + j];
-  }
-}
-#else
-/// 4 x 4: two rounds of interleaving 128-bit vectors.
-HWY_INLINE void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  const hn::FixedTag<float, 4> d;
-  const auto row0 = hn::LoadU(d, from), row1 = hn::LoadU(d, from + ldi);
-  const auto row2 = hn::LoadU(d, from + 2 * ldi), row3 = hn::LoadU(d, from + 3 * ldi);
-  const auto low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
-  const auto high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
-  hn::StoreU(hn::InterleaveLower(d, low02, low13), d, to);
-  hn::StoreU(hn::InterleaveUpper(d, low02, low13), d, to + ldo);
-  hn::StoreU(hn::InterleaveLower(d, high02, high13), d, to + 2 * ldo);
-  hn::StoreU(hn::InterleaveUpper(d, high02, high13), d, to + 3 * ldo);
-}
-#endif
-
-#if HWY_TARGET <= HWY_AVX3
-/// 16 x 4: each vector holds every fourth row's 128 bits, so that the same two rounds give whole rows of the result.
-HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  const hn::FixedTag<float, 4> quarter;
-  const hn::FixedTag<float, 8> half;
-  const auto rows = [&](std::int64_t i) {
-    const auto row = [&](std::int64_t j) { return hn::LoadU(quarter, from + (i + j) * ldi); };
-    return hn::Combine(D(), hn::Combine(half, row(12), row(8)), hn::Combine(half, row(4), row(0)));
-  };
-  const D d;
-  const V row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
-  const V low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
-  const V high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
-  store(hn::InterleaveLower(d, low02, low13), to);
-  store(hn::InterleaveUpper(d, low02, low13), to + ldo);
-  store(hn::InterleaveLower(d, high02, high13), to + 2 * ldo);
-  store(hn::InterleaveUpper(d, high02, high13), to + 3 * ldo);
-}
-#else
-HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < 16; i += 4) transpose_block(from + i * ldi, ldi, to + i, ldo);
-}
-#endif
-
 void transpose(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < m; i += 16) {
-    for (std::int64_t j = 0; j < n; j += 4) transpose_panel(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
+  for (std::int64_t i = 0; i < m; i += kL) {
+    for (std::int64_t j = 0; j < n; j += 4) {
+      V columns[4];
+      transpose_rows(Rows<float, true>{in + i * ldi, ldi, kL}, j, columns);
+      for (std::int64_t c = 0; c < 4; ++c) store(columns[c], out + (j + c) * ldo + i);
+    }
   }
 }
 
@@ -384,9 +437,9 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 }
 
 TileOps make_ops() {
-  return {matmul,   matmul_column_max, column_max,      softmax_columns, probabilities,
-          d_scores, kl_columns,        teacher_columns, scale_add,       scale_tile,
-          offer,    transpose,         all_finite,      widen,           narrow};
+  return {matmul,        matmul_column_max, row_products, column_max,      row_max,   softmax_columns, softmax_rows,
+          probabilities, d_scores,          kl_columns,   teacher_columns, scale_add, scale_tile,      offer,
+          transpose,     all_finite,        widen,        narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE

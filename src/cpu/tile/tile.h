@@ -43,6 +43,9 @@ struct OperandOf {
 };
 using Operand = OperandOf<float>;
 
+/// With so few query rows keys lie along the lanes of vectors, and a tile of scores is s[query row][key].
+inline constexpr std::int64_t kFewRows = 8;
+
 /// Running top-k lists, one per column: entry i of column j is (keys[i * ld + j], blocks[i * ld + j]), best first.
 struct TopkColumns {
   std::int32_t* keys;  // core::score_key; kNoKey: no entry yet
@@ -61,14 +64,26 @@ struct TileOps {
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                             float* top);
 
+  /// s[j][i] = sum_p a(i,p) q[j][p] for i < m, j < n <= kFewRows, p < k, a multiple of 4; in matmul's order, so with its
+  /// bits. Rows of s have room for pad_lanes(m).
+  void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* q, std::int64_t ldq,
+                       float* s, std::int64_t lds);
+
   /// top[j] = max over i < min(m, limit[j]) of s[i][j], NaN ignored; -inf when there is nothing else.
   void (*column_max)(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top);
+
+  /// The same of s[j][i], for j < n.
+  void (*row_max)(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top);
 
   /// One step of the online softmax. Column j sees its first limit[j] keys:
   ///   max' = max(max, max_i s),  alpha = exp(max - max'),  s = exp(s - max'),  sum = sum * alpha + sum_i s.
   /// A column that has seen nothing keeps max = -inf, sum = 0; s is 0 past the limit. NaN scores give NaN.
   void (*softmax_columns)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
                           float* sum, float* alpha, Ahead ahead);
+
+  /// The same of s[j][i], for j < n; sums over i go by lanes.
+  void (*softmax_rows)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
+                       float* sum, float* alpha, Ahead ahead);
 
   /// s[i][j] = exp(s[i][j] - lse[j]) for i < limit[j], else 0; a column with lse = -inf becomes 0.
   void (*probabilities)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
@@ -133,6 +148,11 @@ struct PairOps {
   /// top[j] = max over i < m of that sum, NaN ignored; -inf when there is nothing else.
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                             const core::BFloat16* b, std::int64_t ldb, float* top);
+
+  /// s[j][i] = scale * sum_p (a(i,p)[0] q[j][2p] + a(i,p)[1] q[j][2p+1]) for i < m, j < n <= kFewRows, p < pairs; in
+  /// matmul's order, so with its bits. Rows of s have room for pad_lanes(m). nullptr where matmul is no slower.
+  void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
+                       const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
 
   /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
   void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
