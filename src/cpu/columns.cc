@@ -87,11 +87,22 @@ void QueryTile::load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequen
     float* const row = rows + column * rows_ld;
     const float scale = scales != nullptr ? round_row(row, dim, rounded) : cast_row(row, dim, rounded);
     if (scales != nullptr) scales[column] = scale;
-    pair_ops()->widen_e4m3(rounded, reinterpret_cast<core::BFloat16*>(row), dim);
+    pair_ops()->widen_e4m3(rounded, dim, 1, dim, reinterpret_cast<core::BFloat16*>(row));
   }
   if (scales != nullptr) std::fill(scales + which.size(), scales + which.padded(), 1.0f);
   tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
 }
+
+namespace {
+
+/// What is left of a scale to multiply with: all of it, unless it is Inf or NaN, which go into the row.
+float take_scale(core::BFloat16* row, std::int64_t count, float scale) {
+  if (std::isfinite(scale)) return scale;
+  for (std::int64_t c = 0; c < count; ++c) row[c] = core::to_bfloat16(core::to_float(row[c]) * scale);
+  return 1;
+}
+
+}  // namespace
 
 KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
     : dim(dim), scratch(arena.take<float>(block_size * pad_lanes(dim))) {}
@@ -105,11 +116,18 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
   const TileOps& ops = tile_ops();
   ld = pad_lanes(dim);
   data = scratch;
-  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
-    float* const row = scratch + j * ld;
-    ops.widen(keys.dtype, token, row, dim, keys.scales == nullptr ? 1 : keys.scale(begin + j));
-    std::fill(row + dim, row + ld, 0.0f);
+  for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
+    if (keys.scales == nullptr || keys.scales_stride == 0) {
+      const float scale = keys.scales == nullptr ? 1 : *keys.scales;
+      ops.widen_rows(keys.dtype, token, keys.token_bytes, tokens, scratch + j * ld, ld, dim, scale);
+    } else {
+      for (const std::int64_t end = j + tokens; j < end; ++j, token += keys.token_bytes) {
+        ops.widen(keys.dtype, token, scratch + j * ld, dim, keys.scale(begin + j));
+      }
+    }
   });
+  if (dim == ld) return;
+  for (std::int64_t j = 0; j < count; ++j) std::fill(scratch + j * ld + dim, scratch + (j + 1) * ld, 0.0f);
 }
 
 bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
@@ -120,26 +138,20 @@ bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int6
     return false;
   }
   auto* const copy = reinterpret_cast<core::BFloat16*>(scratch);
-  const bool has_scales = keys.scales != nullptr;
-  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
-    core::BFloat16* const row = copy + j * dim;
+  for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
+    core::BFloat16* const rows = copy + j * dim;
     if (is_fp8) {
-      scales[j] = widen_row(token, dim, has_scales ? keys.scale(begin + j) : 1, row);
+      pair_ops()->widen_e4m3(reinterpret_cast<const core::Float8E4M3*>(token), keys.token_bytes, tokens, dim, rows);
     } else {
-      std::memcpy(row, token, static_cast<std::size_t>(dim) * sizeof(core::BFloat16));
+      const auto bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
+      for (std::int64_t i = 0; i < tokens; ++i) std::memcpy(rows + i * dim, token + i * keys.token_bytes, bytes);
     }
   });
   bf16 = copy;
   ld = dim;
-  return has_scales;
-}
-
-float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to) {
-  const auto* const codes = reinterpret_cast<const core::Float8E4M3*>(from);
-  pair_ops()->widen_e4m3(codes, to, count);
-  if (std::isfinite(scale)) return scale;
-  for (std::int64_t c = 0; c < count; ++c) to[c] = core::to_bfloat16(core::to_float(codes[c]) * scale);
-  return 1;
+  if (keys.scales == nullptr) return false;
+  for (std::int64_t j = 0; j < count; ++j) scales[j] = take_scale(copy + j * dim, dim, keys.scale(begin + j));
+  return true;
 }
 
 float largest(const float* from, std::int64_t count) {

@@ -30,6 +30,12 @@ inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core:
   return std::clamp(queries, queries_per_tile(plan), max_forward_queries(plan));
 }
 
+/// Queries per tile of dense prompts: 256 query rows, whose queries and running sums, and two kv_blocks, this one and the
+/// next, fit into the L2 cache.
+inline std::int64_t dense_queries_per_tile(const core::Plan& plan) {
+  return std::max<std::int64_t>(256 / plan.group_size, 1);
+}
+
 /// Queries per tile of the index branch, with all KV heads at once: 256 columns of a product fill the vector registers
 /// and leave the keys in the L2 cache.
 inline std::int64_t index_queries_per_tile(const core::Plan& plan) {

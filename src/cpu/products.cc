@@ -116,7 +116,6 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       v_(arena, block_size, dim),
       paired_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * width_ : 0)),
       rounded_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * kMaxColumns : 0)),
-      widened_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
       scales_(arena.take<float>(in_pairs ? block_size : 0)),
       last_(arena.take<BFloat16>(in_pairs ? kPairsPerStep * 2 * width_ : 0)) {}
 
@@ -124,23 +123,8 @@ void ValueProduct::load(const KeySpan& keys) {
   keys_ = keys.count;
   is_finite_.reset();
   if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
-  const bool is_fp8 = keys.rows.dtype == OPENMSA_FLOAT8_E4M3;
-  has_scales_ = keys.rows.scales != nullptr;
-  const BFloat16* even = nullptr;
-  for_each_token(keys.rows, keys.begin, keys_, [&](std::int64_t j, const std::byte* token) {
-    const auto* row = reinterpret_cast<const BFloat16*>(token);
-    if (is_fp8) {
-      BFloat16* const widened = widened_ + j % 2 * width_;
-      scales_[j] = widen_row(token, width_, has_scales_ ? keys.rows.scale(keys.begin + j) : 1, widened);
-      row = widened;
-    }
-    if (j % 2 == 0) {
-      even = row;
-    } else {
-      pair_ops()->pair_rows(even, row, width_, paired_ + (j - 1) * width_);
-    }
-  });
-  if (keys_ % 2 == 1) pair_ops()->pair_rows(even, nullptr, width_, paired_ + (keys_ - 1) * width_);
+  has_scales_ = v_.load_bf16(keys.rows, keys.begin, keys_, scales_);
+  pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_);
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
 
@@ -232,10 +216,7 @@ void QueryProduct::add_fp32(const QueryTile& q, const float* factors, std::int64
 void QueryProduct::add_pairs(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns,
                              const float* limit, bool is_partial, float* sums) const {
   const std::int64_t padded = pad_steps(columns), step = 2 * width_;  // rows of a pair's two columns, interleaved
-  const auto row = [&](std::int64_t column) { return as_pairs(q.rows + column * q.rows_ld); };
-  for (std::int64_t c = 0; c < columns; c += 2) {
-    pair_ops()->pair_rows(row(c), c + 1 < columns ? row(c + 1) : nullptr, width_, paired_ + c * width_);
-  }
+  pair_ops()->pair_rows(as_pairs(q.rows), 2 * q.rows_ld, columns, width_, paired_);
   std::fill(paired_ + core::ceil_div(columns, 2) * step, paired_ + padded * width_, BFloat16{0});
   const OperandOf<BFloat16> left = pair_ops()->round_rows(factors, kMaxColumns, keys, columns, rounded_);
   const auto add = [&](std::int64_t key, std::int64_t count, const BFloat16* right) {

@@ -30,8 +30,9 @@ class FetchList {
     row_bytes_ = row_bytes;
   }
   void add(const KeySpan& keys) {
-    for_each_token(keys.rows, keys.begin, keys.count,
-                   [&](std::int64_t, const std::byte* token) { rows_[count_++] = token; });
+    for_each_run(keys.rows, keys.begin, keys.count, [&](std::int64_t, std::int64_t tokens, const std::byte* token) {
+      for (std::int64_t i = 0; i < tokens; ++i) rows_[count_++] = token + i * keys.rows.token_bytes;
+    });
   }
   /// Any number of bytes, as rows.
   void add(const void* data, std::int64_t bytes) {
@@ -153,7 +154,6 @@ class ValueProduct {
   KeyTile v_;
   core::BFloat16* paired_;   // [ceil(block_size / 2)][2 * width]
   core::BFloat16* rounded_;  // what round_columns makes of p
-  core::BFloat16* widened_;  // [2 * width]: rows of e4m3 that make a pair
   float* scales_;            // of e4m3 in pairs
   bool has_scales_ = false;
   core::BFloat16* last_;  // [2 * width]: a pair whose second key is out of sight

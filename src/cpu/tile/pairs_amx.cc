@@ -25,7 +25,7 @@
 #include <limits>
 #include <type_traits>
 
-HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
+HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx512bf16,avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
 namespace openmsa::cpu {
 namespace {
 

@@ -1,4 +1,4 @@
-// Products of bf16 in pairs in the vectors of x86-64 with AVX512-BF16. Highway 1.0 has no name for the instruction, hence
+// Products of bf16 in pairs in the vectors of x86-64 with AVX512-BF16 and AVX512-VBMI. Highway 1.0 has no name for the instruction, hence
 // the intrinsics. It flushes subnormal numbers to zero.
 #include <hwy/base.h>
 #include <hwy/cache_control.h>
@@ -20,7 +20,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,fma,avx2")
 namespace openmsa::cpu {
 namespace {
 
@@ -116,7 +116,8 @@ const PairOps* vector_pair_ops() {
 #if HWY_ARCH_X86_64
   static constexpr PairOps kOps = {"AVX512_BF16", 2,          matmul,    matmul_column_max, row_products, pair_rows,
                                    round_columns, round_rows, widen_e4m3};
-  static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16");
+  static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16") &&
+                                   __builtin_cpu_supports("avx512vbmi");
   return is_supported ? &kOps : nullptr;
 #else
   return nullptr;

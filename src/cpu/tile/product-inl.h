@@ -37,7 +37,11 @@ class Prefetcher {
         line = *rows_++;
         left_in_row = lines_per_row_;
       }
-      hwy::Prefetch(line);
+      if (past_first_level_) {
+        __builtin_prefetch(line, 0, 2);
+      } else {
+        hwy::Prefetch(line);
+      }
       line += kLineBytes;
       --left_in_row;
     }
@@ -53,6 +57,7 @@ class Prefetcher {
   std::int64_t lines_per_row_;
   std::int64_t left_in_row_ = 0, left_;
   std::int64_t per_step_;
+  bool past_first_level_ = fetches_past_first_level();
 };
 
 /// Steps of a sum between two looks at the prefetcher.

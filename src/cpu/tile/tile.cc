@@ -9,6 +9,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -33,7 +34,13 @@ HWY_INLINE V load(const float* p) { return hn::LoadU(D(), p); }
 HWY_INLINE void store(V v, float* p) { hn::StoreU(v, D(), p); }
 
 /// max(a, b) where a NaN in b is ignored.
-HWY_INLINE V max_number(V a, V b) { return hn::IfThenElse(hn::Gt(b, a), b, a); }
+HWY_INLINE V max_number(V a, V b) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+  return hn::Max(b, a);  // x86-64's instruction: of a NaN and a, a
+#else
+  return hn::IfThenElse(hn::Gt(b, a), b, a);
+#endif
+}
 
 /// exp(x) for x <= 0, with 0 below -87; NaN stays NaN. Half the instructions of hn::Exp, which serves every x:
 ///   x = n ln 2 + r,  |r| <= ln 2 / 2,  exp(x) = 2^n (1 + r + r^2 q(r)),  q interpolated at Chebyshev's nodes: 1e-8
@@ -384,44 +391,56 @@ HWY_INLINE V widen_e4m3(const std::uint8_t* from) {
   return hn::IfThenElse(hn::Eq(hn::Abs(value), set(480)), hn::NaN(D()), value);  // 480 would be 0x7f
 }
 
-/// Calls vector(i) for whole vectors of `count` elements and one(i) for the rest.
-template <class Vector, class One>
-HWY_INLINE void widen_each(float* to, std::int64_t count, float scale, const Vector& vector, const One& one) {
+/// Elements of a storage type, as fp32: one, or kL of them. kSize is an element's bytes.
+struct StoredFp32 {
+  static constexpr std::int64_t kSize = 4;
+  static float one(const std::byte* p) { return *reinterpret_cast<const float*>(p); }
+  static HWY_INLINE V vector(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+struct StoredBf16 {
+  static constexpr std::int64_t kSize = 2;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::BFloat16*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) {
+    const auto halves = hn::LoadU(hn::Rebind<std::uint16_t, D>(), reinterpret_cast<const std::uint16_t*>(p));
+    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), halves)));
+  }
+};
+struct StoredFp16 {
+  static constexpr std::int64_t kSize = 2;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float16*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) {
+    const auto bits = hn::LoadU(hn::Rebind<std::uint16_t, D>(), reinterpret_cast<const std::uint16_t*>(p));
+    return hn::PromoteTo(D(), hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
+  }
+};
+struct StoredE4m3 {
+  static constexpr std::int64_t kSize = 1;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float8E4M3*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) { return widen_e4m3(reinterpret_cast<const std::uint8_t*>(p)); }
+};
+
+template <class Stored>
+void widen_each(const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to, std::int64_t ld,
+                std::int64_t count, float scale) {
   const V factor = set(scale);
-  std::int64_t i = 0;
-  for (; i + kL <= count; i += kL) store(hn::Mul(vector(i), factor), to + i);
-  for (; i < count; ++i) to[i] = one(i) * scale;
+  for (std::int64_t row = 0; row < rows; ++row, from += from_bytes, to += ld) {
+    std::int64_t i = 0;
+    for (; i + kL <= count; i += kL) store(hn::Mul(Stored::vector(from + i * Stored::kSize), factor), to + i);
+    for (; i < count; ++i) to[i] = Stored::one(from + i * Stored::kSize) * scale;
+  }
+}
+
+void widen_rows(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
+                std::int64_t ld, std::int64_t count, float scale) {
+  const auto widen = dtype == OPENMSA_FLOAT32       ? widen_each<StoredFp32>
+                     : dtype == OPENMSA_BFLOAT16    ? widen_each<StoredBf16>
+                     : dtype == OPENMSA_FLOAT8_E4M3 ? widen_each<StoredE4m3>
+                                                    : widen_each<StoredFp16>;
+  widen(from, from_bytes, rows, to, ld, count, scale);
 }
 
 void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale) {
-  using HalfInts = hn::Rebind<std::uint16_t, D>;
-  if (dtype == OPENMSA_FLOAT32) {
-    const float* source = reinterpret_cast<const float*>(from);
-    const auto one = [=](std::int64_t i) { return source[i]; };
-    widen_each(
-        to, count, scale, [=](std::int64_t i) { return load(source + i); }, one);
-  } else if (dtype == OPENMSA_BFLOAT16) {
-    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    const auto vector = [=](std::int64_t i) {
-      const auto bits = hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), hn::LoadU(HalfInts(), source + i));
-      return hn::BitCast(D(), hn::ShiftLeft<16>(bits));
-    };
-    const auto one = [=](std::int64_t i) { return core::to_float(core::BFloat16{source[i]}); };
-    widen_each(to, count, scale, vector, one);
-  } else if (dtype == OPENMSA_FLOAT8_E4M3) {
-    const auto* source = reinterpret_cast<const std::uint8_t*>(from);
-    const auto one = [=](std::int64_t i) { return core::to_float(core::Float8E4M3{source[i]}); };
-    widen_each(
-        to, count, scale, [=](std::int64_t i) { return widen_e4m3(source + i); }, one);
-  } else {
-    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    const auto vector = [=](std::int64_t i) {
-      const hn::Rebind<hwy::float16_t, D> halves;
-      return hn::PromoteTo(D(), hn::BitCast(halves, hn::LoadU(HalfInts(), source + i)));
-    };
-    const auto one = [=](std::int64_t i) { return core::to_float(core::Float16{source[i]}); };
-    widen_each(to, count, scale, vector, one);
-  }
+  widen_rows(dtype, from, 0, 1, to, 0, count, scale);
 }
 
 void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count) {
@@ -439,7 +458,7 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 TileOps make_ops() {
   return {matmul,        matmul_column_max, row_products, column_max,      row_max,   softmax_columns, softmax_rows,
           probabilities, d_scores,          kl_columns,   teacher_columns, scale_add, scale_tile,      offer,
-          transpose,     all_finite,        widen,        narrow};
+          transpose,     all_finite,        widen,        widen_rows,      narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE
@@ -449,6 +468,15 @@ HWY_AFTER_NAMESPACE();
 namespace openmsa::cpu {
 
 HWY_EXPORT(make_ops);
+
+bool fetches_past_first_level() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 where the system does not know
+  return bytes > 0 && bytes <= 32 << 10;
+#else
+  return false;
+#endif
+}
 
 const TileOps& tile_ops() {
   static const TileOps ops = HWY_DYNAMIC_DISPATCH(make_ops)();

@@ -33,6 +33,9 @@ struct Ahead {
   std::int64_t row_bytes = 0;
 };
 
+/// Whether that ends in the second-level cache: a first-level cache of 32 KiB keeps its room for what is worked on.
+bool fetches_past_first_level();
+
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
 template <class Element>
 struct OperandOf {
@@ -120,8 +123,11 @@ struct TileOps {
   /// Whether all values of an m x n tile are finite; n is a multiple of kLanes.
   bool (*all_finite)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
 
-  /// `count` elements of a storage type to fp32, times `scale`; and back with one rounding.
+  /// `count` elements of a storage type to fp32, times `scale`; rows of them, `from_bytes` apart, to rows `ld` apart; and
+  /// back with one rounding.
   void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale);
+  void (*widen_rows)(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
+                     std::int64_t ld, std::int64_t count, float scale);
   void (*narrow)(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count);
 };
 
@@ -154,8 +160,9 @@ struct PairOps {
   void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                        const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
 
-  /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
-  void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
+  /// out[i][2j] = in[2i][j], out[i][2j+1] = in[2i+1][j], or 0 where there is no such row; for m rows of n columns, a multiple of
+  /// kLanes.
+  void (*pair_rows)(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out);
 
   /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16, row i times
   /// factors[i] unless that is nullptr; a pair is two rows of the tile, and what is missing in whole steps is 0. `memory`
@@ -168,8 +175,8 @@ struct PairOps {
   OperandOf<core::BFloat16> (*round_rows)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
                                           core::BFloat16* memory);
 
-  /// `count` numbers, a multiple of 32, without rounding.
-  void (*widen_e4m3)(const core::Float8E4M3* from, core::BFloat16* to, std::int64_t count);
+  /// to[i][j] = from[i][j] without rounding, for m rows of n numbers, a multiple of 32; ld is that of `from`.
+  void (*widen_e4m3)(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* to);
 };
 
 /// The fastest on this CPU; nullptr where no such products are faster than those in fp32.
