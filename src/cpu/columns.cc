@@ -87,7 +87,7 @@ void QueryTile::load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequen
     float* const row = rows + column * rows_ld;
     const float scale = scales != nullptr ? round_row(row, dim, rounded) : cast_row(row, dim, rounded);
     if (scales != nullptr) scales[column] = scale;
-    pair_ops()->widen_e4m3(rounded, dim, 1, dim, reinterpret_cast<core::BFloat16*>(row));
+    pair_ops()->widen_e4m3(rounded, dim, 1, dim, reinterpret_cast<core::BFloat16*>(row), {});
   }
   if (scales != nullptr) std::fill(scales + which.size(), scales + which.padded(), 1.0f);
   tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
@@ -107,7 +107,7 @@ float take_scale(core::BFloat16* row, std::int64_t count, float scale) {
 KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
     : dim(dim), scratch(arena.take<float>(block_size * pad_lanes(dim))) {}
 
-void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
+void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Ahead& ahead) {
   if (keys.dtype == OPENMSA_FLOAT32 && dim % kLanes == 0 && keys.run(begin, count) == count) {
     data = reinterpret_cast<const float*>(keys.token(begin));
     ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(float));
@@ -117,20 +117,20 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
   ld = pad_lanes(dim);
   data = scratch;
   for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
-    if (keys.scales == nullptr || keys.scales_stride == 0) {
-      const float scale = keys.scales == nullptr ? 1 : *keys.scales;
-      ops.widen_rows(keys.dtype, token, keys.token_bytes, tokens, scratch + j * ld, ld, dim, scale);
-    } else {
-      for (const std::int64_t end = j + tokens; j < end; ++j, token += keys.token_bytes) {
-        ops.widen(keys.dtype, token, scratch + j * ld, dim, keys.scale(begin + j));
-      }
+    const bool has_one_scale = keys.scales == nullptr || keys.scales_stride == 0;
+    const std::int64_t rows = has_one_scale ? tokens : 1;
+    for (std::int64_t i = j; i < j + tokens; i += rows, token += keys.token_bytes) {
+      const float scale = keys.scales == nullptr ? 1 : keys.scale(begin + i);
+      ops.widen_rows(keys.dtype, token, keys.token_bytes, rows, scratch + i * ld, ld, dim, scale,
+                     ahead.part(i, i + rows, count));
     }
   });
   if (dim == ld) return;
   for (std::int64_t j = 0; j < count; ++j) std::fill(scratch + j * ld + dim, scratch + (j + 1) * ld, 0.0f);
 }
 
-bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
+bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales,
+                        const Ahead& ahead) {
   const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
   if (!is_fp8 && keys.run(begin, count) == count) {
     bf16 = reinterpret_cast<const core::BFloat16*>(keys.token(begin));
@@ -141,7 +141,8 @@ bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int6
   for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
     core::BFloat16* const rows = copy + j * dim;
     if (is_fp8) {
-      pair_ops()->widen_e4m3(reinterpret_cast<const core::Float8E4M3*>(token), keys.token_bytes, tokens, dim, rows);
+      pair_ops()->widen_e4m3(reinterpret_cast<const core::Float8E4M3*>(token), keys.token_bytes, tokens, dim, rows,
+                             ahead.part(j, j + tokens, count));
     } else {
       const auto bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
       for (std::int64_t i = 0; i < tokens; ++i) std::memcpy(rows + i * dim, token + i * keys.token_bytes, bytes);

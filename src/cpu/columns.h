@@ -65,10 +65,10 @@ void for_each_run(const core::KeyRows& keys, std::int64_t begin, std::int64_t co
 struct KeyTile {
   KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
   /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
-  void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
+  void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Ahead& ahead);
   /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch. Tokens that are e4m3: as bf16 in
   /// scratch, without their scales, which go to scales[key]. Returns whether there are scales.
-  bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
+  bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales, const Ahead& ahead);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;

@@ -102,15 +102,24 @@ void load_queries(const Problem& problem, const Sequence& sequence, Scratch& s) 
   }
 }
 
+/// Loads a head's keys and values; `queries` are the first that meet them.
+void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const KeySpan& v, const ScoreQueries& queries,
+          Scratch& s) {
+  const std::int64_t columns = std::min(queries_per_chunk(plan), sequence.seqlen_q) * plan.group_size;
+  const StepTimes times = step_times(plan, columns, s.qk.has_few_columns(queries), s.speed);
+  const std::int64_t products = times.scores + times.softmax + times.values;
+  s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
+  s.values.load(v, s.ahead.take(times.load_v, products));
+}
+
 /// Brings consecutive rows up to date with the keys and values loaded; the first of them is that of column 0.
-void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries& queries, std::int64_t first_key,
-            std::int64_t keys, const RunningSoftmax& rows, Scratch& s) {
+void attend(const Plan& plan, const Sequence& sequence, const Columns& columns, const ScoreQueries& queries,
+            std::int64_t first_key, std::int64_t keys, const RunningSoftmax& rows, Scratch& s) {
   const TileOps& ops = tile_ops();
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
   const bool is_few = s.qk.has_few_columns(queries);
-  const StepTimes times =
-      is_few ? few_step_times(s.values.width(), size, s.speed) : step_times(s.values.width(), size, s.speed);
+  const StepTimes times = step_times(plan, size, is_few, s.speed);
   const Ahead during_scores = s.ahead.take(times.scores, times.softmax + times.values);
   const Ahead during_softmax = s.ahead.take(times.softmax, times.values);
   std::copy_n(rows.max, size, s.max);
@@ -184,14 +193,13 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
     keys = std::min(decode_keys_per_tile(plan), end - begin);
     next = std::min(decode_keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
-      s.qk.load_keys({k(head), begin, keys});
-      s.values.load({v(head), begin, keys});
       s.ahead.begin(are_together ? row_bytes * heads : row_bytes);
       fetch_share(k, are_together, heads, head, begin + keys, next, s.ahead);
       fetch_share(v, are_together, heads, head, begin + keys, next, s.ahead);
+      load(plan, sequence, {k(head), begin, keys}, {v(head), begin, keys}, s.queries[head * s.chunks], s);
       RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
-        attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
+        attend(plan, sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
         rows = rows.from(columns.size());
       });
     }

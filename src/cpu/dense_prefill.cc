@@ -107,7 +107,7 @@ class Tile {
     const std::int64_t begin = block * problem_.plan.config.block_size, size = columns.size();
     const std::int64_t keys = keys_in_block(problem_.plan, tile_.sequence, block);
     const bool is_partial = causal_limits(tile_.sequence, columns, begin, keys, s_.limit);
-    const StepTimes times = step_times(problem_.plan.config.head_dim, size, s_.speed);
+    const StepTimes times = step_times(problem_.plan, size, false, s_.speed);
     const std::int64_t later = (chunks_ - 1 - chunk) * (times.scores + times.softmax + times.values);
     s_.qk.scores(s_.queries[chunk], s_.scores, kMaxColumns,
                  s_.ahead.take(times.scores, times.softmax + times.values + later));

@@ -58,12 +58,12 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
     : in_pairs_(in_pairs), k_(arena, block_size, dim), scales_(arena.take<float>(in_pairs ? block_size : 0)) {}
 
-void ScoreProduct::load_keys(const KeySpan& keys) {
+void ScoreProduct::load_keys(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
   if (in_pairs_) {
-    has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_);
+    has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_, ahead);
   } else {
-    k_.load(keys.rows, keys.begin, keys.count);
+    k_.load(keys.rows, keys.begin, keys.count, ahead);
   }
 }
 
@@ -119,12 +119,12 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       scales_(arena.take<float>(in_pairs ? block_size : 0)),
       last_(arena.take<BFloat16>(in_pairs ? kPairsPerStep * 2 * width_ : 0)) {}
 
-void ValueProduct::load(const KeySpan& keys) {
+void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
   is_finite_.reset();
-  if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
-  has_scales_ = v_.load_bf16(keys.rows, keys.begin, keys_, scales_);
-  pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_);
+  if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count, ahead);
+  has_scales_ = v_.load_bf16(keys.rows, keys.begin, keys_, scales_, ahead.part(0, 1, 2));
+  pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead.part(1, 2, 2));
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
 
@@ -216,7 +216,7 @@ void QueryProduct::add_fp32(const QueryTile& q, const float* factors, std::int64
 void QueryProduct::add_pairs(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns,
                              const float* limit, bool is_partial, float* sums) const {
   const std::int64_t padded = pad_steps(columns), step = 2 * width_;  // rows of a pair's two columns, interleaved
-  pair_ops()->pair_rows(as_pairs(q.rows), 2 * q.rows_ld, columns, width_, paired_);
+  pair_ops()->pair_rows(as_pairs(q.rows), 2 * q.rows_ld, columns, width_, paired_, {});
   std::fill(paired_ + core::ceil_div(columns, 2) * step, paired_ + padded * width_, BFloat16{0});
   const OperandOf<BFloat16> left = pair_ops()->round_rows(factors, kMaxColumns, keys, columns, rounded_);
   const auto add = [&](std::int64_t key, std::int64_t count, const BFloat16* right) {

@@ -101,7 +101,8 @@ class ScoreProduct {
  public:
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load_keys(const KeySpan& keys);
+  /// Fetches `ahead` if the keys are not multiplied where they lie.
+  void load_keys(const KeySpan& keys, const Ahead& ahead = {});
   /// Whether a score has a factor of its key: then there is no column_max.
   bool has_scales() const { return has_scales_; }
 
@@ -127,7 +128,7 @@ class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const KeySpan& keys);
+  void load(const KeySpan& keys, const Ahead& ahead = {});
 
   /// p [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.

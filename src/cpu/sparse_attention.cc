@@ -164,7 +164,7 @@ class TileWalk {
     const std::int64_t keys = keys_in_block(problem_.plan, sequence_, step.block);
     s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
     const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
-    const StepTimes times = step_times(problem_.plan.config.head_dim, columns.size(), s_.speed);
+    const StepTimes times = step_times(problem_.plan, columns.size(), false, s_.speed);
     s_.qk.scores(s_.queries, s_.scores, kMaxColumns, s_.ahead.take(times.scores, times.softmax + times.values));
     load_state(columns);
     ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha,

@@ -1,6 +1,8 @@
 // Pairs of bf16 numbers from two rows, in vectors of AVX-512. Included by the files that multiply pairs, inside their
 // namespace and their target attributes.
 
+#include "cpu/tile/product-inl.h"
+
 /// The numbers of the lower half and those of the upper half, by turns.
 HWY_INLINE __m512i interleave(__m512i halves) {
   alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
@@ -33,9 +35,14 @@ HWY_INLINE void pair_two(const core::BFloat16* even, const core::BFloat16* odd, 
   }
 }
 
-inline void pair_rows(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out) {
+inline void pair_rows(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out,
+                      const Ahead& ahead) {
+  Prefetcher prefetcher(ahead, m / 2);
   std::int64_t i = 0;
-  for (; i + 2 <= m; i += 2) pair_two(in + i * ld, in + (i + 1) * ld, n, out + i * n);
+  for (; i + 2 <= m; i += 2) {
+    prefetcher.step();
+    pair_two(in + i * ld, in + (i + 1) * ld, n, out + i * n);
+  }
   if (i < m) pair_two(in + i * ld, nullptr, n, out + i * n);
 }
 
@@ -73,7 +80,8 @@ struct Float8Bytes {
 
 /// Bytes are looked up by their lower 7 bits, 64 at a time, or 32 at the end of a row.
 inline void widen_e4m3(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n,
-                       core::BFloat16* to) {
+                       core::BFloat16* to, const Ahead& ahead) {
+  Prefetcher prefetcher(ahead, m);
   static constexpr Float8Bytes kBytes;
   const __m512i upper_first = _mm512_load_si512(kBytes.upper), upper_rest = _mm512_load_si512(kBytes.upper + 64);
   const __m512i lower_first = _mm512_load_si512(kBytes.lower), lower_rest = _mm512_load_si512(kBytes.lower + 64);
@@ -81,6 +89,7 @@ inline void widen_e4m3(const core::Float8E4M3* from, std::int64_t ld, std::int64
   // Interleaving takes the lower half of each 128 bits, then the upper one; in this order that makes whole vectors.
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (; m > 0; --m, from += ld, to += n) {
+    prefetcher.step();
     for (std::int64_t j = 0; j < n; j += 64) {
       const bool is_whole = n - j > 32;
       const __m512i loaded = _mm512_maskz_loadu_epi8(is_whole ? ~__mmask64{0} : 0xffffffff, from + j);

@@ -30,7 +30,6 @@ namespace openmsa::cpu {
 namespace {
 
 #include "cpu/tile/pairs-inl.h"
-#include "cpu/tile/product-inl.h"
 
 using core::BFloat16;
 

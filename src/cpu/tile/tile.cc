@@ -421,9 +421,11 @@ struct StoredE4m3 {
 
 template <class Stored>
 void widen_each(const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to, std::int64_t ld,
-                std::int64_t count, float scale) {
+                std::int64_t count, float scale, const Ahead& ahead) {
+  Prefetcher prefetcher(ahead, rows);
   const V factor = set(scale);
   for (std::int64_t row = 0; row < rows; ++row, from += from_bytes, to += ld) {
+    prefetcher.step();
     std::int64_t i = 0;
     for (; i + kL <= count; i += kL) store(hn::Mul(Stored::vector(from + i * Stored::kSize), factor), to + i);
     for (; i < count; ++i) to[i] = Stored::one(from + i * Stored::kSize) * scale;
@@ -431,16 +433,16 @@ void widen_each(const std::byte* from, std::int64_t from_bytes, std::int64_t row
 }
 
 void widen_rows(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
-                std::int64_t ld, std::int64_t count, float scale) {
+                std::int64_t ld, std::int64_t count, float scale, const Ahead& ahead) {
   const auto widen = dtype == OPENMSA_FLOAT32       ? widen_each<StoredFp32>
                      : dtype == OPENMSA_BFLOAT16    ? widen_each<StoredBf16>
                      : dtype == OPENMSA_FLOAT8_E4M3 ? widen_each<StoredE4m3>
                                                     : widen_each<StoredFp16>;
-  widen(from, from_bytes, rows, to, ld, count, scale);
+  widen(from, from_bytes, rows, to, ld, count, scale, ahead);
 }
 
 void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale) {
-  widen_rows(dtype, from, 0, 1, to, 0, count, scale);
+  widen_rows(dtype, from, 0, 1, to, 0, count, scale, {});
 }
 
 void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count) {

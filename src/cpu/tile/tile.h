@@ -31,6 +31,12 @@ struct Ahead {
   const std::byte* const* rows = nullptr;
   std::int64_t count = 0;
   std::int64_t row_bytes = 0;
+
+  /// The part for steps [begin, end) of `steps`.
+  Ahead part(std::int64_t begin, std::int64_t end, std::int64_t steps) const {
+    const std::int64_t first = count * begin / steps;
+    return {rows + first, count * end / steps - first, row_bytes};
+  }
 };
 
 /// Whether that ends in the second-level cache: a first-level cache of 32 KiB keeps its room for what is worked on.
@@ -127,7 +133,7 @@ struct TileOps {
   /// back with one rounding.
   void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale);
   void (*widen_rows)(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
-                     std::int64_t ld, std::int64_t count, float scale);
+                     std::int64_t ld, std::int64_t count, float scale, const Ahead& ahead);
   void (*narrow)(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count);
 };
 
@@ -162,7 +168,8 @@ struct PairOps {
 
   /// out[i][2j] = in[2i][j], out[i][2j+1] = in[2i+1][j], or 0 where there is no such row; for m rows of n columns, a multiple of
   /// kLanes.
-  void (*pair_rows)(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out);
+  void (*pair_rows)(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out,
+                    const Ahead& ahead);
 
   /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16, row i times
   /// factors[i] unless that is nullptr; a pair is two rows of the tile, and what is missing in whole steps is 0. `memory`
@@ -176,7 +183,8 @@ struct PairOps {
                                           core::BFloat16* memory);
 
   /// to[i][j] = from[i][j] without rounding, for m rows of n numbers, a multiple of 32; ld is that of `from`.
-  void (*widen_e4m3)(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* to);
+  void (*widen_e4m3)(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* to,
+                     const Ahead& ahead);
 };
 
 /// The fastest on this CPU; nullptr where no such products are faster than those in fp32.
