@@ -155,6 +155,15 @@ bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int6
   return true;
 }
 
+bool KeyTile::load_codes(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
+  if (keys.dtype != OPENMSA_FLOAT8_E4M3 || keys.run(begin, count) != count) return false;
+  codes = reinterpret_cast<const core::Float8E4M3*>(keys.token(begin));
+  ld = keys.token_bytes;
+  if (keys.scales == nullptr) return true;
+  for (std::int64_t j = 0; j < count; ++j) scales[j] = keys.scale(begin + j);
+  return std::all_of(scales, scales + count, [](float scale) { return std::isfinite(scale); });
+}
+
 float largest(const float* from, std::int64_t count) {
   float amax = 0;
   for (std::int64_t c = 0; c < count; ++c) amax = std::fabs(from[c]) > amax ? std::fabs(from[c]) : amax;

@@ -69,13 +69,17 @@ struct KeyTile {
   /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch. Tokens that are e4m3: as bf16 in
   /// scratch, without their scales, which go to scales[key]. Returns whether there are scales.
   bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales, const Ahead& ahead);
+  /// Tokens that are e4m3, as they are, and their scales, if there are any, to scales[key]. Returns false where they do not
+  /// lie evenly spaced or a scale is Inf or NaN.
+  bool load_codes(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
-  float* scratch;                        // [block_size][pad_lanes(dim)]
-  const float* data = nullptr;           // of load
-  const core::BFloat16* bf16 = nullptr;  // of load_bf16
-  std::int64_t ld = 0;                   // elements from one row to the next
+  float* scratch;                           // [block_size][pad_lanes(dim)]
+  const float* data = nullptr;              // of load
+  const core::BFloat16* bf16 = nullptr;     // of load_bf16
+  const core::Float8E4M3* codes = nullptr;  // of load_codes
+  std::int64_t ld = 0;                      // elements from one row to the next
 };
 
 /// max |from[i]|, NaN ignored.

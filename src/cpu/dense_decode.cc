@@ -106,9 +106,14 @@ void load_queries(const Problem& problem, const Sequence& sequence, Scratch& s) 
 void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const KeySpan& v, const ScoreQueries& queries,
           Scratch& s) {
   const std::int64_t columns = std::min(queries_per_chunk(plan), sequence.seqlen_q) * plan.group_size;
-  const StepTimes times = step_times(plan, columns, s.qk.has_few_columns(queries), s.speed);
+  const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
+  const StepTimes times = step_times(plan, columns, are_few, s.speed);
   const std::int64_t products = times.scores + times.softmax + times.values;
-  s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
+  if (are_few) {
+    s.qk.load_keys_for_rows(k);
+  } else {
+    s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
+  }
   s.values.load(v, s.ahead.take(times.load_v, products));
 }
 

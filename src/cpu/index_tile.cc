@@ -49,11 +49,16 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   }
   const std::int64_t next = block + plan.config.shard_count;
   const std::int64_t next_keys = next < end ? keys_in_block(plan, sequence, next) : 0;
-  product_.load_keys({rows, begin, keys});
+  const bool is_few = product_.has_few_columns(q_);
+  if (is_few) {
+    product_.load_keys_for_rows({rows, begin, keys});
+  } else {
+    product_.load_keys({rows, begin, keys});
+  }
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
   ahead_.add({rows, next * plan.config.block_size, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
-  const bool is_few = product_.has_few_columns(q_), needs_scores = is_few || is_partial || product_.has_scales();
+  const bool needs_scores = is_few || is_partial || product_.has_scales();
   if (is_few) {
     product_.row_scores(q_, scores_, row_ld_, ahead_.take());
     tile_ops().row_max(scores_, row_ld_, keys, columns.size(), limit_, top);

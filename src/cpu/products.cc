@@ -58,8 +58,16 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
     : in_pairs_(in_pairs), k_(arena, block_size, dim), scales_(arena.take<float>(in_pairs ? block_size : 0)) {}
 
+void ScoreProduct::load_keys_for_rows(const KeySpan& keys, const Ahead& ahead) {
+  has_codes_ = in_pairs_ && k_.load_codes(keys.rows, keys.begin, keys.count, scales_);
+  if (!has_codes_) return load_keys(keys, ahead);
+  keys_ = keys.count;
+  has_scales_ = keys.rows.scales != nullptr;
+}
+
 void ScoreProduct::load_keys(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
+  has_codes_ = false;
   if (in_pairs_) {
     has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_, ahead);
   } else {
@@ -88,8 +96,14 @@ bool ScoreProduct::has_few_columns(const ScoreQueries& q) const {
 void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    pair_ops()->row_products(keys_, q.size_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.rows),
-                             2 * tile.rows_ld, s, ld, q.scale_);
+    const auto multiply = [&](auto product, auto k) {
+      product(keys_, q.size_, tile.dim / 2, k, as_pairs(tile.rows), 2 * tile.rows_ld, s, ld, q.scale_);
+    };
+    if (has_codes_) {
+      multiply(pair_ops()->row_products_e4m3, OperandOf<core::Float8E4M3>{k_.codes, k_.ld, 2, ahead});
+    } else {
+      multiply(pair_ops()->row_products, OperandOf<BFloat16>{k_.bf16, k_.ld, 2, ahead});
+    }
     if (!has_scales_ && !q.has_column_scales_) return;
     tile_ops().scale_tile(s, ld, q.size_, pad_lanes(keys_), q.has_column_scales_ ? q.column_scales_ : nullptr,
                           has_scales_ ? scales_ : nullptr);
@@ -123,8 +137,13 @@ void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
   is_finite_.reset();
   if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count, ahead);
-  has_scales_ = v_.load_bf16(keys.rows, keys.begin, keys_, scales_, ahead.part(0, 1, 2));
-  pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead.part(1, 2, 2));
+  has_scales_ = keys.rows.scales != nullptr;
+  if (v_.load_codes(keys.rows, keys.begin, keys_, scales_)) {
+    pair_ops()->pair_rows_e4m3(v_.codes, v_.ld, keys_, width_, paired_, ahead);
+  } else {
+    v_.load_bf16(keys.rows, keys.begin, keys_, scales_, ahead.part(0, 1, 2));
+    pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead.part(1, 2, 2));
+  }
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
 

@@ -103,6 +103,8 @@ class ScoreProduct {
 
   /// Fetches `ahead` if the keys are not multiplied where they lie.
   void load_keys(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for row_scores of few columns alone, which widens e4m3 itself.
+  void load_keys_for_rows(const KeySpan& keys, const Ahead& ahead = {});
   /// Whether a score has a factor of its key: then there is no column_max.
   bool has_scales() const { return has_scales_; }
 
@@ -121,6 +123,7 @@ class ScoreProduct {
   float* scales_;  // of e4m3 in pairs
   std::int64_t keys_ = 0;
   bool has_scales_ = false;
+  bool has_codes_ = false;  // and nothing else
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.

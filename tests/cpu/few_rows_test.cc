@@ -92,6 +92,30 @@ TEST(FewRows, ProductsOfPairsHaveTheBitsOfMatmul) {
   if (!has_run) GTEST_SKIP() << "this CPU has no such products of bf16";
 }
 
+TEST(FewRows, ProductsOfE4M3HaveTheBitsOfThoseOfBf16) {
+  bool has_run = false;
+  for (const cpu::PairOps* ops : cpu::all_pair_ops()) {
+    if (ops->row_products_e4m3 == nullptr) continue;
+    SCOPED_TRACE(ops->name);
+    has_run = true;
+    for_each_shape(cpu::kPairsPerStep, [&](std::int64_t m, std::int64_t n, std::int64_t pairs) {
+      const std::int64_t lda = 2 * pairs + 9, ldq = 2 * pairs, lds = cpu::pad_lanes(m);
+      std::vector<core::Float8E4M3> codes;
+      for (const float x : normal_numbers(m * lda, 6)) codes.push_back(core::to_float8_e4m3(x));
+      std::vector<BFloat16> a, q;
+      for (const core::Float8E4M3 code : codes) a.push_back(core::to_bfloat16(core::to_float(code)));
+      for (const float x : normal_numbers(n * ldq, 7)) q.push_back(core::to_bfloat16(x));
+      std::vector<float> expected(static_cast<std::size_t>(n * lds)), got(expected);
+      ops->row_products(m, n, pairs, {a.data(), lda, 2}, q.data(), ldq, expected.data(), lds, 0.125f);
+      ops->row_products_e4m3(m, n, pairs, {codes.data(), lda, 2}, q.data(), ldq, got.data(), lds, 0.125f);
+      for (std::int64_t j = 0; j < n; ++j) {
+        for (std::int64_t i = 0; i < m; ++i) ASSERT_EQ(got[j * lds + i], expected[j * lds + i]) << i << ' ' << j;
+      }
+    });
+  }
+  if (!has_run) GTEST_SKIP() << "this CPU has no such products of bf16";
+}
+
 /// Scores of 3 rows and 77 keys, of which the rows see all, some and none; with NaN, and rows of it.
 struct Scores {
   static constexpr std::int64_t kKeys = 77, kRows = 3, kLd = 80, kColumns = 16;

@@ -128,6 +128,25 @@ void test_pairing(const cpu::PairOps& ops) {
   }
 }
 
+void test_pairing_e4m3(const cpu::PairOps& ops) {
+  for (const std::int64_t m : {1, 2, 7}) {
+    for (const std::int64_t n : {32, 64, 96, 128}) {
+      SCOPED_TRACE(testing::Message() << m << " x " << n);
+      const std::int64_t ld = n + 5, pairs = (m + 1) / 2;
+      std::vector<core::Float8E4M3> in(static_cast<std::size_t>(m * ld));
+      for (std::size_t i = 0; i < in.size(); ++i) in[i] = {static_cast<std::uint8_t>(i * 7 % 127)};
+      std::vector<BFloat16> out(static_cast<std::size_t>(pairs * 2 * n), BFloat16{0x7fc0});
+      ops.pair_rows_e4m3(in.data(), ld, m, n, out.data(), {});
+      for (std::int64_t i = 0; i < 2 * pairs; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          const float expected = i < m ? core::to_float(in[i * ld + j]) : 0;
+          ASSERT_EQ(core::to_float(out[i / 2 * 2 * n + 2 * j + i % 2]), expected) << i << ' ' << j;
+        }
+      }
+    }
+  }
+}
+
 class Pairs : public testing::Test {
  protected:
   void SetUp() override {
@@ -153,6 +172,7 @@ TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) { with_each(test_matmul); }
 TEST_F(Pairs, RoundingKeepsColumnsAndRowsAndPadsWithZeros) { with_each(test_rounding); }
 TEST_F(Pairs, EveryE4M3NumberIsABf16Number) { with_each(test_widening); }
 TEST_F(Pairs, RowsAreInterleavedAndTheLastOneWithZeros) { with_each(test_pairing); }
+TEST_F(Pairs, RowsOfE4M3AreWidenedAndInterleaved) { with_each(test_pairing_e4m3); }
 TEST_F(Pairs, ColumnMaxIgnoresNaN) { with_each(test_nan); }
 
 void test_nan_in_values(const cpu::PairOps&) {

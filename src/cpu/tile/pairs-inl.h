@@ -78,27 +78,63 @@ struct Float8Bytes {
   alignas(64) std::uint8_t lower[128] = {};
 };
 
-/// Bytes are looked up by their lower 7 bits, 64 at a time, or 32 at the end of a row.
+/// Numbers in e4m3 to bf16: a byte's lower 7 bits are looked up.
+struct Float8Table {
+  HWY_INLINE Float8Table() {
+    static constexpr Float8Bytes kBytes;
+    upper = _mm512_load_si512(kBytes.upper);
+    upper_rest = _mm512_load_si512(kBytes.upper + 64);
+    lower = _mm512_load_si512(kBytes.lower);
+    lower_rest = _mm512_load_si512(kBytes.lower + 64);
+  }
+  /// Of each 128 bits the lower 8 numbers to `first`, the others to `second`.
+  HWY_INLINE void widen(__m512i codes, __m512i& first, __m512i& second) const {
+    const __m512i sign = _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80)));
+    const __m512i high = _mm512_or_si512(_mm512_permutex2var_epi8(upper, codes, upper_rest), sign);
+    const __m512i low = _mm512_permutex2var_epi8(lower, codes, lower_rest);
+    first = _mm512_unpacklo_epi8(low, high);
+    second = _mm512_unpackhi_epi8(low, high);
+  }
+  __m512i upper, upper_rest, lower, lower_rest;
+};
+
+/// Up to 64 numbers of a row from column j on; 0 past its end.
+HWY_INLINE __m512i load_codes(const core::Float8E4M3* row, std::int64_t j, std::int64_t n) {
+  return _mm512_maskz_loadu_epi8(n - j > 32 ? ~__mmask64{0} : 0xffffffff, row + j);
+}
+
 inline void widen_e4m3(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n,
                        core::BFloat16* to, const Ahead& ahead) {
   Prefetcher prefetcher(ahead, m);
-  static constexpr Float8Bytes kBytes;
-  const __m512i upper_first = _mm512_load_si512(kBytes.upper), upper_rest = _mm512_load_si512(kBytes.upper + 64);
-  const __m512i lower_first = _mm512_load_si512(kBytes.lower), lower_rest = _mm512_load_si512(kBytes.lower + 64);
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
-  // Interleaving takes the lower half of each 128 bits, then the upper one; in this order that makes whole vectors.
+  const Float8Table table;
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (; m > 0; --m, from += ld, to += n) {
     prefetcher.step();
     for (std::int64_t j = 0; j < n; j += 64) {
-      const bool is_whole = n - j > 32;
-      const __m512i loaded = _mm512_maskz_loadu_epi8(is_whole ? ~__mmask64{0} : 0xffffffff, from + j);
-      const __m512i codes = _mm512_maskz_permutexvar_epi64(0xff, order, loaded);
-      const __m512i upper = _mm512_permutex2var_epi8(upper_first, codes, upper_rest);
-      const __m512i lower = _mm512_permutex2var_epi8(lower_first, codes, lower_rest);
-      const __m512i signed_upper = _mm512_or_si512(upper, _mm512_and_si512(codes, sign));
-      _mm512_storeu_si512(to + j, _mm512_unpacklo_epi8(lower, signed_upper));
-      if (is_whole) _mm512_storeu_si512(to + j + 32, _mm512_unpackhi_epi8(lower, signed_upper));
+      __m512i first, second;
+      table.widen(_mm512_maskz_permutexvar_epi64(0xff, order, load_codes(from, j, n)), first, second);
+      _mm512_storeu_si512(to + j, first);
+      if (n - j > 32) _mm512_storeu_si512(to + j + 32, second);
+    }
+  }
+}
+
+inline void pair_rows_e4m3(const core::Float8E4M3* in, std::int64_t ld, std::int64_t m, std::int64_t n,
+                           core::BFloat16* out, const Ahead& ahead) {
+  Prefetcher prefetcher(ahead, core::ceil_div(m, 2));
+  const Float8Table table;
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (std::int64_t i = 0; i < m; i += 2, in += 2 * ld, out += 2 * n) {
+    prefetcher.step();
+    for (std::int64_t j = 0; j < n; j += 64) {
+      const auto row = [&](const core::Float8E4M3* codes) {
+        return _mm512_maskz_permutexvar_epi32(0xffff, order, load_codes(codes, j, n));
+      };
+      const __m512i even = row(in), odd = i + 1 < m ? row(in + ld) : _mm512_setzero_si512();
+      __m512i columns[4];
+      table.widen(_mm512_unpacklo_epi8(even, odd), columns[0], columns[1]);
+      table.widen(_mm512_unpackhi_epi8(even, odd), columns[2], columns[3]);
+      for (std::int64_t c = 0; c < 4 && j + 16 * c < n; ++c) _mm512_storeu_si512(out + 2 * (j + 16 * c), columns[c]);
     }
   }
 }

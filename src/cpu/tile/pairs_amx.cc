@@ -274,7 +274,8 @@ namespace openmsa::cpu {
 const PairOps* tile_pair_ops() {
 #if HWY_ARCH_X86_64 && defined(__linux__)
   static const bool is_supported = vector_pair_ops() != nullptr && has_amx_bf16() && may_use_tiles();
-  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max, nullptr, pair_rows,
+  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max,
+                                   nullptr,       nullptr,    pair_rows, pair_rows_e4m3,
                                    round_columns, round_rows, widen_e4m3};
   return is_supported ? &kOps : nullptr;
 #else

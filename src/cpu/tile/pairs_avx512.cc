@@ -28,23 +28,36 @@ namespace {
 
 using core::BFloat16;
 
-HWY_INLINE __m128i load_quarter(const BFloat16* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-
-/// Pairs p to p + 3 of row i and of every fourth row after it.
+/// 128 bits at `offset` of row i and of every fourth row after it.
 template <class AnyRows>
-HWY_INLINE __m512i every_fourth(const AnyRows& rows, std::int64_t i, std::int64_t p) {
-  __m512i result = _mm512_castsi128_si512(load_quarter(rows.at(i) + 2 * p));
-  result = _mm512_inserti32x4(result, load_quarter(rows.at(i + 4) + 2 * p), 1);
-  result = _mm512_inserti32x4(result, load_quarter(rows.at(i + 8) + 2 * p), 2);
-  return _mm512_inserti32x4(result, load_quarter(rows.at(i + 12) + 2 * p), 3);
+HWY_INLINE __m512i every_fourth(const AnyRows& rows, std::int64_t i, std::int64_t offset) {
+  const auto quarter = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
+  __m512i result = _mm512_castsi128_si512(quarter(rows.at(i) + offset));
+  result = _mm512_inserti32x4(result, quarter(rows.at(i + 4) + offset), 1);
+  result = _mm512_inserti32x4(result, quarter(rows.at(i + 8) + offset), 2);
+  return _mm512_inserti32x4(result, quarter(rows.at(i + 12) + offset), 3);
+}
+
+/// Four times 32 bits at `offset` of 16 rows, each row in its lane.
+template <class AnyRows>
+HWY_INLINE void transpose_rows(const AnyRows& rows, std::int64_t offset, __m512i (&out)[4]) {
+  const __m512i row0 = every_fourth(rows, 0, offset), row1 = every_fourth(rows, 1, offset);
+  const __m512i row2 = every_fourth(rows, 2, offset), row3 = every_fourth(rows, 3, offset);
+  const __m512i low02 = _mm512_unpacklo_epi32(row0, row2), low13 = _mm512_unpacklo_epi32(row1, row3);
+  const __m512i high02 = _mm512_unpackhi_epi32(row0, row2), high13 = _mm512_unpackhi_epi32(row1, row3);
+  out[0] = _mm512_unpacklo_epi32(low02, low13);
+  out[1] = _mm512_unpackhi_epi32(low02, low13);
+  out[2] = _mm512_unpacklo_epi32(high02, high13);
+  out[3] = _mm512_unpackhi_epi32(high02, high13);
 }
 
 struct Pairs {
   using Element = BFloat16;
+  using RowElement = BFloat16;
   using Vec = __m512;
   using Side = __m512i;
   static constexpr std::int64_t kPerColumn = 2, kColumns = 16;
-  static constexpr int kMaxVectors = 4;
+  static constexpr int kMaxVectors = 4, kLoadedSteps = 4;
   static constexpr int rows(int vectors) { return vectors == 1 ? 12 : 24 / vectors; }
 
   static HWY_INLINE Side left(const BFloat16* p) {
@@ -55,14 +68,7 @@ struct Pairs {
   static HWY_INLINE Side right(const BFloat16* p) { return _mm512_loadu_si512(p); }
   template <class AnyRows>
   static HWY_INLINE void load_steps(const AnyRows& rows, std::int64_t p, Side (&steps)[4]) {
-    const __m512i row0 = every_fourth(rows, 0, p), row1 = every_fourth(rows, 1, p);
-    const __m512i row2 = every_fourth(rows, 2, p), row3 = every_fourth(rows, 3, p);
-    const __m512i low02 = _mm512_unpacklo_epi32(row0, row2), low13 = _mm512_unpacklo_epi32(row1, row3);
-    const __m512i high02 = _mm512_unpackhi_epi32(row0, row2), high13 = _mm512_unpackhi_epi32(row1, row3);
-    steps[0] = _mm512_unpacklo_epi32(low02, low13);
-    steps[1] = _mm512_unpackhi_epi32(low02, low13);
-    steps[2] = _mm512_unpacklo_epi32(high02, high13);
-    steps[3] = _mm512_unpackhi_epi32(high02, high13);
+    transpose_rows(rows, 2 * p, steps);
   }
   static HWY_INLINE Vec mul_add(Side left, Side right, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(left), reinterpret_cast<__m512bh>(right));
@@ -73,6 +79,24 @@ struct Pairs {
   static HWY_INLINE void store(Vec v, float* p) { _mm512_storeu_ps(p, v); }
   static HWY_INLINE Vec multiply(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
   static HWY_INLINE Vec max_number(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, b, a); }  // of a NaN and a: a
+};
+
+/// Rows that are e4m3.
+struct PairsOfE4M3 : Pairs {
+  using RowElement = core::Float8E4M3;
+  static constexpr int kLoadedSteps = 8;
+
+  template <class AnyRows>
+  static HWY_INLINE void load_steps(const AnyRows& rows, std::int64_t p, Side (&steps)[8]) {
+    const Float8Table table;
+    const __m512i first_pairs =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    __m512i fours[4];  // channels of 16 keys
+    transpose_rows(rows, 2 * p, fours);
+    for (int i = 0; i < 4; ++i) {
+      table.widen(_mm512_shuffle_epi8(fours[i], first_pairs), steps[2 * i], steps[2 * i + 1]);
+    }
+  }
 };
 
 void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
@@ -88,6 +112,11 @@ void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, Opera
 void row_products(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* q,
                   std::int64_t ldq, float* s, std::int64_t lds, float scale) {
   row_products_tile<Pairs>(m, n, pairs, a, q, ldq, s, lds, scale);
+}
+
+void row_products_e4m3(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::Float8E4M3> a,
+                       const BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale) {
+  row_products_tile<PairsOfE4M3>(m, n, pairs, a, q, ldq, s, lds, scale);
 }
 
 /// memory[pair][column].
@@ -113,8 +142,9 @@ namespace openmsa::cpu {
 
 const PairOps* vector_pair_ops() {
 #if HWY_ARCH_X86_64
-  static constexpr PairOps kOps = {"AVX512_BF16", 2,          matmul,    matmul_column_max, row_products, pair_rows,
-                                   round_columns, round_rows, widen_e4m3};
+  static constexpr PairOps kOps = {"AVX512_BF16",     2,         matmul,         matmul_column_max, row_products,
+                                   row_products_e4m3, pair_rows, pair_rows_e4m3, round_columns,     round_rows,
+                                   widen_e4m3};
   static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16") &&
                                    __builtin_cpu_supports("avx512vbmi");
   return is_supported ? &kOps : nullptr;

@@ -10,7 +10,8 @@
 //   rows(vectors)    rows of a register block so wide: as many as leave their sums in registers
 //   Vec, Side        vectors of fp32 sums, and of an operand
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
-//   load_steps(rows, p, steps)  steps p to p + 3 of kColumns rows, each row in its lane
+//   RowElement, kLoadedSteps  of rows that lie along the lanes, which may be stored differently
+//   load_steps(rows, p, steps)  kLoadedSteps steps, from p on, of kColumns such rows, each row in its lane
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
 #if HWY_COMPILER_GCC_ACTUAL  // GCC 12 would keep operands of some register blocks on the stack
@@ -198,11 +199,11 @@ HWY_INLINE void row_products_block(std::int64_t k, Left rows, const typename P::
                                    Prefetcher& prefetcher) {
   typename P::Vec acc[n];
   for (int j = 0; j < n; ++j) acc[j] = P::zero();
-  for (std::int64_t p = 0; p < k; p += 4) {
+  for (std::int64_t p = 0; p < k; p += P::kLoadedSteps) {
     prefetcher.step();
-    typename P::Side steps[4];
+    typename P::Side steps[P::kLoadedSteps];
     P::load_steps(rows, p, steps);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < P::kLoadedSteps; ++i) {
       for (int j = 0; j < n; ++j) {
         acc[j] = P::mul_add(P::left(q + j * ldq + (p + i) * P::kPerColumn), steps[i], acc[j]);
       }
@@ -214,8 +215,8 @@ HWY_INLINE void row_products_block(std::int64_t k, Left rows, const typename P::
 template <class P, int n, class A>
 HWY_INLINE void row_products_of(std::int64_t m, std::int64_t k, A a, const typename P::Element* q, std::int64_t ldq,
                                 float* s, std::int64_t lds, float scale) {
-  using Element = typename P::Element;
-  Prefetcher prefetcher(a.ahead, core::ceil_div(m, P::kColumns) * (k / 4));
+  using Element = typename P::RowElement;
+  Prefetcher prefetcher(a.ahead, core::ceil_div(m, P::kColumns) * (k / P::kLoadedSteps));
   std::int64_t i = 0;
   for (; i + P::kColumns <= m; i += P::kColumns) {
     const Rows<Element, true> rows = {a.data + i * a.row, a.row, P::kColumns};

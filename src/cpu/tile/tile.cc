@@ -102,9 +102,11 @@ HWY_INLINE void transpose_rows(const AnyRows& rows, std::int64_t p, V (&out)[4])
 
 struct Fp32 {
   using Element = float;
+  using RowElement = float;
   using Vec = V;
   using Side = V;
   static constexpr std::int64_t kPerColumn = 1, kColumns = kL;
+  static constexpr int kLoadedSteps = 4;
   static constexpr int kMaxVectors = static_cast<int>(kL == 16 ? 4 : kLanes / kL);
   /// 24 sums in 32 registers, or 12 in 16; fewer of one vector per row, for want of registers for the rows' addresses.
   static constexpr int rows(int vectors) {

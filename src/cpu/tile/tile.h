@@ -166,10 +166,18 @@ struct PairOps {
   void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                        const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
 
+  /// The same for a in e4m3, widened without rounding.
+  void (*row_products_e4m3)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::Float8E4M3> a,
+                            const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
+
   /// out[i][2j] = in[2i][j], out[i][2j+1] = in[2i+1][j], or 0 where there is no such row; for m rows of n columns, a multiple of
   /// kLanes.
   void (*pair_rows)(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out,
                     const Ahead& ahead);
+
+  /// The same for rows in e4m3, widened without rounding; n is a multiple of 32.
+  void (*pair_rows_e4m3)(const core::Float8E4M3* in, std::int64_t ld, std::int64_t m, std::int64_t n,
+                         core::BFloat16* out, const Ahead& ahead);
 
   /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16, row i times
   /// factors[i] unless that is nullptr; a pair is two rows of the tile, and what is missing in whole steps is 0. `memory`
