@@ -87,16 +87,27 @@ void QueryTile::load_fp8_pairs(const openmsa_tensor& index_q, const core::Sequen
     float* const row = rows + column * rows_ld;
     const float scale = scales != nullptr ? round_row(row, dim, rounded) : cast_row(row, dim, rounded);
     if (scales != nullptr) scales[column] = scale;
-    pair_ops()->widen_e4m3(rounded, reinterpret_cast<core::BFloat16*>(row), dim);
+    pair_ops()->widen_e4m3(rounded, dim, 1, dim, reinterpret_cast<core::BFloat16*>(row), {});
   }
   if (scales != nullptr) std::fill(scales + which.size(), scales + which.padded(), 1.0f);
   tile_ops().transpose(rows, rows_ld, which.padded(), dim / 2, columns, columns_ld);
 }
 
+namespace {
+
+/// What is left of a scale to multiply with: all of it, unless it is Inf or NaN, which go into the row.
+float take_scale(core::BFloat16* row, std::int64_t count, float scale) {
+  if (std::isfinite(scale)) return scale;
+  for (std::int64_t c = 0; c < count; ++c) row[c] = core::to_bfloat16(core::to_float(row[c]) * scale);
+  return 1;
+}
+
+}  // namespace
+
 KeyTile::KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim)
     : dim(dim), scratch(arena.take<float>(block_size * pad_lanes(dim))) {}
 
-void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
+void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Ahead& ahead) {
   if (keys.dtype == OPENMSA_FLOAT32 && dim % kLanes == 0 && keys.run(begin, count) == count) {
     data = reinterpret_cast<const float*>(keys.token(begin));
     ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(float));
@@ -105,14 +116,21 @@ void KeyTile::load(const core::KeyRows& keys, std::int64_t begin, std::int64_t c
   const TileOps& ops = tile_ops();
   ld = pad_lanes(dim);
   data = scratch;
-  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
-    float* const row = scratch + j * ld;
-    ops.widen(keys.dtype, token, row, dim, keys.scales == nullptr ? 1 : keys.scale(begin + j));
-    std::fill(row + dim, row + ld, 0.0f);
+  for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
+    const bool has_one_scale = keys.scales == nullptr || keys.scales_stride == 0;
+    const std::int64_t rows = has_one_scale ? tokens : 1;
+    for (std::int64_t i = j; i < j + tokens; i += rows, token += keys.token_bytes) {
+      const float scale = keys.scales == nullptr ? 1 : keys.scale(begin + i);
+      ops.widen_rows(keys.dtype, token, keys.token_bytes, rows, scratch + i * ld, ld, dim, scale,
+                     ahead.part(i, i + rows, count));
+    }
   });
+  if (dim == ld) return;
+  for (std::int64_t j = 0; j < count; ++j) std::fill(scratch + j * ld + dim, scratch + (j + 1) * ld, 0.0f);
 }
 
-bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
+bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales,
+                        const Ahead& ahead) {
   const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
   if (!is_fp8 && keys.run(begin, count) == count) {
     bf16 = reinterpret_cast<const core::BFloat16*>(keys.token(begin));
@@ -120,26 +138,30 @@ bool KeyTile::load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int6
     return false;
   }
   auto* const copy = reinterpret_cast<core::BFloat16*>(scratch);
-  const bool has_scales = keys.scales != nullptr;
-  for_each_token(keys, begin, count, [&](std::int64_t j, const std::byte* token) {
-    core::BFloat16* const row = copy + j * dim;
+  for_each_run(keys, begin, count, [&](std::int64_t j, std::int64_t tokens, const std::byte* token) {
+    core::BFloat16* const rows = copy + j * dim;
     if (is_fp8) {
-      scales[j] = widen_row(token, dim, has_scales ? keys.scale(begin + j) : 1, row);
+      pair_ops()->widen_e4m3(reinterpret_cast<const core::Float8E4M3*>(token), keys.token_bytes, tokens, dim, rows,
+                             ahead.part(j, j + tokens, count));
     } else {
-      std::memcpy(row, token, static_cast<std::size_t>(dim) * sizeof(core::BFloat16));
+      const auto bytes = static_cast<std::size_t>(dim) * sizeof(core::BFloat16);
+      for (std::int64_t i = 0; i < tokens; ++i) std::memcpy(rows + i * dim, token + i * keys.token_bytes, bytes);
     }
   });
   bf16 = copy;
   ld = dim;
-  return has_scales;
+  if (keys.scales == nullptr) return false;
+  for (std::int64_t j = 0; j < count; ++j) scales[j] = take_scale(copy + j * dim, dim, keys.scale(begin + j));
+  return true;
 }
 
-float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to) {
-  const auto* const codes = reinterpret_cast<const core::Float8E4M3*>(from);
-  pair_ops()->widen_e4m3(codes, to, count);
-  if (std::isfinite(scale)) return scale;
-  for (std::int64_t c = 0; c < count; ++c) to[c] = core::to_bfloat16(core::to_float(codes[c]) * scale);
-  return 1;
+bool KeyTile::load_codes(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales) {
+  if (keys.dtype != OPENMSA_FLOAT8_E4M3 || keys.run(begin, count) != count) return false;
+  codes = reinterpret_cast<const core::Float8E4M3*>(keys.token(begin));
+  ld = keys.token_bytes;
+  if (keys.scales == nullptr) return true;
+  for (std::int64_t j = 0; j < count; ++j) scales[j] = keys.scale(begin + j);
+  return std::all_of(scales, scales + count, [](float scale) { return std::isfinite(scale); });
 }
 
 float largest(const float* from, std::int64_t count) {

@@ -52,14 +52,12 @@ struct QueryTile {
   float* columns;           // [dim][columns_ld]
 };
 
-/// Calls body(j, token) for j < count and the memory of token begin + j, which is looked up once per page.
+/// Calls body(j, tokens, token) for runs of tokens that lie evenly spaced: `tokens` of them, from token begin + j on.
 template <class Body>
-void for_each_token(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Body& body) {
-  for (std::int64_t j = 0; j < count;) {
-    const std::byte* token = keys.token(begin + j);
-    for (const std::int64_t end = j + keys.run(begin + j, count - j); j < end; ++j, token += keys.token_bytes) {
-      body(j, token);
-    }
+void for_each_run(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Body& body) {
+  for (std::int64_t j = 0, tokens = 0; j < count; j += tokens) {
+    tokens = keys.run(begin + j, count - j);
+    body(j, tokens, keys.token(begin + j));
   }
 }
 
@@ -67,21 +65,22 @@ void for_each_token(const core::KeyRows& keys, std::int64_t begin, std::int64_t 
 struct KeyTile {
   KeyTile(core::Arena& arena, std::int64_t block_size, std::int64_t dim);
   /// Tokens [begin, begin + count): where they lie if fp32 and evenly spaced, else widened into scratch.
-  void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
+  void load(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, const Ahead& ahead);
   /// Tokens that are bf16: where they lie if evenly spaced, else copied into scratch. Tokens that are e4m3: as bf16 in
   /// scratch, without their scales, which go to scales[key]. Returns whether there are scales.
-  bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
+  bool load_bf16(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales, const Ahead& ahead);
+  /// Tokens that are e4m3, as they are, and their scales, if there are any, to scales[key]. Returns false where they do not
+  /// lie evenly spaced or a scale is Inf or NaN.
+  bool load_codes(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
-  float* scratch;                        // [block_size][pad_lanes(dim)]
-  const float* data = nullptr;           // of load
-  const core::BFloat16* bf16 = nullptr;  // of load_bf16
-  std::int64_t ld = 0;                   // elements from one row to the next
+  float* scratch;                           // [block_size][pad_lanes(dim)]
+  const float* data = nullptr;              // of load
+  const core::BFloat16* bf16 = nullptr;     // of load_bf16
+  const core::Float8E4M3* codes = nullptr;  // of load_codes
+  std::int64_t ld = 0;                      // elements from one row to the next
 };
-
-/// A row of e4m3 as bf16, and what is left of its scale to multiply with: all, unless it is Inf or NaN.
-float widen_row(const std::byte* from, std::int64_t count, float scale, core::BFloat16* to);
 
 /// max |from[i]|, NaN ignored.
 float largest(const float* from, std::int64_t count);

@@ -33,6 +33,7 @@ struct Scratch {
         values(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
         ahead(arena, decode_keys_per_tile(plan)),
         speed(product_speed(multiplies_in_pairs(plan))),
+        keys_ld(decode_keys_per_tile(plan)),
         scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
         max(arena.take<float>(kMaxColumns)),
@@ -55,7 +56,8 @@ struct Scratch {
   ValueProduct values;
   FetchList ahead;
   std::int64_t speed;
-  float* scores;  // [decode_keys_per_tile][kMaxColumns]
+  std::int64_t keys_ld;  // decode_keys_per_tile
+  float* scores;         // [keys_ld][kMaxColumns], or [columns][keys_ld] of few
   float *limit, *max, *sum, *alpha;
 };
 
@@ -100,20 +102,42 @@ void load_queries(const Problem& problem, const Sequence& sequence, Scratch& s) 
   }
 }
 
+/// Loads a head's keys and values; `queries` are the first that meet them.
+void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const KeySpan& v, const ScoreQueries& queries,
+          Scratch& s) {
+  const std::int64_t columns = std::min(queries_per_chunk(plan), sequence.seqlen_q) * plan.group_size;
+  const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
+  const StepTimes times = step_times(plan, columns, are_few, s.speed);
+  const std::int64_t products = times.scores + times.softmax + times.values;
+  if (are_few) {
+    s.qk.load_keys_for_rows(k);
+  } else {
+    s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
+  }
+  s.values.load(v, s.ahead.take(times.load_v, products));
+}
+
 /// Brings consecutive rows up to date with the keys and values loaded; the first of them is that of column 0.
-void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries& queries, std::int64_t first_key,
-            std::int64_t keys, const RunningSoftmax& rows, Scratch& s) {
+void attend(const Plan& plan, const Sequence& sequence, const Columns& columns, const ScoreQueries& queries,
+            std::int64_t first_key, std::int64_t keys, const RunningSoftmax& rows, Scratch& s) {
   const TileOps& ops = tile_ops();
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
-  const StepTimes times = step_times(s.values.width(), size, s.speed);
-  s.qk.scores(queries, s.scores, kMaxColumns, s.ahead.take(times.scores, times.softmax + times.values));
+  const bool is_few = s.qk.has_few_columns(queries);
+  const StepTimes times = step_times(plan, size, is_few, s.speed);
+  const Ahead during_scores = s.ahead.take(times.scores, times.softmax + times.values);
+  const Ahead during_softmax = s.ahead.take(times.softmax, times.values);
   std::copy_n(rows.max, size, s.max);
   std::copy_n(rows.sum, size, s.sum);
-  std::fill(s.max + size, s.max + columns.padded(), -kInfinity);
-  std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
-  ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha,
-                      s.ahead.take(times.softmax, times.values));
+  if (is_few) {
+    s.qk.row_scores(queries, s.scores, s.keys_ld, during_scores);
+    ops.softmax_rows(s.scores, s.keys_ld, keys, size, s.limit, s.max, s.sum, s.alpha, during_softmax);
+  } else {
+    s.qk.scores(queries, s.scores, kMaxColumns, during_scores);
+    std::fill(s.max + size, s.max + columns.padded(), -kInfinity);
+    std::fill(s.sum + size, s.sum + columns.padded(), 0.0f);
+    ops.softmax_columns(s.scores, kMaxColumns, keys, columns.padded(), s.limit, s.max, s.sum, s.alpha, during_softmax);
+  }
   std::copy_n(s.max, size, rows.max);
   std::copy_n(s.sum, size, rows.sum);
   for (std::int64_t c = 0; c < size; ++c) {
@@ -121,7 +145,11 @@ void attend(const Sequence& sequence, const Columns& columns, const ScoreQueries
     if (s.alpha[c] == 1) continue;  // mostly: the maximum has not grown
     for (std::int64_t i = 0; i < rows.ld; ++i) o[i] *= s.alpha[c];
   }
-  s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true, s.ahead.take());
+  if (is_few) {
+    s.values.multiply_rows(s.scores, s.keys_ld, size, s.limit, is_partial, rows.o, true, s.ahead.take());
+  } else {
+    s.values.multiply(s.scores, size, s.limit, is_partial, rows.o, true, s.ahead.take());
+  }
 }
 
 /// Whether a token's rows of all heads lie side by side.
@@ -170,14 +198,13 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
     keys = std::min(decode_keys_per_tile(plan), end - begin);
     next = std::min(decode_keys_per_tile(plan), end - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
-      s.qk.load_keys({k(head), begin, keys});
-      s.values.load({v(head), begin, keys});
       s.ahead.begin(are_together ? row_bytes * heads : row_bytes);
       fetch_share(k, are_together, heads, head, begin + keys, next, s.ahead);
       fetch_share(v, are_together, heads, head, begin + keys, next, s.ahead);
+      load(plan, sequence, {k(head), begin, keys}, {v(head), begin, keys}, s.queries[head * s.chunks], s);
       RunningSoftmax rows = s.run.from(head * sequence.seqlen_q * plan.group_size);
       for_each_query_chunk(plan, sequence, head, s, [&](const Columns& columns, std::int64_t chunk) {
-        attend(sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
+        attend(plan, sequence, columns, s.queries[head * s.chunks + chunk], begin, keys, rows, s);
         rows = rows.from(columns.size());
       });
     }

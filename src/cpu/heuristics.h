@@ -30,6 +30,12 @@ inline std::int64_t forward_queries_per_tile(const core::Plan& plan, const core:
   return std::clamp(queries, queries_per_tile(plan), max_forward_queries(plan));
 }
 
+/// Queries per tile of dense prompts: 256 query rows, whose queries and running sums, and two kv_blocks, this one and the
+/// next, fit into the L2 cache.
+inline std::int64_t dense_queries_per_tile(const core::Plan& plan) {
+  return std::max<std::int64_t>(256 / plan.group_size, 1);
+}
+
 /// Queries per tile of the index branch, with all KV heads at once: 256 columns of a product fill the vector registers
 /// and leave the keys in the L2 cache.
 inline std::int64_t index_queries_per_tile(const core::Plan& plan) {
@@ -66,16 +72,26 @@ inline std::int64_t decode_keys_per_tile(const core::Plan& plan) {
   return std::clamp<std::int64_t>(kTileBytes / token_bytes, 16, 128) / 16 * 16;
 }
 
-/// How long the steps of attention take beside each other, in cycles per key, about, for `columns` query rows: what
-/// memory is fetched meanwhile is shared out so. `speed` is that of products beside those in fp32.
+/// How long the parts of a step of attention take beside each other, in cycles per key, about, for `columns` query rows:
+/// what memory is fetched meanwhile is shared out so. `speed` is that of products beside those in fp32; few columns have
+/// their keys along the lanes.
 struct StepTimes {
+  std::int64_t load_k;  // 0 where keys are multiplied as they lie
+  std::int64_t load_v;
   std::int64_t scores;
   std::int64_t softmax;
   std::int64_t values;
 };
-inline StepTimes step_times(std::int64_t dim, std::int64_t columns, std::int64_t speed) {
-  const std::int64_t padded = core::ceil_div(columns, 16) * 16;
-  return {dim * padded / (20 * speed) + 1, padded, dim * columns / (25 * speed) + 1};
+inline StepTimes step_times(const core::Plan& plan, std::int64_t columns, bool are_few, std::int64_t speed) {
+  const std::int64_t dim = plan.config.head_dim, padded = core::ceil_div(columns, 16) * 16;
+  const bool is_widened = plan.config.kv_dtype != plan.config.dtype || plan.config.dtype == OPENMSA_FLOAT16;
+  StepTimes times{};
+  times.load_k = is_widened ? dim / 6 : 0;
+  times.load_v = plan.config.kv_dtype == OPENMSA_FLOAT32 ? 0 : dim / 6;
+  times.scores = (are_few ? dim * (5 + columns) / (16 * speed) : dim * padded / (20 * speed)) + 1;
+  times.softmax = are_few ? columns : padded;
+  times.values = dim * columns / ((are_few ? 16 : 25) * speed) + 1;
+  return times;
 }
 
 /// Whether attention of prompts fetches what its next step needs: with products as fast as those of AMX a step is too short

@@ -18,12 +18,13 @@ std::int64_t max_columns(const Plan& plan) {
 IndexTile::IndexTile(Arena& arena, const Plan& plan)
     : top(arena.take<float>(max_columns(plan))),
       ld_(max_columns(plan)),
+      row_ld_(pad_lanes(plan.config.block_size)),
       q_(arena, plan.config.index_dim, ld_, multiplies_index_in_pairs(plan)),
       product_(arena, plan.config.block_size, plan.config.index_dim, multiplies_index_in_pairs(plan)),
       ahead_(arena, plan.config.block_size),
       queries_(arena.take<std::int32_t>(index_queries_per_tile(plan))),
       limit_(arena.take<float>(max_columns(plan))),
-      scores_(arena.take<float>(plan.config.block_size * max_columns(plan))) {}
+      scores_(arena.take<float>(pad_lanes(plan.config.block_size) * max_columns(plan))) {}
 
 void IndexTile::load(const Problem& problem, const Sequence& sequence, std::int64_t first, std::int64_t count) {
   std::iota(queries_, queries_ + count, static_cast<std::int32_t>(first));
@@ -48,30 +49,39 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   }
   const std::int64_t next = block + plan.config.shard_count;
   const std::int64_t next_keys = next < end ? keys_in_block(plan, sequence, next) : 0;
-  product_.load_keys({rows, begin, keys});
+  const bool is_few = product_.has_few_columns(q_);
+  if (is_few) {
+    product_.load_keys_for_rows({rows, begin, keys});
+  } else {
+    product_.load_keys({rows, begin, keys});
+  }
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
   ahead_.add({rows, next * plan.config.block_size, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
-  const bool needs_scores = is_partial || product_.has_scales();
-  if (needs_scores) {
+  const bool needs_scores = is_few || is_partial || product_.has_scales();
+  if (is_few) {
+    product_.row_scores(q_, scores_, row_ld_, ahead_.take());
+    tile_ops().row_max(scores_, row_ld_, keys, columns.size(), limit_, top);
+  } else if (needs_scores) {
     product_.scores(q_, scores_, ld_, ahead_.take());
     tile_ops().column_max(scores_, ld_, keys, n, limit_, top);
   } else {
     product_.column_max(q_, top, ahead_.take());
   }
   const auto is_lowest = [](float score) { return score == -kInfinity; };
-  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(needs_scores);
+  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_few, needs_scores);
   for (std::int64_t c = 0; c < n; ++c) top[c] = limit_[c] > 0 ? top[c] * scale : -kInfinity;
 }
 
 /// A maximum of -inf may have ignored NaN: a column in which every visible score is NaN scores NaN.
-void IndexTile::mark_nan(bool have_scores) {
+void IndexTile::mark_nan(bool are_rows, bool have_scores) {
   if (!have_scores) product_.scores(q_, scores_, ld_);
   for (std::int64_t c = 0; c < columns.size(); ++c) {
     const auto visible = static_cast<std::int64_t>(limit_[c]);
     if (top[c] != -kInfinity || visible == 0) continue;
+    const float* const score = scores_ + (are_rows ? c * row_ld_ : c);
     bool all_nan = true;
-    for (std::int64_t j = 0; j < visible; ++j) all_nan &= std::isnan(scores_[j * ld_ + c]);
+    for (std::int64_t j = 0; j < visible; ++j) all_nan &= std::isnan(score[j * (are_rows ? 1 : ld_)]);
     if (all_nan) top[c] = std::numeric_limits<float>::quiet_NaN();
   }
 }

@@ -24,15 +24,16 @@ struct IndexTile {
   float* top;  // [padded columns]
 
  private:
-  void mark_nan(bool have_scores);
+  void mark_nan(bool are_rows, bool have_scores);
 
-  std::int64_t ld_;  // of scores_
+  std::int64_t ld_;      // of scores_
+  std::int64_t row_ld_;  // of scores_ for few columns
   ScoreQueries q_;
   ScoreProduct product_;
   FetchList ahead_;
   std::int32_t* queries_;
   float* limit_;
-  float* scores_;  // [block_size][padded columns]
+  float* scores_;  // [block_size][padded columns], or [columns][row_ld_] of few
 };
 
 }  // namespace openmsa::cpu

@@ -14,7 +14,7 @@ void plan_msa_attention(const Plan& plan, Arena& arena) {
   core::take_selection(plan, arena);
   Arena select = arena, attend = arena;
   plan_select_blocks(plan, select);
-  plan_attention(plan, attend);
+  plan_sparse_attention(plan, attend);
   arena = select.used() > attend.used() ? select : attend;
 }
 
@@ -23,7 +23,7 @@ void msa_attention(const Problem& problem, Arena& arena, const Loops& loops) {
   const Problem layer{problem.plan, tensors, problem.batch, problem.total_q};
   Arena select = arena, attend = arena;
   select_blocks(layer, select, loops);
-  attention(layer, attend, loops);
+  sparse_attention(layer, attend, loops);
 }
 
 }  // namespace openmsa::cpu

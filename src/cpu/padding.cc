@@ -2,6 +2,7 @@
 
 #include "core/problem.h"
 #include "cpu/stages.h"
+#include "cpu/tile/tile.h"
 
 namespace openmsa::cpu {
 namespace {
@@ -43,6 +44,11 @@ void write_key_padding(const Problem& problem, const openmsa_tensor& tensor) {
     used = last.k_begin + last.seqlen_k;
   }
   fill_rows(tensor, 0, used, tensor.shape[0], 0);
+}
+
+void write_attention_padding(const Problem& problem) {
+  write_query_padding(problem, problem.tensors.o, 0, 0);
+  write_query_padding(problem, problem.tensors.lse, 0, -kInfinity);
 }
 
 }  // namespace openmsa::cpu

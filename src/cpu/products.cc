@@ -33,6 +33,7 @@ ScoreQueries::ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t ma
 
 void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
                         float scale) {
+  size_ = columns.size();
   columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_pairs(tensor, sequence, columns);
@@ -44,6 +45,7 @@ void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequ
 
 void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
                             bool is_scaled) {
+  size_ = columns.size();
   columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_fp8_pairs(index_q, sequence, columns, is_scaled ? column_scales_ : nullptr);
@@ -56,12 +58,20 @@ void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence&
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
     : in_pairs_(in_pairs), k_(arena, block_size, dim), scales_(arena.take<float>(in_pairs ? block_size : 0)) {}
 
-void ScoreProduct::load_keys(const KeySpan& keys) {
+void ScoreProduct::load_keys_for_rows(const KeySpan& keys, const Ahead& ahead) {
+  has_codes_ = in_pairs_ && k_.load_codes(keys.rows, keys.begin, keys.count, scales_);
+  if (!has_codes_) return load_keys(keys, ahead);
   keys_ = keys.count;
+  has_scales_ = keys.rows.scales != nullptr;
+}
+
+void ScoreProduct::load_keys(const KeySpan& keys, const Ahead& ahead) {
+  keys_ = keys.count;
+  has_codes_ = false;
   if (in_pairs_) {
-    has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_);
+    has_scales_ = k_.load_bf16(keys.rows, keys.begin, keys.count, scales_, ahead);
   } else {
-    k_.load(keys.rows, keys.begin, keys.count);
+    k_.load(keys.rows, keys.begin, keys.count, ahead);
   }
 }
 
@@ -76,6 +86,29 @@ void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, cons
   } else {
     tile_ops().matmul(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s, ld,
                       false);
+  }
+}
+
+bool ScoreProduct::has_few_columns(const ScoreQueries& q) const {
+  return q.size_ <= kFewRows && (!in_pairs_ || pair_ops()->row_products != nullptr);
+}
+
+void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
+  const QueryTile& tile = q.tile_;
+  if (in_pairs_) {
+    const auto multiply = [&](auto product, auto k) {
+      product(keys_, q.size_, tile.dim / 2, k, as_pairs(tile.rows), 2 * tile.rows_ld, s, ld, q.scale_);
+    };
+    if (has_codes_) {
+      multiply(pair_ops()->row_products_e4m3, OperandOf<core::Float8E4M3>{k_.codes, k_.ld, 2, ahead});
+    } else {
+      multiply(pair_ops()->row_products, OperandOf<BFloat16>{k_.bf16, k_.ld, 2, ahead});
+    }
+    if (!has_scales_ && !q.has_column_scales_) return;
+    tile_ops().scale_tile(s, ld, q.size_, pad_lanes(keys_), q.has_column_scales_ ? q.column_scales_ : nullptr,
+                          has_scales_ ? scales_ : nullptr);
+  } else {
+    tile_ops().row_products(keys_, q.size_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.rows, tile.rows_ld, s, ld);
   }
 }
 
@@ -97,31 +130,20 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
       v_(arena, block_size, dim),
       paired_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * width_ : 0)),
       rounded_(arena.take<BFloat16>(in_pairs ? pad_steps(block_size) * kMaxColumns : 0)),
-      widened_(arena.take<BFloat16>(in_pairs ? 2 * width_ : 0)),
       scales_(arena.take<float>(in_pairs ? block_size : 0)),
       last_(arena.take<BFloat16>(in_pairs ? kPairsPerStep * 2 * width_ : 0)) {}
 
-void ValueProduct::load(const KeySpan& keys) {
+void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
   is_finite_.reset();
-  if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count);
-  const bool is_fp8 = keys.rows.dtype == OPENMSA_FLOAT8_E4M3;
+  if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count, ahead);
   has_scales_ = keys.rows.scales != nullptr;
-  const BFloat16* even = nullptr;
-  for_each_token(keys.rows, keys.begin, keys_, [&](std::int64_t j, const std::byte* token) {
-    const auto* row = reinterpret_cast<const BFloat16*>(token);
-    if (is_fp8) {
-      BFloat16* const widened = widened_ + j % 2 * width_;
-      scales_[j] = widen_row(token, width_, has_scales_ ? keys.rows.scale(keys.begin + j) : 1, widened);
-      row = widened;
-    }
-    if (j % 2 == 0) {
-      even = row;
-    } else {
-      pair_ops()->pair_rows(even, row, width_, paired_ + (j - 1) * width_);
-    }
-  });
-  if (keys_ % 2 == 1) pair_ops()->pair_rows(even, nullptr, width_, paired_ + (keys_ - 1) * width_);
+  if (v_.load_codes(keys.rows, keys.begin, keys_, scales_)) {
+    pair_ops()->pair_rows_e4m3(v_.codes, v_.ld, keys_, width_, paired_, ahead);
+  } else {
+    v_.load_bf16(keys.rows, keys.begin, keys_, scales_, ahead.part(0, 1, 2));
+    pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead.part(1, 2, 2));
+  }
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
 
@@ -132,32 +154,48 @@ bool ValueProduct::all_finite() {
   return *is_finite_;
 }
 
-void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
-                            bool accumulate, const Ahead& ahead) {
-  OperandOf<BFloat16> rounded{};
-  if (in_pairs_) {
-    const float* const factors = has_scales_ ? scales_ : nullptr;
-    rounded = pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), factors, rounded_);
+template <class Left>
+void ValueProduct::multiply_seen(Left left, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                                 bool accumulate, const Ahead& ahead) {
+  if (!is_partial || all_finite()) {
+    left.ahead = ahead;
+    return multiply_left(left, columns, keys_, pv, accumulate);
   }
-  const auto multiply = [&](std::int64_t column, std::int64_t count, std::int64_t keys, const Ahead& meanwhile) {
-    float* const to = pv + column * width_;
-    if (in_pairs_) {
-      const BFloat16* const left = rounded.data + column * rounded.row;
-      multiply_pairs({left, rounded.row, rounded.column, meanwhile}, count, keys, to, accumulate);
-    } else {
-      multiply_fp32({p + column, 1, kMaxColumns, meanwhile}, count, keys, to, accumulate);
-    }
-  };
-  if (!is_partial || all_finite()) return multiply(0, columns, keys_, ahead);
-  for (std::int64_t c = 0; c < columns; ++c) multiply(c, 1, static_cast<std::int64_t>(limit[c]), {});
+  for (std::int64_t c = 0; c < columns; ++c) {
+    multiply_left(left, 1, static_cast<std::int64_t>(limit[c]), pv + c * width_, accumulate);
+    left.data += left.row;
+  }
 }
 
-void ValueProduct::multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
+void ValueProduct::multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                            bool accumulate, const Ahead& ahead) {
+  if (in_pairs_) {
+    const float* const factors = has_scales_ ? scales_ : nullptr;
+    const OperandOf<BFloat16> rounded =
+        pair_ops()->round_columns(p, kMaxColumns, keys_, pad_lanes(columns), factors, rounded_);
+    multiply_seen(rounded, columns, limit, is_partial, pv, accumulate, ahead);
+  } else {
+    multiply_seen(Operand{p, 1, kMaxColumns}, columns, limit, is_partial, pv, accumulate, ahead);
+  }
+}
+
+void ValueProduct::multiply_rows(float* p, std::int64_t ld, std::int64_t columns, const float* limit, bool is_partial,
+                                 float* pv, bool accumulate, const Ahead& ahead) {
+  if (in_pairs_) {
+    if (has_scales_) tile_ops().scale_tile(p, ld, columns, pad_lanes(keys_), nullptr, scales_);
+    const OperandOf<BFloat16> rounded = pair_ops()->round_rows(p, ld, columns, keys_, rounded_);
+    multiply_seen(rounded, columns, limit, is_partial, pv, accumulate, ahead);
+  } else {
+    multiply_seen(Operand{p, ld, 1}, columns, limit, is_partial, pv, accumulate, ahead);
+  }
+}
+
+void ValueProduct::multiply_left(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
   tile_ops().matmul(columns, width_, keys, p, v_.data, v_.ld, pv, width_, accumulate);
 }
 
-void ValueProduct::multiply_pairs(OperandOf<BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
-                                  bool accumulate) const {
+void ValueProduct::multiply_left(OperandOf<BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                                 bool accumulate) const {
   const std::int64_t pairs = (keys == keys_ ? pad_steps(keys) : keys / (2 * kPairsPerStep) * (2 * kPairsPerStep)) / 2;
   pair_ops()->matmul(columns, width_, pairs, p, paired_, 2 * width_, pv, width_, 1, accumulate);
   const std::int64_t rest = keys - 2 * pairs;
@@ -197,10 +235,7 @@ void QueryProduct::add_fp32(const QueryTile& q, const float* factors, std::int64
 void QueryProduct::add_pairs(const QueryTile& q, const float* factors, std::int64_t keys, std::int64_t columns,
                              const float* limit, bool is_partial, float* sums) const {
   const std::int64_t padded = pad_steps(columns), step = 2 * width_;  // rows of a pair's two columns, interleaved
-  const auto row = [&](std::int64_t column) { return as_pairs(q.rows + column * q.rows_ld); };
-  for (std::int64_t c = 0; c < columns; c += 2) {
-    pair_ops()->pair_rows(row(c), c + 1 < columns ? row(c + 1) : nullptr, width_, paired_ + c * width_);
-  }
+  pair_ops()->pair_rows(as_pairs(q.rows), 2 * q.rows_ld, columns, width_, paired_, {});
   std::fill(paired_ + core::ceil_div(columns, 2) * step, paired_ + padded * width_, BFloat16{0});
   const OperandOf<BFloat16> left = pair_ops()->round_rows(factors, kMaxColumns, keys, columns, rounded_);
   const auto add = [&](std::int64_t key, std::int64_t count, const BFloat16* right) {

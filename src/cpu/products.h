@@ -30,8 +30,9 @@ class FetchList {
     row_bytes_ = row_bytes;
   }
   void add(const KeySpan& keys) {
-    for_each_token(keys.rows, keys.begin, keys.count,
-                   [&](std::int64_t, const std::byte* token) { rows_[count_++] = token; });
+    for_each_run(keys.rows, keys.begin, keys.count, [&](std::int64_t, std::int64_t tokens, const std::byte* token) {
+      for (std::int64_t i = 0; i < tokens; ++i) rows_[count_++] = token + i * keys.rows.token_bytes;
+    });
   }
   /// Any number of bytes, as rows.
   void add(const void* data, std::int64_t bytes) {
@@ -88,23 +89,31 @@ class ScoreQueries {
   friend class QueryProduct;
   bool in_pairs_;
   QueryTile tile_;
-  float* column_scales_;  // of e4m3 in pairs
-  std::int64_t columns_ = 0;
+  float* column_scales_;      // of e4m3 in pairs
+  std::int64_t size_ = 0;     // columns
+  std::int64_t columns_ = 0;  // with their padding
   float scale_ = 1;
   bool has_column_scales_ = false;
 };
 
-/// s[key][column] = scale * k q^T.
+/// s[key][column] = scale * k q^T, or s[column][key] for few columns.
 class ScoreProduct {
  public:
   ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load_keys(const KeySpan& keys);
+  /// Fetches `ahead` if the keys are not multiplied where they lie.
+  void load_keys(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for row_scores of few columns alone, which widens e4m3 itself.
+  void load_keys_for_rows(const KeySpan& keys, const Ahead& ahead = {});
   /// Whether a score has a factor of its key: then there is no column_max.
   bool has_scales() const { return has_scales_; }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
+  /// Whether there are so few columns that row_scores takes less time.
+  bool has_few_columns(const ScoreQueries& q) const;
+  /// The same scores as s [columns][ld], ld being a multiple of kLanes.
+  void row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// top[column] = the column's largest score, NaN ignored.
   void column_max(const ScoreQueries& q, float* top, const Ahead& ahead = {}) const;
 
@@ -114,6 +123,7 @@ class ScoreProduct {
   float* scales_;  // of e4m3 in pairs
   std::int64_t keys_ = 0;
   bool has_scales_ = false;
+  bool has_codes_ = false;  // and nothing else
 };
 
 /// pv[column] = sum_j p[j][column] v[j], or pv[column] += that sum when `accumulate`.
@@ -121,27 +131,33 @@ class ValueProduct {
  public:
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
-  void load(const KeySpan& keys);
+  void load(const KeySpan& keys, const Ahead& ahead = {});
 
   /// p [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
   void multiply(const float* p, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate,
                 const Ahead& ahead = {});
 
+  /// The same for p [columns][ld], a row of which has room for the keys in whole steps.
+  void multiply_rows(float* p, std::int64_t ld, std::int64_t columns, const float* limit, bool is_partial, float* pv,
+                     bool accumulate, const Ahead& ahead = {});
+
   std::int64_t width() const { return width_; }  // of a row of pv
 
  private:
   bool all_finite();
-  void multiply_fp32(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const;
-  void multiply_pairs(OperandOf<core::BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
-                      bool accumulate) const;
+  template <class Left>
+  void multiply_seen(Left left, std::int64_t columns, const float* limit, bool is_partial, float* pv, bool accumulate,
+                     const Ahead& ahead);
+  void multiply_left(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const;
+  void multiply_left(OperandOf<core::BFloat16> p, std::int64_t columns, std::int64_t keys, float* pv,
+                     bool accumulate) const;
 
   bool in_pairs_;
   std::int64_t width_;
   KeyTile v_;
   core::BFloat16* paired_;   // [ceil(block_size / 2)][2 * width]
   core::BFloat16* rounded_;  // what round_columns makes of p
-  core::BFloat16* widened_;  // [2 * width]: rows of e4m3 that make a pair
   float* scales_;            // of e4m3 in pairs
   bool has_scales_ = false;
   core::BFloat16* last_;  // [2 * width]: a pair whose second key is out of sight

@@ -13,10 +13,12 @@ void topk(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// Of whole sequences or, where candidates are present, a shard's part.
 void select_blocks(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void merge_candidates(const core::Problem& problem, core::Arena& arena, const Loops& loops);
-/// Sparse when topk_indices is present, else dense; so is its backward.
-void attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
-/// The part of dense attention that sequences of few queries are; attention() calls it.
+void sparse_attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void dense_attention(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+/// The parts of dense attention: sequences of few queries, and all others.
 void dense_decode(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+void dense_prefill(const core::Problem& problem, core::Arena& arena, const Loops& loops);
+/// Sparse when topk_indices is present, else dense.
 void attention_backward(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 void kl_loss(const core::Problem& problem, core::Arena& arena, const Loops& loops);
 /// Both of them, over the call's topk_indices.
@@ -29,9 +31,11 @@ void merge_partials(const core::Problem& problem, core::Arena& arena, const Loop
 /// Workspace of each operation within the plan's capacities, carved from a measuring arena.
 void plan_block_scores(const core::Plan& plan, core::Arena& arena);
 void plan_select_blocks(const core::Plan& plan, core::Arena& arena);
-void plan_attention(const core::Plan& plan, core::Arena& arena);
+void plan_sparse_attention(const core::Plan& plan, core::Arena& arena);
+void plan_dense_attention(const core::Plan& plan, core::Arena& arena);
 void plan_msa_attention(const core::Plan& plan, core::Arena& arena);
 void plan_dense_decode(const core::Plan& plan, core::Arena& arena);
+void plan_dense_prefill(const core::Plan& plan, core::Arena& arena);
 void plan_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
 void plan_msa_attention_backward(const core::Plan& plan, core::Arena& arena);
@@ -49,9 +53,9 @@ inline constexpr Stage kStages[] = {
     {OPENMSA_OP_BLOCK_SCORES,              plan_block_scores,           block_scores},
     {OPENMSA_OP_TOPK,                      nullptr,                     topk},
     {OPENMSA_OP_SELECT_BLOCKS,             plan_select_blocks,          select_blocks},
-    {OPENMSA_OP_SPARSE_ATTENTION,          plan_attention,              attention},
+    {OPENMSA_OP_SPARSE_ATTENTION,          plan_sparse_attention,       sparse_attention},
     {OPENMSA_OP_MSA_ATTENTION,             plan_msa_attention,          msa_attention},
-    {OPENMSA_OP_DENSE_ATTENTION,           plan_attention,              attention},
+    {OPENMSA_OP_DENSE_ATTENTION,           plan_dense_attention,        dense_attention},
     {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, plan_attention_backward,     attention_backward},
     {OPENMSA_OP_DENSE_ATTENTION_BACKWARD,  plan_attention_backward,     attention_backward},
     {OPENMSA_OP_KL_LOSS,                   plan_kl_loss,                kl_loss},
@@ -68,5 +72,7 @@ inline constexpr Stage kStages[] = {
 /// gradient of keys (to 0). Absent outputs are left alone.
 void write_query_padding(const core::Problem& problem, const openmsa_tensor& tensor, int axis, double value);
 void write_key_padding(const core::Problem& problem, const openmsa_tensor& tensor);
+/// o and lse of rows that belong to no sequence.
+void write_attention_padding(const core::Problem& problem);
 
 }  // namespace openmsa::cpu

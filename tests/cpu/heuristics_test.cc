@@ -43,6 +43,25 @@ TEST(Heuristics, ForwardTilesGrowWithTheSequenceUntilTheirRowsAreMany) {
   EXPECT_EQ(cpu::max_forward_queries(plan_of(1, 1)), 1024);
 }
 
+TEST(Heuristics, ATileOfDensePromptsHasAbout256Rows) {
+  EXPECT_EQ(cpu::dense_queries_per_tile(plan_of(4, 4)), 256);
+  EXPECT_EQ(cpu::dense_queries_per_tile(plan_of(64, 4)), 16);
+  EXPECT_EQ(cpu::dense_queries_per_tile(plan_of(12, 4)), 85);
+  EXPECT_EQ(cpu::dense_queries_per_tile(plan_of(256, 4)), 4);
+}
+
+TEST(Heuristics, WhatIsMultipliedAsItLiesTakesNoTimeToLoad) {
+  core::Plan plan = plan_of(64, 4);
+  EXPECT_EQ(cpu::step_times(plan, 16, false, 1).load_k, 0);
+  EXPECT_EQ(cpu::step_times(plan, 16, false, 1).load_v, 0);
+  plan.config.dtype = plan.config.kv_dtype = OPENMSA_BFLOAT16;
+  EXPECT_EQ(cpu::step_times(plan, 16, false, 2).load_k, 0);
+  EXPECT_GT(cpu::step_times(plan, 16, false, 2).load_v, 0) << "values are interleaved";
+  plan.config.kv_dtype = OPENMSA_FLOAT8_E4M3;
+  EXPECT_GT(cpu::step_times(plan, 16, false, 2).load_k, 0);
+  EXPECT_LT(cpu::step_times(plan, 4, true, 2).scores, cpu::step_times(plan, 4, false, 2).scores);
+}
+
 TEST(Heuristics, ATileOfTheIndexBranchHasAbout256Columns) {
   EXPECT_EQ(cpu::index_queries_per_tile(plan_of(1, 1)), 128);
   EXPECT_EQ(cpu::index_queries_per_tile(plan_of(4, 4)), 64);

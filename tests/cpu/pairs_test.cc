@@ -94,14 +94,56 @@ void test_nan(const cpu::PairOps& ops) {
   EXPECT_EQ(top[15], -std::numeric_limits<float>::infinity());
 }
 
+/// Rows of 32, 64 and 96 numbers, some of them apart.
 void test_widening(const cpu::PairOps& ops) {
-  std::vector<core::Float8E4M3> codes;
-  for (int code = 0; code < 256; ++code) codes.push_back({static_cast<std::uint8_t>(code)});
-  std::vector<BFloat16> wide(codes.size());
-  ops.widen_e4m3(codes.data(), wide.data(), std::ssize(codes));
-  for (std::size_t i = 0; i < codes.size(); ++i) {
-    const float expected = core::to_float(codes[i]), got = core::to_float(wide[i]);
-    ASSERT_TRUE(std::isnan(expected) ? std::isnan(got) : got == expected) << i << ": " << got << " for " << expected;
+  for (const std::int64_t n : {32, 64, 96}) {
+    SCOPED_TRACE(n);
+    const std::int64_t m = 8, ld = n + 7;
+    std::vector<core::Float8E4M3> codes(static_cast<std::size_t>(m * ld));
+    for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = {static_cast<std::uint8_t>(i)};
+    std::vector<BFloat16> wide(static_cast<std::size_t>(m * n));
+    ops.widen_e4m3(codes.data(), ld, m, n, wide.data(), {});
+    for (std::int64_t i = 0; i < m; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const float expected = core::to_float(codes[i * ld + j]), got = core::to_float(wide[i * n + j]);
+        ASSERT_TRUE(std::isnan(expected) ? std::isnan(got) : got == expected) << i << ' ' << j << ": " << got;
+      }
+    }
+  }
+}
+
+void test_pairing(const cpu::PairOps& ops) {
+  std::mt19937_64 random(2);
+  for (const std::int64_t m : {1, 2, 5, 16}) {
+    const std::int64_t n = 48, ld = n + 3, pairs = (m + 1) / 2;
+    const auto in = whole_numbers(m * ld, random);
+    std::vector<BFloat16> out(static_cast<std::size_t>(pairs * 2 * n), BFloat16{0x7fc0});
+    ops.pair_rows(in.data(), ld, m, n, out.data(), {});
+    for (std::int64_t i = 0; i < 2 * pairs; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const float expected = i < m ? core::to_float(in[i * ld + j]) : 0;
+        ASSERT_EQ(core::to_float(out[i / 2 * 2 * n + 2 * j + i % 2]), expected) << m << ": " << i << ' ' << j;
+      }
+    }
+  }
+}
+
+void test_pairing_e4m3(const cpu::PairOps& ops) {
+  for (const std::int64_t m : {1, 2, 7}) {
+    for (const std::int64_t n : {32, 64, 96, 128}) {
+      SCOPED_TRACE(testing::Message() << m << " x " << n);
+      const std::int64_t ld = n + 5, pairs = (m + 1) / 2;
+      std::vector<core::Float8E4M3> in(static_cast<std::size_t>(m * ld));
+      for (std::size_t i = 0; i < in.size(); ++i) in[i] = {static_cast<std::uint8_t>(i * 7 % 127)};
+      std::vector<BFloat16> out(static_cast<std::size_t>(pairs * 2 * n), BFloat16{0x7fc0});
+      ops.pair_rows_e4m3(in.data(), ld, m, n, out.data(), {});
+      for (std::int64_t i = 0; i < 2 * pairs; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          const float expected = i < m ? core::to_float(in[i * ld + j]) : 0;
+          ASSERT_EQ(core::to_float(out[i / 2 * 2 * n + 2 * j + i % 2]), expected) << i << ' ' << j;
+        }
+      }
+    }
   }
 }
 
@@ -129,6 +171,8 @@ class Pairs : public testing::Test {
 TEST_F(Pairs, MatmulSumsThePairsOfEveryShape) { with_each(test_matmul); }
 TEST_F(Pairs, RoundingKeepsColumnsAndRowsAndPadsWithZeros) { with_each(test_rounding); }
 TEST_F(Pairs, EveryE4M3NumberIsABf16Number) { with_each(test_widening); }
+TEST_F(Pairs, RowsAreInterleavedAndTheLastOneWithZeros) { with_each(test_pairing); }
+TEST_F(Pairs, RowsOfE4M3AreWidenedAndInterleaved) { with_each(test_pairing_e4m3); }
 TEST_F(Pairs, ColumnMaxIgnoresNaN) { with_each(test_nan); }
 
 void test_nan_in_values(const cpu::PairOps&) {

@@ -25,12 +25,11 @@
 #include <limits>
 #include <type_traits>
 
-HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
+HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx512bf16,avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
 namespace openmsa::cpu {
 namespace {
 
 #include "cpu/tile/pairs-inl.h"
-#include "cpu/tile/product-inl.h"
 
 using core::BFloat16;
 
@@ -275,7 +274,8 @@ namespace openmsa::cpu {
 const PairOps* tile_pair_ops() {
 #if HWY_ARCH_X86_64 && defined(__linux__)
   static const bool is_supported = vector_pair_ops() != nullptr && has_amx_bf16() && may_use_tiles();
-  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max, pair_rows,
+  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max,
+                                   nullptr,       nullptr,    pair_rows, pair_rows_e4m3,
                                    round_columns, round_rows, widen_e4m3};
   return is_supported ? &kOps : nullptr;
 #else

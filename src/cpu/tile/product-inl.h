@@ -10,6 +10,8 @@
 //   rows(vectors)    rows of a register block so wide: as many as leave their sums in registers
 //   Vec, Side        vectors of fp32 sums, and of an operand
 //   left(p), right(p)  one step of a row in every lane; kColumns columns of one step
+//   RowElement, kLoadedSteps  of rows that lie along the lanes, which may be stored differently
+//   load_steps(rows, p, steps)  kLoadedSteps steps, from p on, of kColumns such rows, each row in its lane
 //   mul_add(left, right, sum), zero, set, load, store, multiply, max_number
 
 #if HWY_COMPILER_GCC_ACTUAL  // GCC 12 would keep operands of some register blocks on the stack
@@ -36,7 +38,11 @@ class Prefetcher {
         line = *rows_++;
         left_in_row = lines_per_row_;
       }
-      hwy::Prefetch(line);
+      if (past_first_level_) {
+        __builtin_prefetch(line, 0, 2);
+      } else {
+        hwy::Prefetch(line);
+      }
       line += kLineBytes;
       --left_in_row;
     }
@@ -52,6 +58,7 @@ class Prefetcher {
   std::int64_t lines_per_row_;
   std::int64_t left_in_row_ = 0, left_;
   std::int64_t per_step_;
+  bool past_first_level_ = fetches_past_first_level();
 };
 
 /// Steps of a sum between two looks at the prefetcher.
@@ -174,4 +181,58 @@ HWY_INLINE void matmul_column_max_tile(std::int64_t m, std::int64_t n, std::int6
   for_each_panel<P>(n, 0, [&](auto width, std::int64_t j) {
     column_max_columns<P, P::rows(width), width>(m, k, a, b + j * P::kPerColumn, ldb, top + j, prefetcher);
   });
+}
+
+/// Consecutive rows of an operand; those past `count`, where they are not whole, are the last one again.
+template <class Element, bool kAreWhole>
+struct Rows {
+  const Element* first;
+  std::int64_t ld;
+  std::int64_t count;
+  HWY_INLINE const Element* at(std::int64_t i) const { return first + (kAreWhole ? i : std::min(i, count - 1)) * ld; }
+};
+
+/// kColumns rows of the left operand, along the lanes, by n rows of q.
+template <class P, int n, class Left>
+HWY_INLINE void row_products_block(std::int64_t k, Left rows, const typename P::Element* HWY_RESTRICT q,
+                                   std::int64_t ldq, float* HWY_RESTRICT s, std::int64_t lds, float scale,
+                                   Prefetcher& prefetcher) {
+  typename P::Vec acc[n];
+  for (int j = 0; j < n; ++j) acc[j] = P::zero();
+  for (std::int64_t p = 0; p < k; p += P::kLoadedSteps) {
+    prefetcher.step();
+    typename P::Side steps[P::kLoadedSteps];
+    P::load_steps(rows, p, steps);
+    for (int i = 0; i < P::kLoadedSteps; ++i) {
+      for (int j = 0; j < n; ++j) {
+        acc[j] = P::mul_add(P::left(q + j * ldq + (p + i) * P::kPerColumn), steps[i], acc[j]);
+      }
+    }
+  }
+  for (int j = 0; j < n; ++j) P::store(P::multiply(acc[j], scale), s + j * lds);
+}
+
+template <class P, int n, class A>
+HWY_INLINE void row_products_of(std::int64_t m, std::int64_t k, A a, const typename P::Element* q, std::int64_t ldq,
+                                float* s, std::int64_t lds, float scale) {
+  using Element = typename P::RowElement;
+  Prefetcher prefetcher(a.ahead, core::ceil_div(m, P::kColumns) * (k / P::kLoadedSteps));
+  std::int64_t i = 0;
+  for (; i + P::kColumns <= m; i += P::kColumns) {
+    const Rows<Element, true> rows = {a.data + i * a.row, a.row, P::kColumns};
+    row_products_block<P, n>(k, rows, q, ldq, s + i, lds, scale, prefetcher);
+  }
+  if (i == m) return;
+  const Rows<Element, false> rows = {a.data + i * a.row, a.row, m - i};
+  row_products_block<P, n>(k, rows, q, ldq, s + i, lds, scale, prefetcher);
+}
+
+/// s[j][i] = scale * sum_p a(i,p) q[j][p], in order of p; up to kFewRows rows of q.
+template <class P, int n = 1, class A>
+HWY_INLINE void row_products_tile(std::int64_t m, std::int64_t rows, std::int64_t k, A a, const typename P::Element* q,
+                                  std::int64_t ldq, float* s, std::int64_t lds, float scale) {
+  if constexpr (n < kFewRows) {
+    if (rows > n) return row_products_tile<P, n + 1>(m, rows, k, a, q, ldq, s, lds, scale);
+  }
+  row_products_of<P, n>(m, k, a, q, ldq, s, lds, scale);
 }

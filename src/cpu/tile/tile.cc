@@ -9,6 +9,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -33,7 +34,13 @@ HWY_INLINE V load(const float* p) { return hn::LoadU(D(), p); }
 HWY_INLINE void store(V v, float* p) { hn::StoreU(v, D(), p); }
 
 /// max(a, b) where a NaN in b is ignored.
-HWY_INLINE V max_number(V a, V b) { return hn::IfThenElse(hn::Gt(b, a), b, a); }
+HWY_INLINE V max_number(V a, V b) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+  return hn::Max(b, a);  // x86-64's instruction: of a NaN and a, a
+#else
+  return hn::IfThenElse(hn::Gt(b, a), b, a);
+#endif
+}
 
 /// exp(x) for x <= 0, with 0 below -87; NaN stays NaN. Half the instructions of hn::Exp, which serves every x:
 ///   x = n ln 2 + r,  |r| <= ln 2 / 2,  exp(x) = 2^n (1 + r + r^2 q(r)),  q interpolated at Chebyshev's nodes: 1e-8
@@ -56,11 +63,50 @@ HWY_INLINE V exp_of(V x) {
 
 #include "cpu/tile/product-inl.h"
 
+#if HWY_TARGET != HWY_SCALAR
+/// 128 bits, from element p on, of row i and of every fourth row after it.
+template <class AnyRows>
+HWY_INLINE V every_fourth(const AnyRows& rows, std::int64_t i, std::int64_t p) {
+  const hn::FixedTag<float, 4> quarter;
+  const auto first = hn::LoadU(quarter, rows.at(i) + p);
+#if HWY_TARGET <= HWY_AVX3
+  const hn::FixedTag<float, 8> half;
+  const auto low = hn::Combine(half, hn::LoadU(quarter, rows.at(i + 4) + p), first);
+  const auto third = hn::LoadU(quarter, rows.at(i + 8) + p);
+  return hn::Combine(D(), hn::Combine(half, hn::LoadU(quarter, rows.at(i + 12) + p), third), low);
+#elif HWY_TARGET <= HWY_AVX2
+  return hn::Combine(D(), hn::LoadU(quarter, rows.at(i + 4) + p), first);
+#else
+  return first;
+#endif
+}
+#endif
+
+/// Elements p to p + 3 of kL rows, a vector for each element.
+template <class AnyRows>
+HWY_INLINE void transpose_rows(const AnyRows& rows, std::int64_t p, V (&out)[4]) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 4; ++i) out[i] = set(rows.at(0)[p + i]);
+#else
+  const D d;
+  const V row0 = every_fourth(rows, 0, p), row1 = every_fourth(rows, 1, p);
+  const V row2 = every_fourth(rows, 2, p), row3 = every_fourth(rows, 3, p);
+  const V low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
+  const V high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
+  out[0] = hn::InterleaveLower(d, low02, low13);
+  out[1] = hn::InterleaveUpper(d, low02, low13);
+  out[2] = hn::InterleaveLower(d, high02, high13);
+  out[3] = hn::InterleaveUpper(d, high02, high13);
+#endif
+}
+
 struct Fp32 {
   using Element = float;
+  using RowElement = float;
   using Vec = V;
   using Side = V;
   static constexpr std::int64_t kPerColumn = 1, kColumns = kL;
+  static constexpr int kLoadedSteps = 4;
   static constexpr int kMaxVectors = static_cast<int>(kL == 16 ? 4 : kLanes / kL);
   /// 24 sums in 32 registers, or 12 in 16; fewer of one vector per row, for want of registers for the rows' addresses.
   static constexpr int rows(int vectors) {
@@ -70,6 +116,10 @@ struct Fp32 {
 
   static HWY_INLINE V left(const float* p) { return openmsa::cpu::HWY_NAMESPACE::set(*p); }
   static HWY_INLINE V right(const float* p) { return openmsa::cpu::HWY_NAMESPACE::load(p); }
+  template <class AnyRows>
+  static HWY_INLINE void load_steps(const AnyRows& rows, std::int64_t p, V (&steps)[4]) {
+    transpose_rows(rows, p, steps);
+  }
   static HWY_INLINE V mul_add(V left, V right, V sum) { return hn::MulAdd(left, right, sum); }
   static HWY_INLINE V zero() { return openmsa::cpu::HWY_NAMESPACE::zero(); }
   static HWY_INLINE V lowest() { return openmsa::cpu::HWY_NAMESPACE::set(-kInfinity); }
@@ -87,6 +137,11 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const flo
 void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                        float* top) {
   matmul_column_max_tile<Fp32>(m, n, k, a, b, ldb, top);
+}
+
+void row_products(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* q, std::int64_t ldq, float* s,
+                  std::int64_t lds) {
+  row_products_tile<Fp32>(m, n, k, a, q, ldq, s, lds, 1);
 }
 
 // ------------------------------------------------------------------------------------ functions of a column
@@ -206,6 +261,54 @@ void teacher_columns(const float* p, float* s, std::int64_t ld, std::int64_t m, 
   }
 }
 
+// --------------------------------------------------------------------------------------- functions of a row
+
+/// max_i s[i] over `visible` scores, by lanes. Four vectors at a time, for a maximum waits for the one before it.
+HWY_INLINE float max_of_row(const float* s, std::int64_t visible) {
+  V best[4] = {set(-kInfinity), set(-kInfinity), set(-kInfinity), set(-kInfinity)};
+  std::int64_t i = 0;
+  for (; i + 4 * kL <= visible; i += 4 * kL) {
+    for (int j = 0; j < 4; ++j) best[j] = max_number(best[j], load(s + i + j * kL));
+  }
+  for (; i < visible; i += kL) {
+    const auto counts = hn::FirstN(D(), static_cast<std::size_t>(visible - i));
+    best[0] = max_number(best[0], hn::IfThenElse(counts, load(s + i), best[0]));
+  }
+  return hn::GetLane(hn::MaxOfLanes(D(), max_number(max_number(best[0], best[1]), max_number(best[2], best[3]))));
+}
+
+/// Of the first limit[j] of m scores.
+HWY_INLINE std::int64_t visible_in(const float* limit, std::int64_t j, std::int64_t m) {
+  return std::min(static_cast<std::int64_t>(limit[j]), m);
+}
+
+void row_max(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top) {
+  for (std::int64_t j = 0; j < n; ++j) top[j] = max_of_row(s + j * ld, visible_in(limit, j, m));
+}
+
+void softmax_rows(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max, float* sum,
+                  float* alpha, Ahead ahead) {
+  Prefetcher prefetcher(ahead, n * core::ceil_div(m, kL));
+  for (std::int64_t j = 0; j < n; ++j, s += ld) {
+    const std::int64_t visible = visible_in(limit, j, m);
+    const float top = max_of_row(s, visible), new_max = top > max[j] ? top : max[j];
+    const float shift = new_max > -kInfinity ? new_max : 0;
+    V total = zero();
+    for (std::int64_t i = 0; i < m; i += kL) {
+      prefetcher.step();
+      V p = exp_of(hn::Sub(load(s + i), set(shift)));
+      if (i + kL > visible) {
+        p = hn::IfThenElseZero(hn::FirstN(D(), static_cast<std::size_t>(std::max<std::int64_t>(visible - i, 0))), p);
+      }
+      store(p, s + i);
+      total = hn::Add(total, p);
+    }
+    alpha[j] = hn::GetLane(exp_of(set(max[j] - shift)));
+    max[j] = new_max;
+    sum[j] = sum[j] * alpha[j] + hn::GetLane(hn::SumOfLanes(D(), total));
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------- rows
 
 void scale_add(float* o, const float* t, float alpha, std::int64_t n) {
@@ -261,54 +364,13 @@ void offer(const float* score, std::int32_t block, const std::int32_t* end, std:
   }
 }
 
-#if HWY_TARGET == HWY_SCALAR
-void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < 4; ++i) {
-    for (std::int64_t j = 0; j < 4; ++j) to[j * ldo + i] = from[i * ldi + j];
-  }
-}
-#else
-/// 4 x 4: two rounds of interleaving 128-bit vectors.
-HWY_INLINE void transpose_block(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  const hn::FixedTag<float, 4> d;
-  const auto row0 = hn::LoadU(d, from), row1 = hn::LoadU(d, from + ldi);
-  const auto row2 = hn::LoadU(d, from + 2 * ldi), row3 = hn::LoadU(d, from + 3 * ldi);
-  const auto low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
-  const auto high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
-  hn::StoreU(hn::InterleaveLower(d, low02, low13), d, to);
-  hn::StoreU(hn::InterleaveUpper(d, low02, low13), d, to + ldo);
-  hn::StoreU(hn::InterleaveLower(d, high02, high13), d, to + 2 * ldo);
-  hn::StoreU(hn::InterleaveUpper(d, high02, high13), d, to + 3 * ldo);
-}
-#endif
-
-#if HWY_TARGET <= HWY_AVX3
-/// 16 x 4: each vector holds every fourth row's 128 bits, so that the same two rounds give whole rows of the result.
-HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  const hn::FixedTag<float, 4> quarter;
-  const hn::FixedTag<float, 8> half;
-  const auto rows = [&](std::int64_t i) {
-    const auto row = [&](std::int64_t j) { return hn::LoadU(quarter, from + (i + j) * ldi); };
-    return hn::Combine(D(), hn::Combine(half, row(12), row(8)), hn::Combine(half, row(4), row(0)));
-  };
-  const D d;
-  const V row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
-  const V low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
-  const V high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
-  store(hn::InterleaveLower(d, low02, low13), to);
-  store(hn::InterleaveUpper(d, low02, low13), to + ldo);
-  store(hn::InterleaveLower(d, high02, high13), to + 2 * ldo);
-  store(hn::InterleaveUpper(d, high02, high13), to + 3 * ldo);
-}
-#else
-HWY_INLINE void transpose_panel(const float* from, std::int64_t ldi, float* to, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < 16; i += 4) transpose_block(from + i * ldi, ldi, to + i, ldo);
-}
-#endif
-
 void transpose(const float* in, std::int64_t ldi, std::int64_t m, std::int64_t n, float* out, std::int64_t ldo) {
-  for (std::int64_t i = 0; i < m; i += 16) {
-    for (std::int64_t j = 0; j < n; j += 4) transpose_panel(in + i * ldi + j, ldi, out + j * ldo + i, ldo);
+  for (std::int64_t i = 0; i < m; i += kL) {
+    for (std::int64_t j = 0; j < n; j += 4) {
+      V columns[4];
+      transpose_rows(Rows<float, true>{in + i * ldi, ldi, kL}, j, columns);
+      for (std::int64_t c = 0; c < 4; ++c) store(columns[c], out + (j + c) * ldo + i);
+    }
   }
 }
 
@@ -331,44 +393,58 @@ HWY_INLINE V widen_e4m3(const std::uint8_t* from) {
   return hn::IfThenElse(hn::Eq(hn::Abs(value), set(480)), hn::NaN(D()), value);  // 480 would be 0x7f
 }
 
-/// Calls vector(i) for whole vectors of `count` elements and one(i) for the rest.
-template <class Vector, class One>
-HWY_INLINE void widen_each(float* to, std::int64_t count, float scale, const Vector& vector, const One& one) {
+/// Elements of a storage type, as fp32: one, or kL of them. kSize is an element's bytes.
+struct StoredFp32 {
+  static constexpr std::int64_t kSize = 4;
+  static float one(const std::byte* p) { return *reinterpret_cast<const float*>(p); }
+  static HWY_INLINE V vector(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+struct StoredBf16 {
+  static constexpr std::int64_t kSize = 2;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::BFloat16*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) {
+    const auto halves = hn::LoadU(hn::Rebind<std::uint16_t, D>(), reinterpret_cast<const std::uint16_t*>(p));
+    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), halves)));
+  }
+};
+struct StoredFp16 {
+  static constexpr std::int64_t kSize = 2;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float16*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) {
+    const auto bits = hn::LoadU(hn::Rebind<std::uint16_t, D>(), reinterpret_cast<const std::uint16_t*>(p));
+    return hn::PromoteTo(D(), hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
+  }
+};
+struct StoredE4m3 {
+  static constexpr std::int64_t kSize = 1;
+  static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float8E4M3*>(p)); }
+  static HWY_INLINE V vector(const std::byte* p) { return widen_e4m3(reinterpret_cast<const std::uint8_t*>(p)); }
+};
+
+template <class Stored>
+void widen_each(const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to, std::int64_t ld,
+                std::int64_t count, float scale, const Ahead& ahead) {
+  Prefetcher prefetcher(ahead, rows);
   const V factor = set(scale);
-  std::int64_t i = 0;
-  for (; i + kL <= count; i += kL) store(hn::Mul(vector(i), factor), to + i);
-  for (; i < count; ++i) to[i] = one(i) * scale;
+  for (std::int64_t row = 0; row < rows; ++row, from += from_bytes, to += ld) {
+    prefetcher.step();
+    std::int64_t i = 0;
+    for (; i + kL <= count; i += kL) store(hn::Mul(Stored::vector(from + i * Stored::kSize), factor), to + i);
+    for (; i < count; ++i) to[i] = Stored::one(from + i * Stored::kSize) * scale;
+  }
+}
+
+void widen_rows(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
+                std::int64_t ld, std::int64_t count, float scale, const Ahead& ahead) {
+  const auto widen = dtype == OPENMSA_FLOAT32       ? widen_each<StoredFp32>
+                     : dtype == OPENMSA_BFLOAT16    ? widen_each<StoredBf16>
+                     : dtype == OPENMSA_FLOAT8_E4M3 ? widen_each<StoredE4m3>
+                                                    : widen_each<StoredFp16>;
+  widen(from, from_bytes, rows, to, ld, count, scale, ahead);
 }
 
 void widen(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale) {
-  using HalfInts = hn::Rebind<std::uint16_t, D>;
-  if (dtype == OPENMSA_FLOAT32) {
-    const float* source = reinterpret_cast<const float*>(from);
-    const auto one = [=](std::int64_t i) { return source[i]; };
-    widen_each(
-        to, count, scale, [=](std::int64_t i) { return load(source + i); }, one);
-  } else if (dtype == OPENMSA_BFLOAT16) {
-    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    const auto vector = [=](std::int64_t i) {
-      const auto bits = hn::PromoteTo(hn::Rebind<std::uint32_t, D>(), hn::LoadU(HalfInts(), source + i));
-      return hn::BitCast(D(), hn::ShiftLeft<16>(bits));
-    };
-    const auto one = [=](std::int64_t i) { return core::to_float(core::BFloat16{source[i]}); };
-    widen_each(to, count, scale, vector, one);
-  } else if (dtype == OPENMSA_FLOAT8_E4M3) {
-    const auto* source = reinterpret_cast<const std::uint8_t*>(from);
-    const auto one = [=](std::int64_t i) { return core::to_float(core::Float8E4M3{source[i]}); };
-    widen_each(
-        to, count, scale, [=](std::int64_t i) { return widen_e4m3(source + i); }, one);
-  } else {
-    const auto* source = reinterpret_cast<const std::uint16_t*>(from);
-    const auto vector = [=](std::int64_t i) {
-      const hn::Rebind<hwy::float16_t, D> halves;
-      return hn::PromoteTo(D(), hn::BitCast(halves, hn::LoadU(HalfInts(), source + i)));
-    };
-    const auto one = [=](std::int64_t i) { return core::to_float(core::Float16{source[i]}); };
-    widen_each(to, count, scale, vector, one);
-  }
+  widen_rows(dtype, from, 0, 1, to, 0, count, scale, {});
 }
 
 void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count) {
@@ -384,9 +460,9 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 }
 
 TileOps make_ops() {
-  return {matmul,   matmul_column_max, column_max,      softmax_columns, probabilities,
-          d_scores, kl_columns,        teacher_columns, scale_add,       scale_tile,
-          offer,    transpose,         all_finite,      widen,           narrow};
+  return {matmul,        matmul_column_max, row_products, column_max,      row_max,   softmax_columns, softmax_rows,
+          probabilities, d_scores,          kl_columns,   teacher_columns, scale_add, scale_tile,      offer,
+          transpose,     all_finite,        widen,        widen_rows,      narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE
@@ -396,6 +472,15 @@ HWY_AFTER_NAMESPACE();
 namespace openmsa::cpu {
 
 HWY_EXPORT(make_ops);
+
+bool fetches_past_first_level() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 where the system does not know
+  return bytes > 0 && bytes <= 32 << 10;
+#else
+  return false;
+#endif
+}
 
 const TileOps& tile_ops() {
   static const TileOps ops = HWY_DYNAMIC_DISPATCH(make_ops)();

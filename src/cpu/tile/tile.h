@@ -31,7 +31,16 @@ struct Ahead {
   const std::byte* const* rows = nullptr;
   std::int64_t count = 0;
   std::int64_t row_bytes = 0;
+
+  /// The part for steps [begin, end) of `steps`.
+  Ahead part(std::int64_t begin, std::int64_t end, std::int64_t steps) const {
+    const std::int64_t first = count * begin / steps;
+    return {rows + first, count * end / steps - first, row_bytes};
+  }
 };
+
+/// Whether that ends in the second-level cache: a first-level cache of 32 KiB keeps its room for what is worked on.
+bool fetches_past_first_level();
 
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
 template <class Element>
@@ -42,6 +51,9 @@ struct OperandOf {
   Ahead ahead = {};
 };
 using Operand = OperandOf<float>;
+
+/// With so few query rows keys lie along the lanes of vectors, and a tile of scores is s[query row][key].
+inline constexpr std::int64_t kFewRows = 8;
 
 /// Running top-k lists, one per column: entry i of column j is (keys[i * ld + j], blocks[i * ld + j]), best first.
 struct TopkColumns {
@@ -61,14 +73,26 @@ struct TileOps {
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                             float* top);
 
+  /// s[j][i] = sum_p a(i,p) q[j][p] for i < m, j < n <= kFewRows, p < k, a multiple of 4; in matmul's order, so with its
+  /// bits. Rows of s have room for pad_lanes(m).
+  void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* q, std::int64_t ldq,
+                       float* s, std::int64_t lds);
+
   /// top[j] = max over i < min(m, limit[j]) of s[i][j], NaN ignored; -inf when there is nothing else.
   void (*column_max)(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top);
+
+  /// The same of s[j][i], for j < n.
+  void (*row_max)(const float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* top);
 
   /// One step of the online softmax. Column j sees its first limit[j] keys:
   ///   max' = max(max, max_i s),  alpha = exp(max - max'),  s = exp(s - max'),  sum = sum * alpha + sum_i s.
   /// A column that has seen nothing keeps max = -inf, sum = 0; s is 0 past the limit. NaN scores give NaN.
   void (*softmax_columns)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
                           float* sum, float* alpha, Ahead ahead);
+
+  /// The same of s[j][i], for j < n; sums over i go by lanes.
+  void (*softmax_rows)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit, float* max,
+                       float* sum, float* alpha, Ahead ahead);
 
   /// s[i][j] = exp(s[i][j] - lse[j]) for i < limit[j], else 0; a column with lse = -inf becomes 0.
   void (*probabilities)(float* s, std::int64_t ld, std::int64_t m, std::int64_t n, const float* limit,
@@ -105,8 +129,11 @@ struct TileOps {
   /// Whether all values of an m x n tile are finite; n is a multiple of kLanes.
   bool (*all_finite)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n);
 
-  /// `count` elements of a storage type to fp32, times `scale`; and back with one rounding.
+  /// `count` elements of a storage type to fp32, times `scale`; rows of them, `from_bytes` apart, to rows `ld` apart; and
+  /// back with one rounding.
   void (*widen)(openmsa_dtype dtype, const std::byte* from, float* to, std::int64_t count, float scale);
+  void (*widen_rows)(openmsa_dtype dtype, const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to,
+                     std::int64_t ld, std::int64_t count, float scale, const Ahead& ahead);
   void (*narrow)(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t count);
 };
 
@@ -134,8 +161,23 @@ struct PairOps {
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                             const core::BFloat16* b, std::int64_t ldb, float* top);
 
-  /// out[2j] = even[j], out[2j+1] = odd[j], or 0 where odd is nullptr; for j < n, a multiple of kLanes.
-  void (*pair_rows)(const core::BFloat16* even, const core::BFloat16* odd, std::int64_t n, core::BFloat16* out);
+  /// s[j][i] = scale * sum_p (a(i,p)[0] q[j][2p] + a(i,p)[1] q[j][2p+1]) for i < m, j < n <= kFewRows, p < pairs; in
+  /// matmul's order, so with its bits. Rows of s have room for pad_lanes(m). nullptr where matmul is no slower.
+  void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
+                       const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
+
+  /// The same for a in e4m3, widened without rounding.
+  void (*row_products_e4m3)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::Float8E4M3> a,
+                            const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
+
+  /// out[i][2j] = in[2i][j], out[i][2j+1] = in[2i+1][j], or 0 where there is no such row; for m rows of n columns, a multiple of
+  /// kLanes.
+  void (*pair_rows)(const core::BFloat16* in, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* out,
+                    const Ahead& ahead);
+
+  /// The same for rows in e4m3, widened without rounding; n is a multiple of 32.
+  void (*pair_rows_e4m3)(const core::Float8E4M3* in, std::int64_t ld, std::int64_t m, std::int64_t n,
+                         core::BFloat16* out, const Ahead& ahead);
 
   /// The left operand of a product whose rows are the n columns of a tile of m rows, rounded to bf16, row i times
   /// factors[i] unless that is nullptr; a pair is two rows of the tile, and what is missing in whole steps is 0. `memory`
@@ -148,8 +190,9 @@ struct PairOps {
   OperandOf<core::BFloat16> (*round_rows)(const float* tile, std::int64_t ld, std::int64_t m, std::int64_t n,
                                           core::BFloat16* memory);
 
-  /// `count` numbers, a multiple of 32, without rounding.
-  void (*widen_e4m3)(const core::Float8E4M3* from, core::BFloat16* to, std::int64_t count);
+  /// to[i][j] = from[i][j] without rounding, for m rows of n numbers, a multiple of 32; ld is that of `from`.
+  void (*widen_e4m3)(const core::Float8E4M3* from, std::int64_t ld, std::int64_t m, std::int64_t n, core::BFloat16* to,
+                     const Ahead& ahead);
 };
 
 /// The fastest on this CPU; nullptr where no such products are faster than those in fp32.

@@ -1,4 +1,4 @@
-// Forward of the main branch, sparse and dense.
+// Forward of the main branch.
 //
 // One work item is a tile of queries of one KV head. It walks over the kv_blocks that its queries visit, in ascending
 // order, loads each block's keys and values once, and brings all query rows that visit it up to date (online softmax):
@@ -8,7 +8,7 @@
 //   l = alpha l + sum_j p,  o = alpha o + p^T v
 //
 // so the work done is exactly that of the chosen (query, block) pairs, and a query's result does not depend on the tile
-// it is in. Dense attention of a few queries over many keys is in dense_decode.cc.
+// it is in.
 
 #include <algorithm>
 
@@ -51,13 +51,7 @@ struct Scratch {
   float *limit, *max, *sum, *alpha;
 };
 
-/// Sequences that dense_decode takes.
-bool is_dense_decode(const Problem& problem, const Sequence& sequence) {
-  return is_decode(sequence) && !core::present(problem.tensors.topk_indices);
-}
-
 std::int64_t count_tiles(const Problem& problem, const Sequence& sequence) {
-  if (is_dense_decode(problem, sequence)) return 0;
   const std::int64_t queries = forward_queries_per_tile(problem.plan, sequence);
   return core::ceil_div(sequence.seqlen_q, queries) * problem.plan.config.num_heads_kv;
 }
@@ -109,10 +103,10 @@ class TileWalk {
         v_(problem.v(tile.sequence, tile.head)),
         s_(scratch) {}
 
-  /// Over the kv_blocks that the tile's queries see, or have chosen.
+  /// Over the kv_blocks that the tile's queries have chosen.
   void run() {
     const std::int64_t group = problem_.plan.group_size;
-    begin_visits(s_.visits, problem_, tile_);
+    s_.visits.begin_sparse(problem_, tile_);
     s_.state.reset(tile_.count * group);
     Steps steps(s_.visits, tile_.head * group, group);
     Step now, next;
@@ -170,7 +164,7 @@ class TileWalk {
     const std::int64_t keys = keys_in_block(problem_.plan, sequence_, step.block);
     s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
     const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
-    const StepTimes times = step_times(problem_.plan.config.head_dim, columns.size(), s_.speed);
+    const StepTimes times = step_times(problem_.plan, columns.size(), false, s_.speed);
     s_.qk.scores(s_.queries, s_.scores, kMaxColumns, s_.ahead.take(times.scores, times.softmax + times.values));
     load_state(columns);
     ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha,
@@ -218,11 +212,7 @@ void store_tile(const Problem& problem, const HeadTile& tile, const RunningSoftm
 
 }  // namespace
 
-void attention(const Problem& problem, Arena& arena, const Loops& loops) {
-  if (!core::present(problem.tensors.topk_indices)) {
-    Arena decode = arena;  // one after the other in the same scratch
-    dense_decode(problem, decode, loops);
-  }
+void sparse_attention(const Problem& problem, Arena& arena, const Loops& loops) {
   const PerThread<Scratch> workspace(arena, problem.plan);
   for_each_item(
       problem, loops, [&](const Sequence& sequence) { return count_tiles(problem, sequence); },
@@ -232,15 +222,9 @@ void attention(const Problem& problem, Arena& arena, const Loops& loops) {
         TileWalk(problem, tile, s).run();
         store_tile(problem, tile, s.state);
       });
-  write_query_padding(problem, problem.tensors.o, 0, 0);
-  write_query_padding(problem, problem.tensors.lse, 0, -kInfinity);
+  write_attention_padding(problem);
 }
 
-void plan_attention(const Plan& plan, Arena& arena) {
-  Arena decode = arena;
-  plan_dense_decode(plan, decode);
-  PerThread<Scratch>(arena, plan);
-  if (decode.used() > arena.used()) arena = decode;
-}
+void plan_sparse_attention(const Plan& plan, Arena& arena) { PerThread<Scratch>(arena, plan); }
 
 }  // namespace openmsa::cpu
