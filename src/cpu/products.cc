@@ -141,8 +141,8 @@ void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
   if (v_.load_codes(keys.rows, keys.begin, keys_, scales_)) {
     pair_ops()->pair_rows_e4m3(v_.codes, v_.ld, keys_, width_, paired_, ahead);
   } else {
-    v_.load_bf16(keys.rows, keys.begin, keys_, scales_, ahead.part(0, 1, 2));
-    pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead.part(1, 2, 2));
+    v_.load_bf16(keys.rows, keys.begin, keys_, scales_, {});
+    pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead);
   }
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
 }
