@@ -141,6 +141,12 @@ Plan plan_of(const openmsa_config& config) {
   return Plan(plan);
 }
 
+/// Throws UNSUPPORTED for what the backend has no kernels for.
+void check_served(const Plan& plan, openmsa_op op) {
+  std::size_t bytes = 0;
+  check(openmsa_plan_workspace_bytes(plan.get(), op, &bytes));
+}
+
 /// Of what the division merges.
 void make_plans(openmsa_nccl_layer& layer) {
   const openmsa_config& config = layer.config;
@@ -167,9 +173,11 @@ void make_plans(openmsa_nccl_layer& layer) {
   merge.num_heads_q = config.num_heads_q / config.num_heads_kv * layer.selected_heads();
   merge.num_heads_kv = layer.selected_heads();
   layer.candidates = plan_of(merge);
+  check_served(layer.candidates, OPENMSA_OP_MERGE_CANDIDATES);
   if (layer.division == OPENMSA_NCCL_KEYS) {
     merge.num_heads_q = merge.num_heads_kv = config.num_heads_q / layer.count;
     layer.partials = plan_of(merge);
+    check_served(layer.partials, OPENMSA_OP_MERGE_PARTIALS);
   }
 }
 

@@ -321,6 +321,24 @@ TEST(NcclRefusals, AllRanksLearnOfOneThatIsRefused) {
               testing::Each("division: expected HEADS (1), KEYS (2) or QUERIES (3), got 9"));
 }
 
+/// What NCCL says of a call, here of ranks with unequal numbers of query tokens, comes back as a status with its text.
+TEST(NcclRefusals, ErrorsOfNccl) {
+  const Layer layer = ragged();
+  for (const openmsa_nccl_division division : {OPENMSA_NCCL_HEADS, OPENMSA_NCCL_KEYS}) {
+    on_ranks(2, [&](int rank, ncclComm_t comm) {
+      const Divided made = divided(layer.config, division, comm);
+      const Buffer candidates(OPENMSA_INT64, {12, 70 + rank, 3});
+      Tensors call = tensors();
+      call.candidates = candidates.view();
+      Workspace memory;
+      const openmsa_workspace workspace = workspace_of(made, OPENMSA_OP_MERGE_CANDIDATES, memory);
+      EXPECT_EQ(openmsa_nccl_merge_candidates(made.get(), &call, workspace), OPENMSA_CUDA_ERROR);
+      const char* const function = division == OPENMSA_NCCL_HEADS ? "ncclGroupEnd" : "ncclAllGather";
+      EXPECT_EQ(openmsa_nccl_last_error(), function + std::string(": invalid usage"));
+    });
+  }
+}
+
 class NcclCalls : public testing::Test {
  protected:
   void SetUp() override { ncclCommInitAll(&comm_, 1, nullptr); }
