@@ -9,6 +9,10 @@ foreach(kind static shared)
   install(TARGETS openmsa_${kind} EXPORT openmsa-${kind} DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(EXPORT openmsa-${kind} NAMESPACE openmsa:: DESTINATION ${package_folder})
 endforeach()
+if(OPENMSA_NCCL)
+  install(TARGETS openmsa_nccl EXPORT openmsa-nccl DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT openmsa-nccl NAMESPACE openmsa:: DESTINATION ${package_folder})
+endif()
 configure_package_config_file(cmake/openmsa-config.cmake.in ${PROJECT_BINARY_DIR}/openmsa-config.cmake
   INSTALL_DESTINATION ${package_folder})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/openmsa-config-version.cmake

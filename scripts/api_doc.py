@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADERS = ROOT / "include" / "openmsa"
 INTRO = """# API
 
-Made from [openmsa.h](../include/openmsa/openmsa.h) and [openmsa.hpp](../include/openmsa/openmsa.hpp) by
-`scripts/api_doc.py` (`make docs`); a test fails when it is not what they say. [examples/](../examples) has whole
-programs.
+Made from [openmsa.h](../include/openmsa/openmsa.h), [openmsa.hpp](../include/openmsa/openmsa.hpp) and
+[openmsa_nccl.h](../include/openmsa/openmsa_nccl.h) by `scripts/api_doc.py` (`make docs`); a test fails when it is not what
+they say. [examples/](../examples) has whole programs.
 """
 
 
@@ -101,9 +101,9 @@ def c_section(comment):
     return f"## {name.capitalize()}\n" + ("\n" + prose(lines[1:]) if lines[1:] else "")
 
 
-def c_doc(text):
+def c_doc(text, title):
     top = re.match(COMMENT, text, re.S).group(0)
-    parts = ["## Rules\n", prose(comment_lines(top)[2:])]
+    parts = [f"## {title}\n", prose(comment_lines(top)[2:])]
     for comment, declaration in split_header(text):
         if comment.startswith("/* ----"):
             parts.append(c_section(comment))
@@ -153,13 +153,13 @@ def cpp_doc(text):
     return "\n".join(parts + ["```", ""])
 
 
-def page_of(c_header, cpp_header):
-    page = "\n".join([INTRO, c_doc(c_header), cpp_doc(cpp_header)])
-    macros = r"OPENMSA_(?:API|ENUM_BASE|STATIC|OPENMSA_H|VERSION_\w+)\b"
-    names = set(re.findall(rf"\b(?!{macros})(?:openmsa|OPENMSA)_\w+", c_header))
+def page_of(c_header, cpp_header, nccl_header):
+    page = "\n".join([INTRO, c_doc(c_header, "Rules"), cpp_doc(cpp_header), c_doc(nccl_header, "NCCL")])
+    macros = r"OPENMSA_(?:API|ENUM_BASE|STATIC|OPENMSA_H|OPENMSA_NCCL_H|VERSION_\w+)\b"
+    names = set(re.findall(rf"\b(?!{macros})(?:openmsa|OPENMSA)_\w+", c_header + nccl_header))
     missing = sorted(name for name in names if not re.search(rf"\b{name}\b", page))
     if missing:
-        sys.exit("api_doc: not understood in openmsa.h: " + " ".join(missing))
+        sys.exit("api_doc: not understood in the headers: " + " ".join(missing))
     return page
 
 
@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when docs/api.md is stale")
     check = parser.parse_args().check
     page = ROOT / "docs" / "api.md"
-    text = page_of((HEADERS / "openmsa.h").read_text(), (HEADERS / "openmsa.hpp").read_text())
+    text = page_of(*((HEADERS / name).read_text() for name in ("openmsa.h", "openmsa.hpp", "openmsa_nccl.h")))
     if not check:
         page.write_text(text)
         return 0

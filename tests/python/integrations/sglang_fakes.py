@@ -136,8 +136,13 @@ class StockBackend:
 class Backend(OpenmsaSparseLayers, StockBackend):
     sizes = Sizes(num_heads_q=32, num_index_heads=2, max_tokens=1024, dtype=torch.bfloat16)
 
+    group, total_index_heads = SimpleNamespace(size=lambda: 1), sizes.num_index_heads
+
     def engine_sizes(self, runner):
         return self.sizes._replace(dtype=runner.model_config.dtype)
+
+    def engine_ranks(self, runner):
+        return self.group, self.total_index_heads
 
 
 @dataclass

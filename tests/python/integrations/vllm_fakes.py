@@ -147,7 +147,8 @@ class MiniMaxM3SparseAttention(nn.Module):
     def __init__(self, config, prefix, topk_indices_buffer):
         super().__init__()
         self.layer_name = f"{prefix}.attn"
-        self.total_num_kv_heads, self.total_idx_heads = config.heads_kv, config.index_heads or config.heads_kv
+        self.total_num_kv_heads = config.total_heads_kv or config.heads_kv
+        self.total_idx_heads = config.index_heads or self.total_num_kv_heads
         self.num_idx_heads = config.heads_kv
         self.kv_cache_dtype = config.kv_cache_dtype
         self.kv_cache_torch_dtype = config.kv_cache_torch_dtype or config.dtype
@@ -203,6 +204,7 @@ class Config:
     indexer_kv_dtype: str = "bf16"
     score_type: str = "max"
     index_heads: int | None = None
+    total_heads_kv: int | None = None
     is_sm100: bool = False
 
 
@@ -235,6 +237,7 @@ def install(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("openmsa.integrations.vllm")]:
         monkeypatch.delitem(sys.modules, name)
     lines, context = [], types.SimpleNamespace(attn_metadata=None)
+    tp_group = types.SimpleNamespace(world_size=1, device_group=None)
 
     class Logger:
         def info(self, text, *values):
@@ -246,6 +249,7 @@ def install(monkeypatch):
     here = globals()
     modules = {
         "vllm": {"__version__": "0.33.0", "ModelRegistry": Registry(), "context": context, "lines": lines},
+        "vllm.distributed": {"get_tp_group": lambda: tp_group},
         "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
         "vllm.logger": {"init_logger": lambda name: Logger()},
         "vllm.forward_context": {"get_forward_context": lambda: context},

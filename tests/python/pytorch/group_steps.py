@@ -1,11 +1,7 @@
 """What the processes of test_process_groups run: each knows the whole layer, and compares its part of a group's result."""
 
-import contextlib
-import os
 import re
-import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import openmsa
@@ -13,7 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from openmsa.torch import KVCache
-from openmsa.torch.distributed import ContextParallelAttention, PromptAttention, TensorParallelAttention
+from openmsa.torch.distributed import (
+    ChunkAttention,
+    ContextParallelAttention,
+    PromptAttention,
+    TensorParallelAttention,
+)
+from process_groups import group_of
 
 HEADS_Q, HEADS_KV, DIM = 8, 4, 64
 LAYER = {
@@ -30,25 +32,6 @@ SLOTS = 3
 FP8 = {"kv_dtype": torch.float8_e4m3fn, "index_dtype": torch.float8_e4m3fn, "token_scales": True}
 FORMATS = [{"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, **FP8}]
 CACHE = {"num_pages": 120, "page_size": 16, "max_batch": SLOTS, "max_seqlen_k": 1000, "head_dim": DIM, "block_size": 32}
-
-
-def run(rank: int, function, *arguments) -> None:
-    """function(rank, ...), then the end of the process: once in some runs a thread of PyTorch's outlives the objects that
-    wait for it, and the process ends with SIGABRT after all that is tested here."""
-    function(rank, *arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-@contextlib.contextmanager
-def group_of(rank: int, world: int, folder: str, seconds: float = 60):
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=seconds)
-    )
-    torch.set_num_threads(1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 def new_tokens(count: int, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
@@ -143,6 +126,59 @@ def context_parallel(rank: int, world: int, folder: str) -> None:
                 assert torch.equal(again, o)
 
 
+def divisions(total: int, world: int) -> list[list[int]]:
+    """Tokens of each rank: evenly, all on the last one, more on each than on the one before with none on the first."""
+    share = -(-total // world)
+    evenly = [min(share, total - min(rank * share, total)) for rank in range(world)]
+    rising = [rank * total // sum(range(world)) for rank in range(world)]
+    rising[-1] += total - sum(rising)
+    return [evenly, [0] * (world - 1) + [total], rising]
+
+
+def chunks(rank: int, world: int, folder: str) -> None:
+    with group_of(rank, world, folder) as group:
+        together = ContextParallelAttention(group, **LAYER)
+        mine = slice(rank * HEADS_Q // world, (rank + 1) * HEADS_Q // world)
+        shard = {"shard_count": world, "shard_rank": rank}
+        alone = 0  # results whose kv_blocks are in one shard, of several ranks' tokens
+        for formats in FORMATS:
+            whole = KVCache(num_heads_kv=HEADS_KV, index_dim=DIM, **formats, **CACHE)
+            cache = KVCache(num_heads_kv=HEADS_KV, index_dim=DIM, **shard, **formats, **CACHE)
+            for new, sums in steps(formats["dtype"], [whole, cache]):
+                expected = whole_layer(whole, new, sums)
+                for step, lengths in enumerate(divisions(int(sums[-1]), world)):
+                    attention = ChunkAttention(group, lengths=lengths, **LAYER)
+                    if step == 0:
+                        keys = (attention.gather(attention.split(new[name])) for name in ("k", "v", "index_k"))
+                        cache.append(0, *keys, cu_seqlens_q=sums)
+                        context = {"cache": cache.tensors(0), "cu_seqlens_q": sums}
+                        of_heads = together(new["q"], new["index_q"], return_lse=True, **context)
+                    rows = {name: attention.split(new[name]) for name in ("q", "index_q")}
+                    o, lse, indices = attention(**rows, **context, return_lse=True, return_indices=True)
+                    all_o, all_lse = (attention.split(of_all) for of_all in expected[:2])
+                    assert torch.equal(indices, expected[2][:, attention.tokens])
+                    assert torch.equal(attention(**rows, **context), o)
+                    assert torch.equal(o[:, mine], attention.split(of_heads[0])), "as without a division of queries"
+                    assert torch.equal(lse[:, mine], attention.split(of_heads[1]))
+                    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2}[o.dtype]
+                    torch.testing.assert_close(o, all_o, rtol=tolerance, atol=tolerance)
+                    torch.testing.assert_close(lse, all_lse, rtol=1e-5, atol=1e-5)
+                    is_alone = in_one_shard(indices, world).repeat_interleave(HEADS_Q // HEADS_KV, 1)
+                    assert torch.equal(o[is_alone], all_o[is_alone]) and torch.equal(lse[is_alone], all_lse[is_alone])
+                    alone += int(is_alone.sum()) * (0 in lengths)
+                    half = ChunkAttention(group, lengths=lengths, partial_dtype=new["q"].dtype, **LAYER)
+                    torch.testing.assert_close(half(**rows, **context), o, rtol=tolerance, atol=tolerance)
+        everywhere = torch.tensor(alone)
+        dist.all_reduce(everywhere, group=group)
+        assert everywhere > 0
+
+
+def in_one_shard(topk_indices: torch.Tensor, count: int) -> torch.Tensor:
+    """[total_q, num_heads_kv]: whether a selection [num_heads_kv, total_q, topk] is not empty and of one shard."""
+    shards = torch.where(topk_indices < 0, topk_indices[..., :1], topk_indices) % count
+    return ((shards == shards[..., :1]).all(-1) & (topk_indices[..., 0] >= 0)).T
+
+
 def prompts(rank: int, world: int, folder: str) -> None:
     with group_of(rank, world, folder) as group:
         for seqlen in (1000, 1024, 130, 33, 1):  # pieces of one length; some short; some empty
@@ -204,6 +240,10 @@ def disagreement(rank: int, world: int, folder: str) -> None:
         kinds = [ContextParallelAttention, TensorParallelAttention]
         with pytest.raises(ValueError, match="kind of attention: expected the same on all ranks, got 'Context"):
             kinds[rank == world - 1](group, **LAYER)
+        lengths = [3, 0, 1, 1] if rank == world - 1 else [1, 0, 1, 3]
+        message = r"lengths: expected the same on all ranks, got \[1, 0, 1, 3\] on rank 0 and \[3, 0, 1, 1\] on rank 3"
+        with pytest.raises(ValueError, match=message):
+            ChunkAttention(group, lengths=lengths, **LAYER)
         openmsa.torch.distributed._ranks.__version__ = f"0.{rank}"
         with pytest.raises(
             ValueError, match=r"version of openmsa: expected the same on all ranks, got '0\.0' on rank 0"
@@ -257,6 +297,17 @@ def refusals(rank: int, world: int, folder: str) -> None:
         new = new_tokens(SLOTS, torch.float32, 1)
         with pytest.raises(ValueError, match=r"q: expected \[total_q, 8, 64\], got \[3, 2, 64\]"):
             attention(new["q"][:, :2], new["index_q"], cache={})
+        for lengths in ([3], [-1, 4], [0, 0]):
+            with pytest.raises(ValueError, match=rf"lengths: expected .*, got \{lengths}"):
+                ChunkAttention(group, lengths=lengths, **LAYER)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'page_size'"):
+            ChunkAttention(group, lengths=[1, 2], page_size=16, **LAYER)
+        chunk = ChunkAttention(group, lengths=[1, 2], **LAYER)
+        for refused in (lambda: chunk.gather(new["k"]), lambda: chunk(new["q"], new["index_q"], cache={})):
+            with pytest.raises(ValueError, match=f"(rows|q): expected the rank's {1 + rank} tokens, got 3"):
+                refused()
+        with pytest.raises(ValueError, match="rows: expected the chunk's 3 tokens, got 2"):
+            chunk.split(new["q"][:2])
         of_prompt = PromptAttention(group, seqlen=100, block_size=32)
         with pytest.raises(ValueError, match="rows: expected the prompt's 100 tokens, got 99"):
             of_prompt.split(torch.zeros(99, 2))

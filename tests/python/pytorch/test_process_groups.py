@@ -2,20 +2,21 @@
 
 import group_steps
 import pytest
-import torch
+from process_groups import on_ranks
 
 pytest.importorskip("torch.distributed.fsdp", reason="PyTorch without distributed")
-
-
-def on_ranks(world: int, function, tmp_path, *arguments) -> None:
-    """function(rank, world, folder, ...) in a process per rank; what one of them raises is raised here."""
-    torch.multiprocessing.spawn(group_steps.run, (function, world, str(tmp_path), *arguments), nprocs=world)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize(
     "function",
-    [group_steps.tensor_parallel, group_steps.context_parallel, group_steps.prompts, group_steps.training],
+    [
+        group_steps.tensor_parallel,
+        group_steps.context_parallel,
+        group_steps.chunks,
+        group_steps.prompts,
+        group_steps.training,
+    ],
 )
 def test_ranks_have_the_results_of_one(world, function, tmp_path):
     on_ranks(world, function, tmp_path)

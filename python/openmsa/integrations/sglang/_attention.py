@@ -6,27 +6,31 @@ from typing import Any
 
 import torch
 
-from ... import Plan, msa_attention
+from ... import Plan, msa_attention, sparse_attention
 from ..._layout import capacity
 from ..._plan import cached_plan
+from .._index_ranks import IndexPlans, IndexRanks
 
 
 class SparseAttention:
     """pool      the engine's MiniMaxSparseKVPool
     page_size    tokens per page of the block tables
     options      of plans, all but their capacities
+    ranks        that divide the index branch among them; None: it is not divided
 
     A step gets the plan of its size, rounded up, which all layers and all backends of the process share. One plan for
     every size would be as fast, but a CUDA graph of a decode keeps the workspace of its plan, which grows with the rows.
     """
 
-    def __init__(self, pool, page_size: int, options: dict[str, Any]):
+    def __init__(self, pool, page_size: int, options: dict[str, Any], ranks: IndexRanks | None = None):
         self._pool = pool
         self._page_size = page_size
         self._options = options | {"page_size": page_size}
         self._scales: dict[float, torch.Tensor] = {}
         self._last_sizes: tuple[int, int, int] | None = None
         self._last_plan: Plan
+        self._ranks = ranks
+        self._last_of_ranks: IndexPlans | None = None
 
     def plan(self, num_tokens: int, batch: int, max_seqlen_k: int) -> Plan:
         """Raises openmsa.Error or ValueError for what the backend does not serve."""
@@ -34,9 +38,17 @@ class SparseAttention:
         if sizes != self._last_sizes:  # the layers of a step ask one after the other
             capacities = dict(zip(("max_total_q", "max_batch", "max_seqlen_k"), sizes))
             self._last_plan, self._last_sizes = cached_plan(**self._options, **capacities), sizes
+            if self._ranks is not None:
+                self._last_of_ranks = self._ranks.plans(**self._options, **capacities)
         return self._last_plan
 
-    def __call__(self, q, index_q, layer, step: dict[str, torch.Tensor], max_seqlen_k: int) -> torch.Tensor:
+    def workspace_bytes(self) -> int:
+        """That a call of the latest plan's size takes."""
+        if self._last_of_ranks is None:
+            return self._last_plan.workspace_bytes("msa_attention")
+        return max(self._last_plan.workspace_bytes("sparse_attention"), self._last_of_ranks.workspace_bytes())
+
+    def __call__(self, q, index_q, layer, step: dict[str, Any], max_seqlen_k: int) -> torch.Tensor:
         """o [tokens, num_heads_q * head_dim]; rows of no request, padding, are zeros.
 
         q        [tokens, num_heads_q, head_dim], index_q [tokens, num_heads_kv, index_dim]
@@ -45,19 +57,24 @@ class SparseAttention:
         """
         k_cache, v_cache = self._pool.get_kv_buffer(layer.layer_id)
         o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        msa_attention(
-            q,
-            index_q=index_q,
-            k_cache=self._paged(k_cache),
-            v_cache=self._paged(v_cache),
-            index_k_cache=self._paged(self._pool.get_index_k_buffer(layer.layer_id))[:, :, 0],
-            k_scale=self._scale(layer.k_scale_float, q.device),
-            v_scale=self._scale(layer.v_scale_float, q.device),
-            index_k_scale=self._scale(layer.idx_k_scale_float, q.device),
-            plan=self.plan(len(q), len(step["seqlens_k"]), max_seqlen_k),
-            o=o,
-            **step,
-        )
+        plan = self.plan(len(q), len(step["seqlens_k"]), max_seqlen_k)
+        keys: dict[str, Any] = {
+            "k_cache": self._paged(k_cache),
+            "v_cache": self._paged(v_cache),
+            "k_scale": self._scale(layer.k_scale_float, q.device),
+            "v_scale": self._scale(layer.v_scale_float, q.device),
+        }
+        index: dict[str, Any] = {
+            "index_k_cache": self._paged(self._pool.get_index_k_buffer(layer.layer_id))[:, :, 0],
+            "index_k_scale": self._scale(layer.idx_k_scale_float, q.device),
+        }
+        if self._ranks is None or self._last_of_ranks is None:
+            msa_attention(q, index_q=index_q, plan=plan, o=o, **keys, **index, **step)
+        else:
+            shape = (plan.num_heads_kv, len(q), plan.topk)
+            topk_indices = torch.empty(shape, dtype=torch.int32, device=q.device)
+            self._ranks.select(self._last_of_ranks, index_q, topk_indices=topk_indices, **index, **step)
+            sparse_attention(q, topk_indices=topk_indices, plan=plan, o=o, **keys, **step)
         return o.flatten(1)
 
     def _paged(self, cache: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ... import __version__
 from ..._openmsa import Error
+from .._index_ranks import IndexRanks
+from . import SHARD_INDEX
 from ._attention import SparseAttention
 from ._step import StepTensors
 from ._support import page_size_of, reason_against, reason_against_layer
@@ -58,7 +61,7 @@ class OpenmsaSparseLayers(Stock):
         reason = reason_against(self, sizes.num_index_heads, sizes.dtype)
         if reason is None:
             try:
-                self._make_openmsa(sizes)
+                self._make_openmsa(sizes, self._index_ranks(runner))
             except (Error, ValueError) as error:
                 reason = str(error)
         if reason is not None:
@@ -67,31 +70,53 @@ class OpenmsaSparseLayers(Stock):
     def engine_sizes(self, runner) -> Sizes:
         raise NotImplementedError
 
-    def _make_openmsa(self, sizes: Sizes) -> None:
+    def engine_ranks(self, runner) -> tuple[Any, int]:
+        """The process group of tensor parallelism in attention, and index heads of the whole layer."""
+        raise NotImplementedError
+
+    def _index_ranks(self, runner) -> IndexRanks | None:
+        """Those that are asked to divide the index branch among them, which have been found to agree."""
+        if os.environ.get(SHARD_INDEX, "0") != "1":
+            return None
+        group, num_heads_kv = self.engine_ranks(runner)
+        if group.size() == 1:
+            _log.warning("%s: expected several ranks of tensor parallelism, got one", SHARD_INDEX)
+            return None
+        facts = {"topk": self.topk_blocks, "block_size": self.block_size_k, "num_init_blocks": self.init_blocks}
+        facts |= {"num_local_blocks": self.local_blocks, "index_dtype": self.kv_pool.index_k_pool.dtype}
+        return IndexRanks(group, num_heads_kv=num_heads_kv, **facts)
+
+    def _make_openmsa(self, sizes: Sizes, ranks: IndexRanks | None) -> None:
         main, index = self.kv_pool.main_pool, self.kv_pool.index_k_pool
         page_size = page_size_of(self)
-        attention = SparseAttention(
-            self.kv_pool,
-            page_size,
-            {
-                "num_heads_q": sizes.num_heads_q,
-                "num_heads_kv": main.head_num,
-                "head_dim": main.head_dim,
-                "index_dim": self.idx_head_dim,
-                "dtype": sizes.dtype,
-                "kv_dtype": main.dtype,
-                "index_dtype": index.dtype,
-                # SGLang multiplies index keys in fp8 by its 16-bit queries.
-                "index_q_rounding": "exact" if index.dtype == torch.float8_e4m3fn else "scaled",
-                "backend": "cuda" if self.req_to_token.is_cuda else "cpu",
-                "block_size": self.block_size_k,
-                "topk": self.topk_blocks,
-                "num_init_blocks": self.init_blocks,
-                "num_local_blocks": self.local_blocks,
-            },
-        )
         num_requests, num_slots = self.req_to_token.shape
-        plan = attention.plan(sizes.max_tokens or num_slots, 1, num_slots)
+        options = {
+            "num_heads_q": sizes.num_heads_q,
+            "num_heads_kv": main.head_num,
+            "head_dim": main.head_dim,
+            "index_dim": self.idx_head_dim,
+            "dtype": sizes.dtype,
+            "kv_dtype": main.dtype,
+            "index_dtype": index.dtype,
+            # SGLang multiplies index keys in fp8 by its 16-bit queries.
+            "index_q_rounding": "exact" if index.dtype == torch.float8_e4m3fn else "scaled",
+            "backend": "cuda" if self.req_to_token.is_cuda else "cpu",
+            "block_size": self.block_size_k,
+            "topk": self.topk_blocks,
+            "num_init_blocks": self.init_blocks,
+            "num_local_blocks": self.local_blocks,
+        }
+        whole_step = (sizes.max_tokens or num_slots, 1, num_slots)
+        attention = SparseAttention(self.kv_pool, page_size, options)
+        plan = attention.plan(*whole_step)
+        if ranks is not None:
+            divided = SparseAttention(self.kv_pool, page_size, options, ranks)
+            try:
+                divided.plan(*whole_step)
+                attention = divided
+                _log.info("openmsa divides the index branch among %d ranks", ranks.count)
+            except (Error, ValueError) as error:
+                _log.warning("openmsa does not divide the index branch among ranks: %s", error)
         self._openmsa_tensors = StepTensors(self.req_to_token, page_size, num_requests)
         self._openmsa = attention
         _log.info(
@@ -106,7 +131,7 @@ class OpenmsaSparseLayers(Stock):
             plan.index_dtype,
             plan.page_size,
             plan.max_total_q,
-            plan.workspace_bytes("msa_attention") / 2**20,
+            attention.workspace_bytes() / 2**20,
         )
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
@@ -219,5 +244,9 @@ def backend_of_engine() -> type:
                 max_tokens=max(get_schedule().chunked_prefill_size or 0, 0),
                 dtype=runner.model_config.dtype,
             )
+
+        def engine_ranks(self, runner):
+            config = get_minimax_sparse_attention_config(runner.model_config.hf_config)
+            return get_parallel().attn_tp_group.device_group, config["sparse_num_index_heads"]
 
     return OpenmsaMiniMaxSparseAttnBackend

@@ -27,7 +27,7 @@ def _reasons(backend, num_index_heads: int, dtype: torch.dtype) -> Iterator[str]
     if backend.hisparse_coordinator is not None:
         yield "HiSparse: openmsa reads caches that are whole"
     if backend.indexer_cp is not None:
-        yield "SGLANG_MINIMAX_M3_INDEXER_CP: openmsa does not divide the index branch over ranks"
+        yield "SGLANG_MINIMAX_M3_INDEXER_CP: openmsa divides the index branch where OPENMSA_SGLANG_SHARD_INDEX is 1"
     if backend.index_cache_enabled:
         yield "a selection that layers share: openmsa selects in each layer"
     if backend.use_dense_sparse_decode:

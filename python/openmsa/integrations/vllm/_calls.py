@@ -7,13 +7,14 @@ MiniMaxM3IndexerMetadata): decode rows come first, every request with the same n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 import openmsa
 
 from ..._workspace import workspace_per_call
+from .._index_ranks import IndexPlans, IndexRanks
 
 PAGE_SIZE = 128  # tokens that vLLM's kernels of M3 find in a page of its caches: those of a kv_block
 
@@ -36,22 +37,24 @@ class Plans(NamedTuple):
 
     attention     and the whole layer, where selection is the same plan
     selection     the index branch; another plan where its cache has another 16-bit dtype than the model
+    of_ranks      the index branch where it is divided among ranks; None: it is not
     """
 
     attention: openmsa.Plan
     selection: openmsa.Plan
+    of_ranks: IndexPlans | None = None
 
     @property
     def can_fuse(self) -> bool:
         """Whether one call of `msa_attention` serves the layer."""
-        return self.attention is self.selection
+        return self.attention is self.selection and self.of_ranks is None
 
     def workspace_bytes(self) -> int:
         """What a call takes for as long as it runs: that of the largest."""
         return max(
             self.attention.workspace_bytes("msa_attention") if self.can_fuse else 0,
             self.attention.workspace_bytes("sparse_attention"),
-            self.selection.workspace_bytes("select_blocks"),
+            self.of_ranks.workspace_bytes() if self.of_ranks else self.selection.workspace_bytes("select_blocks"),
         )
 
 
@@ -65,16 +68,18 @@ class Calls:
                   what a call in it took: with plans for prompts, half a GiB at 8192 rows
     counting      int32 [max_total_q + 1] 0, 1, 2, ...: every n-th, the prefix sums of decode requests with n rows each.
                   Those of the engine count no rows for requests that only fill up a CUDA graph, though they have some
+    ranks         that divide the index branch among them; None: it is not divided
     """
 
     any_rows: Plans
     few_rows: Plans
     counting: torch.Tensor
+    ranks: IndexRanks | None = None
 
     @classmethod
-    def make(cls, any_rows: Plans, few_rows: Plans, device) -> Calls:
+    def make(cls, any_rows: Plans, few_rows: Plans, device, ranks: IndexRanks | None = None) -> Calls:
         counting = torch.arange(any_rows.attention.max_total_q + 1, dtype=torch.int32, device=device)
-        return cls(any_rows, few_rows, counting)
+        return cls(any_rows, few_rows, counting, ranks)
 
     @property
     def can_fuse(self) -> bool:
@@ -110,13 +115,15 @@ class Calls:
         """
         with workspace_per_call():
             for side in sides:
-                openmsa.select_blocks(
-                    index_q[side.rows],
-                    index_k_cache=index_k_cache,
-                    topk_indices=topk_indices[side.rows].transpose(0, 1),
-                    plan=self.plans(side).selection,
-                    **side.batch(),
-                )
+                plans = self.plans(side)
+                arrays: dict[str, Any] = side.batch() | {"topk_indices": topk_indices[side.rows].transpose(0, 1)}
+                if self.ranks is not None:
+                    assert plans.of_ranks is not None
+                    self.ranks.select(plans.of_ranks, index_q[side.rows], index_k_cache=index_k_cache, **arrays)
+                else:
+                    openmsa.select_blocks(
+                        index_q[side.rows], index_k_cache=index_k_cache, plan=plans.selection, **arrays
+                    )
 
     def attend(self, sides: list[Sequences], q, caches: dict, topk_indices, o) -> None:
         """Writes o [total_q, num_heads_q, head_dim] for q of the same shape; caches: see `caches_of`."""

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 import vllm.envs
+from vllm.distributed import get_tp_group
 from vllm.forward_context import get_forward_context
 from vllm.models.minimax_m3.common.indexer import MiniMaxM3IndexerTritonImpl
 from vllm.models.minimax_m3.common.sparse_attention import MiniMaxM3SparseTritonImpl
@@ -15,7 +16,8 @@ from vllm.models.minimax_m3.nvidia.mtp import MiniMaxM3MTP
 import openmsa
 
 from ..._plan import cached_plan
-from . import is_requested, logger
+from .._index_ranks import IndexRanks
+from . import logger, requested
 from ._backend import OpenmsaImpl, OpenmsaIndexerImpl
 from ._calls import PAGE_SIZE, Calls, Plans
 
@@ -27,7 +29,7 @@ class OpenmsaM3ForCausalLM(MiniMaxM3SparseForCausalLM):
 
     def __init__(self, *, vllm_config, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._calls = serve(self, vllm_config) if is_requested(vllm_config) else []
+        self._calls = serve(self, vllm_config) if requested(vllm_config).is_on else []
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs):
         """As of the base. While vLLM measures memory, which it does without attention, the workspace of attention is
@@ -46,7 +48,7 @@ class OpenmsaM3MTP(MiniMaxM3MTP):
 
     def __init__(self, *, vllm_config, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if is_requested(vllm_config):
+        if requested(vllm_config).is_on:
             serve(self, vllm_config)
 
 
@@ -55,29 +57,35 @@ def serve(model: torch.nn.Module, vllm_config) -> list[Calls]:
     others. Returns what those layers share."""
     layers = [module for module in model.modules() if isinstance(module, MiniMaxM3SparseAttention)]
     left: Counter[str] = Counter()
+    undivided: Counter[str] = Counter()
     shared: dict[tuple, Calls] = {}
     buffer = None
+    ranks = ranks_of(layers, vllm_config) if requested(vllm_config).shard_index else None
     for layer in layers:
         reason = why_not(layer, vllm_config)
         if reason is None:
             try:
-                plans = plans_of(layer, vllm_config)
+                plans, why_whole = plans_of(layer, vllm_config), None
+                if ranks is not None:
+                    plans, why_whole = divided(layer, vllm_config, ranks, plans)
             except (openmsa.Error, ValueError) as error:
                 reason = str(error)
         if reason is not None:
             left[reason] += 1
             continue
+        if why_whole is not None:
+            undivided[why_whole] += 1
         if plans not in shared:
-            shared[plans] = Calls.make(*plans, layer._k_scale.device)
+            shared[plans] = Calls.make(*plans, layer._k_scale.device, ranks if plans[0].of_ranks else None)
         if layer.topk_indices_buffer is None:  # MTP
             buffer = _new_buffer(layer, vllm_config) if buffer is None else buffer
             layer.topk_indices_buffer = layer.indexer.impl.topk_indices_buffer = buffer
         layer.indexer.impl = OpenmsaIndexerImpl(layer.indexer.impl, shared[plans], layer.layer_name)
         layer.impl = OpenmsaImpl(layer.impl, shared[plans])
     for calls in shared.values():
-        plan, index_plan = calls.any_rows
+        plan, index_plan, _ = calls.any_rows
         logger().info(
-            "openmsa %s serves %d of %d sparse layers of %s: %s, backend %s",
+            "openmsa %s serves %d of %d sparse layers of %s: %s, backend %s%s",
             openmsa.__version__,
             sum(layer.impl.calls is calls for layer in layers if isinstance(layer.impl, OpenmsaImpl)),
             len(layers),
@@ -85,7 +93,10 @@ def serve(model: torch.nn.Module, vllm_config) -> list[Calls]:
             f"{plan.num_heads_q}/{plan.num_heads_kv} heads, {plan.dtype}, caches {plan.kv_dtype or plan.dtype} and "
             f"{index_plan.index_dtype or index_plan.dtype}",
             plan.backend,
+            f", index branch divided among {calls.ranks.count} ranks" if calls.ranks else "",
         )
+    for reason, count in undivided.items():
+        logger().warning("openmsa does not divide the index branch of %d sparse layers among ranks: %s", count, reason)
     for reason, count in left.items():
         logger().warning(
             "openmsa leaves %d of %d sparse layers of %s to vLLM: %s", count, len(layers), type(model).__name__, reason
@@ -116,9 +127,25 @@ def why_not(layer, vllm_config) -> str | None:
     return None
 
 
-def plans_of(layer, vllm_config) -> tuple[Plans, Plans]:
-    """(any_rows, few_rows): see Calls. Equal layers get the same ones. Raises openmsa.Error where the GPU or the shape is
-    not served."""
+def ranks_of(layers, vllm_config) -> IndexRanks | None:
+    """The ranks of tensor parallelism, which have been found to agree; None, and a warning, where there is nothing to divide."""
+    served = [layer for layer in layers if why_not(layer, vllm_config) is None]
+    group = get_tp_group()
+    if not served:  # which another warning says
+        return None
+    if group.world_size == 1:
+        logger().warning("openmsa: expected several ranks of tensor parallelism to divide the index branch, got one")
+        return None
+    index = served[0].indexer.impl
+    facts = {"topk": served[0].impl.topk_blocks, "block_size": served[0].impl.block_size}
+    facts |= {"num_init_blocks": index.init_blocks, "num_local_blocks": index.local_blocks}
+    facts |= {"index_dtype": index.index_cache.dtype, "sparse layers": len(served)}
+    return IndexRanks(group.device_group, num_heads_kv=served[0].total_num_kv_heads, **facts)
+
+
+def plans_of(layer, vllm_config, ranks: IndexRanks | None = None) -> tuple[Plans, Plans]:
+    """(any_rows, few_rows): see Calls. Equal layers get the same ones. Raises openmsa.Error or ValueError where
+    the GPU or the shape is not served, or not with the index branch divided among `ranks`."""
     impl, index_impl = layer.impl, layer.indexer.impl
     scheduler = vllm_config.scheduler_config
     longest = vllm_config.model_config.max_model_len + vllm_config.num_speculative_tokens
@@ -143,13 +170,25 @@ def plans_of(layer, vllm_config) -> tuple[Plans, Plans]:
     of_index = {"index_dtype": index_dtype, "index_q_rounding": "cast"} if has_fp8_index else {}
 
     def plans(max_total_q: int) -> Plans:
-        plan = cached_plan(**options, **of_index, max_total_q=max_total_q, dtype=dtype)
-        if has_fp8_index or dtype == index_dtype:
-            return Plans(plan, plan)
-        return Plans(plan, cached_plan(**options | {"kv_dtype": None}, max_total_q=max_total_q, dtype=index_dtype))
+        of_layer = options | of_index | {"max_total_q": max_total_q, "dtype": dtype}
+        of_selection = of_layer
+        if not has_fp8_index and dtype != index_dtype:
+            of_selection = of_layer | {"kv_dtype": None, "dtype": index_dtype}
+        plan, selection = cached_plan(**of_layer), cached_plan(**of_selection)
+        return Plans(plan, selection, ranks.plans(**of_selection) if ranks is not None else None)
 
     decode_rows = scheduler.max_num_seqs * (1 + vllm_config.num_speculative_tokens)
     return plans(scheduler.max_num_batched_tokens), plans(min(decode_rows, scheduler.max_num_batched_tokens))
+
+
+def divided(
+    layer, vllm_config, ranks: IndexRanks, whole: tuple[Plans, Plans]
+) -> tuple[tuple[Plans, Plans], str | None]:
+    """plans_of with the index branch divided among ranks; or `whole`, and the reason why it is not."""
+    try:
+        return plans_of(layer, vllm_config, ranks), None
+    except (openmsa.Error, ValueError) as error:
+        return whole, str(error)
 
 
 def _new_buffer(layer, vllm_config) -> torch.Tensor:

@@ -11,12 +11,14 @@ from ... import merge_candidates, merge_partials, select_candidates, sparse_atte
 from ._ranks import Ranks
 
 
-class _Divided:
-    """A layer whose ranks agree on it."""
+class Divided:
+    """A layer whose ranks agree on it, and on what else there is to agree on."""
 
     def __init__(
         self,
         group: dist.ProcessGroup,
+        others: dict[str, Any],
+        /,
         *,
         num_heads_q: int,
         num_heads_kv: int,
@@ -28,8 +30,8 @@ class _Divided:
         num_local_blocks: int = 1,
         softmax_scale: float | None = None,
     ):
-        facts = {name: value for name, value in locals().items() if name not in ("self", "group", "__class__")}
-        self._ranks = Ranks(group, {"kind of attention": type(self).__name__, **facts})
+        facts = {name: value for name, value in locals().items() if name not in ("self", "group", "others")}
+        self._ranks = Ranks(group, {"kind of attention": type(self).__name__, **facts, **others})
         self._facts = facts
         self._selection: dict[str, Any] = {
             name: facts[name] for name in ("block_size", "topk", "num_init_blocks", "num_local_blocks")
@@ -57,7 +59,7 @@ class _Divided:
             raise ValueError(f"{name}: expected [total_q, {expected[0]}, {expected[1]}], got {list(tensor.shape)}")
 
 
-class TensorParallelAttention(_Divided):
+class TensorParallelAttention(Divided):
     """A layer with its heads on P ranks and its index branch in shards.
 
     Rank r has the query heads r H_q / P and on, with K and V of the KV heads r H_kv / P and on, of whole sequences; and the
@@ -72,7 +74,7 @@ class TensorParallelAttention(_Divided):
     """
 
     def __init__(self, group: dist.ProcessGroup, **layer):
-        super().__init__(group, **layer)
+        super().__init__(group, {}, **layer)
         self.num_heads_q, self.num_heads_kv = self._divided("num_heads_q"), self._divided("num_heads_kv")
 
     def __call__(
@@ -102,7 +104,7 @@ class TensorParallelAttention(_Divided):
         return wanted[0] if len(wanted) == 1 else wanted
 
 
-class ContextParallelAttention(_Divided):
+class ContextParallelAttention(Divided):
     """A layer with K, V and index keys in shards on P ranks: for contexts that one rank's memory does not hold, and for more
     ranks than KV heads.
 
@@ -117,7 +119,7 @@ class ContextParallelAttention(_Divided):
     """
 
     def __init__(self, group: dist.ProcessGroup, **layer):
-        super().__init__(group, **layer)
+        super().__init__(group, {}, **layer)
         self.num_heads_q = self._divided("num_heads_q")
 
     def __call__(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +67,37 @@ class Ranks:
 
         return wait
 
+    def exchanged_rows(self, what: str, rows: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """rows [sum(lengths), ...], of which lengths[r] go to rank r. Returns [count, lengths[rank], ...]: slice s is what rank s
+        has sent here."""
+        sent = _as_bytes(rows)
+        received = sent.new_empty(self.count * lengths[self.rank] * _row_bytes(rows))
+        sizes = [length * _row_bytes(rows) for length in lengths]
+        with self._waiting_for(what):
+            dist.all_to_all_single(received, sent, [sizes[self.rank]] * self.count, sizes, group=self._group)
+        return received.view(rows.dtype).view(self.count, lengths[self.rank], *rows.shape[1:])
+
+    def gathered_rows(self, what: str, rows: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """rows [lengths[rank], ...] of each rank as [sum(lengths), ...]: those of rank 0, of rank 1, and so on."""
+        return self.gathering_rows(what, rows, lengths)()
+
+    def gathering_rows(self, what: str, rows: torch.Tensor, lengths: Sequence[int]) -> Callable[[], torch.Tensor]:
+        """The same while other work goes on. What travels is as long as the longest."""
+        longest = max(lengths)
+        padded = rows
+        if len(rows) < longest:
+            padded = rows.new_zeros(longest, *rows.shape[1:])
+            padded[: len(rows)] = rows
+        wait = self.gathering(what, padded)
+
+        def joined() -> torch.Tensor:
+            of_ranks = wait()
+            if min(lengths) == longest:
+                return of_ranks.flatten(0, 1)
+            return torch.cat([theirs[:length] for theirs, length in zip(of_ranks, lengths)])
+
+        return joined
+
     @contextlib.contextmanager
     def _waiting_for(self, what: str):
         """What a group says of a rank that is gone, it says in the words of its transport."""
@@ -81,3 +113,7 @@ class Ranks:
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Its bytes in one row: not every transport knows every dtype."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _row_bytes(rows: torch.Tensor) -> int:
+    return math.prod(rows.shape[1:]) * rows.element_size()
