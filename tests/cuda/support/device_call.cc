@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <list>
 #include <utility>
 
 namespace openmsa::test {
@@ -45,6 +46,20 @@ TensorMap DeviceCall::results() const {
   TensorMap results = outputs_;
   for (auto& [name, buffer] : results) buffer.assign_bytes(memory_.at(name).download());
   return results;
+}
+
+void run_on_device(const Layer& layer, openmsa_op op, TensorMap& outputs, const Rebind& rebind) {
+  DeviceCall call(layer, op, outputs);
+  std::list<DeviceMemory> placed;
+  if (rebind) {
+    rebind(call.tensors(), [&](const Buffer& buffer) {
+      DeviceMemory& memory = placed.emplace_back(buffer.bytes().size());
+      memory.upload(buffer.bytes());
+      return memory.data();
+    });
+  }
+  call.enqueue();
+  outputs = call.results();
 }
 
 }  // namespace openmsa::test

@@ -38,6 +38,9 @@ class DeviceCall {
   DeviceMemory workspace_;
 };
 
+/// What a Device does with a call.
+void run_on_device(const Layer& layer, openmsa_op op, TensorMap& outputs, const Rebind& rebind);
+
 /// make_layer for the GPU.
 inline Layer device_layer(const LayerShape& shape, std::uint64_t seed = 1, std::uint64_t page_seed = 1) {
   return make_layer(shape, seed, page_seed).on(OPENMSA_BACKEND_CUDA);

@@ -1,6 +1,4 @@
 // Part of every program whose tests run on the GPU: registers it for the bodies that all backends share.
-#include <list>
-
 #include "cuda/decode/cases.h"
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
@@ -32,17 +30,7 @@ class Hopper : public Device {
   std::vector<NamedShape> selection_shapes() const override { return joined(attention_shapes(), fp8_index_shapes()); }
 
   void run(const Layer& layer, openmsa_op op, TensorMap& outputs, const Rebind& rebind) const override {
-    DeviceCall call(layer, op, outputs);
-    std::list<DeviceMemory> placed;
-    if (rebind) {
-      rebind(call.tensors(), [&](const Buffer& buffer) {
-        DeviceMemory& memory = placed.emplace_back(buffer.bytes().size());
-        memory.upload(buffer.bytes());
-        return memory.data();
-      });
-    }
-    call.enqueue();
-    outputs = call.results();
+    run_on_device(layer, op, outputs, rebind);
   }
 };
 

@@ -79,7 +79,7 @@ __device__ __forceinline__ void choose_row(const Candidates& rules, const Row& s
 
 template <bool kWide, bool kContiguous>
 __global__ void __launch_bounds__(kTopkWarps * 32, kWide ? 5 : 6) topk_kernel(const TopkParams p) {
-  __shared__ alignas(16) Ranked memory[kTopkWarps][kTopkCapacity<kWide>];
+  __shared__ __align__(16) Ranked memory[kTopkWarps][kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto query = static_cast<std::int32_t>(blockIdx.x * kTopkWarps + warp), head = static_cast<int>(blockIdx.y);

@@ -33,7 +33,7 @@ struct ChosenRow {
 template <bool kWide>
 __global__ void __launch_bounds__(kChooseWarps * 32, 4)
     merge_lists_kernel(const __grid_constant__ SelectParams p, int capacity) {
-  __shared__ alignas(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
+  __shared__ __align__(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = p.splits();
   if (splits == 1) return;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32, 4)
 /// Decode: from the scores of all kv_blocks.
 template <bool kWide>
 __global__ void __launch_bounds__(kChooseWarps * 32, 4) choose_kernel(const __grid_constant__ SelectParams p) {
-  __shared__ alignas(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
+  __shared__ __align__(16) Ranked memory[kChooseWarps][generic::kTopkCapacity<kWide>];
   wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t rows = std::int64_t{p.num_tiles()} * p.tile_rows();
