@@ -1,7 +1,6 @@
 // What the CUDA backend does not serve is refused before anything is launched, naming the feature.
 #include <gmock/gmock.h>
 
-#include <cstdlib>
 #include <functional>
 #include <span>
 #include <string>
@@ -112,16 +111,6 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
 TEST_F(RefusedCall, WhatIsAboutShards) {
   const Plan plan(layer_.config);
   for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_MERGE_PARTIALS}) {
-    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
-  }
-}
-
-/// The portable kernels have the forward pass alone.
-TEST_F(RefusedCall, TrainingWithoutKernelsForIt) {
-  const char* const family = std::getenv("OPENMSA_CUDA_FAMILY");
-  if (family == nullptr || family != std::string("sm80")) GTEST_SKIP() << "the kernels for Hopper serve it";
-  const Plan plan(layer_.config);
-  for (const openmsa_op op : kTrainingOps) {
     expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
   }
 }

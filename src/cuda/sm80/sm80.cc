@@ -9,6 +9,7 @@
 #include "cuda/generic/topk/topk.h"
 #include "cuda/generic/training/host.h"
 #include "cuda/sm80/attend/host.h"
+#include "cuda/sm80/recall/host.h"
 #include "cuda/sm80/select/host.h"
 #include "cuda/sm80/select/kernels.h"
 #include "cuda/sm80/training/tile_kernels.h"
@@ -87,6 +88,8 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
       return generic::training::kl_loss_bytes(plan);
     case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
       return generic::training::msa_attention_backward_bytes(plan);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::bytes(plan);
     default:
       return 0;
   }
@@ -113,6 +116,8 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return generic::training::kl_loss(problem, arena, training::kTileKernels, launch);
     case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
       return generic::training::msa_attention_backward(problem, arena, training::kTileKernels, launch);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::run(problem, arena, launch);
     case OPENMSA_OP_APPEND_KV:
       return generic::append(problem, launch);
     default:

@@ -22,6 +22,7 @@ inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,
                                              OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
                                              OPENMSA_OP_KL_LOSS,
                                              OPENMSA_OP_MSA_ATTENTION_BACKWARD,
+                                             OPENMSA_OP_BLOCK_RECALL,
                                              OPENMSA_OP_APPEND_KV};
 
 /// Whether this build has code for the current device.

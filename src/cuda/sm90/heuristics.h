@@ -221,11 +221,4 @@ constexpr std::int32_t dense_tile_queries(std::int64_t mean_queries) {
   return mean_queries == 1 ? 1 : kDenseTileQueries;
 }
 
-// ---- Block recall ---------------------------------------------------------------------------------------------------
-
-/// Query tiles whose masses are in memory at once, of at most max_tiles: 1 GiB of them.
-constexpr std::int64_t recall_tiles(std::int64_t tile_bytes, std::int64_t max_tiles) {
-  return std::clamp<std::int64_t>((std::int64_t{1} << 30) / tile_bytes, 1, max_tiles);
-}
-
 }  // namespace openmsa::cuda::sm90

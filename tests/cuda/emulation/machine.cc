@@ -113,7 +113,8 @@ void run_next(void** from) {
       for (std::size_t w = 0; w < machine.warps.size(); ++w) {
         const Meeting& warp = machine.warps[w];
         if (warp.waiting.empty()) continue;
-        machine.failure += ", " + std::to_string(warp.waiting.size()) + " of warp " + std::to_string(w) + " in " + warp.what;
+        machine.failure +=
+            ", " + std::to_string(warp.waiting.size()) + " of warp " + std::to_string(w) + " in " + warp.what;
       }
     }
     return to_host(from);
@@ -220,7 +221,8 @@ void run_cta(unsigned int threads, std::size_t shared_bytes) {
   if (!machine.failure.empty()) throw std::runtime_error(std::exchange(machine.failure, ""));
   for (const auto array : dynamic_shared()) {
     for (std::size_t i = 0; i < kFenceBytes; ++i) {
-      if (array()[shared_bytes + i] != static_cast<char>(kPoison)) throw std::runtime_error("written past shared memory");
+      if (array()[shared_bytes + i] != static_cast<char>(kPoison))
+        throw std::runtime_error("written past shared memory");
     }
   }
 }
@@ -301,8 +303,6 @@ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(static_cast<const char*>(pointer) - dynamic_shared().front()());
 }
 
-void* shared_pointer(std::uint32_t address) {
-  return dynamic_shared().front()() + static_cast<std::int32_t>(address);
-}
+void* shared_pointer(std::uint32_t address) { return dynamic_shared().front()() + static_cast<std::int32_t>(address); }
 
 }  // namespace openmsa::emulation

@@ -23,11 +23,7 @@ bool is_dense(const Problem& problem) { return !present(problem.tensors.topk_ind
 class Backward {
  public:
   Backward(const Problem& problem, const BackwardWorkspace& workspace, const TileKernels& kernels, Launch launch)
-      : problem_(problem),
-        config_(problem.plan.config),
-        kernels_(kernels),
-        launch_(launch),
-        workspace_(workspace) {}
+      : problem_(problem), config_(problem.plan.config), kernels_(kernels), launch_(launch), workspace_(workspace) {}
 
   /// Before all batches.
   void prepare(const generic::ListParams& lists) const {

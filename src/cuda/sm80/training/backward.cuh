@@ -103,11 +103,10 @@ __device__ __forceinline__ void for_each_score(typename Tile::Scores& x, const T
 
 /// p^T = exp2(s^T * scale_log2 - lse2), in the place of s^T; 0 where a row does not see the key.
 template <class Tile>
-__device__ __forceinline__ void probabilities(typename Tile::Scores& s, const TileRows& rows, float scale_log2,
-                                              int key, int lane) {
-  for_each_score<Tile>(s, rows, key, lane, [&](float& x, int row, bool) {
-    x = exp2_approx(fmaf(x, scale_log2, -rows.lse2[row]));
-  });
+__device__ __forceinline__ void probabilities(typename Tile::Scores& s, const TileRows& rows, float scale_log2, int key,
+                                              int lane) {
+  for_each_score<Tile>(s, rows, key, lane,
+                       [&](float& x, int row, bool) { x = exp2_approx(fmaf(x, scale_log2, -rows.lse2[row])); });
   if (!rows.is_masked) return;
   for_each_score<Tile>(s, rows, key, lane, [&](float& x, int, bool sees) { x = sees ? x : 0; });
 }
@@ -122,9 +121,8 @@ __device__ __forceinline__ void score_gradients(const typename Tile::Scores& p, 
     dp[i / 4][i % 4] = p[i / 4][i % 4] * (dp[i / 4][i % 4] - rows.delta[row]);
   }
   if (!rows.is_masked) return;
-  for_each_score<Tile>(dp, rows, key, lane, [&](float& x, int row, bool sees) {
-    x = sees ? fmaf(0, rows.delta[row], x) : 0;
-  });
+  for_each_score<Tile>(dp, rows, key, lane,
+                       [&](float& x, int row, bool sees) { x = sees ? fmaf(0, rows.delta[row], x) : 0; });
 }
 
 /// NaN in d_v of the keys that a row without finite lse or d_o sees, whatever its probabilities are.
@@ -243,8 +241,9 @@ __device__ __forceinline__ void backward_item(const generic::training::BackwardP
 }
 
 template <class Config>
-__global__ void __launch_bounds__(kThreads, 1) backward_kernel(
-    const __grid_constant__ generic::training::BackwardParams p, const __grid_constant__ BackwardTensors t) {
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_kernel(const __grid_constant__ generic::training::BackwardParams p,
+                    const __grid_constant__ BackwardTensors t) {
   extern __shared__ __align__(128) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();

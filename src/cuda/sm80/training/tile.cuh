@@ -27,7 +27,7 @@ template <class Element_, int kDim_>
 struct TrainingTile {
   using Element = Element_;
   static constexpr int kDim = kDim_, kRowBytes = kDim * 2, kSteps = kDim / 16;
-  using Rows = SharedTile<kRowBytes>;         // of keys and of queries
+  using Rows = SharedTile<kRowBytes>;           // of keys and of queries
   using ScoreTile = SharedTile<kTileRows * 2>;  // scores [kTileKeys][kTileRows]
   static constexpr int kScoreBytes = kTileKeys * kTileRows * 2;
   using KeyOperand = std::uint32_t[kSteps][4];
@@ -39,7 +39,8 @@ struct TrainingTile {
 
   /// s = keys rows^T; operand(step, a): the warp's keys, channels [16 step, 16 step + 16).
   template <class Operand>
-  static __device__ __forceinline__ void multiply_rows(const Operand& operand, std::uint32_t rows, Scores& s, int lane) {
+  static __device__ __forceinline__ void multiply_rows(const Operand& operand, std::uint32_t rows, Scores& s,
+                                                       int lane) {
 #pragma unroll
     for (int i = 0; i < kTileRows / 2; ++i) s[i / 4][i % 4] = 0;
 #pragma unroll
@@ -55,7 +56,8 @@ struct TrainingTile {
       }
     }
   }
-  static __device__ __forceinline__ void multiply_rows(const KeyOperand& keys, std::uint32_t rows, Scores& s, int lane) {
+  static __device__ __forceinline__ void multiply_rows(const KeyOperand& keys, std::uint32_t rows, Scores& s,
+                                                       int lane) {
     const auto from_registers = [&](int step, std::uint32_t(&a)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = keys[step][i];
@@ -74,7 +76,8 @@ struct TrainingTile {
   /// Scores as the left operand of a product over rows.
   static __device__ __forceinline__ void round(const Scores& s, RoundedScores& rounded) {
 #pragma unroll
-    for (int i = 0; i < kTileRows / 4; ++i) rounded[i / 4][i % 4] = pack<Element>(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]);
+    for (int i = 0; i < kTileRows / 4; ++i)
+      rounded[i / 4][i % 4] = pack<Element>(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]);
   }
 
   /// d += scores rows.

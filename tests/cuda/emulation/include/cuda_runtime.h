@@ -118,7 +118,8 @@ T atomicCAS(T* to, T expected, T x) {
 inline void __syncthreads() { openmsa::emulation::meet_cta(false); }
 inline int __syncthreads_or(int x) { return openmsa::emulation::meet_cta(x != 0); }
 inline void __syncwarp() {
-  openmsa::emulation::meet_warp("__syncwarp", nullptr, [](void* const (&)[32]) {}, true);
+  openmsa::emulation::meet_warp(
+      "__syncwarp", nullptr, [](void* const(&)[32]) {}, true);
 }
 
 namespace openmsa::emulation {
@@ -135,7 +136,7 @@ template <class T>
 T shuffle(std::uint32_t mask, T x, int from) {
   if (mask != ~0u) fail("a warp's lanes meet with a mask");
   Exchange<T> mine{x, from, x};
-  meet_warp("__shfl_sync", &mine, [](void* const (&lanes)[32]) {
+  meet_warp("__shfl_sync", &mine, [](void* const(&lanes)[32]) {
     for (void* const lane : lanes) {
       if (lane == nullptr) continue;
       auto& to = *static_cast<Exchange<T>*>(lane);
@@ -152,7 +153,7 @@ enum class Reduction { kAdd, kLeast, kMost, kLanes };
 template <Reduction kReduction, class T>
 T reduce(std::uint32_t mask, T x) {
   if (mask != ~0u) fail("a warp's lanes meet with a mask");
-  meet_warp("__reduce_sync", &x, [](void* const (&lanes)[32]) {
+  meet_warp("__reduce_sync", &x, [](void* const(&lanes)[32]) {
     bool is_first = true;
     T result = 0;
     for (int i = 0; i < kWarpLanes; ++i) {
@@ -220,10 +221,7 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributeNonPortableClusterSizeAllowed };
 enum cudaMemcpyKind { cudaMemcpyDefault };
 enum { cudaStreamNonBlocking, cudaStreamCaptureModeThreadLocal };
-enum cudaLaunchAttributeID {
-  cudaLaunchAttributeProgrammaticStreamSerialization,
-  cudaLaunchAttributeClusterDimension
-};
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
@@ -263,7 +261,9 @@ inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   return cudaSuccess;
 }
 inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
-inline cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) { return std::memset(to, byte, bytes), cudaSuccess; }
+inline cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) {
+  return std::memset(to, byte, bytes), cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
   return cudaMemset(to, byte, bytes);
 }

@@ -11,11 +11,7 @@ namespace openmsa::cuda::generic::training::kl {
 using core::present;
 
 Loss::Loss(const core::Problem& problem, const LossWorkspace& workspace, const TileKernels& kernels, Launch launch)
-    : problem_(problem),
-      config_(problem.plan.config),
-      kernels_(kernels),
-      launch_(launch),
-      params_(workspace.params) {
+    : problem_(problem), config_(problem.plan.config), kernels_(kernels), launch_(launch), params_(workspace.params) {
   const openmsa_tensors& t = problem_.tensors;
   const core::Plan& plan = problem_.plan;
   params_.num_heads = config_.num_heads_kv;

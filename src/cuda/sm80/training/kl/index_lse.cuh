@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (number >= num_items) return;
     const generic::ListItem item = p.work.items[number];
     const std::uint32_t keys = shared_address(storage.index_k);
-    load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys_of(p.batch, item), index_k, 0,
-                                                    item.block * p.batch.block_size, keys, thread);
+    load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys_of(p.batch, item), index_k, 0, item.block * p.batch.block_size,
+                                                    keys, thread);
     async_commit();
     async_wait<0>();
     __syncthreads();

@@ -35,7 +35,8 @@ class BlockScan {
     all = storage_.all;
   }
   void ExclusiveSum(T x, T& before, T& all) {
-    ExclusiveScan(x, before, T{0}, [](T a, T b) { return a + b; }, all);
+    ExclusiveScan(
+        x, before, T{0}, [](T a, T b) { return a + b; }, all);
   }
 
  private:

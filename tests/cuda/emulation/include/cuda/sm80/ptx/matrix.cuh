@@ -27,7 +27,7 @@ float element_of(std::uint32_t two, int which) {
 template <class Element>
 void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   MultiplyLane mine{c, a, {b0, b1}};
-  emulation::meet_warp("mma", &mine, [](void* const (&lanes)[32]) {
+  emulation::meet_warp("mma", &mine, [](void* const(&lanes)[32]) {
     float rows[16][16], columns[16][8];
     for (int i = 0; i < 32; ++i) {
       if (lanes[i] == nullptr) emulation::fail("mma: a lane has ended");
@@ -35,7 +35,8 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
       for (int x = 0; x < 8; ++x) {  // two for each of a[0] to a[3]
         rows[i / 4 + x / 2 % 2 * 8][i % 4 * 2 + x % 2 + x / 4 * 8] = element_of<Element>(lane.a[x / 2], x % 2);
       }
-      for (int x = 0; x < 4; ++x) columns[i % 4 * 2 + x % 2 + x / 2 * 8][i / 4] = element_of<Element>(lane.b[x / 2], x % 2);
+      for (int x = 0; x < 4; ++x)
+        columns[i % 4 * 2 + x % 2 + x / 2 * 8][i / 4] = element_of<Element>(lane.b[x / 2], x % 2);
     }
     float sums[16][8] = {};
     for (int m = 0; m < 16; ++m) {
@@ -66,7 +67,7 @@ inline const std::uint16_t* matrix_row(void* const (&lanes)[32], int matrix, int
 template <bool kTransposed>
 void load_four_matrices(std::uint32_t address, std::uint32_t (&out)[4]) {
   MatrixLane mine{address, out};
-  emulation::meet_warp(kTransposed ? "ldmatrix.trans" : "ldmatrix", &mine, [](void* const (&lanes)[32]) {
+  emulation::meet_warp(kTransposed ? "ldmatrix.trans" : "ldmatrix", &mine, [](void* const(&lanes)[32]) {
     for (int i = 0; i < 32; ++i) {
       for (int m = 0; m < 4; ++m) {
         const auto element = [&](int row, int column) {

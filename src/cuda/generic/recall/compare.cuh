@@ -3,11 +3,12 @@
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/common/launch.h"
 #include "cuda/common/math.h"
 #include "cuda/common/query_tile.h"
-#include "cuda/sm90/recall/params.h"
+#include "cuda/generic/recall/params.h"
 
-namespace openmsa::cuda::sm90::recall {
+namespace openmsa::cuda::generic::recall {
 
 inline constexpr int kCompareWarps = 8;
 
@@ -24,7 +25,8 @@ __device__ __forceinline__ void write_figure(const Figure& figure, std::int32_t 
 }
 
 /// CTAs [tile][KV head]; their warps take a query after another.
-__global__ void __launch_bounds__(32 * kCompareWarps) compare_kernel(const __grid_constant__ RecallParams p) {
+template <class Params>
+__global__ void __launch_bounds__(32 * kCompareWarps) compare_kernel(const __grid_constant__ Params p) {
   wait_for_earlier_kernels();
   const auto number = p.first_tile + static_cast<std::int32_t>(blockIdx.x);
   const auto head = static_cast<std::int32_t>(blockIdx.y);
@@ -55,4 +57,10 @@ __global__ void __launch_bounds__(32 * kCompareWarps) compare_kernel(const __gri
   }
 }
 
-}  // namespace openmsa::cuda::sm90::recall
+template <class Params>
+void launch_compare(const Params& p, Launch launch) {
+  const dim3 ctas(static_cast<unsigned int>(p.tiles), static_cast<unsigned int>(p.heads));
+  cuda::launch("recall_compare", compare_kernel<Params>, {ctas, 32 * kCompareWarps, 0}, launch.stream, p);
+}
+
+}  // namespace openmsa::cuda::generic::recall
