@@ -10,10 +10,6 @@
 #include <utility>
 #include <vector>
 
-#ifdef __SANITIZE_THREAD__
-#include <sanitizer/tsan_interface.h>
-#endif
-
 // Saves the callee's registers and the stack pointer, and goes on with another stack.
 extern "C" void openmsa_switch_stack(void** from, void* to);
 asm(R"(
@@ -61,9 +57,6 @@ struct Fiber {
   int number;
   std::vector<Copy> copies;
   std::vector<std::size_t> groups;  // ends of those among the copies
-#ifdef __SANITIZE_THREAD__
-  void* tsan = __tsan_create_fiber(0);
-#endif
 };
 
 /// Threads that wait for each other.
@@ -84,9 +77,6 @@ struct Machine {
   std::deque<Fiber*> ready;
   Fiber* running = nullptr;
   void* host = nullptr;  // stack pointer of run_grid
-#ifdef __SANITIZE_THREAD__
-  void* host_tsan = nullptr;
-#endif
   const std::function<void()>* body = nullptr;
   bool is_reversed = false;  // this CTA begins with its last thread
   std::string failure;
@@ -98,12 +88,7 @@ std::vector<char* (*)()>& dynamic_shared() {
   return arrays;
 }
 
-void to_host(void** from) {
-#ifdef __SANITIZE_THREAD__
-  __tsan_switch_to_fiber(machine.host_tsan, 0);
-#endif
-  openmsa_switch_stack(from, machine.host);
-}
+void to_host(void** from) { openmsa_switch_stack(from, machine.host); }
 
 /// Goes on with a thread that can.
 void run_next(void** from) {
@@ -122,9 +107,6 @@ void run_next(void** from) {
   machine.running = machine.ready.front();
   machine.ready.pop_front();
   threadIdx.x = static_cast<unsigned int>(machine.running->number);
-#ifdef __SANITIZE_THREAD__
-  __tsan_switch_to_fiber(machine.running->tsan, __tsan_switch_to_fiber_no_sync);
-#endif
   openmsa_switch_stack(from, machine.running->stack_pointer);
 }
 
@@ -144,20 +126,13 @@ void end_meeting(Meeting& meeting) {
 }
 
 /// The running thread has come.
-void wait_for_others(Meeting& meeting, bool orders_memory) {
-#ifdef __SANITIZE_THREAD__
-  if (orders_memory) __tsan_release(&meeting);
-#endif
+void wait_for_others(Meeting& meeting) {
   if (meeting.waiting.size() + 1 == meeting.expected) {
     end_meeting(meeting);
   } else {
     meeting.waiting.push_back(machine.running);
     run_next(&machine.running->stack_pointer);
   }
-#ifdef __SANITIZE_THREAD__
-  if (orders_memory) __tsan_acquire(&meeting);
-#endif
-  (void)orders_memory;
 }
 
 void leave(Meeting& meeting) {
@@ -203,20 +178,7 @@ void run_cta(unsigned int threads, std::size_t shared_bytes) {
     ++warp_of(fiber).expected;
     machine.ready.push_back(&fiber);
   }
-#ifdef __SANITIZE_THREAD__
-  machine.host_tsan = __tsan_get_current_fiber();
-  for (unsigned int i = 0; i < threads; ++i) {  // what came before the kernel, all of its threads see
-    __tsan_switch_to_fiber(machine.fibers[i]->tsan, 0);
-    __tsan_switch_to_fiber(machine.host_tsan, 0);
-  }
-#endif
   run_next(&machine.host);
-#ifdef __SANITIZE_THREAD__
-  for (unsigned int i = 0; i < threads; ++i) {
-    __tsan_switch_to_fiber(machine.fibers[i]->tsan, 0);
-    __tsan_switch_to_fiber(machine.host_tsan, 0);
-  }
-#endif
   machine.running = nullptr;
   if (!machine.failure.empty()) throw std::runtime_error(std::exchange(machine.failure, ""));
   for (const auto array : dynamic_shared()) {
@@ -256,7 +218,7 @@ void fail(const std::string& why) {
   __builtin_unreachable();
 }
 
-void meet_warp(const char* what, void* mine, Together together, bool orders_memory) {
+void meet_warp(const char* what, void* mine, Together together) {
   Fiber& fiber = *machine.running;
   Meeting& warp = warp_of(fiber);
   if (!warp.waiting.empty() && std::strcmp(warp.what, what) != 0) {
@@ -265,12 +227,12 @@ void meet_warp(const char* what, void* mine, Together together, bool orders_memo
   warp.what = what;
   warp.together = together;
   warp.lanes[fiber.number % kWarpLanes] = mine;
-  wait_for_others(warp, orders_memory);
+  wait_for_others(warp);
 }
 
 bool meet_cta(bool mine) {
   machine.cta.any |= mine;
-  wait_for_others(machine.cta, true);
+  wait_for_others(machine.cta);
   return machine.cta.result;
 }
 

@@ -32,8 +32,7 @@ void run_grid(Index ctas, unsigned int threads, std::size_t shared_bytes, const 
 using Together = void (*)(void* const (&lanes)[kWarpLanes]);
 
 /// Waits until all lanes of the warp have called it, with the same `what`; the last one calls together().
-/// `orders_memory`: what each wrote before, all see afterwards.
-void meet_warp(const char* what, void* mine, Together together, bool orders_memory = false);
+void meet_warp(const char* what, void* mine, Together together);
 
 /// Waits for all threads of the CTA; whether any brought true.
 bool meet_cta(bool mine);

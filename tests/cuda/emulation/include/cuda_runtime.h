@@ -118,8 +118,7 @@ T atomicCAS(T* to, T expected, T x) {
 inline void __syncthreads() { openmsa::emulation::meet_cta(false); }
 inline int __syncthreads_or(int x) { return openmsa::emulation::meet_cta(x != 0); }
 inline void __syncwarp() {
-  openmsa::emulation::meet_warp(
-      "__syncwarp", nullptr, [](void* const(&)[32]) {}, true);
+  openmsa::emulation::meet_warp("__syncwarp", nullptr, [](void* const(&)[32]) {});
 }
 
 namespace openmsa::emulation {
