@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "cuda/generic/lists/kernels.h"
 #include "cuda/generic/training/call.h"
+#include "cuda/generic/training/kernels.h"
 #include "cuda/generic/training/kl/loss.h"
 #include "cuda/generic/training/kl/workspace.h"
 #include "cuda/generic/training/workspace.h"

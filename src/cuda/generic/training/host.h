@@ -4,7 +4,7 @@
 #include "core/arena.h"
 #include "core/problem.h"
 #include "cuda/common/launch.h"
-#include "cuda/generic/training/kernels.h"
+#include "cuda/generic/training/tile_kernels.h"
 
 namespace openmsa::cuda::generic::training {
 

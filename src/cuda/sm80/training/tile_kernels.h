@@ -1,7 +1,7 @@
 // The portable kernels of training that multiply tiles.
 #pragma once
 
-#include "cuda/generic/training/kernels.h"
+#include "cuda/generic/training/tile_kernels.h"
 
 namespace openmsa::cuda::sm80::training {
 

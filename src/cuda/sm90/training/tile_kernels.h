@@ -1,7 +1,7 @@
 // The kernels of training that multiply tiles, on Hopper.
 #pragma once
 
-#include "cuda/generic/training/kernels.h"
+#include "cuda/generic/training/tile_kernels.h"
 
 namespace openmsa::cuda::sm90::training {
 

@@ -3,8 +3,8 @@
 
 #include "core/problem.h"
 #include "cuda/common/launch.h"
-#include "cuda/generic/training/kernels.h"
 #include "cuda/generic/training/kl/workspace.h"
+#include "cuda/generic/training/tile_kernels.h"
 
 namespace openmsa::cuda::generic::training::kl {
 
