@@ -1,4 +1,10 @@
-// The candidates that the segments of a decode step's index branch left for a query row (generic/topk/choose.cuh).
+// The kv_blocks of a query row, chosen by the warps of a CTA from the scores that the index branch left (eq.: the topk
+// best of m[i,b,r], those that are forced among them).
+//
+// A row is read in vectors of four scores, as many at once as a lane can have on their way: up to 8192 kv_blocks cost
+// one latency of the L2 cache. Every lane puts the best of what it read into a bin; the bins give a bound that at least
+// `slots` scores reach, and few others do. A lane looks again only at vectors that reach it, and one warp ranks what they
+// hold.
 #pragma once
 
 #include "cuda/generic/topk/choose.cuh"
@@ -6,24 +12,227 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-using generic::ChoiceRow;
 using generic::ChoiceScratch;
 using generic::ChoiceTeam;
-using generic::choose_blocks;
 using generic::Chosen;
 using generic::kMaxTopk;
 using generic::store_choice;
 
+/// A query row of one KV head, and the scores of the sequence's kv_blocks.
+struct ScoreRow {
+  Candidates rules;
+  const float* scores;  // aligned to 16 bytes
+
+  __device__ __forceinline__ bool has_choice() const { return rules.slots > 0 && rules.slots < rules.end - rules.init; }
+};
+
 /// Query `at` of a part.
-__device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
-                                                std::int32_t head) {
-  ChoiceRow row(Candidates(p.rules, part.position + at));
-  if (part.work.key_units == 0 || !row.has_choice()) return row;
+__device__ __forceinline__ ScoreRow score_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
+                                              std::int32_t head) {
   const std::int32_t query = part.row - part.view.q_row + at;
-  const std::int32_t kept = kept_candidates(part.per_cta, p.rules);
-  const SegmentRange range = part.segments(p, query);
-  row.choose_from(p.lists.row(range, query % p.tile_queries * p.heads + head, kept), range.count, kept);
-  return row;
+  return {Candidates(p.rules, part.position + at), p.scores.row(part.sequence, part.view, query, head, p.heads)};
+}
+
+/// Slots for which a bin for each lane is enough; for more a lane has four, one for each place in a vector.
+inline constexpr int kFewSlots = 24;
+
+/// The keys of the best scores of up to kRows rows, over the warps of their teams. choose_blocks leaves them empty.
+template <int kRows>
+struct ScoreBins {
+  alignas(16) std::int32_t keys[kRows][4 * 32];
+
+  static constexpr std::int32_t kEmpty = INT_MIN;
+};
+
+template <int kThreads, int kRows>
+__device__ __forceinline__ void empty_choice(Chosen<kRows>& chosen, ScoreBins<kRows>& bins, int thread) {
+  for (int i = thread; i < kRows * 4 * 32; i += kThreads) bins.keys[i / 128][i % 128] = ScoreBins<kRows>::kEmpty;
+  if (thread < kRows) chosen.gathered[thread] = 0;
+}
+
+/// The k-th greatest of 32 * kPerLane keys, or that of a NaN, which all scores reach, where fewer are there.
+template <int kPerLane>
+__device__ __forceinline__ std::int32_t kth_of_bins(const std::int32_t* bins, int k, int lane) {
+  std::int32_t mine[kPerLane];
+  int greater[kPerLane] = {};
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) mine[i] = bins[i * 32 + lane];
+#pragma unroll(kPerLane == 1 ? 8 : 1)
+  for (int i = 0; i < 8 * kPerLane; ++i) {
+    const int4 four = reinterpret_cast<const int4*>(bins)[i];
+#pragma unroll
+    for (int own = 0; own < kPerLane; ++own) {
+      greater[own] += (four.x > mine[own]) + (four.y > mine[own]) + (four.z > mine[own]) + (four.w > mine[own]);
+    }
+  }
+  std::int32_t least = INT_MAX;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) least = greater[i] < k ? min(least, mine[i]) : least;
+  return max(__reduce_min_sync(kFullWarp, least), score_key(NAN));
+}
+
+/// What a thread of a row's team reads: vectors of four kv_blocks, dealt out to the threads. The first and the last vector
+/// of the row may hold some that do not compete.
+struct ScoreShare {
+  const float4* vectors;    // those of the row, from that of kv_block rules.init on
+  std::int32_t block;       // the first of them
+  int count, step, thread;  // this thread has those of number thread + i * step below count
+  std::int32_t begin, end;  // kv_blocks that compete
+
+  __device__ __forceinline__ ScoreShare(const ScoreRow& row, const ChoiceTeam& team, int lane)
+      : vectors(reinterpret_cast<const float4*>(row.scores) + row.rules.init / 4),
+        block(row.rules.init / 4 * 4),
+        count((row.rules.end - block + 3) / 4),
+        step(32 * team.parts),
+        thread(32 * team.part + lane),
+        begin(row.rules.init),
+        end(row.rules.end) {}
+
+  __device__ __forceinline__ bool competes(std::int32_t at) const { return begin <= at && at < end; }
+};
+
+/// The scores of a share, of which up to kHeld vectors are read at a time.
+template <int kHeld>
+class ShareScores {
+ public:
+  /// Reads them all, and puts the best into the bins. The maxima of the last vectors stay held.
+  __device__ __forceinline__ void read(const ScoreShare& share, int slots, std::int32_t* bins, int lane) {
+    float4 best{NAN, NAN, NAN, NAN};
+    for (first_ = 0;; first_ += kHeld * share.step) {
+      hold(share, best);
+      if (first_ + kHeld * share.step >= share.count) break;
+    }
+    if (slots <= kFewSlots) {
+      atomicMax(&bins[lane], score_key(fmaxf(fmaxf(best.x, best.y), fmaxf(best.z, best.w))));
+    } else {
+      const float of_places[4] = {best.x, best.y, best.z, best.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) atomicMax(&bins[i * 32 + lane], score_key(of_places[i]));
+    }
+  }
+
+  /// Adds the kv_blocks that reach the bound to `list`, as long as there is room.
+  __device__ __forceinline__ void gather(const ScoreShare& share, std::int32_t bound, Ranked* list, int capacity,
+                                         int* size) {
+    const bool takes_nan = bound == score_key(NAN);
+    const float least = score_of(rank_of_key(bound, 0));
+    while (true) {
+      std::uint32_t enter = 0;  // bit i: vector i of those that are held
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) enter |= takes_nan || tops_[i] >= least ? 1u << i : 0;
+#pragma unroll 1
+      for (; enter != 0; enter &= enter - 1) {
+        const int number = share.thread + first_ + (__ffs(enter) - 1) * share.step;
+        if (number >= share.count) break;
+        const float4 four = share.vectors[number];
+        const float scores[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const std::int32_t block = share.block + number * 4 + i, key = score_key(scores[i]);
+          if (key < bound || !share.competes(block)) continue;
+          const int at = atomicAdd(size, 1);
+          if (at < capacity) list[at] = rank_of_key(key, block);
+        }
+      }
+      if (first_ == 0) break;
+      first_ -= kHeld * share.step;
+      float4 ignored{NAN, NAN, NAN, NAN};
+      hold(share, ignored);
+    }
+  }
+
+ private:
+  /// Loads vectors from number thread + first_ on and holds their maxima, NaN ignored.
+  __device__ __forceinline__ void hold(const ScoreShare& share, float4& best) {
+    float4 read[kHeld];
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int number = share.thread + first_ + i * share.step;
+      read[i] = number < share.count ? share.vectors[number] : float4{NAN, NAN, NAN, NAN};
+    }
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      float4& four = read[i];
+      const int number = share.thread + first_ + i * share.step;
+      if (number == 0 || number == share.count - 1) {
+        const std::int32_t block = share.block + number * 4;
+        four = {share.competes(block) ? four.x : NAN, share.competes(block + 1) ? four.y : NAN,
+                share.competes(block + 2) ? four.z : NAN, share.competes(block + 3) ? four.w : NAN};
+      }
+      tops_[i] = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
+      best = {fmaxf(best.x, four.x), fmaxf(best.y, four.y), fmaxf(best.z, four.z), fmaxf(best.w, four.w)};
+    }
+  }
+
+  int first_;
+  float tops_[kHeld];
+};
+
+/// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
+template <int kCapacity>
+__device__ __noinline__ int search_scores(const float* scores, std::int32_t begin, std::int32_t end, int slots,
+                                          Ranked* memory, int lane) {
+  constexpr int kAtOnce = 8;
+  generic::BestList<kCapacity> list(memory, slots, lane);
+#pragma unroll 1
+  for (; begin < end; begin += 32 * kAtOnce) {
+    float some[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) some[i] = begin + i * 32 + lane < end ? scores[begin + i * 32 + lane] : NAN;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const std::int32_t block = begin + i * 32 + lane;
+      list.offer(block < end, rank_of(some[i], block));
+    }
+  }
+  list.keep_best();
+  return list.size();
+}
+
+template <int kHeld, int kRows>
+__device__ __forceinline__ void choose_held(Chosen<kRows>& chosen, ScoreBins<kRows>& bins,
+                                            ChoiceScratch<kRows>& scratch, int rows, const ChoiceTeam& team,
+                                            const ScoreRow& row, const ScoreShare& share, int lane) {
+  constexpr int kCapacity = ChoiceScratch<kRows>::kCapacity;
+  const bool has_row = team.row < rows, has_choice = has_row && row.has_choice();
+  const int at = has_row ? team.row : 0, slots = row.rules.slots;
+  std::int32_t* const keys = bins.keys[at];
+  Ranked* const entries = scratch.entries[at];
+  ShareScores<kHeld> scores;
+  if (has_choice) scores.read(share, slots, keys, lane);
+  __syncthreads();
+  if (has_choice) {
+    const std::int32_t bound =
+        slots <= kFewSlots ? kth_of_bins<1>(keys, slots, lane) : kth_of_bins<4>(keys, slots, lane);
+    scores.gather(share, bound, entries, kCapacity, &chosen.gathered[at]);
+  }
+  __syncthreads();
+  if (has_row && team.part == 0) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) keys[i * 32 + lane] = ScoreBins<kRows>::kEmpty;
+    int size = chosen.gathered[at];
+    if (size > kCapacity) {
+      size = search_scores<kCapacity>(row.scores, row.rules.init, row.rules.end, slots, entries, lane);
+    }
+    generic::finish_choice(chosen, at, row.rules, has_choice, entries, size, scratch.ranked[at], lane);
+  }
+  __syncthreads();
+}
+
+/// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team and their share
+/// of it. `end`: of the kv_blocks that compete in any of the rows.
+template <int kRows>
+__device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ScoreBins<kRows>& bins,
+                                              ChoiceScratch<kRows>& scratch, int rows, const ChoiceTeam& team,
+                                              const ScoreRow& row, const ScoreShare& share, std::int32_t end,
+                                              int lane) {
+  // Five warps read 1280 kv_blocks at once in two vectors each lane, 8320 in thirteen.
+  constexpr int kShort = 2, kLong = 13;
+  if (end <= kShort * 4 * 32 * team.parts) {
+    choose_held<kShort>(chosen, bins, scratch, rows, team, row, share, lane);
+  } else {
+    choose_held<kLong>(chosen, bins, scratch, rows, team, row, share, lane);
+  }
 }
 
 }  // namespace openmsa::cuda::sm90::decode
