@@ -71,39 +71,67 @@ __device__ __forceinline__ std::int32_t kth_of_bins(const std::int32_t* bins, in
   return max(__reduce_min_sync(kFullWarp, least), score_key(NAN));
 }
 
-/// What a thread of a row's team reads: vectors of four kv_blocks, dealt out to the threads. The first and the last vector
-/// of the row may hold some that do not compete.
+/// What a thread of a row's team reads: vectors of four kv_blocks. The first and the last of the row may hold some that do
+/// not compete; threads 0 and 1 read them beside what they have of the inner ones, which are dealt out to all.
 struct ScoreShare {
-  const float4* vectors;    // those of the row, from that of kv_block rules.init on
-  std::int32_t block;       // the first of them
-  int count, step, thread;  // this thread has those of number thread + i * step below count
+  const float4* vectors;    // of the row, from that of kv_block rules.init on
   std::int32_t begin, end;  // kv_blocks that compete
+  int inner_end, step;      // this thread has the inner vectors thread + 1 + i * step, below inner_end
+  int thread;               // in its team
+  int outer;                // the outer one that it has; -1: none
 
   __device__ __forceinline__ ScoreShare(const ScoreRow& row, const ChoiceTeam& team, int lane)
       : vectors(reinterpret_cast<const float4*>(row.scores) + row.rules.init / 4),
-        block(row.rules.init / 4 * 4),
-        count((row.rules.end - block + 3) / 4),
+        begin(row.rules.init),
+        end(row.rules.end),
+        inner_end((end + 3) / 4 - begin / 4 - 1),
         step(32 * team.parts),
         thread(32 * team.part + lane),
-        begin(row.rules.init),
-        end(row.rules.end) {}
+        outer(thread == 0                    ? 0
+              : thread == 1 && inner_end > 0 ? inner_end
+                                             : -1) {}
 
-  __device__ __forceinline__ bool competes(std::int32_t at) const { return begin <= at && at < end; }
+  /// The scores of the outer vector, without those that do not compete.
+  __device__ __forceinline__ float4 competing(const float4& of_outer) const {
+    const std::int32_t block = first_block(outer);
+    return {competes(block) ? of_outer.x : NAN, competes(block + 1) ? of_outer.y : NAN,
+            competes(block + 2) ? of_outer.z : NAN, competes(block + 3) ? of_outer.w : NAN};
+  }
+
+  __device__ __forceinline__ std::int32_t first_block(int vector) const { return (begin / 4 + vector) * 4; }
+  __device__ __forceinline__ bool competes(std::int32_t block) const { return begin <= block && block < end; }
 };
 
-/// The scores of a share, of which up to kHeld vectors are read at a time.
+/// Maxima, NaN ignored.
+__device__ __forceinline__ float largest_of(const float4& a) { return fmaxf(fmaxf(a.x, a.y), fmaxf(a.z, a.w)); }
+__device__ __forceinline__ float4 larger_of(const float4& a, const float4& b) {
+  return {fmaxf(a.x, b.x), fmaxf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w)};
+}
+
+/// The scores of a share, of which up to kHeld inner vectors are read at a time.
 template <int kHeld>
 class ShareScores {
  public:
+  /// Without values here the maxima of a row without a choice would be alive through the loop over a CTA's parts.
+  __device__ __forceinline__ ShareScores() {
+#pragma unroll
+    for (float& top : tops_) top = NAN;
+  }
+
   /// Reads them all, and puts the best into the bins. The maxima of the last vectors stay held.
   __device__ __forceinline__ void read(const ScoreShare& share, int slots, std::int32_t* bins, int lane) {
-    float4 best{NAN, NAN, NAN, NAN};
+    constexpr float4 kNone{NAN, NAN, NAN, NAN};
+    const float4 of_outer = share.outer < 0 ? kNone : share.vectors[share.outer];  // on its way with the others
+    float4 best = kNone;
     for (first_ = 0;; first_ += kHeld * share.step) {
       hold(share, best);
-      if (first_ + kHeld * share.step >= share.count) break;
+      if (first_ + kHeld * share.step >= share.inner_end) break;
     }
+    const float4 outer = share.competing(of_outer);
+    outer_top_ = largest_of(outer);
+    best = larger_of(best, outer);
     if (slots <= kFewSlots) {
-      atomicMax(&bins[lane], score_key(fmaxf(fmaxf(best.x, best.y), fmaxf(best.z, best.w))));
+      atomicMax(&bins[lane], score_key(largest_of(best)));
     } else {
       const float of_places[4] = {best.x, best.y, best.z, best.w};
 #pragma unroll
@@ -116,19 +144,22 @@ class ShareScores {
                                          int* size) {
     const bool takes_nan = bound == score_key(NAN);
     const float least = score_of(rank_of_key(bound, 0));
+    const auto reaches = [&](float top) { return takes_nan || top >= least; };
     while (true) {
-      std::uint32_t enter = 0;  // bit i: vector i of those that are held
+      std::uint32_t enter = 0;  // bit i: vector i of those that are held; kHeld: the outer one
 #pragma unroll
-      for (int i = 0; i < kHeld; ++i) enter |= takes_nan || tops_[i] >= least ? 1u << i : 0;
+      for (int i = 0; i < kHeld; ++i) enter |= reaches(tops_[i]) ? 1u << i : 0;
+      if (first_ == 0 && share.outer >= 0 && reaches(outer_top_)) enter |= 1u << kHeld;
 #pragma unroll 1
       for (; enter != 0; enter &= enter - 1) {
-        const int number = share.thread + first_ + (__ffs(enter) - 1) * share.step;
-        if (number >= share.count) break;
-        const float4 four = share.vectors[number];
+        const int i = __ffs(enter) - 1, inner = share.thread + 1 + first_ + i * share.step;
+        if (i < kHeld && inner >= share.inner_end) continue;
+        const int vector = i < kHeld ? inner : share.outer;
+        const float4 four = share.vectors[vector];
         const float scores[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const std::int32_t block = share.block + number * 4 + i, key = score_key(scores[i]);
+        for (int place = 0; place < 4; ++place) {
+          const std::int32_t block = share.first_block(vector) + place, key = score_key(scores[place]);
           if (key < bound || !share.competes(block)) continue;
           const int at = atomicAdd(size, 1);
           if (at < capacity) list[at] = rank_of_key(key, block);
@@ -142,29 +173,24 @@ class ShareScores {
   }
 
  private:
-  /// Loads vectors from number thread + first_ on and holds their maxima, NaN ignored.
+  /// Loads the vectors from thread + 1 + first_ on, and holds their maxima.
   __device__ __forceinline__ void hold(const ScoreShare& share, float4& best) {
     float4 read[kHeld];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      const int number = share.thread + first_ + i * share.step;
-      read[i] = number < share.count ? share.vectors[number] : float4{NAN, NAN, NAN, NAN};
+      const int vector = share.thread + 1 + first_ + i * share.step;
+      read[i] = vector < share.inner_end ? share.vectors[vector] : float4{NAN, NAN, NAN, NAN};
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      float4& four = read[i];
-      const int number = share.thread + first_ + i * share.step;
-      if (number == 0 || number == share.count - 1) {
-        const std::int32_t block = share.block + number * 4;
-        four = {share.competes(block) ? four.x : NAN, share.competes(block + 1) ? four.y : NAN,
-                share.competes(block + 2) ? four.z : NAN, share.competes(block + 3) ? four.w : NAN};
-      }
-      tops_[i] = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
-      best = {fmaxf(best.x, four.x), fmaxf(best.y, four.y), fmaxf(best.z, four.z), fmaxf(best.w, four.w)};
+      const float4& four = read[i];
+      tops_[i] = largest_of(four);
+      best = larger_of(best, four);
     }
   }
 
-  int first_;
+  int first_ = 0;
+  float outer_top_ = NAN;
   float tops_[kHeld];
 };
 
@@ -226,8 +252,7 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ScoreBins<k
                                               ChoiceScratch<kRows>& scratch, int rows, const ChoiceTeam& team,
                                               const ScoreRow& row, const ScoreShare& share, std::int32_t end,
                                               int lane) {
-  // Five warps read 1280 kv_blocks at once in two vectors each lane, 8320 in thirteen.
-  constexpr int kShort = 2, kLong = 13;
+  constexpr int kShort = 2, kLong = 13;  // five warps hold 1280 kv_blocks, or 8320 at a time
   if (end <= kShort * 4 * 32 * team.parts) {
     choose_held<kShort>(chosen, bins, scratch, rows, team, row, share, lane);
   } else {

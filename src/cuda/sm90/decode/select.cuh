@@ -99,7 +99,7 @@ struct SelectConfig {
   static constexpr int kMostCtas = (kRows <= 16 ? 5 : kRows <= 32 ? 3 : 2) - (kIsExact ? kRows <= 16 ? 2 : 1 : 0);
   static constexpr int kRoomForCtas = static_cast<int>(kSharedOfSm / (kSharedBytes + 1024));
   static constexpr int kCtasPerSm = kRoomForCtas < kMostCtas ? kRoomForCtas : kMostCtas;
-  static_assert(kIsAlone == (kCtasPerSm == 1));
+  static_assert(!kIsAlone || kCtasPerSm == 1);
   /// A CTA that is alone leaves registers for one of the attention, which then waits on the same SM.
   static constexpr int kMinCtas = kIsAlone ? 2 : kCtasPerSm;
 };
