@@ -2,9 +2,8 @@
 // best of m[i,b,r], those that are forced among them).
 //
 // A row is read in vectors of four scores, as many at once as a lane can have on their way: up to 8192 kv_blocks cost
-// one latency of the L2 cache. Every lane puts the best of what it read into a bin; the bins give a bound that at least
-// `slots` scores reach, and few others do. A lane looks again only at vectors that reach it, and one warp ranks what they
-// hold.
+// one latency of the L2 cache. Every lane puts the best that it read into a bin, and the bins give a bound that at least
+// `slots` scores reach, and few others do. A lane reads again only the vectors that reach it; one warp ranks their scores.
 #pragma once
 
 #include "cuda/generic/topk/choose.cuh"
@@ -78,7 +77,7 @@ struct ScoreShare {
   std::int32_t begin, end;  // kv_blocks that compete
   int inner_end, step;      // this thread has the inner vectors thread + 1 + i * step, below inner_end
   int thread;               // in its team
-  int outer;                // the outer one that it has; -1: none
+  int outer;                // the first or the last one, where it has that; or -1
 
   __device__ __forceinline__ ScoreShare(const ScoreRow& row, const ChoiceTeam& team, int lane)
       : vectors(reinterpret_cast<const float4*>(row.scores) + row.rules.init / 4),
@@ -87,9 +86,9 @@ struct ScoreShare {
         inner_end((end + 3) / 4 - begin / 4 - 1),
         step(32 * team.parts),
         thread(32 * team.part + lane),
-        outer(thread == 0                    ? 0
-              : thread == 1 && inner_end > 0 ? inner_end
-                                             : -1) {}
+        outer(thread == 0 ? 0 : -1) {
+    if (thread == 1 && inner_end > 0) outer = inner_end;
+  }
 
   /// The scores of the outer vector, without those that do not compete.
   __device__ __forceinline__ float4 competing(const float4& of_outer) const {

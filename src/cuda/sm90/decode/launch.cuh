@@ -60,6 +60,8 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
         AttendConfig<typename Config::Element, typename Config::Element, kDim, Config::kQueries, Config::kKeySlices>;
     constexpr std::size_t kShared = sizeof(typename Widest::Storage) + 1024;
     static_assert(sizeof(typename Config::Storage) <= sizeof(typename Widest::Storage));
+    static_assert(Config::kQueries > 1 || kShared + kMoreThanHalfOfShared + 2048 <= kSharedOfSm,
+                  "one waits beside a CTA of the index branch that is otherwise alone");
     static ClusterOccupancy occupancy;
     const auto active = [&](unsigned int ctas) {
       return occupancy.active(ctas, [&] {
