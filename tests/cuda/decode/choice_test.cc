@@ -17,16 +17,15 @@ enum class Scores { kRandom, kLevels, kEqual, kRising, kFalling, kOdd };
 
 class DecodeChoice : public OnHopperWith<Scores> {
  protected:
-  void SetUp() override {
-    OnHopper::SetUp();
-    if (IsSkipped()) return;
-    memory_ = device_layer({.dtype = OPENMSA_BFLOAT16,
-                            .num_heads_q = 2,
-                            .block_size = kBlock,
-                            .topk = 16,
-                            .seqlens_q = {80},
-                            .seqlens_k = {kBlocks * kBlock}});
-    Buffer &index_q = memory_.tensors.at("index_q"), &index_k = memory_.tensors.at("index_k");
+  /// kBlocks kv_blocks, whose scores are exact in every order of summation.
+  static Layer memory(std::int64_t total_q) {
+    Layer memory = device_layer({.dtype = OPENMSA_BFLOAT16,
+                                 .num_heads_q = 2,
+                                 .block_size = kBlock,
+                                 .topk = 16,
+                                 .seqlens_q = {total_q},
+                                 .seqlens_k = {kBlocks * kBlock}});
+    Buffer &index_q = memory.tensors.at("index_q"), &index_k = memory.tensors.at("index_k");
     index_q.fill(0);
     for (std::int64_t row = 0; row < index_q.shape()[0]; ++row) {
       for (std::int64_t r = 0; r < index_q.shape()[1]; ++r) index_q.set({row, r, 0}, 1);
@@ -37,6 +36,7 @@ class DecodeChoice : public OnHopperWith<Scores> {
       const double score = score_of(block, random);
       for (std::int64_t i = 0; i < kBlock; ++i) index_k.set({block * kBlock + i, 0}, score);
     }
+    return memory;
   }
 
   /// Exact in bf16.
@@ -60,10 +60,11 @@ class DecodeChoice : public OnHopperWith<Scores> {
     return 0;
   }
 
-  /// A choice with other numbers of kv_blocks, all of them and forced ones, for each call.
-  Layer next_layer(const std::vector<std::int64_t>& seqlens_q, const std::vector<std::int64_t>& seqlens_k) {
+  /// Every time with another topk and other forced kv_blocks.
+  Layer next_layer(const Layer& memory, const std::vector<std::int64_t>& seqlens_q,
+                   const std::vector<std::int64_t>& seqlens_k) {
     constexpr std::int32_t kTopk[] = {16, 1, 24, 25, 64}, kInit[] = {0, 1, 0, 3, 0, 5, 2}, kLocal[] = {1, 0, 2};
-    Layer layer = with_lengths(memory_, seqlens_q, seqlens_k);
+    Layer layer = with_lengths(memory, seqlens_q, seqlens_k);
     layer.shape.topk = layer.config.topk = kTopk[turn_ % 5];
     layer.shape.num_init_blocks = layer.config.num_init_blocks = kInit[turn_ % 7];
     layer.shape.num_local_blocks = layer.config.num_local_blocks = kLocal[turn_ % 3];
@@ -78,7 +79,6 @@ class DecodeChoice : public OnHopperWith<Scores> {
     }
   }
 
-  Layer memory_;
   int turn_ = 0;
 };
 INSTANTIATE_TEST_SUITE_P(Scores, DecodeChoice,
@@ -87,25 +87,25 @@ INSTANTIATE_TEST_SUITE_P(Scores, DecodeChoice,
 
 /// One row of scores, of select_blocks alone and of the whole layer.
 TEST_P(DecodeChoice, OfOneRow) {
+  const Layer keys = memory(1);
   for (const std::int64_t blocks :
        {1, 2, 5, 16, 17, 18, 63, 64, 66, 127, 129, 131, 257, 1023, 1279, 1281, 1284, 2049, 6145, 8191, 8192}) {
-    for (const std::int64_t keys : {blocks * kBlock - 63, blocks * kBlock}) {
-      const Layer layer = next_layer({1}, {keys});
-      SCOPED_TRACE(testing::Message() << keys << " keys, topk " << layer.config.topk << ", "
-                                      << layer.config.num_init_blocks << " and " << layer.config.num_local_blocks
-                                      << " forced");
-      expect_exact_selection(layer);
-    }
+    const Layer layer = next_layer(keys, {1}, {blocks * kBlock - blocks % 3});
+    SCOPED_TRACE(testing::Message() << blocks << " kv_blocks, topk " << layer.config.topk << ", "
+                                    << layer.config.num_init_blocks << " and " << layer.config.num_local_blocks
+                                    << " forced");
+    expect_exact_selection(layer);
   }
 }
 
 /// Rows enough for every SM, so that a CTA of the layer chooses for four queries with two warps each, or for what is left
 /// of them.
 TEST_P(DecodeChoice, OfSeveralRowsAtOnce) {
+  const Layer keys = memory(80);
   for (const std::int64_t queries : {16, 14, 13}) {
     for (int i = 0; i < 5; ++i) {
       const Layer layer =
-          next_layer({queries, queries, queries, queries, queries},
+          next_layer(keys, {queries, queries, queries, queries, queries},
                      {20 * kBlock + i, 131 * kBlock - i, 514 * kBlock + 5, 1540 * kBlock, 5900 * kBlock});
       SCOPED_TRACE(testing::Message() << queries << " queries, topk " << layer.config.topk);
       expect_exact_selection(layer);

@@ -3,7 +3,7 @@
 //
 // A row is read in vectors of four scores, as many at once as a lane can have on their way: up to 8192 kv_blocks cost
 // one latency of the L2 cache. Every lane puts the best that it read into a bin, and the bins give a bound that at least
-// `slots` scores reach, and few others do. A lane reads again only the vectors that reach it; one warp ranks their scores.
+// `slots` scores reach, and few others do. Lanes list what reaches it, and one warp ranks the list.
 #pragma once
 
 #include "cuda/generic/topk/choose.cuh"
@@ -107,28 +107,28 @@ __device__ __forceinline__ float4 larger_of(const float4& a, const float4& b) {
   return {fmaxf(a.x, b.x), fmaxf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w)};
 }
 
-/// The scores of a share, of which up to kHeld inner vectors are read at a time.
+/// The scores of a share, of which up to kHeld inner vectors are held at a time.
 template <int kHeld>
 class ShareScores {
  public:
-  /// Without values here the maxima of a row without a choice would be alive through the loop over a CTA's parts.
-  __device__ __forceinline__ ShareScores() {
+  /// Without values here those of a row without a choice would be alive through the loop over a CTA's parts.
+  __device__ __forceinline__ ShareScores() : outer_(no_scores()) {
 #pragma unroll
-    for (float& top : tops_) top = NAN;
+    for (float4& four : held_) four = no_scores();
   }
 
-  /// Reads them all, and puts the best into the bins. The maxima of the last vectors stay held.
+  /// Reads them all, and puts the best into the bins. The last inner vectors stay held.
   __device__ __forceinline__ void read(const ScoreShare& share, int slots, std::int32_t* bins, int lane) {
-    constexpr float4 kNone{NAN, NAN, NAN, NAN};
-    const float4 of_outer = share.outer < 0 ? kNone : share.vectors[share.outer];  // on its way with the others
-    float4 best = kNone;
+    if (share.outer >= 0) outer_ = share.vectors[share.outer];  // on its way with the others
+    float4 best = no_scores();
     for (first_ = 0;; first_ += kHeld * share.step) {
-      hold(share, best);
+      hold(share);
+#pragma unroll
+      for (const float4& four : held_) best = larger_of(best, four);
       if (first_ + kHeld * share.step >= share.inner_end) break;
     }
-    const float4 outer = share.competing(of_outer);
-    outer_top_ = largest_of(outer);
-    best = larger_of(best, outer);
+    outer_ = share.competing(outer_);
+    best = larger_of(best, outer_);
     if (slots <= kFewSlots) {
       atomicMax(&bins[lane], score_key(largest_of(best)));
     } else {
@@ -143,54 +143,51 @@ class ShareScores {
                                          int* size) {
     const bool takes_nan = bound == score_key(NAN);
     const float least = score_of(rank_of_key(bound, 0));
-    const auto reaches = [&](float top) { return takes_nan || top >= least; };
+    const auto reaches = [&](const float4& four) { return takes_nan || largest_of(four) >= least; };
     while (true) {
-      std::uint32_t enter = 0;  // bit i: vector i of those that are held; kHeld: the outer one
+      std::uint32_t enter = 0;  // bit i: held_[i]; kHeld: outer_
 #pragma unroll
-      for (int i = 0; i < kHeld; ++i) enter |= reaches(tops_[i]) ? 1u << i : 0;
-      if (first_ == 0 && share.outer >= 0 && reaches(outer_top_)) enter |= 1u << kHeld;
+      for (int i = 0; i < kHeld; ++i) enter |= reaches(held_[i]) ? 1u << i : 0;
+      if (first_ == 0 && share.outer >= 0 && reaches(outer_)) enter |= 1u << kHeld;
 #pragma unroll 1
       for (; enter != 0; enter &= enter - 1) {
-        const int i = __ffs(enter) - 1, inner = share.thread + 1 + first_ + i * share.step;
-        if (i < kHeld && inner >= share.inner_end) continue;
-        const int vector = i < kHeld ? inner : share.outer;
-        const float4 four = share.vectors[vector];
-        const float scores[4] = {four.x, four.y, four.z, four.w};
+        const int number = __ffs(enter) - 1, inner = share.thread + 1 + first_ + number * share.step;
+        if (number < kHeld && inner >= share.inner_end) continue;
+        float4 four = outer_;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) four = number == i ? held_[i] : four;  // registers have no numbers
+        const std::int32_t keys[4] = {score_key(four.x), score_key(four.y), score_key(four.z), score_key(four.w)};
+        const std::int32_t block = share.first_block(number < kHeld ? inner : share.outer);
+        const auto enters = [&](int place) { return keys[place] >= bound && share.competes(block + place); };
+        int at = atomicAdd(size, enters(0) + enters(1) + enters(2) + enters(3));
 #pragma unroll
         for (int place = 0; place < 4; ++place) {
-          const std::int32_t block = share.first_block(vector) + place, key = score_key(scores[place]);
-          if (key < bound || !share.competes(block)) continue;
-          const int at = atomicAdd(size, 1);
-          if (at < capacity) list[at] = rank_of_key(key, block);
+          if (!enters(place)) continue;
+          if (at < capacity) list[at] = rank_of_key(keys[place], block + place);
+          ++at;
         }
       }
       if (first_ == 0) break;
       first_ -= kHeld * share.step;
-      float4 ignored{NAN, NAN, NAN, NAN};
-      hold(share, ignored);
+      hold(share);
     }
   }
 
  private:
-  /// Loads the vectors from thread + 1 + first_ on, and holds their maxima.
-  __device__ __forceinline__ void hold(const ScoreShare& share, float4& best) {
-    float4 read[kHeld];
+  static __device__ __forceinline__ float4 no_scores() { return {NAN, NAN, NAN, NAN}; }
+
+  /// Loads the inner vectors from number thread + 1 + first_ on.
+  __device__ __forceinline__ void hold(const ScoreShare& share) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int vector = share.thread + 1 + first_ + i * share.step;
-      read[i] = vector < share.inner_end ? share.vectors[vector] : float4{NAN, NAN, NAN, NAN};
-    }
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const float4& four = read[i];
-      tops_[i] = largest_of(four);
-      best = larger_of(best, four);
+      held_[i] = vector < share.inner_end ? share.vectors[vector] : no_scores();
     }
   }
 
   int first_ = 0;
-  float outer_top_ = NAN;
-  float tops_[kHeld];
+  float4 outer_;
+  float4 held_[kHeld];
 };
 
 /// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
