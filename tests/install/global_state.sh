@@ -7,6 +7,7 @@ nm=$1 archive=$2
 filled_once='openmsa::cpu::(anonymous namespace)::chosen()::ops
 openmsa::cpu::(anonymous namespace)::owner
 openmsa::cpu::features()::names
+openmsa::cpu::fetches_past_first_level()::bytes
 openmsa::cpu::tile_ops()::ops
 openmsa::cpu::tile_pair_ops()::is_supported
 openmsa::cpu::vector_pair_ops()::is_supported
