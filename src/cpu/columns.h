@@ -103,10 +103,13 @@ void add_rows(const float* product, std::int64_t width, const Columns& columns, 
 void store_rows(const float* tile, std::int64_t width, float scale, const core::Sequence& sequence, std::int64_t first,
                 std::int64_t count, std::int64_t kv_head, std::int64_t heads, const openmsa_tensor& to);
 
+/// Most queries of so many heads each whose rows are worked on together.
+inline std::int64_t max_chunk(std::int64_t heads) { return std::max<std::int64_t>(kMaxColumns / heads, 1); }
+
 /// Queries per chunk, where `count` of them are cut into as few chunks of at most kMaxColumns columns as there can be,
 /// of about the same size: a narrow one at the end would cost more than its share.
 inline std::int64_t chunk_size(std::int64_t count, std::int64_t heads) {
-  const std::int64_t most = std::max<std::int64_t>(kMaxColumns / heads, 1);
+  const std::int64_t most = max_chunk(heads);
   const std::int64_t chunks = std::max<std::int64_t>(core::ceil_div(count, most), 1);
   const std::int64_t even = core::ceil_div(count, chunks);
   return std::clamp(pad_lanes(even * heads) / heads, even, most);

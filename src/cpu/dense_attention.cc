@@ -8,12 +8,8 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-/// One after the other in the same scratch.
 void plan_dense_attention(const Plan& plan, Arena& arena) {
-  Arena decode = arena, prefill = arena;
-  plan_dense_decode(plan, decode);
-  plan_dense_prefill(plan, prefill);
-  arena = decode.used() > prefill.used() ? decode : prefill;
+  plan_in_turn(plan_dense_decode, plan_dense_prefill, plan, arena);
 }
 
 void dense_attention(const Problem& problem, Arena& arena, const Loops& loops) {

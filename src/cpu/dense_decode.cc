@@ -17,17 +17,16 @@ namespace {
 
 using core::KeyRows;
 
-/// Queries whose rows of one KV head are worked on together.
-std::int64_t queries_per_chunk(const Plan& plan) { return std::max<std::int64_t>(kMaxColumns / plan.group_size, 1); }
-
 std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
 
 struct Scratch {
   Scratch(Arena& arena, const Plan& plan)
       : run(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
         segment(arena, max_queries(plan) * plan.config.num_heads_q, pad_lanes(plan.config.head_dim)),
-        chunks(core::ceil_div(max_queries(plan), queries_per_chunk(plan))),
-        queries(arena.take<ScoreQueries>(plan.config.num_heads_kv * chunks)),
+        chunks(core::ceil_div(max_queries(plan), max_chunk(plan.group_size))),
+        queries(take_queries(arena, plan.config.num_heads_kv * chunks, plan.config.head_dim,
+                             std::min(max_chunk(plan.group_size), max_queries(plan)) * plan.group_size,
+                             multiplies_in_pairs(plan))),
         members(arena.take<std::int32_t>(max_queries(plan))),
         qk(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
         values(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
@@ -39,11 +38,6 @@ struct Scratch {
         max(arena.take<float>(kMaxColumns)),
         sum(arena.take<float>(kMaxColumns)),
         alpha(arena.take<float>(kMaxColumns)) {
-    const std::int64_t columns = std::min(queries_per_chunk(plan), max_queries(plan)) * plan.group_size;
-    for (std::int64_t i = 0; i < plan.config.num_heads_kv * chunks; ++i) {
-      const ScoreQueries one(arena, plan.config.head_dim, columns, multiplies_in_pairs(plan));
-      if (queries != nullptr) queries[i] = one;
-    }
     if (members != nullptr) std::iota(members, members + max_queries(plan), 0);
   }
 
@@ -105,7 +99,7 @@ void load_queries(const Problem& problem, const Sequence& sequence, Scratch& s) 
 /// Loads a head's keys and values; `queries` are the first that meet them.
 void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const KeySpan& v, const ScoreQueries& queries,
           Scratch& s) {
-  const std::int64_t columns = std::min(queries_per_chunk(plan), sequence.seqlen_q) * plan.group_size;
+  const std::int64_t columns = std::min(max_chunk(plan.group_size), sequence.seqlen_q) * plan.group_size;
   const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
   const StepTimes times = step_times(plan, columns, are_few, s.speed);
   const std::int64_t products = times.scores + times.softmax + times.values;

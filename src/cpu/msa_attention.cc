@@ -9,13 +9,9 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-/// The stages of the layer run one after the other in the same scratch.
 void plan_msa_attention(const Plan& plan, Arena& arena) {
   core::take_selection(plan, arena);
-  Arena select = arena, attend = arena;
-  plan_select_blocks(plan, select);
-  plan_sparse_attention(plan, attend);
-  arena = select.used() > attend.used() ? select : attend;
+  plan_in_turn(plan_select_blocks, plan_sparse_attention, plan, arena);
 }
 
 void msa_attention(const Problem& problem, Arena& arena, const Loops& loops) {

@@ -9,12 +9,8 @@ using core::Arena;
 using core::Plan;
 using core::Problem;
 
-/// The two run one after the other in the same scratch.
 void plan_msa_attention_backward(const Plan& plan, Arena& arena) {
-  Arena backward = arena, kl = arena;
-  plan_attention_backward(plan, backward);
-  plan_kl_loss(plan, kl);
-  arena = backward.used() > kl.used() ? backward : kl;
+  plan_in_turn(plan_attention_backward, plan_kl_loss, plan, arena);
 }
 
 void msa_attention_backward(const Problem& problem, Arena& arena, const Loops& loops) {

@@ -34,7 +34,6 @@ ScoreQueries::ScoreQueries(core::Arena& arena, std::int64_t dim, std::int64_t ma
 void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequence, const Columns& columns,
                         float scale) {
   size_ = columns.size();
-  columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_pairs(tensor, sequence, columns);
     scale_ = scale;
@@ -46,13 +45,22 @@ void ScoreQueries::load(const openmsa_tensor& tensor, const core::Sequence& sequ
 void ScoreQueries::load_fp8(const openmsa_tensor& index_q, const core::Sequence& sequence, const Columns& columns,
                             bool is_scaled) {
   size_ = columns.size();
-  columns_ = columns.padded();
   if (in_pairs_) {
     tile_.load_fp8_pairs(index_q, sequence, columns, is_scaled ? column_scales_ : nullptr);
     has_column_scales_ = is_scaled;
   } else {
     tile_.load_fp8(index_q, sequence, columns, is_scaled);
   }
+}
+
+ScoreQueries* take_queries(core::Arena& arena, std::int64_t count, std::int64_t dim, std::int64_t max_columns,
+                           bool in_pairs) {
+  auto* const queries = arena.take<ScoreQueries>(count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const ScoreQueries one(arena, dim, max_columns, in_pairs);
+    if (queries != nullptr) queries[i] = one;
+  }
+  return queries;
 }
 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
@@ -78,14 +86,14 @@ void ScoreProduct::load_keys(const KeySpan& keys, const Ahead& ahead) {
 void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    pair_ops()->matmul(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
+    pair_ops()->matmul(keys_, pad_lanes(q.size_), tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
                        2 * tile.columns_ld, s, ld, q.scale_, false);
     if (!has_scales_ && !q.has_column_scales_) return;
-    tile_ops().scale_tile(s, ld, keys_, q.columns_, has_scales_ ? scales_ : nullptr,
+    tile_ops().scale_tile(s, ld, keys_, pad_lanes(q.size_), has_scales_ ? scales_ : nullptr,
                           q.has_column_scales_ ? q.column_scales_ : nullptr);
   } else {
-    tile_ops().matmul(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s, ld,
-                      false);
+    tile_ops().matmul(keys_, pad_lanes(q.size_), tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s,
+                      ld, false);
   }
 }
 
@@ -115,12 +123,13 @@ void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, 
 void ScoreProduct::column_max(const ScoreQueries& q, float* top, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {
-    pair_ops()->matmul_column_max(keys_, q.columns_, tile.dim / 2, {k_.bf16, k_.ld, 2, ahead}, as_pairs(tile.columns),
-                                  2 * tile.columns_ld, top);
-    if (q.has_column_scales_) tile_ops().scale_tile(top, 0, 1, q.columns_, nullptr, q.column_scales_);  // not negative
+    pair_ops()->matmul_column_max(keys_, pad_lanes(q.size_), tile.dim / 2, {k_.bf16, k_.ld, 2, ahead},
+                                  as_pairs(tile.columns), 2 * tile.columns_ld, top);
+    if (q.has_column_scales_)
+      tile_ops().scale_tile(top, 0, 1, pad_lanes(q.size_), nullptr, q.column_scales_);  // not negative
   } else {
-    tile_ops().matmul_column_max(keys_, q.columns_, tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld,
-                                 top);
+    tile_ops().matmul_column_max(keys_, pad_lanes(q.size_), tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns,
+                                 tile.columns_ld, top);
   }
 }
 

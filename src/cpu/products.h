@@ -89,12 +89,15 @@ class ScoreQueries {
   friend class QueryProduct;
   bool in_pairs_;
   QueryTile tile_;
-  float* column_scales_;      // of e4m3 in pairs
-  std::int64_t size_ = 0;     // columns
-  std::int64_t columns_ = 0;  // with their padding
+  float* column_scales_;   // of e4m3 in pairs
+  std::int64_t size_ = 0;  // columns
   float scale_ = 1;
   bool has_column_scales_ = false;
 };
+
+/// `count` of them; nullptr from a measuring arena.
+ScoreQueries* take_queries(core::Arena& arena, std::int64_t count, std::int64_t dim, std::int64_t max_columns,
+                           bool in_pairs);
 
 /// s[key][column] = scale * k q^T, or s[column][key] for few columns.
 class ScoreProduct {

@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-#include "cpu/products.h"
+#include "cpu/attention_step.h"
 #include "cpu/running_softmax.h"
 #include "cpu/stages.h"
 #include "cpu/visits.h"
@@ -28,27 +28,15 @@ struct Scratch {
       : state(arena, max_forward_queries(plan) * plan.group_size, pad_lanes(plan.config.head_dim)),
         visits(arena, plan, max_forward_queries(plan)),
         queries(arena, plan.config.head_dim, kMaxColumns, multiplies_in_pairs(plan)),
-        qk(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
-        values(arena, plan.config.block_size, plan.config.head_dim, multiplies_in_pairs(plan)),
-        ahead(arena, plan.config.block_size),
-        speed(product_speed(multiplies_in_pairs(plan))),
-        scores(arena.take<float>(plan.config.block_size * kMaxColumns)),
-        pv(arena.take<float>(kMaxColumns * pad_lanes(plan.config.head_dim))),
-        limit(arena.take<float>(kMaxColumns)),
+        step(arena, plan),
         max(arena.take<float>(kMaxColumns)),
-        sum(arena.take<float>(kMaxColumns)),
-        alpha(arena.take<float>(kMaxColumns)) {}
+        sum(arena.take<float>(kMaxColumns)) {}
 
   RunningSoftmax state;
   TileVisits visits;
   ScoreQueries queries;
-  ScoreProduct qk;
-  ValueProduct values;
-  FetchList ahead;
-  std::int64_t speed;
-  float* scores;  // [block_size][kMaxColumns]
-  float* pv;      // [kMaxColumns][pad_lanes(head_dim)]
-  float *limit, *max, *sum, *alpha;
+  AttentionStep step;
+  float *max, *sum;  // of a step's columns
 };
 
 std::int64_t count_tiles(const Problem& problem, const Sequence& sequence) {
@@ -112,24 +100,19 @@ class TileWalk {
     Step now, next;
     for (bool is_left = steps.next(now); is_left; now = next) {
       is_left = steps.next(next);
-      if (now.is_first) load(now.block);
-      if (is_left && fetches_ahead(s_.speed)) fetch(next);
+      if (now.is_first) s_.step.load(span(k_, now.block), span(v_, now.block));
+      if (is_left && fetches_ahead(s_.step.speed)) fetch(next);
       attend(now);
     }
   }
 
  private:
   KeySpan span(const KeyRows& rows, std::int64_t block) const {
-    return {rows, block * problem_.plan.config.block_size, keys_in_block(problem_.plan, sequence_, block)};
+    return block_span(problem_.plan, sequence_, rows, block);
   }
   /// The running softmax of a query's heads, in rows of their own.
   RunningSoftmax state_of(std::int32_t query) const {
     return s_.state.from((query - tile_.first) * problem_.plan.group_size);
-  }
-
-  void load(std::int64_t block) {
-    s_.qk.load_keys(span(k_, block));
-    s_.values.load(span(v_, block));
   }
 
   /// Lists the memory that `step` will read, to be fetched during the step before it.
@@ -137,16 +120,16 @@ class TileWalk {
     const std::int64_t heads = step.columns.heads, dim = problem_.plan.config.head_dim;
     const openmsa_tensor& q = problem_.tensors.q;
     const auto q_bytes = static_cast<std::int64_t>(openmsa_dtype_bytes(q.dtype));
-    s_.ahead.begin(row_bytes(k_));
+    s_.step.ahead.begin(row_bytes(k_));
     if (step.is_first) {
-      s_.ahead.add(span(k_, step.block));
-      s_.ahead.add(span(v_, step.block));
+      s_.step.ahead.add(span(k_, step.block));
+      s_.step.ahead.add(span(v_, step.block));
     }
     for (std::int64_t member = 0; member < step.columns.count; ++member) {
       const std::int32_t query = step.columns.queries[member];
       for (std::int64_t h = 0; h < heads; ++h) {
-        s_.ahead.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
-        s_.ahead.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
+        s_.step.ahead.add(state_of(query).from(h).o, s_.state.ld * static_cast<std::int64_t>(sizeof(float)));
+        s_.step.ahead.add(core::address(q, sequence_.q_begin + query, step.columns.head + h), dim * q_bytes);
       }
     }
   }
@@ -158,18 +141,10 @@ class TileWalk {
 
   /// Brings the state of the step's query rows up to date with the keys and values loaded.
   void attend(const Step& step) {
-    const TileOps& ops = tile_ops();
     const Columns& columns = step.columns;
-    const std::int64_t first_key = step.block * problem_.plan.config.block_size, n = columns.padded();
-    const std::int64_t keys = keys_in_block(problem_.plan, sequence_, step.block);
     s_.queries.load(problem_.tensors.q, sequence_, columns, static_cast<float>(problem_.plan.softmax_scale));
-    const bool is_partial = causal_limits(sequence_, columns, first_key, keys, s_.limit);
-    const StepTimes times = step_times(problem_.plan, columns.size(), false, s_.speed);
-    s_.qk.scores(s_.queries, s_.scores, kMaxColumns, s_.ahead.take(times.scores, times.softmax + times.values));
     load_state(columns);
-    ops.softmax_columns(s_.scores, kMaxColumns, keys, n, s_.limit, s_.max, s_.sum, s_.alpha,
-                        s_.ahead.take(times.softmax, times.values));
-    s_.values.multiply(s_.scores, columns.size(), s_.limit, is_partial, s_.pv, false, s_.ahead.take());
+    s_.step.attend(problem_.plan, sequence_, columns, s_.queries, step.block, s_.max, s_.sum, 0);
     store_state(columns);
   }
 
@@ -188,7 +163,8 @@ class TileWalk {
       const RunningSoftmax state = state_of(columns.queries[member]);
       const std::int64_t first = member * columns.heads;
       for (std::int64_t h = 0; h < columns.heads; ++h) {
-        tile_ops().scale_add(state.o + h * state.ld, s_.pv + (first + h) * state.ld, s_.alpha[first + h], state.ld);
+        tile_ops().scale_add(state.o + h * state.ld, s_.step.pv + (first + h) * state.ld, s_.step.alpha[first + h],
+                             state.ld);
       }
       std::copy_n(s_.max + first, columns.heads, state.max);
       std::copy_n(s_.sum + first, columns.heads, state.sum);

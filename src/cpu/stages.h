@@ -41,6 +41,15 @@ void plan_kl_loss(const core::Plan& plan, core::Arena& arena);
 void plan_msa_attention_backward(const core::Plan& plan, core::Arena& arena);
 void plan_block_recall(const core::Plan& plan, core::Arena& arena);
 
+/// Operations that run one after the other in the same scratch: as much as the larger takes.
+inline void plan_in_turn(void (*first)(const core::Plan&, core::Arena&),
+                         void (*second)(const core::Plan&, core::Arena&), const core::Plan& plan, core::Arena& arena) {
+  core::Arena one = arena, other = arena;
+  first(plan, one);
+  second(plan, other);
+  arena = one.used() > other.used() ? one : other;
+}
+
 /// An operation of the C API.
 struct Stage {
   openmsa_op op;

@@ -28,32 +28,35 @@ Struct grown(const char* name, const Struct* given) {
 
 /// What ranks have to agree on, by name. All numbers of a configuration are exact in a double.
 struct Fact {
+  template <class Number>
+  Fact(const char* name, Number value) : name(name), value(static_cast<double>(value)) {}
+
   const char* name;
   double value;
 };
 
 std::vector<Fact> facts_of(const openmsa_config& config, openmsa_nccl_division division) {
-  return {{"division", static_cast<double>(division)},
-          {"backend", static_cast<double>(config.backend)},
-          {"dtype", static_cast<double>(config.dtype)},
-          {"num_heads_q", static_cast<double>(config.num_heads_q)},
-          {"num_heads_kv", static_cast<double>(config.num_heads_kv)},
-          {"head_dim", static_cast<double>(config.head_dim)},
-          {"index_dim", static_cast<double>(config.index_dim)},
-          {"block_size", static_cast<double>(config.block_size)},
-          {"topk", static_cast<double>(config.topk)},
-          {"num_init_blocks", static_cast<double>(config.num_init_blocks)},
-          {"num_local_blocks", static_cast<double>(config.num_local_blocks)},
+  return {{"division", division},
+          {"backend", config.backend},
+          {"dtype", config.dtype},
+          {"num_heads_q", config.num_heads_q},
+          {"num_heads_kv", config.num_heads_kv},
+          {"head_dim", config.head_dim},
+          {"index_dim", config.index_dim},
+          {"block_size", config.block_size},
+          {"topk", config.topk},
+          {"num_init_blocks", config.num_init_blocks},
+          {"num_local_blocks", config.num_local_blocks},
           {"softmax_scale", config.softmax_scale},
-          {"page_size", static_cast<double>(config.page_size)},
-          {"max_batch", static_cast<double>(config.max_batch)},
-          {"max_total_q", static_cast<double>(config.max_total_q)},
-          {"max_seqlen_k", static_cast<double>(config.max_seqlen_k)},
-          {"kv_dtype", static_cast<double>(config.kv_dtype)},
-          {"index_dtype", static_cast<double>(config.index_dtype)},
-          {"index_q_rounding", static_cast<double>(config.index_q_rounding)},
-          {"index_scale_per_block", static_cast<double>(config.index_scale_per_block)},
-          {"shard_count", static_cast<double>(config.shard_count)}};
+          {"page_size", config.page_size},
+          {"max_batch", config.max_batch},
+          {"max_total_q", config.max_total_q},
+          {"max_seqlen_k", config.max_seqlen_k},
+          {"kv_dtype", config.kv_dtype},
+          {"index_dtype", config.index_dtype},
+          {"index_q_rounding", config.index_q_rounding},
+          {"index_scale_per_block", config.index_scale_per_block},
+          {"shard_count", config.shard_count}};
 }
 
 /// What a rank sends of itself. It has one size in all versions, so that those that differ can say so.

@@ -169,6 +169,16 @@ void merge_partials(const openmsa_nccl_layer& layer, const openmsa_tensors& give
   check(openmsa_merge_partials(layer.partials.get(), &tensors, carver.rest()));
 }
 
+using MergeCall = void (*)(const openmsa_nccl_layer&, const openmsa_tensors&, openmsa_workspace);
+
+openmsa_status merged(MergeCall merge, openmsa_op op, const openmsa_nccl_layer* layer, const openmsa_tensors* tensors,
+                      openmsa_workspace workspace) {
+  return guarded([&] {
+    check_call(layer, op, workspace);
+    merge(*layer, tensors_of(tensors), workspace);
+  });
+}
+
 }  // namespace
 }  // namespace openmsa::nccl
 
@@ -185,17 +195,11 @@ openmsa_status openmsa_nccl_workspace_bytes(const openmsa_nccl_layer* layer, ope
 openmsa_status openmsa_nccl_merge_candidates(const openmsa_nccl_layer* layer, const openmsa_tensors* tensors,
                                              openmsa_workspace workspace) {
   using namespace openmsa::nccl;
-  return guarded([&] {
-    check_call(layer, OPENMSA_OP_MERGE_CANDIDATES, workspace);
-    merge_candidates(*layer, tensors_of(tensors), workspace);
-  });
+  return merged(merge_candidates, OPENMSA_OP_MERGE_CANDIDATES, layer, tensors, workspace);
 }
 
 openmsa_status openmsa_nccl_merge_partials(const openmsa_nccl_layer* layer, const openmsa_tensors* tensors,
                                            openmsa_workspace workspace) {
   using namespace openmsa::nccl;
-  return guarded([&] {
-    check_call(layer, OPENMSA_OP_MERGE_PARTIALS, workspace);
-    merge_partials(*layer, tensors_of(tensors), workspace);
-  });
+  return merged(merge_partials, OPENMSA_OP_MERGE_PARTIALS, layer, tensors, workspace);
 }

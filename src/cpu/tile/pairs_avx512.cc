@@ -1,5 +1,5 @@
-// Products of bf16 in pairs in the vectors of x86-64 with AVX512-BF16 and AVX512-VBMI. Highway 1.0 has no name for the instruction, hence
-// the intrinsics. It flushes subnormal numbers to zero.
+// Products of bf16 in pairs in the vectors of x86-64 with AVX512-BF16 and AVX512-VBMI. Highway 1.0 has no name for the
+// product's instruction, hence the intrinsics. It flushes subnormal numbers to zero.
 #include <hwy/base.h>
 #include <hwy/cache_control.h>
 #include <hwy/targets.h>

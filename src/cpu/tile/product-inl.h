@@ -25,7 +25,8 @@ class Prefetcher {
       : rows_(ahead.rows),
         lines_per_row_(core::ceil_div(ahead.row_bytes, kLineBytes)),
         left_(ahead.count * lines_per_row_),
-        per_step_(core::ceil_div(left_, std::max<std::int64_t>(steps, 1))) {}
+        per_step_(left_ == 0 ? 0 : core::ceil_div(left_, std::max<std::int64_t>(steps, 1))),
+        past_first_level_(left_ != 0 && fetches_past_first_level()) {}
 
   bool has_work() const { return left_ > 0; }
 
@@ -58,7 +59,7 @@ class Prefetcher {
   std::int64_t lines_per_row_;
   std::int64_t left_in_row_ = 0, left_;
   std::int64_t per_step_;
-  bool past_first_level_ = fetches_past_first_level();
+  bool past_first_level_;
 };
 
 /// Steps of a sum between two looks at the prefetcher.
