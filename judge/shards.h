@@ -28,4 +28,8 @@ std::vector<Candidate> candidate_row(const Buffer& candidates, std::int64_t head
 /// Scores of all candidates, in the shape of these; -inf for none.
 Buffer candidate_scores(const Buffer& candidates);
 
+/// Scores of a backend's candidates to compare with `expected`. On CUDA those of a query and KV head lack a positive factor:
+/// here it is the one that makes the largest magnitudes of finite scores equal.
+Buffer comparable_scores(openmsa_backend backend, const Buffer& candidates, const Buffer& expected);
+
 }  // namespace openmsa::judge

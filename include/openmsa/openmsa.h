@@ -25,8 +25,8 @@
  *   - CUDA backend: tensors and workspace are device memory of the current device; a call enqueues its kernels on
  *     workspace.stream, waits for nothing, and can be captured in a graph. Values in device memory (lengths, page
  *     numbers, block indices) cannot be checked. It serves every operation, but for the teacher's gradients of kl_loss
- *     (d_q, d_k) and what is about shards. Sequences with few query tokens have kernels of their own, beside others in
- *     a call too.
+ *     (d_q, d_k); o in fp32 in sparse_attention, msa_attention and merge_partials. Sequences with few query tokens have
+ *     kernels of their own, beside others in a call too.
  *   - Structs that may grow begin with `struct_size`; set it with the init functions or to sizeof(the struct).
  */
 #ifndef OPENMSA_OPENMSA_H
@@ -225,14 +225,14 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  *   entry = (b / shard_count) * (block_size / page_size) + (j % block_size) / page_size
  * Nothing is read of the row of a sequence of which the shard has no kv_block. Keys in shards are paged. Such plans
  * serve openmsa_select_candidates, openmsa_merge_candidates, openmsa_sparse_attention, openmsa_merge_partials and
- * openmsa_append_kv on the CPU and the reference; whatever else is asked of them is refused.
+ * openmsa_append_kv; whatever else is asked of them is refused.
  *
  * Candidates. What competes for a place in a selection is one number, a kv_block b with its block score in fp32,
- *   candidate = key * 2^32 + (2^32 - 1 - b),   key = the score's bits as int32, where it is negative with all but the
- *                                                    sign inverted (so that keys are ordered as scores are);
- *                                                    0 for -0; -2^31 + 1 for NaN
- * and INT64_MIN is none. The greater number is chosen first: the higher score, of equal ones the lower kv_block, NaN
- * after every number. */
+ *   candidate = key * 2^32 + (2^32 - 1 - b),   key = the score's bits as int32, of a negative one all but the sign
+ *                                                    inverted, so that keys are ordered as scores; 0 for -0;
+ * -2^31 + 1 for NaN; and INT64_MIN is none. The greater number is chosen first: the higher score, of equal ones the
+ * lower kv_block, NaN after every number. The backend that made them merges them: on CUDA scores lack the positive
+ * factor that all kv_blocks of a query and KV head share, of 1/sqrt(index_dim), a[i,r] and an index_k_scale of [1]. */
 typedef struct openmsa_tensors {
   size_t struct_size;
 

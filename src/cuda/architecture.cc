@@ -20,11 +20,11 @@ namespace {
 constexpr Architecture kArchitectures[] = {
 #ifdef OPENMSA_HAS_SM90
     {"sm90", "9.0 (Hopper)", [](int major, int minor) { return major == 9 && minor == 0; }, sm90::kOperations,
-     sm90::check_plan, sm90::workspace_bytes, sm90::run},
+     sm90::kFp32Operations, sm90::check_plan, sm90::workspace_bytes, sm90::run},
 #endif
 #ifdef OPENMSA_HAS_SM80
     {"sm80", "8.0 and later", [](int major, int) { return major >= 8 && sm80::has_code(); }, sm80::kOperations,
-     sm80::check_plan, sm80::workspace_bytes, sm80::run},
+     sm80::kFp32Operations, sm80::check_plan, sm80::workspace_bytes, sm80::run},
 #endif
 };
 

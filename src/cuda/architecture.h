@@ -17,8 +17,9 @@ namespace openmsa::cuda {
 struct Architecture {
   const char* family;  // its folder; OPENMSA_CUDA_FAMILY names it
   const char* devices;
-  bool (*runs_on)(int major, int minor);   // compute capability of the current device
-  std::span<const openmsa_op> operations;  // those that it serves, in the order in which refusals name them
+  bool (*runs_on)(int major, int minor);        // compute capability of the current device
+  std::span<const openmsa_op> operations;       // those that it serves, in the order in which refusals name them
+  std::span<const openmsa_op> fp32_operations;  // and of these, those that may write o in fp32
 
   /// Throws Failure UNSUPPORTED, naming the feature, where the kernels do not serve the plan.
   void (*check_plan)(const core::Plan& plan);

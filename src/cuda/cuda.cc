@@ -44,8 +44,9 @@ std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan) {
 }
 
 void run(openmsa_op op, const core::Problem& problem, const core::Execution& execution) {
-  check_tensors(problem);
   const Architecture& architecture = architecture_for(op);
+  const bool may_write_fp32 = std::ranges::find(architecture.fp32_operations, op) != architecture.fp32_operations.end();
+  check_tensors(problem, may_write_fp32);
   const bool has_work = problem.total_q != 0 || core::present(problem.tensors.d_k);  // without queries that is 0
   if (has_work) architecture.run(op, problem, execution.workspace, launch_on(execution.stream));
 }

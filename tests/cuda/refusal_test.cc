@@ -9,6 +9,7 @@
 
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
+#include "judge/shards.h"
 #include "support/compare.h"
 
 namespace openmsa::test {
@@ -42,7 +43,6 @@ INSTANTIATE_TEST_SUITE_P(Features, RefusedPlan,
                                          Feature{"block_size", [](Config& c) { c.block_size = 32; }},
                                          Feature{"num_heads_q", [](Config& c) { c.num_heads_q = 6; }},
                                          Feature{"page_size", [](Config& c) { c.page_size = 8; }},
-                                         Feature{"shard_count", [](Config& c) { c.shard_count = 2; }},
                                          Feature{"softmax_scale", [](Config& c) { c.softmax_scale = -1; }}),
                          [](const testing::TestParamInfo<Feature>& info) { return info.param.name; });
 
@@ -59,8 +59,8 @@ constexpr openmsa_op kTrainingOps[] = {OPENMSA_OP_SPARSE_ATTENTION_BACKWARD, OPE
 class RefusedCall : public OnHopper {
  protected:
   void expect_call_refused(openmsa_status status, const std::string& message,
-                           const std::function<void(Tensors&)>& spoil) {
-    DeviceCall call(layer_, OPENMSA_OP_MSA_ATTENTION);
+                           const std::function<void(Tensors&)>& spoil, openmsa_op op = OPENMSA_OP_MSA_ATTENTION) {
+    DeviceCall call(layer_, op);
     const TensorMap before = call.results();
     spoil(call.tensors());
     expect_refusal(status, message, [&] { call.enqueue(); });
@@ -79,7 +79,9 @@ TEST_F(RefusedCall, RowsThatTheCopyEngineCannotRead) {
 }
 
 TEST_F(RefusedCall, ResultsInAnotherDtype) {
-  expect_call_refused(OPENMSA_UNSUPPORTED, "o: expected", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; });
+  expect_call_refused(
+      OPENMSA_UNSUPPORTED, "o: expected the plan's dtype", [](Tensors& tensors) { tensors.o.dtype = OPENMSA_FLOAT32; },
+      OPENMSA_OP_DENSE_ATTENTION);
 }
 
 /// The copy engine reads d_o beside q.
@@ -109,11 +111,27 @@ TEST_F(RefusedCall, WorkspaceThatIsTooSmallOrMisaligned) {
   expect_refusal(OPENMSA_INVALID_ARGUMENT, "workspace", [&] { run_in(nullptr, bytes); });
 }
 
-TEST_F(RefusedCall, WhatIsAboutShards) {
-  const Plan plan(layer_.config);
-  for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_MERGE_PARTIALS}) {
-    expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
+class RefusedShardCall : public RefusedCall {};
+
+TEST_F(RefusedShardCall, WhatWorksOnWholeSequences) {
+  const Layer layer =
+      device_layer({.dtype = OPENMSA_BFLOAT16, .block_size = 64, .page_size = 16, .seqlens_q = {9}, .seqlens_k = {90}});
+  for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION}) {
+    Layer shard = judge::shard_of(layer, 2, 1);
+    DeviceCall call(shard, op);
+    expect_refusal(OPENMSA_UNSUPPORTED, "works on whole sequences", [&] { call.enqueue(); });
   }
+}
+
+TEST_F(RefusedShardCall, PartsWhoseRowsAreNotAligned) {
+  Layer merge = layer_;
+  merge.config.shard_count = 2;
+  const std::int64_t rows = 9, heads = merge.config.num_heads_q, dim = merge.config.head_dim;
+  merge.tensors["partial_o"] = Buffer::strided(OPENMSA_FLOAT32, {2, rows, heads, dim},
+                                               {rows * heads * (dim + 1), heads * (dim + 1), dim + 1, 1});
+  merge.tensors["partial_lse"] = Buffer(OPENMSA_FLOAT32, {2, rows, heads});
+  DeviceCall call(merge, OPENMSA_OP_MERGE_PARTIALS);
+  expect_refusal(OPENMSA_UNSUPPORTED, "partial_o: expected 16-byte aligned rows", [&] { call.enqueue(); });
 }
 
 /// The portable kernels have the forward pass alone.

@@ -23,7 +23,8 @@ Finding compare(const Layer& layer, openmsa_op op, const std::string& name, cons
   }
   if (name == "block_scores") return {name, judge::absolute_error(got, expected), allowed.score};  // near 1
   if (name == "candidates") {  // the kv_blocks themselves show in what is merged of them
-    return {name, judge::absolute_error(judge::candidate_scores(got), judge::candidate_scores(expected)),
+    const Buffer scores = judge::candidate_scores(expected);
+    return {name, judge::absolute_error(judge::comparable_scores(layer.config.backend, got, scores), scores),
             allowed.score};
   }
   if (name == "o") return {name, judge::relative_error(got, expected), allowed.o};

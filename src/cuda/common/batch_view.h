@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "cuda/common/device.h"
+#include "cuda/common/math.h"
+#include "cuda/common/shard.h"
 #include "cuda/common/tensor_view.h"
 
 namespace openmsa::cuda {
@@ -45,6 +47,7 @@ struct BatchView {
   std::int64_t table_row;  // stride between rows of block_table
   std::int32_t page_size;  // 0: contiguous
   std::int32_t block_size;
+  Shard shard;  // whose pages block_table lists
 
   /// Sequence b; b = batch stands for the padding rows after the last sequence, which see no key.
   template <class Load = Ld>
@@ -81,8 +84,16 @@ struct BatchView {
     return view.seqlen_k - view.seqlen_q + row - view.q_row;
   }
 
+  /// Entry `entry` of a sequence's row of block_table.
+  OPENMSA_DEVICE std::int32_t table(std::int32_t b, std::int32_t entry) const {
+    return block_table.data[b * table_row + entry * block_table.stride];
+  }
+  /// Where page `logical` of sequence b lies, which is in the shard.
   OPENMSA_DEVICE std::int32_t page(std::int32_t b, std::int32_t logical) const {
-    return block_table.data[b * table_row + logical * block_table.stride];
+    if (shard.is_whole()) return table(b, logical);
+    const int log2_pages = log2_of(block_size) - log2_of(page_size);  // of a kv_block
+    const std::int32_t within = logical & ((1 << log2_pages) - 1);
+    return table(b, ((logical >> log2_pages) / shard.count << log2_pages) + within);
   }
 };
 

@@ -29,6 +29,8 @@ void require_plan_dtype(const char* name, const openmsa_tensor& tensor, const co
   fail(OPENMSA_UNSUPPORTED, name, ": expected the plan's dtype on the CUDA backend, got fp32");
 }
 
+Shard shard_of(const core::Plan& plan) { return {plan.config.shard_count, plan.config.shard_rank}; }
+
 IntVector int_vector(const openmsa_tensor& tensor) {
   if (!present(tensor)) return {nullptr, 0};
   return {static_cast<const std::int32_t*>(tensor.data), tensor.strides[0]};
@@ -43,7 +45,7 @@ bool has_aligned_rows(const openmsa_tensor& tensor) {
   return is_aligned;
 }
 
-void check_tensors(const Problem& problem) {
+void check_tensors(const Problem& problem, bool may_write_fp32) {
   const openmsa_tensors& t = problem.tensors;
   const std::pair<const char*, const openmsa_tensor*> rows[] = {{"q", &t.q},
                                                                 {"k", &t.k},
@@ -54,10 +56,11 @@ void check_tensors(const Problem& problem) {
                                                                 {"v_cache", &t.v_cache},
                                                                 {"index_k_cache", &t.index_k_cache},
                                                                 {"o", &t.o},
+                                                                {"partial_o", &t.partial_o},
                                                                 {"d_o", &t.d_o}};
   for (const auto& [name, tensor] : rows) require_aligned_rows(name, *tensor);
   const bool reads_o = present(t.d_o);  // a gradient takes it in fp32 too
-  if (!reads_o) require_plan_dtype("o", t.o, problem.plan);
+  if (!reads_o && !may_write_fp32) require_plan_dtype("o", t.o, problem.plan);
   require_plan_dtype("d_o", t.d_o, problem.plan);
 }
 
@@ -76,6 +79,7 @@ BatchView batch_view(const Problem& problem) {
   }
   view.page_size = problem.plan.config.page_size;
   view.block_size = problem.plan.config.block_size;
+  view.shard = shard_of(problem.plan);
   return view;
 }
 
@@ -123,13 +127,20 @@ BlockScale index_block_scale(const Problem& problem) {
 }
 
 SelectionRules selection_rules(const core::Plan& plan) {
-  return {plan.config.block_size, plan.config.topk, plan.config.num_init_blocks, plan.config.num_local_blocks};
+  return {plan.config.block_size, plan.config.topk, plan.config.num_init_blocks, plan.config.num_local_blocks,
+          shard_of(plan)};
 }
 
 SelectionView selection_view(const openmsa_tensor& topk_indices) {
   if (!present(topk_indices)) return {};
   const std::int64_t* const strides = topk_indices.strides;
   return {static_cast<std::int32_t*>(topk_indices.data), {strides[0], strides[1], strides[2]}};
+}
+
+CandidateView candidate_view(const openmsa_tensor& candidates) {
+  if (!present(candidates)) return {};
+  const std::int64_t* const strides = candidates.strides;
+  return {static_cast<Ranked*>(candidates.data), {strides[0], strides[1], strides[2]}};
 }
 
 ScoreView score_view(const openmsa_tensor& block_scores) {
@@ -146,7 +157,8 @@ IndexQueryRows index_query_rows(const Problem& problem) {
 }
 
 OutputRows output_rows(const openmsa_tensors& tensors) {
-  OutputRows rows{tensors.o.data, {tensors.o.strides[0], tensors.o.strides[1]}, nullptr, {}};
+  OutputRows rows{tensors.o.data, {tensors.o.strides[0], tensors.o.strides[1]}, nullptr, {}, false};
+  rows.is_fp32 = tensors.o.dtype == OPENMSA_FLOAT32;
   if (present(tensors.lse)) {
     rows.lse = static_cast<float*>(tensors.lse.data);
     std::copy_n(tensors.lse.strides, 2, rows.lse_strides);

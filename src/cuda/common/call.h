@@ -14,8 +14,9 @@ namespace openmsa::cuda {
 /// Whether every row starts at a multiple of 16 bytes.
 bool has_aligned_rows(const openmsa_tensor& tensor);
 
-/// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, or an output o or d_o is not in the plan's dtype.
-void check_tensors(const core::Problem& problem);
+/// Throws Failure UNSUPPORTED where rows are not aligned to 16 bytes, d_o is not in the plan's dtype, or an output o is
+/// neither in that nor, where the operation may write that, in fp32.
+void check_tensors(const core::Problem& problem, bool may_write_fp32);
 
 BatchView batch_view(const core::Problem& problem);
 
@@ -38,6 +39,7 @@ BlockScale index_block_scale(const core::Problem& problem);
 
 SelectionRules selection_rules(const core::Plan& plan);
 SelectionView selection_view(const openmsa_tensor& topk_indices);
+CandidateView candidate_view(const openmsa_tensor& candidates);
 ScoreView score_view(const openmsa_tensor& block_scores);
 QueryRows query_rows(const openmsa_tensor& q);
 IndexQueryRows index_query_rows(const core::Problem& problem);

@@ -5,6 +5,7 @@
 
 #include "cuda/common/batch_view.h"
 #include "cuda/common/math.h"
+#include "cuda/common/shard.h"
 
 namespace openmsa::cuda {
 
@@ -13,6 +14,8 @@ struct SelectionRules {
   std::int32_t topk;
   std::int32_t num_init_blocks;
   std::int32_t num_local_blocks;
+  Shard shard;                // whose kv_blocks are scored
+  bool wants_scores = false;  // also of kv_blocks that all have a place
 };
 
 struct Candidates {
@@ -28,6 +31,17 @@ struct Candidates {
     init = least(least(rules.num_init_blocks, rules.topk - local), end);
     slots = least(rules.topk - local - init, end - init);
   }
+
+  /// Those that compete and are in the shard, by their numbers in it.
+  OPENMSA_DEVICE Candidates of_shard(const Shard& shard) const {
+    Candidates own = *this;
+    own.init = shard.held(init);
+    own.end = shard.held(end);
+    own.slots = least(slots, own.end - own.init);
+    return own;
+  }
+  /// Whether there are scores to look at: some lose or, with `wants_scores`, they are what is asked for.
+  OPENMSA_DEVICE bool need_scores(bool wants_scores) const { return slots > 0 && (wants_scores || slots < end - init); }
 
  private:
   static OPENMSA_DEVICE std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/common/device.h"
+#include "cuda/common/topk_key.h"
 
 namespace openmsa::cuda {
 
@@ -56,6 +57,17 @@ struct SelectionView {
   }
 };
 
+/// candidates [num_heads_kv][total_q][topk].
+struct CandidateView {
+  Ranked* data;  // nullptr: absent
+  std::int64_t strides[3];
+
+  /// Slot 0 of a query row; slots are strides[2] apart.
+  OPENMSA_DEVICE Ranked* row(std::int32_t head, std::int32_t query) const {
+    return data + head * strides[0] + query * strides[1];
+  }
+};
+
 /// block_scores [num_heads_kv][total_q][columns].
 struct ScoreView {
   float* data;  // nullptr: absent
@@ -86,6 +98,7 @@ struct OutputRows {
   std::int64_t o_strides[2];
   float* lse;  // nullptr: not wanted
   std::int64_t lse_strides[2];
+  bool is_fp32;  // o; otherwise the plan's dtype
 };
 
 }  // namespace openmsa::cuda

@@ -5,6 +5,7 @@
 #include <openmsa/openmsa.h>
 
 #include <cstddef>
+#include <span>
 
 #include "core/arena.h"
 #include "core/problem.h"
@@ -19,6 +20,9 @@ inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,  OPENMSA_O
 
 /// Whether this build has code for the current device.
 bool has_code();
+
+/// None writes o in fp32.
+inline constexpr std::span<const openmsa_op> kFp32Operations{};
 
 void check_plan(const core::Plan& plan);
 std::size_t workspace_bytes(openmsa_op op, const core::Plan& plan);

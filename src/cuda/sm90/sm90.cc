@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/layer_selection.h"
 #include "cuda/generic/append/append.h"
+#include "cuda/generic/shards/shards.h"
 #include "cuda/generic/topk/topk.h"
 #include "cuda/sm90/decode/host.h"
 #include "cuda/sm90/dense/host.h"
@@ -26,6 +27,7 @@ CallShape shape_of(const Problem& problem) {
   return {problem.total_q, problem.batch, problem.plan.config.max_seqlen_k};
 }
 
+/// topk_indices or, where these are wanted, candidates.
 void select_blocks(const Problem& problem, const Route& route, Arena arena, Launch launch) {
   for (const QueryRange served : route.decode) {
     if (!served.is_empty()) decode::select(problem, served, arena, launch);
@@ -60,7 +62,8 @@ void msa_attention(const Problem& problem, Arena arena, Launch launch) {
 /// Workspace of an operation, whatever its calls look like.
 std::size_t workspace_of(openmsa_op op, const Plan& plan) {
   const bool attends = op == OPENMSA_OP_SPARSE_ATTENTION || op == OPENMSA_OP_MSA_ATTENTION;
-  const bool selects = op == OPENMSA_OP_SELECT_BLOCKS || op == OPENMSA_OP_MSA_ATTENTION;
+  const bool selects =
+      op == OPENMSA_OP_SELECT_BLOCKS || op == OPENMSA_OP_SELECT_CANDIDATES || op == OPENMSA_OP_MSA_ATTENTION;
   Arena arena;
   if (op == OPENMSA_OP_MSA_ATTENTION) core::take_selection(plan, arena);
   Arena decode = arena, select = arena, attend = arena;
@@ -98,7 +101,6 @@ void check_plan(const Plan& plan) {
   require_feature(config.num_heads_kv <= 64, expected_got("num_heads_kv", "at most 64", config.num_heads_kv));
   require_feature(config.page_size == 0 || config.page_size >= 16,
                   expected_got("page_size", "0 or at least 16", config.page_size));
-  require_feature(!plan.is_sharded(), expected_got("shard_count", "0 or 1", config.shard_count));
   require_feature(plan.softmax_scale > 0, expected_got("softmax_scale", "a positive number", plan.softmax_scale));
 }
 
@@ -117,6 +119,7 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
     case OPENMSA_OP_BLOCK_SCORES:
       return prefill::select(problem, kAllSequences, arena, launch);
     case OPENMSA_OP_SELECT_BLOCKS:
+    case OPENMSA_OP_SELECT_CANDIDATES:
       return select_blocks(problem, select_route(shape_of(problem)), arena, launch);
     case OPENMSA_OP_SPARSE_ATTENTION:
       return sparse_attention(problem, attend_route(shape_of(problem)), arena, launch);
@@ -137,6 +140,10 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return generic::topk(problem, launch);
     case OPENMSA_OP_APPEND_KV:
       return generic::append(problem, launch);
+    case OPENMSA_OP_MERGE_CANDIDATES:
+      return generic::merge_candidates(problem, launch);
+    case OPENMSA_OP_MERGE_PARTIALS:
+      return generic::merge_partials(problem, launch);
     default:
       core::fail(OPENMSA_INTERNAL, "op: expected one of kOperations");
   }

@@ -25,7 +25,7 @@ struct Step {
 Step random_step(std::uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto below = [&](std::int32_t limit) { return static_cast<std::int32_t>(random() % limit); };
-  Step step{{below(2) == 0 ? 64 : 128, 1 + below(20), below(3), below(3)}, 1 + below(16), 1 + below(4608), {}};
+  Step step{{below(2) == 0 ? 64 : 128, 1 + below(20), below(3), below(3), {}}, 1 + below(16), 1 + below(4608), {}};
   if (below(2) == 0) step.served = {below(3), 1 + below(16)};
   for (std::int32_t b = below(70); b >= 0; --b) {
     const std::int32_t seqlen_k = below(4) == 0 ? below(300) : below(40000);
@@ -87,6 +87,35 @@ TEST_P(SplitWork, ScoresWhatCompetesForSomeQuery) {
       EXPECT_GE(work.key_units * kUnitKeys, rules.end * step.rules.block_size) << "query " << query;
     }
     EXPECT_LT((work.key_units - 1) * kUnitKeys, view.seqlen_k);
+  }
+}
+
+/// Of a shard, what it holds of that; also where all of it has a place, since scores are what is asked for.
+TEST_P(SplitWork, ScoresWhatCompetesInAShard) {
+  Step step = random_step(GetParam());
+  step.rules.wants_scores = true;
+  for (step.rules.shard = {1 + static_cast<std::int32_t>(GetParam()) % 4, 0};
+       step.rules.shard.rank < step.rules.shard.count; ++step.rules.shard.rank) {
+    for (const SequenceView& view : step.sequences) {
+      const SequenceWork work = sequence_work(view, step.served, step.rules, step.tile_queries);
+      if (!step.served.has(view.seqlen_q)) continue;
+      for (std::int32_t query = 0; query < view.seqlen_q; ++query) {
+        const Candidates whole(step.rules, view.seqlen_k - view.seqlen_q + query);
+        const Candidates own = whole.of_shard(step.rules.shard);
+        std::int32_t competing = 0, before = 0;
+        for (std::int32_t block = 0; block < whole.end; ++block) {
+          if (block % step.rules.shard.count != step.rules.shard.rank) continue;
+          ++(block < whole.init ? before : competing);
+        }
+        EXPECT_EQ(own.init, before);
+        EXPECT_EQ(own.end, before + competing);
+        EXPECT_EQ(own.slots, std::min(whole.slots, competing));
+        if (own.slots == 0) continue;
+        EXPECT_GE(work.key_units * kUnitKeys, own.end * step.rules.block_size);
+      }
+      const std::int32_t held = step.rules.shard.held_keys(view.seqlen_k, step.rules.block_size);
+      EXPECT_LT((work.key_units - 1) * kUnitKeys, std::max(held, 1)) << "a unit without a key";
+    }
   }
 }
 

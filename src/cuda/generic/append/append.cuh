@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kAppendWarps * 32) append_kernel(const __grid_
   if (b == p.batch.batch) return;
   const SequenceView view = p.batch.sequence(b);
   const std::int32_t position = view.seqlen_k - view.seqlen_q + row - view.q_row;
-  if (view.seqlen_k == 0 || position < 0) return;
+  if (view.seqlen_k == 0 || position < 0 || !p.batch.shard.holds(position >> log2_of(p.batch.block_size))) return;
   const NewToken token{b, row - view.q_row, position, p.batch.page(b, position / p.batch.page_size),
                        position % p.batch.page_size};
   const int lane = threadIdx.x % 32;

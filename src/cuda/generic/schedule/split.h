@@ -127,12 +127,13 @@ struct TileSelection {
   }
 };
 
-/// The kv_block in a slot of a query of the tile; negative where it is unused or not visible.
+/// The kv_block in a slot of a query of the tile; negative where it is unused, not visible or in another shard.
 OPENMSA_DEVICE std::int32_t selected_block(const ScheduleParams& p, const ScheduleBatch& work, const QueryTile& tile,
                                            int query, int slot) {
   const std::int32_t block = p.topk_indices.row(work.head, tile.q_row + query)[slot * p.topk_indices.strides[2]];
   const std::int32_t position = tile.position + query;
-  return block >= 0 && position >= 0 && block <= position / p.batch.block_size ? block : -1;
+  const bool is_visible = block >= 0 && position >= 0 && block <= position / p.batch.block_size;
+  return is_visible && p.batch.shard.holds(block) ? block : -1;
 }
 
 /// Pair of kv_outer entry e of the schedule batch's tile `number`.

@@ -127,6 +127,18 @@ __device__ __forceinline__ void gather(const ChoiceRow& row, const ChoiceTeam& t
   }
 }
 
+/// Those of the row's candidates that can be among its best to `entries`; all warps of the team. `size`, 0 before,
+/// counts those too that have found no room.
+__device__ __forceinline__ void gather_best(const ChoiceRow& row, const ChoiceTeam& team, Ranked* entries, int capacity,
+                                            int* size, int lane) {
+  const std::int32_t bound = sampled_bound(row, lane);
+  if (row.count <= 4 * 32 * team.parts) {
+    gather<4>(row, team, bound, entries, capacity, size, lane);
+  } else {
+    gather<16>(row, team, bound, entries, capacity, size, lane);
+  }
+}
+
 /// The best candidates of a row, by one warp, where more than a list takes reach the bound: many alike.
 template <int kCapacity>
 __device__ __noinline__ int search_all(const Ranked* candidates, int count, int slots, Ranked* memory, int lane) {
@@ -162,16 +174,7 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
   constexpr int kCapacity = ChoiceScratch<kRows>::kCapacity;
   const bool has_row = team.row < rows, has_choice = has_row && row.count > 0;
   const Candidates& rules = row.rules;
-  if (has_choice) {
-    Ranked* const entries = scratch.entries[team.row];
-    int* const size = &chosen.gathered[team.row];
-    const std::int32_t bound = sampled_bound(row, lane);
-    if (row.count <= 4 * 32 * team.parts) {
-      gather<4>(row, team, bound, entries, kCapacity, size, lane);
-    } else {
-      gather<16>(row, team, bound, entries, kCapacity, size, lane);
-    }
-  }
+  if (has_choice) gather_best(row, team, scratch.entries[team.row], kCapacity, &chosen.gathered[team.row], lane);
   __syncthreads();
   if (has_row && team.part == 0) {
     std::int32_t* const blocks = scratch.ranked[team.row];

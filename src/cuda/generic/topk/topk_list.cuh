@@ -4,6 +4,8 @@
 #include <climits>
 #include <cstdint>
 
+#include "cuda/common/topk_key.cuh"
+
 namespace openmsa::cuda::generic {
 
 template <int kCapacity>
@@ -34,6 +36,19 @@ struct TopkList {
       blocks[0] = block;
     }
     return true;
+  }
+
+  /// Writes a row of candidates: the best `slots`.
+  template <class CandidateRow>
+  __device__ __forceinline__ void write_candidates(std::int32_t slots, const CandidateRow& row) const {
+    std::int32_t count = 0;
+#pragma unroll
+    for (int i = 0; i < kCapacity; ++i) {
+      if (i >= slots || keys[i] == kEmpty) break;
+      row.put(i, rank_of_key(keys[i], blocks[i]));
+      ++count;
+    }
+    row.clear(count, 1);
   }
 
   /// Writes a row of topk_indices: forced blocks and the best of the list, ascending, then -1.

@@ -17,8 +17,8 @@ using generic::store_choice;
 /// Query `at` of a part.
 __device__ __forceinline__ ChoiceRow choice_row(const SelectParams& p, const QueryPart& part, std::int32_t at,
                                                 std::int32_t head) {
-  ChoiceRow row(Candidates(p.rules, part.position + at));
-  if (part.work.key_units == 0 || !row.has_choice()) return row;
+  ChoiceRow row(Candidates(p.rules, part.position + at).of_shard(p.rules.shard));
+  if (part.work.key_units == 0 || !row.rules.need_scores(p.rules.wants_scores)) return row;
   const std::int32_t query = part.row - part.view.q_row + at;
   const std::int32_t kept = kept_candidates(part.per_cta, p.rules);
   const SegmentRange range = part.segments(p, query);

@@ -129,11 +129,16 @@ __device__ __forceinline__ void combine_cluster(const AttendParams& p, const typ
     cutlass::Array<float, 4> scaled;
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = total == 0 ? 0 : sum[i] * inverse;
-    const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
-    const auto rounded = convert(scaled);
-    auto* const to = static_cast<typename Config::Element*>(p.out.o) + token * p.out.o_strides[0] +
-                     query_head * p.out.o_strides[1] + (rank * share.count + vector) * 4;
-    *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
+    const std::int64_t to =
+        token * p.out.o_strides[0] + query_head * p.out.o_strides[1] + (rank * share.count + vector) * 4;
+    if (p.out.is_fp32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(p.out.o) + to) = reinterpret_cast<const float4&>(scaled);
+    } else {
+      const cutlass::NumericArrayConverter<typename Config::Element, float, 4> convert;
+      const auto rounded = convert(scaled);
+      *reinterpret_cast<uint2*>(static_cast<typename Config::Element*>(p.out.o) + to) =
+          reinterpret_cast<const uint2&>(rounded);
+    }
     if (rank == 0 && vector == 0 && p.out.lse != nullptr) {
       p.out.lse[token * p.out.lse_strides[0] + query_head * p.out.lse_strides[1]] =
           total == 0 ? -INFINITY : (top + log2f(total)) * kLn2;

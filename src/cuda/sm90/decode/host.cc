@@ -41,6 +41,8 @@ SelectParams select_params(const Problem& problem, QueryRange served, const Work
   const bool needs_index = workspace.ranked != nullptr || !served.is_open();
   if (p.batch.batch > kLaneSequences && needs_index) p.index = workspace.index;
   p.topk_indices = selection_view(problem.tensors.topk_indices);
+  p.candidates = candidate_view(problem.tensors.candidates);
+  p.rules.wants_scores = p.candidates.data != nullptr;
   return p;
 }
 

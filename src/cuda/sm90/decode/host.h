@@ -18,7 +18,7 @@ struct Workspace {
   Ranked* ranked;  // of CandidateLists
 };
 
-/// topk_indices.
+/// topk_indices or candidates.
 void select(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
 /// Attention over topk_indices.

@@ -15,7 +15,7 @@ using SelectFunction = void(const SelectParams& p, const CUtensorMap& index_k, L
 /// p.index.
 void launch_index(const SelectParams& p, Launch launch);
 
-/// topk_indices from the candidates.
+/// topk_indices or, where these are wanted, rows of `candidates` from what the index branch has left.
 void launch_choose(const SelectParams& p, Launch launch);
 
 /// Attention, over the kv_blocks chosen from the candidates or those of topk_indices.

@@ -56,6 +56,7 @@ struct SelectParams {
   BlockScale index_block_scale;
 
   SelectionView topk_indices;
+  CandidateView candidates;  // instead of these
 };
 
 OPENMSA_DEVICE bool is_indexed(const SelectParams& p) { return p.index.units != nullptr; }

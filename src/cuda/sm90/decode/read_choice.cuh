@@ -6,7 +6,7 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// Chosen kv_blocks of the part's queries, from topk_indices: their valid prefix.
+/// Chosen kv_blocks of the part's queries, from topk_indices: those of their valid prefix that are in the shard.
 template <int kWarps, int kQueries>
 __device__ __forceinline__ void read_choice(const SelectParams& p, const QueryPart& part, std::int32_t head,
                                             Chosen<kQueries>& chosen, int warp, int lane) {
@@ -17,8 +17,10 @@ __device__ __forceinline__ void read_choice(const SelectParams& p, const QueryPa
       const std::int32_t block = first + lane < p.rules.topk ? from[(first + lane) * p.topk_indices.strides[2]] : -1;
       const int valid = __ffs(~__ballot_sync(kFullWarp, block >= 0)) - 1;
       const int taken = valid < 0 ? 32 : valid;
-      if (lane < taken) chosen.blocks[query][first + lane] = block;
-      count += taken;
+      const bool is_held = lane < taken && p.rules.shard.holds(block);
+      const std::uint32_t held = __ballot_sync(kFullWarp, is_held);
+      if (is_held) chosen.blocks[query][count + __popc(held & ((1u << lane) - 1))] = block;
+      count += __popc(held);
       if (taken < 32) break;
     }
     if (lane == 0) chosen.counts[query] = count;

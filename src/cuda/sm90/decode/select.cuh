@@ -109,12 +109,14 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
                                                    Segment& segment, int lane) {
   PipelineState<Config::kStages> ring;
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
-    PageWindow pages(p.batch, segment.sequence, segment.view.seqlen_k, lane);
+    SequenceView held = segment.view;
+    held.seqlen_k = p.rules.shard.held_keys(held.seqlen_k, p.rules.block_size);
+    PageWindow pages(p.batch, segment.sequence, held.seqlen_k, lane);
     for (std::int32_t first = segment.begin * kUnitKeys; first < segment.end * kUnitKeys;
          first += Config::kStageKeys, ring.advance()) {
-      const std::int32_t used = max(0, min(Config::kStageKeys, segment.view.seqlen_k - first));
+      const std::int32_t used = max(0, min(Config::kStageKeys, held.seqlen_k - first));
       const int count = p.batch.page_size == 0 ? 1 : (used + p.key_box_rows - 1) >> log2_of(p.key_box_rows);
-      const KeyBox box = key_box(p.batch, segment.view, pages, first, p.key_box_rows, count, lane);
+      const KeyBox box = key_box(p.batch, held, pages, first, p.key_box_rows, count, lane);
       std::uint64_t* const full = &storage.full[ring.stage];
       EmptyBarrier::wait(&storage.empty[ring.stage], ring.phase ^ 1);
       if (lane == 0) {
@@ -126,7 +128,7 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
         load_box<Config::Tile, typename Config::Cached>(map_k, full, to, 0, box);
       }
       if (Config::kIsQuantized && p.index_k_scale.is_per_token()) {
-        load_box_scales<Config::kStageKeys>(p.batch, segment.view, p.index_k_scale, 0, box, first, p.key_box_rows,
+        load_box_scales<Config::kStageKeys>(p.batch, held, p.index_k_scale, 0, box, first, p.key_box_rows,
                                             storage.k_scale[ring.stage], full, lane);
       } else if (Config::kIsQuantized && p.index_block_scale.exists()) {
         const int log2_block = log2_of(p.rules.block_size), log2_box = log2_of(p.key_box_rows);
@@ -192,7 +194,7 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
   for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
     const int query = p.tile_queries == 1 ? 0 : row / p.heads;
     const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
-    const Candidates candidates(p.rules, position);
+    const Candidates candidates = Candidates(p.rules, position).of_shard(p.rules.shard);
     const auto ranked = [&](int at) {  // the buffer's `at`-th kv_block; kNoCandidate where it does not compete
       const int block = begin * blocks_per_unit + at, first = at << log2_tiles;
       if (first >= units * kUnitTiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
@@ -230,15 +232,15 @@ __device__ __forceinline__ void take_scores(const SelectParams& p, typename Conf
   }
 }
 
-/// Scales the scores of a tile. One that does not count becomes NaN, which loses to every number: this thread's first
-/// key lies `first_key` after that of the tile's first query, and query i sees keys up to i after it.
+/// Scales the scores of a tile. One that does not count becomes NaN, which loses to every number. first_key: the first
+/// of this thread's keys.
 template <class Scores>
 __device__ __forceinline__ void hide_unseen(Scores& scores, const float (&scale)[2], int first_key, bool all_seen,
-                                            int heads, int lane) {
+                                            const SeenKeys& seen, int heads, int lane) {
   CUTE_UNROLL
   for (int i = 0; i < cute::size(scores); ++i) {
     const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const bool is_seen = all_seen || first_key + half * 8 <= column / heads;
+    const bool is_seen = all_seen || first_key + half * 8 < seen.of(column / heads);
     scores(i) = is_seen ? scores(i) * scale[half] : NAN;
   }
 }
@@ -357,6 +359,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
     cutlass::arch::fence_view_async_shared();
     sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
+    const int seen_by_first = p.rules.shard.held_keys(first_position + 1, p.rules.block_size);
     for (int begin = segment.begin; begin < segment.end; begin += kBufferUnits) {
       const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
@@ -378,10 +381,12 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
         for (int m = 0; m < Config::kStageTiles; ++m) {
           const int tile = next * Config::kStageTiles + m;  // of the buffer
           Tensor scores = acc(_, m, 0);
-          const int first_seen = begin * kUnitKeys + tile * kTileKeys - first_position;  // by the first query: up to 0
-          const bool all_seen = first_seen + kTileKeys <= 1;
+          const int tile_key = begin * kUnitKeys + tile * kTileKeys;
+          const bool all_seen = tile_key + kTileKeys <= seen_by_first;
           if (is_scaled || !all_seen) {
-            hide_unseen(scores, scale[m], first_seen + first_key, all_seen, p.heads, lane);
+            SeenKeys seen{};
+            if (!all_seen) seen = p.rules.shard.seen_keys(first_position, p.rules.block_size);
+            hide_unseen(scores, scale[m], tile_key + first_key, all_seen, seen, p.heads, lane);
           }
           store_maxima<Config>(
               scores, [&](int column) -> float& { return storage.score_buffer[column][tile][warp % 4]; }, lane);

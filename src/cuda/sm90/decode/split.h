@@ -1,7 +1,7 @@
 // How the index branch of a decode step is divided over the CTAs of a grid, from the lengths alone.
 //
 // The queries of a sequence lie in tiles; a tile's work is its key units of 128 keys, as far as they hold a kv_block
-// that competes for one of its queries. Put end to end, the key units of all query tiles are `units`; CTA c of the
+// that competes for one of its queries; of a shard, those of its own keys. Put end to end, the key units of all query tiles are `units`; CTA c of the
 // grid takes [c per_cta, (c + 1) per_cta) of them. A segment is what a CTA takes of one query tile:
 //
 //   units     | tile 0               | tile 1 | tile 2                    |
@@ -34,10 +34,9 @@ OPENMSA_DEVICE SequenceWork sequence_work(const SequenceView& view, QueryRange s
                                           std::int32_t tile_queries) {
   if (!served.has(view.seqlen_q)) return {0, 0};
   const std::int32_t tiles = (view.seqlen_q + tile_queries - 1) / tile_queries;
-  const Candidates last(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1);
-  const bool has_choice = last.slots > 0 && last.slots < last.end - last.init;
+  const Candidates last = Candidates(rules, view.seqlen_q == 0 ? -1 : view.seqlen_k - 1).of_shard(rules.shard);
   const std::int32_t blocks_per_unit = kUnitKeys >> log2_of(rules.block_size);
-  return {tiles, has_choice ? (last.end + blocks_per_unit - 1) / blocks_per_unit : 0};
+  return {tiles, last.need_scores(rules.wants_scores) ? (last.end + blocks_per_unit - 1) / blocks_per_unit : 0};
 }
 
 /// Groups of up to `group_queries` query rows of a sequence that is served.

@@ -99,6 +99,7 @@ void select(const Problem& problem, QueryRange served, Arena arena, Launch launc
     p.index_scale = static_cast<float>(plan.index_scale);
   } else {
     p.topk_indices = selection_view(t.topk_indices);
+    p.candidates = candidate_view(t.candidates);
   }
   const CUtensorMap index_k =
       key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, workspace.index.tiles);

@@ -8,7 +8,8 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-/// Index branch of the sequences in `served`: topk_indices, or block_scores where they are wanted.
+/// Index branch of the sequences in `served`: topk_indices, or block_scores or candidates where these are
+/// wanted.
 void select(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
 /// Attention of the sequences in `served` over topk_indices.

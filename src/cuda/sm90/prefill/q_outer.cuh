@@ -330,7 +330,26 @@ __device__ __forceinline__ void merge_slots(const AttendParams& p, const QOuterT
   }
 }
 
-/// Writes o through shared memory, 16 bytes per thread, and lse.
+/// A thread's rows of o in fp32, straight from the accumulator: what a quad stores is 32 bytes side by side.
+template <class Config>
+__device__ __forceinline__ void store_wide(const AttendParams& p, const QOuterTile& tile, const ConsumerRow (&rows)[2],
+                                           const float (&scale)[2], const typename Config::Tile::Values& o, int lane) {
+  using namespace cute;
+  CUTE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    if (rows[i].query >= tile.queries.count) continue;
+    const std::int64_t q_row = tile.queries.q_row + rows[i].query;
+    const std::int64_t head = (p.work.head << p.log2_group_size) + rows[i].head;
+    float* const to = static_cast<float*>(p.out.o) + q_row * p.out.o_strides[0] + head * p.out.o_strides[1];
+    CUTE_UNROLL
+    for (int n = 0; n < Config::Tile::kValueColumns; ++n) {
+      const float2 two = {o(make_coord(0, i, n), 0, 0) * scale[i], o(make_coord(1, i, n), 0, 0) * scale[i]};
+      *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) = two;
+    }
+  }
+}
+
+/// Writes o through shared memory, 16 bytes per thread, or in fp32, and lse.
 template <class Config>
 __device__ __forceinline__ void write_results(const AttendParams& p, const QOuterTile& tile, int consumer,
                                               typename Config::Tile::Element* staged, const ConsumerRow (&rows)[2],
@@ -351,6 +370,11 @@ __device__ __forceinline__ void write_results(const AttendParams& p, const QOute
       p.out.lse[(tile.queries.q_row + rows[i].query) * p.out.lse_strides[0] + head * p.out.lse_strides[1]] =
           sum == 0 ? -INFINITY : softmax.max[i] * kLn2 + logf(sum);
     }
+  }
+  if (p.out.is_fp32) {
+    store_wide<Config>(p, tile, rows, scale, o, lane);
+    sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);
+    return;
   }
   Tile::store_values(o, scale[0], scale[1], staged, thread);
   sync(of_consumer(QOuterBarrier::kWarpgroup, consumer), 128);

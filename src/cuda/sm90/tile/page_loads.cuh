@@ -9,7 +9,8 @@
 
 namespace openmsa::cuda::sm90 {
 
-/// Page numbers of a sequence, 32 at a time, one per lane. Pages past the end of the sequence are not looked up.
+/// Entries of a sequence's row of block_table, 32 at a time, one per lane: the pages of its seqlen_k keys, of those in
+/// the shard where there are shards. Pages past them are not looked up.
 class PageWindow {
  public:
   __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)
@@ -22,7 +23,7 @@ class PageWindow {
     if (first < begin_ || first + count > begin_ + 32) {
       begin_ = first;
       const std::int32_t mine = begin_ + lane_;
-      page_ = mine < pages_ ? batch_.page(sequence_, mine) : 0;
+      page_ = mine < pages_ ? batch_.table(sequence_, mine) : 0;
     }
     return __shfl_sync(kFullWarp, page_, (first - begin_ + lane_) % 32);
   }

@@ -271,6 +271,26 @@ TEST_P(Schedule, OfOneHotBlock) {
   expect_all_invariants(layer.add({{"topk_indices", indices}}));
 }
 
+TEST(SelectedBlock, IsVisibleAndInTheShard) {
+  std::vector<std::int32_t> indices = {4, 1, 0, 9, 3, -1};
+  ScheduleParams params{};
+  params.topk_indices = {indices.data(), {6, 6, 1}};
+  params.topk = 6;
+  params.batch.block_size = 64;
+  const QueryTile tile{.sequence = 0, .q_row = 0, .count = 1, .position = 4 * 64 + 5, .view = {}};
+  const auto selected = [&](Shard shard) {
+    params.batch.shard = shard;
+    std::vector<std::int32_t> blocks;
+    for (int slot = 0; slot < params.topk; ++slot) {
+      blocks.push_back(selected_block(params, params.work, tile, 0, slot));
+    }
+    return blocks;
+  };
+  EXPECT_EQ(selected({1, 0}), (std::vector<std::int32_t>{4, 1, 0, -1, 3, -1}));
+  EXPECT_EQ(selected({3, 1}), (std::vector<std::int32_t>{4, 1, -1, -1, -1, -1}));
+  EXPECT_EQ(selected({3, 2}), (std::vector<std::int32_t>(6, -1)));
+}
+
 TEST(BatchView, KnowsThePositionOfEveryRow) {
   const Layer layer = make_layer(schedule_shape(1));
   BatchView batch{};

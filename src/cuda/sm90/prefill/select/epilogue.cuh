@@ -1,8 +1,10 @@
-// Where a row's block scores go: into a top-k list, or to a row of block_scores.
+// Where a row's block scores go: into a top-k list, from there to topk_indices or candidates; or to a row of
+// block_scores.
 #pragma once
 
 #include "cuda/common/topk_key.cuh"
 #include "cuda/generic/topk/topk_list.cuh"
+#include "cuda/generic/topk/write_candidates.cuh"
 #include "cuda/sm90/prefill/select/params.h"
 
 namespace openmsa::cuda::sm90::prefill {
@@ -14,6 +16,18 @@ struct WorkItem {
   __device__ __forceinline__ bool exists() const { return tile >= 0; }
 };
 
+/// A row's list, complete, to topk_indices or to candidates.
+template <class List>
+__device__ __forceinline__ void write_list(const SelectParams& p, const List& list, const Candidates& rules,
+                                           std::int32_t head, std::int32_t row) {
+  if (p.candidates.data == nullptr) {
+    list.write(rules, p.rules.topk, p.topk_indices.row(head, row), p.topk_indices.strides[2]);
+  } else {
+    list.write_candidates(rules.slots, generic::CandidateRow{p.candidates.row(head, row), p.candidates.strides[2],
+                                                             p.rules.topk, p.rules.shard});
+  }
+}
+
 template <class Config>
 struct TopkEpilogue {
   generic::TopkList<Config::kCapacity> list;
@@ -21,7 +35,7 @@ struct TopkEpilogue {
   bool owns;
 
   __device__ __forceinline__ TopkEpilogue(const SelectParams& p, int position, bool owns)
-      : candidates(p.rules, position), owns(owns) {
+      : candidates(Candidates(p.rules, position).of_shard(p.rules.shard)), owns(owns) {
     list.clear();
   }
   __device__ __forceinline__ void take(const SelectParams&, float score, int block) {
@@ -30,11 +44,7 @@ struct TopkEpilogue {
   /// row: of q; at: of the tile.
   __device__ __forceinline__ void finish(const SelectParams& p, int row, int head, int at, WorkItem item, int splits) {
     if (!owns) return;
-    if (splits == 1) {
-      std::int32_t* out = p.topk_indices.row(head, row);
-      list.write(candidates, p.rules.topk, out, p.topk_indices.strides[2]);
-      return;
-    }
+    if (splits == 1) return write_list(p, list, candidates, head, row);
     Ranked* const to = p.partial_lists + partial_list(p, item.tile, splits, item.split, at, Config::kCapacity);
 #pragma unroll
     for (int i = 0; i < Config::kCapacity; ++i) {

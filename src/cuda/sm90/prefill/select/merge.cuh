@@ -1,4 +1,5 @@
-// topk_indices where the keys of a tile of queries were cut into parts, from the list that each part left for a row.
+// topk_indices or candidates where the keys of a tile of queries were cut into parts, from the list that each part left
+// for a row.
 //
 // Few parts: a thread for each row, which offers one list to the other. Many: one warp or several for each row, which
 // choose like those of a decode step (generic/topk/choose.cuh).
@@ -20,7 +21,7 @@ struct MergedRow {
   bool exists;
   Candidates rules;
   const Ranked* lists;  // [splits][capacity], each the best first
-  std::int32_t* to;     // its row of topk_indices
+  std::int32_t head, row;
 
   __device__ __forceinline__ MergedRow(const SelectParams& p, int number, int splits, int capacity)
       : rules(p.rules, -1) {
@@ -30,9 +31,10 @@ struct MergedRow {
     const QueryTile tile = find_tile(p.batch, p.index, tile_number, p.queries_per_tile);
     const int query = at / p.heads;
     exists = query < tile.count;
-    rules = Candidates(p.rules, tile.position + query);
+    rules = Candidates(p.rules, tile.position + query).of_shard(p.rules.shard);
     lists = p.partial_lists + partial_list(p, tile_number, splits, 0, at, capacity);
-    to = p.topk_indices.row(at % p.heads, tile.q_row + query);
+    head = at % p.heads;
+    row = tile.q_row + query;
   }
 };
 
@@ -55,7 +57,7 @@ __device__ __forceinline__ void merge_by_thread(const SelectParams& p, int numbe
       if (one == kNoCandidate || !list.offer(key_of(one), block_of(one))) break;  // those after it are no better
     }
   }
-  list.write(row.rules, p.rules.topk, row.to, p.topk_indices.strides[2]);
+  write_list(p, list, row.rules, row.head, row.row);
 }
 
 /// merge_lists for `rows` rows from `first` on, as many as a CTA has teams.
@@ -66,11 +68,17 @@ __device__ __forceinline__ void merge_by_teams(const SelectParams& p, generic::C
   const generic::ChoiceTeam team(rows, kMergeWarps, warp);
   const MergedRow row(p, first + team.row, splits, kCapacity);
   generic::ChoiceRow choice(row.rules);
-  if (row.exists && choice.has_choice()) choice.choose_from(row.lists, splits, kCapacity);
+  const bool wants_candidates = p.candidates.data != nullptr;
+  if (row.exists && row.rules.need_scores(wants_candidates)) choice.choose_from(row.lists, splits, kCapacity);
+  if (wants_candidates) {
+    const generic::CandidateRow out{row.exists ? p.candidates.row(row.head, row.row) : nullptr, p.candidates.strides[2],
+                                    p.rules.topk, p.rules.shard};
+    return generic::write_candidates(chosen.gathered, scratch, team, choice, out, lane);
+  }
   generic::choose_blocks(chosen, scratch, rows, team, choice, lane);
   if (!row.exists || team.part != 0) return;
-  generic::store_choice(chosen.blocks[team.row], chosen.counts[team.row], p.rules.topk, row.to,
-                        p.topk_indices.strides[2], lane);
+  generic::store_choice(chosen.blocks[team.row], chosen.counts[team.row], p.rules.topk,
+                        p.topk_indices.row(row.head, row.row), p.topk_indices.strides[2], lane);
 }
 
 /// Warps of a row's team: a warp for some 16 lists.

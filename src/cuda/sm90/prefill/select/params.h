@@ -41,6 +41,7 @@ struct SelectParams {
   const std::int32_t* longest;  // kv_blocks of the longest sequence
 
   SelectionView topk_indices;
+  CandidateView candidates;  // instead of these
 
   Ranked* partial_lists;  // [tiles][query, head of the tile][splits][capacity]; unused with one split
 
@@ -50,7 +51,7 @@ struct SelectParams {
 
   OPENMSA_DEVICE std::int32_t num_tiles() const { return index.tiles[batch.batch + 1]; }
   OPENMSA_DEVICE std::int32_t splits() const {
-    return most_splits == 1 ? 1 : select_splits(num_tiles(), *longest, most_splits);
+    return most_splits == 1 ? 1 : select_splits(num_tiles(), rules.shard.held(*longest), most_splits);
   }
 };
 

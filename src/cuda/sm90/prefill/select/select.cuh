@@ -113,8 +113,7 @@ __device__ __forceinline__ StageRange stage_range(const SelectParams& p, const Q
   if constexpr (Config::kStoresScores) {
     blocks = last < 0 ? 0 : last / Config::kBlock + 1;
   } else {
-    const Candidates candidates(p.rules, last);
-    blocks = candidates.end;
+    blocks = Candidates(p.rules, last).of_shard(p.rules.shard).end;
   }
   const int stages = (blocks + Config::kBlocksPerStage - 1) / Config::kBlocksPerStage;
   return {static_cast<int>(static_cast<std::int64_t>(stages) * split / splits),
@@ -147,8 +146,9 @@ __device__ __forceinline__ void produce(const SelectParams& p, const CUtensorMap
   for (int round = 0; round < work.rounds(); ++round) {
     const WorkItem item = work.item(round);
     if (!item.exists()) break;
-    const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
+    QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
     const StageRange range = stage_range<Config>(p, tile, item.split, work.splits);
+    tile.view.seqlen_k = p.rules.shard.held_keys(tile.view.seqlen_k, Config::kBlock);
     PageWindow pages(p.batch, tile.sequence, tile.view.seqlen_k, lane);
     for (int stage = range.begin; stage < range.end; ++stage, ring.advance()) {
       const int first = stage * Config::kKeys, used = min(Config::kKeys, tile.view.seqlen_k - first);
@@ -264,7 +264,9 @@ __device__ __forceinline__ void consume(const SelectParams& p, typename Config::
     }
     int limit[kHeld];  // keys that each held row sees
     CUTE_UNROLL
-    for (int i = 0; i < kHeld; ++i) limit[i] = tile.position + first + rows.held(i) / p.heads + 1;
+    for (int i = 0; i < kHeld; ++i) {
+      limit[i] = p.rules.shard.held_keys(tile.position + first + rows.held(i) / p.heads + 1, Config::kBlock);
+    }
 
     // The scores of a stage whose products are under way; those of the next one follow where it is of the same run.
     const auto take_stage = [&](int stage, auto has_next) {
