@@ -112,15 +112,15 @@ constexpr std::int32_t shared_threshold(std::int32_t tile_queries) { return std:
 
 // ---- Attention of decode --------------------------------------------------------------------------------------------
 
-/// CTAs that cut keys into parts, at most, and parts of a row.
-inline constexpr std::int64_t kMostDecodeCtas = 2048, kMaxDecodeSplits = 64;
+/// CTAs that cut keys into parts, at most.
+inline constexpr std::int64_t kMostDecodeCtas = 2048;
 
 /// Parts of the keys of each of `rows` (query, KV head) pairs: chosen kv_blocks are as many for all, so that one round of
-/// CTAs, two on an SM, is best; the histories of dense attention are not, and finer parts even them out.
+/// CTAs, two on an SM, is best, and no part of less than a kv_block; the histories of dense attention are not, and finer
+/// parts even them out.
 constexpr std::int32_t decode_splits(std::int64_t rows, std::int64_t num_sms, bool is_dense) {
-  const std::int64_t ctas = std::min(kMostDecodeCtas, num_sms * (is_dense ? 8 : 2));
-  return static_cast<std::int32_t>(
-      std::clamp<std::int64_t>(ctas / std::max<std::int64_t>(rows, 1), 1, kMaxDecodeSplits));
+  const std::int64_t ctas = std::min(kMostDecodeCtas, num_sms * (is_dense ? 8 : 2)), most = is_dense ? 64 : 16;
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(ctas / std::max<std::int64_t>(rows, 1), 1, most));
 }
 
 /// Whether dense attention of a call goes by query rows, whose keys are cut into parts, and not by tiles of a prompt.

@@ -56,7 +56,8 @@ TEST(PortableScores, StayWithinTheirBytes) {
 }
 
 TEST(PortableDecode, PartsAreNoMoreThanThereIsRoomFor) {
-  EXPECT_EQ(decode_splits(4, 132, false), 64);
+  EXPECT_EQ(decode_splits(4, 132, false), 16);
+  EXPECT_EQ(decode_splits(4, 132, true), 64);
   EXPECT_EQ(decode_splits(128, 132, false), 2);
   EXPECT_EQ(decode_splits(264, 132, false), 1);
   EXPECT_EQ(decode_splits(128, 132, true), 8);

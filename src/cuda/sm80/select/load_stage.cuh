@@ -8,6 +8,7 @@ namespace openmsa::cuda::sm80::select {
 
 template <class Product, int kKeys_>
 struct KeyStage {
+  static constexpr bool kIsQuantized = Product::kIsQuantized;
   static constexpr int kKeys = kKeys_;
   static constexpr int kRowBytes = Product::kRowBytes;
   alignas(128) char keys[kKeys * kRowBytes];
@@ -20,6 +21,7 @@ __device__ __forceinline__ void load_stage(const SelectParams& p, const Sequence
                                            Stage& stage, int thread) {
   load_keys<Stage::kKeys, Stage::kRowBytes, kThreads>(sequence, p.index_k, 0, first, shared_address(stage.keys),
                                                       thread);
+  if constexpr (!Stage::kIsQuantized) return;
   if (p.index_k_scale.is_per_token()) {
     load_scales<Stage::kKeys, kThreads>(sequence, p.index_k_scale, 0, first, shared_address(stage.scales), thread);
   } else if (p.index_block_scale.exists()) {

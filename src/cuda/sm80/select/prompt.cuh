@@ -68,6 +68,41 @@ __device__ __forceinline__ float exchange_max(const float (&top)[kHeld], int lan
   }
 }
 
+/// Scores of a step, [16-key groups][products][column tiles].
+template <class Config>
+using StepScores = float[Config::kStepKeys / 16][Config::kProducts][2][4];
+
+/// The score of held row `row` with column i of this thread's kStepKeys / 4.
+template <class Config>
+__device__ __forceinline__ float& held_score(StepScores<Config>& scores, int row, int i) {
+  return scores[i / 4][row / 2][i / 2 % 2][row % 2 * 2 + i % 2];
+}
+
+/// Multiplies scores by the scales of their keys.
+template <class Config>
+__device__ __forceinline__ void scale_columns(StepScores<Config>& scores, const float* scales, int lane) {
+#pragma unroll
+  for (int i = 0; i < Config::kStepKeys / 4; ++i) {
+    const float scale = scales[i / 2 * 8 + lane % 4 * 2 + i % 2];
+#pragma unroll
+    for (int row = 0; row < Config::kHeld; ++row) held_score<Config>(scores, row, i) *= scale;
+  }
+}
+
+/// Raises the maxima of the held rows to the scores of the first seen[row] keys. NaN loses to every number.
+template <class Config, bool kIsMasked>
+__device__ __forceinline__ void raise_maxima(float (&top)[Config::kHeld], StepScores<Config>& scores,
+                                             const int (&seen)[Config::kHeld], int lane) {
+#pragma unroll
+  for (int row = 0; row < Config::kHeld; ++row) {
+#pragma unroll
+    for (int i = 0; i < Config::kStepKeys / 4; ++i) {
+      const bool counts = !kIsMasked || i / 2 * 8 + lane % 4 * 2 + i % 2 < seen[row];
+      top[row] = fmaxf(top[row], counts ? held_score<Config>(scores, row, i) : NAN);
+    }
+  }
+}
+
 /// Rows of a warp's tile.
 template <class Config>
 struct WarpRows {
@@ -125,30 +160,28 @@ __device__ __forceinline__ void select_item(const SelectParams& p, typename Conf
     const std::uint32_t tile_address = shared_address(now.keys);
 #pragma unroll 1
     for (int step = 0; step < Config::kStageKeys / Config::kStepKeys; ++step) {
-      float scores[2][Config::kProducts][2][4] = {};
+      StepScores<Config> scores = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Product::template add<Config::kProducts>(q, tile_address, step * Config::kStepKeys + half * 16, scores[half],
                                                  lane);
       }
+      if constexpr (Product::kIsQuantized) {
+        if (p.index_k_scale.is_per_token()) scale_columns<Config>(scores, now.scales + step * Config::kStepKeys, lane);
+      }
       const int first_key = stage * Config::kStageKeys + step * Config::kStepKeys;
       const int block = first_key >> log2_block, part = step & last_of_block;
+      int seen[Config::kHeld], least = Config::kStepKeys;
 #pragma unroll
       for (int i = 0; i < Config::kHeld; ++i) {
         if (part == 0) top[i] = NAN;
-        const int seen = limit[i] - first_key - lane % 4 * 2;
-        const bool sees_all = limit[i] - first_key >= Config::kStepKeys;
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float score = scores[n / 2][i / 2][n % 2][i % 2 * 2 + c];
-            if (Product::kIsQuantized && p.index_k_scale.is_per_token()) {
-              score *= now.scales[step * Config::kStepKeys + n * 8 + lane % 4 * 2 + c];
-            }
-            top[i] = fmaxf(top[i], sees_all || n * 8 + c < seen ? score : NAN);  // NaN loses to every number
-          }
-        }
+        seen[i] = limit[i] - first_key;
+        least = min(least, seen[i]);
+      }
+      if (__all_sync(kFullWarp, least == Config::kStepKeys)) {
+        raise_maxima<Config, false>(top, scores, seen, lane);
+      } else {
+        raise_maxima<Config, true>(top, scores, seen, lane);
       }
       if (part == last_of_block) {
         float score = exchange_max(top, lane);

@@ -38,8 +38,9 @@ struct SequenceKeys {
     return batch->page_size == 0 ? k_row + key : key & (batch->page_size - 1);
   }
 
-  OPENMSA_DEVICE const char* row(const KeyTensor& keys, std::int32_t head, std::int32_t page, std::int32_t key) const {
-    return keys.data + page * keys.page_stride + entry(key) * keys.token_stride + head * keys.head_stride;
+  /// Row of a key of which one page lookup is enough for its group of kGroupKeys: those follow token_stride apart.
+  OPENMSA_DEVICE const char* row(const KeyTensor& keys, std::int32_t head, std::int32_t key) const {
+    return keys.data + head * keys.head_stride + page(key) * keys.page_stride + entry(key) * keys.token_stride;
   }
 
   /// Number of a key among all tokens, in the order in which their scales lie.

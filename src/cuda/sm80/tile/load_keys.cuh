@@ -6,25 +6,44 @@
 
 namespace openmsa::cuda::sm80 {
 
+/// Where the groups of keys from `first` on begin: lane i looks up that of group i, all lanes ask together.
+template <int kKeys>
+class GroupRows {
+ public:
+  __device__ __forceinline__ GroupRows(const SequenceKeys& sequence, const KeyTensor& keys, std::int32_t head,
+                                       std::int32_t first, int lane)
+      : mine_(sequence.row(keys, head, first + lane % kGroups * kGroupKeys)) {}
+
+  __device__ __forceinline__ const char* row(int group) const {
+    if constexpr (kGroups == 1) return mine_;
+    const auto address = reinterpret_cast<unsigned long long>(mine_);
+    return reinterpret_cast<const char*>(__shfl_sync(kFullWarp, address, group));
+  }
+
+ private:
+  static constexpr int kGroups = kKeys / kGroupKeys;
+  static_assert(kKeys % kGroupKeys == 0);
+  const char* mine_;
+};
+
 /// Keys [first, first + kKeys) of one head as rows of a tile, by kThreads threads; 16 | first. Zeros after the
 /// sequence's `end`.
 template <int kKeys, int kRowBytes, int kThreads>
 __device__ __forceinline__ void load_keys(const SequenceKeys& sequence, const KeyTensor& keys, std::int32_t head,
                                           std::int32_t first, std::uint32_t tile, int thread) {
   using Tile = SharedTile<kRowBytes>;
-  constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
-  static_assert(kThreads % Tile::kChunks == 0 && (kRowsAtOnce >= kKeys || kKeys % kRowsAtOnce == 0));
+  constexpr int kRowsAtOnce = kThreads / Tile::kChunks, kLast = kGroupKeys - 1;
+  static_assert(kThreads % Tile::kChunks == 0 && kKeys % kRowsAtOnce == 0);
+  static_assert(32 / Tile::kChunks <= kGroupKeys, "rows of a warp lie in one group");
+  const GroupRows<kKeys> groups(sequence, keys, head, first, thread % 32);
   const int chunk = thread % Tile::kChunks, first_row = thread / Tile::kChunks;
-  std::int32_t page = 0;
+  const std::int64_t in_group = (first_row & kLast) * keys.token_stride + chunk * 16;
 #pragma unroll
   for (int from = 0; from < kKeys; from += kRowsAtOnce) {
     const int row = from + first_row;
-    if (kRowsAtOnce > kKeys && row >= kKeys) break;
-    const std::int32_t key = first + row;
-    const bool exists = key < sequence.end;
-    if (from == 0 || kRowsAtOnce >= kGroupKeys || from % kGroupKeys == 0) page = sequence.page(key);
-    const char* const row_data = sequence.row(keys, head, page, exists ? key : 0);
-    async_copy_16(tile + Tile::offset(row, chunk), row_data + chunk * 16, exists);
+    const char* const group = groups.row(row / kGroupKeys) + in_group;
+    const char* const from_row = from % kGroupKeys == 0 ? group : group + from % kGroupKeys * keys.token_stride;
+    async_copy_16(tile + Tile::offset(row, chunk), from_row, first + row < sequence.end);
   }
 }
 
