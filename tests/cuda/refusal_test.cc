@@ -1,7 +1,6 @@
 // What the CUDA backend does not serve is refused before anything is launched, naming the feature.
 #include <gmock/gmock.h>
 
-#include <cstdlib>
 #include <functional>
 #include <span>
 #include <string>
@@ -134,12 +133,12 @@ TEST_F(RefusedShardCall, PartsWhoseRowsAreNotAligned) {
   expect_refusal(OPENMSA_UNSUPPORTED, "partial_o: expected 16-byte aligned rows", [&] { call.enqueue(); });
 }
 
-/// The portable kernels have the forward pass alone.
-TEST_F(RefusedCall, TrainingWithoutKernelsForIt) {
+/// The portable kernels have none for shards.
+TEST_F(RefusedCall, ShardsWithoutKernelsForThem) {
   const char* const family = std::getenv("OPENMSA_CUDA_FAMILY");
-  if (family == nullptr || family != std::string("sm80")) GTEST_SKIP() << "the kernels for Hopper serve it";
+  if (family == nullptr || family != std::string("sm80")) GTEST_SKIP() << "the kernels for Hopper serve them";
   const Plan plan(layer_.config);
-  for (const openmsa_op op : kTrainingOps) {
+  for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_MERGE_PARTIALS}) {
     expect_refusal(OPENMSA_UNSUPPORTED, std::string("got openmsa_") + name_of(op), [&] { plan.workspace_bytes(op); });
   }
 }

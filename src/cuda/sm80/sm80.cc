@@ -7,9 +7,12 @@
 #include "core/layer_selection.h"
 #include "cuda/generic/append/append.h"
 #include "cuda/generic/topk/topk.h"
+#include "cuda/generic/training/host.h"
 #include "cuda/sm80/attend/host.h"
+#include "cuda/sm80/recall/host.h"
 #include "cuda/sm80/select/host.h"
 #include "cuda/sm80/select/kernels.h"
+#include "cuda/sm80/training/tile_kernels.h"
 
 namespace openmsa::cuda::sm80 {
 namespace {
@@ -77,6 +80,16 @@ std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
       return msa_attention_bytes(plan);
     case OPENMSA_OP_DENSE_ATTENTION:
       return attend::dense_attention_bytes(plan);
+    case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
+      return generic::training::attention_backward_bytes(plan, false);
+    case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
+      return generic::training::attention_backward_bytes(plan, true);
+    case OPENMSA_OP_KL_LOSS:
+      return generic::training::kl_loss_bytes(plan);
+    case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
+      return generic::training::msa_attention_backward_bytes(plan);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::bytes(plan);
     default:
       return 0;
   }
@@ -96,6 +109,15 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return msa_attention(problem, arena, launch);
     case OPENMSA_OP_DENSE_ATTENTION:
       return attend::dense_attention(problem, arena, launch);
+    case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
+    case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
+      return generic::training::attention_backward(problem, arena, training::kTileKernels, launch);
+    case OPENMSA_OP_KL_LOSS:
+      return generic::training::kl_loss(problem, arena, training::kTileKernels, launch);
+    case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
+      return generic::training::msa_attention_backward(problem, arena, training::kTileKernels, launch);
+    case OPENMSA_OP_BLOCK_RECALL:
+      return recall::run(problem, arena, launch);
     case OPENMSA_OP_APPEND_KV:
       return generic::append(problem, launch);
     default:

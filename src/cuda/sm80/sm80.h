@@ -13,9 +13,17 @@
 
 namespace openmsa::cuda::sm80 {
 
-inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,  OPENMSA_OP_TOPK,
-                                             OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION,
-                                             OPENMSA_OP_MSA_ATTENTION, OPENMSA_OP_DENSE_ATTENTION,
+inline constexpr openmsa_op kOperations[] = {OPENMSA_OP_BLOCK_SCORES,
+                                             OPENMSA_OP_TOPK,
+                                             OPENMSA_OP_SELECT_BLOCKS,
+                                             OPENMSA_OP_SPARSE_ATTENTION,
+                                             OPENMSA_OP_MSA_ATTENTION,
+                                             OPENMSA_OP_DENSE_ATTENTION,
+                                             OPENMSA_OP_SPARSE_ATTENTION_BACKWARD,
+                                             OPENMSA_OP_DENSE_ATTENTION_BACKWARD,
+                                             OPENMSA_OP_KL_LOSS,
+                                             OPENMSA_OP_MSA_ATTENTION_BACKWARD,
+                                             OPENMSA_OP_BLOCK_RECALL,
                                              OPENMSA_OP_APPEND_KV};
 
 /// Whether this build has code for the current device.

@@ -8,13 +8,14 @@
 #include "cuda/generic/append/append.h"
 #include "cuda/generic/shards/shards.h"
 #include "cuda/generic/topk/topk.h"
+#include "cuda/generic/training/host.h"
 #include "cuda/sm90/decode/host.h"
 #include "cuda/sm90/dense/host.h"
 #include "cuda/sm90/heuristics.h"
 #include "cuda/sm90/prefill/host.h"
 #include "cuda/sm90/prefill/workspace.h"
 #include "cuda/sm90/recall/host.h"
-#include "cuda/sm90/training/host.h"
+#include "cuda/sm90/training/tile_kernels.h"
 
 namespace openmsa::cuda::sm90 {
 namespace {
@@ -105,11 +106,11 @@ void check_plan(const Plan& plan) {
 }
 
 std::size_t workspace_bytes(openmsa_op op, const Plan& plan) {
-  if (op == OPENMSA_OP_SPARSE_ATTENTION_BACKWARD) return training::attention_backward_bytes(plan, false);
-  if (op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD) return training::attention_backward_bytes(plan, true);
-  if (op == OPENMSA_OP_MSA_ATTENTION_BACKWARD) return training::msa_attention_backward_bytes(plan);
+  if (op == OPENMSA_OP_SPARSE_ATTENTION_BACKWARD) return generic::training::attention_backward_bytes(plan, false);
+  if (op == OPENMSA_OP_DENSE_ATTENTION_BACKWARD) return generic::training::attention_backward_bytes(plan, true);
+  if (op == OPENMSA_OP_MSA_ATTENTION_BACKWARD) return generic::training::msa_attention_backward_bytes(plan);
   if (op == OPENMSA_OP_DENSE_ATTENTION) return dense::attend_bytes(plan);
-  if (op == OPENMSA_OP_KL_LOSS) return training::kl_loss_bytes(plan);
+  if (op == OPENMSA_OP_KL_LOSS) return generic::training::kl_loss_bytes(plan);
   if (op == OPENMSA_OP_BLOCK_RECALL) return recall::bytes(plan);
   return workspace_of(op, plan);
 }
@@ -129,11 +130,11 @@ void run(openmsa_op op, const Problem& problem, Arena arena, Launch launch) {
       return dense::attend(problem, arena, launch);
     case OPENMSA_OP_SPARSE_ATTENTION_BACKWARD:
     case OPENMSA_OP_DENSE_ATTENTION_BACKWARD:
-      return training::attention_backward(problem, arena, launch);
+      return generic::training::attention_backward(problem, arena, training::kTileKernels, launch);
     case OPENMSA_OP_MSA_ATTENTION_BACKWARD:
-      return training::msa_attention_backward(problem, arena, launch);
+      return generic::training::msa_attention_backward(problem, arena, training::kTileKernels, launch);
     case OPENMSA_OP_KL_LOSS:
-      return training::kl_loss(problem, arena, launch);
+      return generic::training::kl_loss(problem, arena, training::kTileKernels, launch);
     case OPENMSA_OP_BLOCK_RECALL:
       return recall::run(problem, arena, launch);
     case OPENMSA_OP_TOPK:

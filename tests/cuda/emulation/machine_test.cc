@@ -7,6 +7,7 @@
 
 #include "cuda/sm80/ptx/async_copy.cuh"
 #include "cuda/sm80/ptx/matrix.cuh"
+#include "cuda/sm80/ptx/turn.cuh"
 
 OPENMSA_EMULATE_SHARED(openmsa::emulation::of_test, shared)
 
@@ -124,6 +125,8 @@ TEST(Machine, SaysWhatIsWrongWithAKernel) {
               testing::StartsWith("lanes of a warp meet in "));
   EXPECT_EQ(failure(16, [] { of_test::shared[threadIdx.x] = 0; }), "written past shared memory");
   EXPECT_EQ(failure(100 << 10, [] {}), "more shared memory than a CTA may have");
+  static std::int32_t ended = 0;
+  EXPECT_EQ(failure(0, [] { wait_for_turn(&ended, 1); }), "a CTA waits for the turn of a later one");
 }
 
 }  // namespace

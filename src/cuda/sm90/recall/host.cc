@@ -19,8 +19,8 @@ struct Workspace {
   Workspace(Arena& arena, const Plan& plan) : prompt(arena, plan) {
     const std::int64_t tile_queries = dense::kPromptRows / plan.group_size;
     const std::int64_t row_bytes = std::int64_t{plan.config.num_heads_kv} * plan.max_blocks * 4;
-    tiles = recall_tiles(row_bytes * tile_queries,
-                         dense::max_tiles(plan.config.max_total_q, plan.config.max_batch, tile_queries));
+    tiles = generic::recall::recall_tiles(
+        row_bytes * tile_queries, dense::max_tiles(plan.config.max_total_q, plan.config.max_batch, tile_queries));
     mass = arena.take<float>(tiles * tile_queries * plan.config.num_heads_kv * plan.max_blocks);
   }
 

@@ -9,7 +9,7 @@
 
 #include "cuda/common/math.h"
 #include "cuda/sm90/training/backward_tile.cuh"
-#include "cuda/sm90/training/teacher.h"
+#include "cuda/sm90/training/params.h"
 
 namespace openmsa::cuda::sm90::training {
 

@@ -13,7 +13,7 @@
 #include "cuda/sm90/ptx/async_copy.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/training/teacher.h"
+#include "cuda/sm90/training/params.h"
 
 namespace openmsa::cuda::sm90::training {
 
