@@ -61,6 +61,10 @@ void score_keys(const Problem& problem, SelectParams& p, const Workspace& worksp
       index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv, config.topk);
   p.tile_queries = tile_queries(plan, p.lists.tile_rows);
   p.index_q = index_query_rows(problem);
+  if (plan.is_paged()) {
+    const std::int64_t keys = t.block_table.shape[1] * config.page_size;
+    p.table_keys = static_cast<std::int32_t>(std::min<std::int64_t>(keys, INT32_MAX));
+  }
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
   p.lists.ctas = std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8);

@@ -50,6 +50,7 @@ struct SelectParams {
   SequenceIndex index;         // null: not needed
   CandidateLists lists;
 
+  std::int32_t table_keys;  // of a row of block_table
   IndexQueryRows index_q;
   std::int32_t key_box_rows;
   TokenScale index_k_scale;
