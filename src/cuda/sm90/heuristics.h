@@ -21,6 +21,7 @@ struct CallShape {
   std::int64_t total_q;
   std::int64_t batch;
   std::int64_t max_seqlen_k;
+  std::int64_t score_rows;  // decode_score_rows() of the plan
 };
 
 /// Who serves which sequences of a call. Shapes do not tell how its query tokens are shared out, so a mixture launches
@@ -41,7 +42,11 @@ inline constexpr Route kPrefillServesAll{{kNoSequences, kNoSequences}, kAllSeque
 /// kv_blocks, and there are too few of them for the 64-row products of prefill.
 inline constexpr std::int32_t kDecodeQueries = 16;
 /// Sequences with one query token are served by themselves: the smallest tiles hold them.
-inline constexpr Route kMixture{{{1, 1}, {2, kDecodeQueries}}, {kDecodeQueries + 1, INT32_MAX}};
+constexpr Route mixture(std::int32_t decode_queries) {
+  const QueryRange few = decode_queries > 1 ? QueryRange{2, decode_queries} : kNoSequences;
+  return {{{1, 1}, few}, {decode_queries + 1, INT32_MAX}};
+}
+inline constexpr Route kMixture = mixture(kDecodeQueries);
 /// Query tokens of a call up to which the launches of a mixture, each some 2 us, cost more than decode kernels lose on
 /// what would be prefill's: the more so where a chunk of a prompt is among few sequences. From 64 tokens of one sequence
 /// on a kv_block of 8K keys is wanted by 16 of them, and prefill loads it once.
@@ -56,12 +61,23 @@ constexpr bool is_few(const CallShape& call) {
   return call.total_q <= std::max(call.batch, decodes_on_average(call) ? kFewQueries : kFewOfChunk);
 }
 
+/// Query tokens whose block scores decode's index branch has in memory, row_bytes each: all that it can serve or, of a
+/// large plan, as many as fit into kScoreBytes. In a call with more tokens every sequence has room for an equal share.
+constexpr std::int64_t decode_score_rows(std::int64_t max_total_q, std::int64_t max_batch, std::int64_t row_bytes) {
+  constexpr std::int64_t kScoreBytes = std::int64_t{1} << 30;
+  const std::int64_t served = std::min(max_total_q, std::max(kDecodeQueries * max_batch, kFewQueries));
+  return std::min(served, std::max<std::int64_t>(kScoreBytes / row_bytes, 1));
+}
+
 /// Decode's index branch counts the key units of all query tiles in 32 bits, and its tiles hold few query tokens.
 constexpr Route select_route(const CallShape& call) {
   const std::int64_t query_tiles = call.total_q + call.batch;
   if (query_tiles > INT32_MAX / (covering(call.max_seqlen_k, kUnitKeys) + 1)) return kPrefillServesAll;
-  if (is_few(call)) return decodes_on_average(call) ? kDecodeServesAll : kPrefillServesAll;
-  return call.batch == 1 ? kPrefillServesAll : kMixture;
+  const bool has_room = call.total_q <= call.score_rows;
+  if (is_few(call)) return decodes_on_average(call) && has_room ? kDecodeServesAll : kPrefillServesAll;
+  const std::int64_t queries =
+      has_room ? kDecodeQueries : std::min<std::int64_t>(call.score_rows / call.batch, kDecodeQueries);
+  return call.batch == 1 || queries == 0 ? kPrefillServesAll : mixture(static_cast<std::int32_t>(queries));
 }
 
 constexpr Route attend_route(const CallShape& call) {
@@ -117,26 +133,14 @@ constexpr std::int32_t shared_threshold(std::int32_t tile_queries) { return std:
 /// (query, head) rows of a query tile.
 inline constexpr std::int32_t kDecodeTileRows[] = {8, 16, 32, 64};
 inline constexpr std::int32_t kMostDecodeTileRows = 64;
-/// Candidates of a row's list, twice topk at least, with which several CTAs share an SM. Longer ones have the largest
-/// tile only.
-inline constexpr std::int32_t kDecodeShortList = 64;
-inline constexpr std::int32_t kMaxSms = 144;  // that Hopper has
-/// Shared memory that fits into an SM once, not twice: CTAs with long lists have the same work, and every SM must get
-/// exactly one of them, even where it still runs the attention of the layer before.
-inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
 
-/// Shared memory of an SM.
-inline constexpr std::size_t kSharedOfSm = 228 << 10;
+/// Shared memory of an SM, and what fits into it once, not twice.
+inline constexpr std::size_t kSharedOfSm = 228 << 10, kMoreThanHalfOfShared = 114 << 10;
 
-/// CTAs of the index branch that an SM holds at once, each with an equal share of the keys. Several hide each other's
-/// beginning and end; a CTA alone has two warpgroups, which finish a short share earlier, and with few rows it leaves
-/// room for one of the attention.
-constexpr std::int32_t index_ctas_per_sm(std::int32_t tile_rows, std::int32_t topk, bool is_fp8) {
-  if (2 * topk > kDecodeShortList || tile_rows == kDecodeTileRows[0]) return 1;
-  return tile_rows == kDecodeTileRows[1] && is_fp8 ? 3 : 2;
-}
-/// On any device, in any call.
-inline constexpr std::int32_t kMaxIndexCtas = 3 * kMaxSms;
+/// Whether a CTA of the index branch with the fewest rows has an SM to itself. Up to two sequences latency counts: two
+/// warpgroups finish a short share earlier, and beside their 96 KB of stages a CTA of the attention waits. For more, the
+/// rate of reading: five CTAs that begin and end at different times have 160 KB on their way.
+constexpr bool index_cta_is_alone(std::int64_t batch) { return batch <= 2; }
 
 /// Mean query tokens per sequence of a call.
 constexpr std::int64_t mean_queries(std::int64_t total_q, std::int64_t batch) {
@@ -149,9 +153,9 @@ constexpr std::int64_t expected_queries(QueryRange served, std::int64_t total_q,
 }
 
 /// Rows of the query tiles: the fewest that hold those of a sequence, so that no row of a product is for nothing.
-constexpr std::int32_t index_tile_rows(std::int64_t mean_queries, std::int32_t num_heads, std::int32_t topk) {
+constexpr std::int32_t index_tile_rows(std::int64_t mean_queries, std::int32_t num_heads) {
   for (const std::int32_t rows : kDecodeTileRows) {
-    if (2 * topk <= kDecodeShortList && mean_queries * num_heads <= rows) return rows;
+    if (mean_queries * num_heads <= rows) return rows;
   }
   return kMostDecodeTileRows;
 }
@@ -206,7 +210,7 @@ unsigned int cluster_ctas(unsigned int clusters, std::int32_t queries, unsigned 
 // ---- Dense attention ------------------------------------------------------------------------------------------------
 
 /// CTAs of dense decode, one per SM, at most: Hopper has up to 144.
-inline constexpr std::int32_t kMaxDenseCtas = kMaxSms;
+inline constexpr std::int32_t kMaxDenseCtas = 144;
 /// Queries of an item of dense decode, where sequences have more than one. Each keeps a warp busy for two thirds of the
 /// time that its keys take to arrive.
 inline constexpr std::int32_t kDenseTileQueries = 8;

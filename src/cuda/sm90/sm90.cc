@@ -25,7 +25,7 @@ using core::Plan;
 using core::Problem;
 
 CallShape shape_of(const Problem& problem) {
-  return {problem.total_q, problem.batch, problem.plan.config.max_seqlen_k};
+  return {problem.total_q, problem.batch, problem.plan.config.max_seqlen_k, decode::score_rows(problem.plan)};
 }
 
 /// topk_indices or, where these are wanted, candidates.

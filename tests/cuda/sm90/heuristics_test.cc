@@ -13,7 +13,10 @@ namespace {
 using namespace cuda::sm90;
 using cuda::sm90::prefill::select_splits;
 
-CallShape call(std::int64_t total_q, std::int64_t batch) { return {total_q, batch, 131072}; }
+/// score_rows: without one, as many as any call needs.
+CallShape call(std::int64_t total_q, std::int64_t batch, std::int64_t score_rows = 1 << 20) {
+  return {total_q, batch, 131072, score_rows};
+}
 
 TEST(Routes, FewTokensAreServedByDecodeWhoeverHasThem) {
   EXPECT_EQ(attend_route(call(1, 1)), kDecodeServesAll);
@@ -47,8 +50,28 @@ TEST(Routes, OfAMixtureServeEveryNumberOfQueryTokensOnce) {
 
 TEST(Routes, KeyUnitsOfADecodeStepFitIn32Bits) {
   // 2^20 keys are 8193 units of 128 at most; 2^31 / 8193 is 262112.
-  EXPECT_EQ(select_route({131056, 131056, 1 << 20}), kDecodeServesAll);
-  EXPECT_EQ(select_route({131057, 131056, 1 << 20}), kPrefillServesAll);
+  EXPECT_EQ(select_route({131056, 131056, 1 << 20, 1 << 20}), kDecodeServesAll);
+  EXPECT_EQ(select_route({131057, 131056, 1 << 20, 1 << 20}), kPrefillServesAll);
+}
+
+TEST(Routes, OfTheIndexBranchHaveRoomForTheirScores) {
+  EXPECT_EQ(select_route(call(100, 100, 100)), kDecodeServesAll);
+  EXPECT_EQ(select_route(call(100, 100, 99)), kPrefillServesAll);
+  EXPECT_EQ(select_route(call(2048, 256, 2048)), kMixture);
+  EXPECT_EQ(select_route(call(8192, 256, 4096)), kMixture);  // 16 for each sequence
+  EXPECT_EQ(select_route(call(8192, 256, 4095)), mixture(15));
+  EXPECT_EQ(select_route(call(8192, 256, 256)), mixture(1));
+  EXPECT_EQ(select_route(call(8192, 256, 255)), kPrefillServesAll);
+  EXPECT_TRUE(mixture(1).decode[1].is_empty() && mixture(1).prefill.has(2));
+}
+
+TEST(DecodeScoreRows, AreAllThatDecodeServesOrAGibibyte) {
+  EXPECT_EQ(decode_score_rows(8192, 512, 128 << 10), 8192);
+  EXPECT_EQ(decode_score_rows(8192, 16, 128 << 10), 256);
+  EXPECT_EQ(decode_score_rows(1 << 20, 1, 128 << 10), 128);  // few tokens, whoever has them
+  EXPECT_EQ(decode_score_rows(512, 512, 128 << 10), 512);
+  EXPECT_EQ(decode_score_rows(8192, 512, 256 << 10), 4096);
+  EXPECT_EQ(decode_score_rows(8, 8, std::int64_t{2} << 30), 1);
 }
 
 TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
@@ -61,12 +84,9 @@ TEST(SelectSplits, FillTheDeviceTwiceWhereThereAreKeysForIt) {
   EXPECT_EQ(select_splits(0, 1024, 128), 128);
 }
 
-TEST(IndexCtas, ShareAnSmWhereTilesAreLarger) {
-  EXPECT_EQ(index_ctas_per_sm(8, 16, true), 1);
-  EXPECT_EQ(index_ctas_per_sm(16, 16, true), 3);
-  EXPECT_EQ(index_ctas_per_sm(16, 16, false), 2);
-  EXPECT_EQ(index_ctas_per_sm(64, 32, false), 2);
-  EXPECT_EQ(index_ctas_per_sm(64, 33, false), 1);  // long lists
+TEST(IndexCtas, AreAloneWhereLatencyCounts) {
+  EXPECT_TRUE(index_cta_is_alone(2));
+  EXPECT_FALSE(index_cta_is_alone(3));
 }
 
 TEST(ScheduleBatchTiles, AreBoundedInRowsAndInBytes) {
@@ -107,13 +127,11 @@ TEST(SharedThreshold, IsThreeQuartersOfATile) {
 }
 
 TEST(IndexTileRows, HoldTheRowsOfASequence) {
-  EXPECT_EQ(index_tile_rows(1, 4, 16), 8);
-  EXPECT_EQ(index_tile_rows(2, 4, 32), 8);
-  EXPECT_EQ(index_tile_rows(2, 4, 33), 64);  // of long lists
-  EXPECT_EQ(index_tile_rows(3, 4, 16), 16);
-  EXPECT_EQ(index_tile_rows(5, 4, 16), 32);
-  EXPECT_EQ(index_tile_rows(9, 4, 16), 64);
-  EXPECT_EQ(index_tile_rows(16, 64, 16), 64);
+  EXPECT_EQ(index_tile_rows(1, 4), 8);
+  EXPECT_EQ(index_tile_rows(3, 4), 16);
+  EXPECT_EQ(index_tile_rows(5, 4), 32);
+  EXPECT_EQ(index_tile_rows(9, 4), 64);
+  EXPECT_EQ(index_tile_rows(16, 64), 64);
 }
 
 TEST(ClusterQueries, ShareOnlyWhenTheSmsAreTaken) {

@@ -167,6 +167,32 @@ __device__ __forceinline__ void rank_entries(Ranked* entries, int size, int slot
   }
 }
 
+/// The chosen kv_blocks of row `row`, by one warp: what is forced, and the best of its `size` entries or, without a
+/// choice, all that compete. ranked: room for as many.
+template <int kRows>
+__device__ __forceinline__ void finish_choice(Chosen<kRows>& chosen, int row, const Candidates& rules, bool has_choice,
+                                              Ranked* entries, int size, std::int32_t* ranked, int lane) {
+  const int forced = rules.init + rules.local, count = forced + rules.slots;
+  for (int i = lane; i < forced; i += 32) ranked[i] = i < rules.init ? i : rules.end + i - rules.init;
+  if (has_choice) {
+    rank_entries(entries, size, rules.slots, ranked + forced, lane);
+  } else {
+    for (int i = lane; i < rules.slots; i += 32) ranked[forced + i] = rules.init + i;
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) {  // ascending
+    int before = 0;
+#pragma unroll 8
+    for (int other = 0; other < count; ++other) before += ranked[other] < ranked[i];
+    chosen.blocks[row][before] = ranked[i];
+  }
+  if (lane == 0) {
+    chosen.counts[row] = count;
+    chosen.gathered[row] = 0;
+  }
+}
+
 /// kv_blocks of rows [0, rows) of a CTA; all its warps, at least kRows, call it with the row of their team.
 template <int kRows>
 __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScratch<kRows>& scratch, int rows,
@@ -177,29 +203,10 @@ __device__ __forceinline__ void choose_blocks(Chosen<kRows>& chosen, ChoiceScrat
   if (has_choice) gather_best(row, team, scratch.entries[team.row], kCapacity, &chosen.gathered[team.row], lane);
   __syncthreads();
   if (has_row && team.part == 0) {
-    std::int32_t* const blocks = scratch.ranked[team.row];
-    const int forced = rules.init + rules.local, count = forced + rules.slots;
-    for (int i = lane; i < forced; i += 32) blocks[i] = i < rules.init ? i : rules.end + i - rules.init;
-    if (has_choice) {
-      Ranked* const entries = scratch.entries[team.row];
-      int size = chosen.gathered[team.row];
-      if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, rules.slots, entries, lane);
-      rank_entries(entries, size, rules.slots, blocks + forced, lane);
-    } else {
-      for (int i = lane; i < rules.slots; i += 32) blocks[forced + i] = rules.init + i;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int i = lane; i < count; i += 32) {  // ascending
-      int before = 0;
-#pragma unroll 8
-      for (int other = 0; other < count; ++other) before += blocks[other] < blocks[i];
-      chosen.blocks[team.row][before] = blocks[i];
-    }
-    if (lane == 0) {
-      chosen.counts[team.row] = count;
-      chosen.gathered[team.row] = 0;
-    }
+    Ranked* const entries = scratch.entries[team.row];
+    int size = chosen.gathered[team.row];
+    if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, rules.slots, entries, lane);
+    finish_choice(chosen, team.row, rules, has_choice, entries, size, scratch.ranked[team.row], lane);
   }
   __syncthreads();
 }

@@ -25,8 +25,24 @@ struct CandidateRow {
   }
 };
 
-/// The best `row.rules.slots` of each row's candidates in descending order, kNoCandidate after them. As choose_blocks:
-/// for the rows of a CTA, by all its warps. `gathered` is 0 before and after.
+/// The best `slots` of a row's entries in descending order, kNoCandidate after them; by one warp.
+__device__ __forceinline__ void put_best(const CandidateRow& out, const Ranked* entries, int size, int slots,
+                                         int lane) {
+  __syncwarp();
+#pragma unroll 1
+  for (int at = lane; at < size; at += 32) {
+    const Ranked mine = entries[at];
+    int rank = 0;
+#pragma unroll 4
+    for (int i = 0; i < size; ++i) rank += entries[i] > mine;
+    if (rank < slots) out.put(rank, mine);
+  }
+  out.clear(min(size, slots) + lane, 32);
+  __syncwarp();
+}
+
+/// The best `row.rules.slots` of each row's candidates. As choose_blocks: for the rows of a CTA, by all its warps.
+/// `gathered` is 0 before and after.
 template <int kRows>
 __device__ __forceinline__ void write_candidates(int (&gathered)[kRows], ChoiceScratch<kRows>& scratch,
                                                  const ChoiceTeam& team, const ChoiceRow& row, const CandidateRow& out,
@@ -41,17 +57,7 @@ __device__ __forceinline__ void write_candidates(int (&gathered)[kRows], ChoiceS
     const int slots = row.rules.slots;
     int size = gathered[team.row];
     if (size > kCapacity) size = search_all<kCapacity>(row.candidates, row.count, slots, entries, lane);
-    __syncwarp();
-#pragma unroll 1
-    for (int at = lane; at < size; at += 32) {
-      const Ranked mine = entries[at];
-      int rank = 0;
-#pragma unroll 4
-      for (int i = 0; i < size; ++i) rank += entries[i] > mine;
-      if (rank < slots) out.put(rank, mine);
-    }
-    out.clear(min(size, slots) + lane, 32);
-    __syncwarp();
+    put_best(out, entries, size, slots, lane);
     if (lane == 0) gathered[team.row] = 0;
   }
   __syncthreads();

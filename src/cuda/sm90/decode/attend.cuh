@@ -1,7 +1,7 @@
 // Attention of a decode step over the chosen kv_blocks.
 //
 // A cluster of CTAs takes a few query rows of one sequence and one KV head. Each of its CTAs chooses the kv_blocks from
-// the candidates of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th key
+// the scores of the index branch (or reads topk_indices), unites those of all queries, and takes every S-th key
 // tile of 64 keys of the union. One warp loads k and v of a key tile; the others hold the heads of one query each, and
 // one of kKeySlices slices of the tile's keys, with a running softmax of their own (warp_attention.cuh). At the end the
 // partial results are sent through the shared memory of the cluster, where every CTA combines some of the channels
@@ -15,7 +15,7 @@
 //   received    this CTA + bytes from all        all threads    partial results of the cluster have arrived
 //   cluster     all threads of the cluster       the same       all CTAs run; between parts, all are done
 //
-// Bound by memory and, for a single sequence, by the chain lists -> kv_blocks -> pages -> keys of dependent loads.
+// Bound by memory and, for a single sequence, by the chain scores -> kv_blocks -> pages -> keys of dependent loads.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -72,14 +72,14 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     FullBarrier::init(&storage.received.full, 1);
     cutlass::arch::fence_barrier_init();
   }
-  if (threadIdx.x < Config::kQueries) storage.chosen.gathered[threadIdx.x] = 0;
+  empty_choice<Config::kThreads>(storage.chosen.gathered, storage.bins, threadIdx.x);
   __syncthreads();
 
   const BatchView& batch = p.select.batch;
   const auto rank = static_cast<std::int32_t>(cluster.block_rank());
   cute::cluster_arrive_relaxed();  // the others' memory must not be written before they run
   constexpr int kWarps = Config::kConsumers + 1;
-  const bool is_layer = p.select.lists.ranked != nullptr;
+  const bool is_layer = p.select.scores.data != nullptr;
   if (!is_layer) wait_for_earlier_kernels();
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   PipelineState<Config::kStages> ring;
@@ -93,11 +93,14 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
       cluster.sync();
     }
     if (is_layer) {
-      const ChoiceTeam team(part.count, kWarps, warp);
-      const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
-      // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
+      const int rows = Config::kQueries == 1 ? 1 : part.count;
+      const ChoiceTeam team(rows, kWarps, warp);
+      const ScoreRow row = score_row(p.select, part, min(team.row, rows - 1), head);
+      const ScoreShare scores(row, team, lane);
+      const std::int32_t end = Candidates(p.select.rules, part.position + rows - 1).end;
+      // Only now: before it wrote scores the index branch has waited for those who wrote the lengths.
       if (is_first) wait_for_earlier_kernels();
-      choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, lane);
+      choose_blocks(storage.chosen, storage.bins, storage.scratch, rows, team, row, scores, end, lane);
     } else {
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
     }

@@ -60,6 +60,7 @@ struct AttendConfig {
     float k_scale[kStages][kTileKeys];
     float v_scale[kStages][kTileKeys];
     Chosen<kQueries> chosen;
+    ScoreBins<kQueries> bins;
     QueryUnion<kQueries> united;  // of several queries
     Received received;
     std::uint64_t full[kStages], empty[kStages];

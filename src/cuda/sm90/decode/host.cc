@@ -18,9 +18,9 @@ using core::Problem;
 /// Query tokens of a tile of the index branch.
 std::int32_t tile_queries(const Plan& plan, std::int32_t tile_rows) { return tile_rows / plan.config.num_heads_kv; }
 
-/// Segments that calls with `queries` query tokens in `batch` sequences can have (split.h).
-std::int64_t max_segments(std::int64_t queries, std::int64_t batch, std::int64_t tile_queries) {
-  return kMaxIndexCtas + ceil_div(queries, tile_queries) + batch;
+/// kv_blocks that a row of scores has room for, those of a unit of keys at a time; rows begin on 16 bytes.
+std::int64_t blocks_of_row(const Plan& plan) {
+  return ceil_div(ceil_div(plan.config.max_seqlen_k, kUnitKeys) * (kUnitKeys / plan.config.block_size), 4) * 4;
 }
 
 /// Keys of a box of the tensor maps: what a kernel loads at a time, or a page of it.
@@ -38,7 +38,7 @@ SelectParams select_params(const Problem& problem, QueryRange served, const Work
   p.heads = problem.plan.config.num_heads_kv;
   p.tile_queries = 1;
   p.group_queries = group_queries;
-  const bool needs_index = workspace.ranked != nullptr || !served.is_open();
+  const bool needs_index = workspace.scores != nullptr || !served.is_open();
   if (p.batch.batch > kLaneSequences && needs_index) p.index = workspace.index;
   p.topk_indices = selection_view(problem.tensors.topk_indices);
   p.candidates = candidate_view(problem.tensors.candidates);
@@ -51,23 +51,21 @@ std::int32_t queries_of_cluster(const Problem& problem, QueryRange served, Launc
                          problem.plan.config.num_heads_kv, launch.num_sms, problem.plan.has_fp8_kv());
 }
 
-/// The index branch up to its candidates.
+/// The index branch up to the choice.
 void score_keys(const Problem& problem, SelectParams& p, const Workspace& workspace, Launch launch) {
   const Plan& plan = problem.plan;
   const openmsa_config& config = plan.config;
   const openmsa_tensors& t = problem.tensors;
-  p.lists.ranked = workspace.ranked;
-  p.lists.tile_rows =
-      index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv, config.topk);
-  p.tile_queries = tile_queries(plan, p.lists.tile_rows);
+  const bool follows_q = problem.total_q <= score_rows(plan);
+  p.scores = {workspace.scores, blocks_of_row(plan), follows_q ? 0 : p.served.most};
+  p.tile_rows = index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv);
+  p.tile_queries = tile_queries(plan, p.tile_rows);
   p.index_q = index_query_rows(problem);
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
-  const bool is_fp8 = keys.dtype == OPENMSA_FLOAT8_E4M3;
-  p.lists.ctas = std::min(launch.num_sms, kMaxSms) * index_ctas_per_sm(p.lists.tile_rows, config.topk, is_fp8);
-  p.key_box_rows = key_box_rows(plan, decode_stage_keys(is_fp8));
+  p.key_box_rows = key_box_rows(plan, kUnitKeys);
   p.index_k_scale = index_token_scale(problem);
   p.index_block_scale = index_block_scale(problem);
-  const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, p.lists.ranked);
+  const CUtensorMap map = key_map(problem, t.index_k, t.index_k_cache, false, p.key_box_rows, workspace.scores);
   if (is_indexed(p)) launch_index(p, launch);
   find_variant(kSelectVariants, {config.dtype, keys.dtype, config.index_dim}, "decode")(p, map, launch);
 }
@@ -92,20 +90,16 @@ void attend_selected(const Problem& problem, const SelectParams& select, Launch 
 
 }  // namespace
 
-Workspace::Workspace(Arena& arena, const Plan& plan, bool has_candidates)
-    : index{arena.take<std::int32_t>(plan.config.max_batch + 1), arena.take<std::int32_t>(plan.config.max_batch + 1),
-            arena.take<std::int32_t>(plan.config.max_batch + 1)},
-      ranked(nullptr) {
-  if (!has_candidates) return;
+std::int64_t score_rows(const Plan& plan) {
   const openmsa_config& config = plan.config;
-  const std::int64_t queries = std::min(config.max_total_q, kDecodeQueries * config.max_batch);
-  std::int64_t rows = 0;
-  for (const std::int32_t tile_rows : kDecodeTileRows) {
-    const std::int32_t tile = tile_queries(plan, tile_rows);
-    if (tile == 0) continue;
-    rows = std::max(rows, tile_rows * max_segments(queries, config.max_batch, tile));
-  }
-  ranked = arena.take<Ranked>(rows * config.topk);
+  const std::int64_t row_bytes = config.num_heads_kv * blocks_of_row(plan) * static_cast<std::int64_t>(sizeof(float));
+  return decode_score_rows(config.max_total_q, config.max_batch, row_bytes);
+}
+
+Workspace::Workspace(Arena& arena, const Plan& plan, bool has_scores)
+    : index{arena.take<std::int32_t>(plan.config.max_batch + 1), arena.take<std::int32_t>(plan.config.max_batch + 1)},
+      scores(nullptr) {
+  if (has_scores) scores = arena.take<float>(score_rows(plan) * plan.config.num_heads_kv * blocks_of_row(plan));
 }
 
 void select(const Problem& problem, QueryRange served, Arena arena, Launch launch) {

@@ -9,13 +9,16 @@
 
 namespace openmsa::cuda::sm90::decode {
 
+/// Query tokens whose scores the index branch has in memory at once.
+std::int64_t score_rows(const core::Plan& plan);
+
 /// For every call of the plan that decode serves.
 struct Workspace {
-  /// has_candidates: the index branch takes part.
-  Workspace(core::Arena& arena, const core::Plan& plan, bool has_candidates);
+  /// has_scores: the index branch takes part.
+  Workspace(core::Arena& arena, const core::Plan& plan, bool has_scores);
 
   SequenceIndex index;
-  Ranked* ranked;  // of CandidateLists
+  float* scores;  // of ScoreRows
 };
 
 /// topk_indices or candidates.
@@ -24,7 +27,7 @@ void select(const core::Problem& problem, QueryRange served, core::Arena arena, 
 /// Attention over topk_indices.
 void attend(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 
-/// The whole layer: every CTA of the attention chooses its kv_blocks from the candidates itself, there is no launch
+/// The whole layer: every CTA of the attention chooses its kv_blocks from the scores itself, there is no launch
 /// between.
 void layer(const core::Problem& problem, QueryRange served, core::Arena arena, Launch launch);
 

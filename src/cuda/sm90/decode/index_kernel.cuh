@@ -12,10 +12,10 @@ namespace openmsa::cuda::sm90::decode {
 inline constexpr int kIndexThreads = 512;
 
 struct IndexSums {
-  std::int32_t units, tiles, groups;
+  std::int32_t units, groups;
 
   __device__ __forceinline__ friend IndexSums operator+(const IndexSums& a, const IndexSums& b) {
-    return {a.units + b.units, a.tiles + b.tiles, a.groups + b.groups};
+    return {a.units + b.units, a.groups + b.groups};
   }
 };
 
@@ -24,20 +24,19 @@ __global__ void __launch_bounds__(kIndexThreads) index_sequences_kernel(const __
   __shared__ typename Scan::TempStorage storage;
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  IndexSums before{0, 0, 0};
+  IndexSums before{0, 0};
   for (std::int32_t first = 0; first <= p.batch.batch; first += kIndexThreads) {
     const auto sequence = static_cast<std::int32_t>(first + threadIdx.x);
-    IndexSums mine{0, 0, 0}, sums, all;
+    IndexSums mine{0, 0}, sums, all;
     if (sequence < p.batch.batch) {
       const SequenceView view = p.batch.sequence(sequence);
       const SequenceWork work = sequence_work(view, p.served, p.rules, p.tile_queries);
-      mine = {work.units(), work.query_tiles, query_groups(view, p.served, p.group_queries)};
+      mine = {work.units(), query_groups(view, p.served, p.group_queries)};
     }
     Scan(storage).ExclusiveScan(
-        mine, sums, IndexSums{0, 0, 0}, [](IndexSums a, IndexSums b) { return a + b; }, all);
+        mine, sums, IndexSums{0, 0}, [](IndexSums a, IndexSums b) { return a + b; }, all);
     if (sequence <= p.batch.batch) {
       p.index.units[sequence] = before.units + sums.units;
-      p.index.tiles[sequence] = before.tiles + sums.tiles;
       p.index.groups[sequence] = before.groups + sums.groups;
     }
     before = before + all;

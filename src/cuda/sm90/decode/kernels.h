@@ -9,16 +9,16 @@
 
 namespace openmsa::cuda::sm90::decode {
 
-/// Candidates of the index branch.
+/// Scores of the index branch.
 using SelectFunction = void(const SelectParams& p, const CUtensorMap& index_k, Launch launch);
 
 /// p.index.
 void launch_index(const SelectParams& p, Launch launch);
 
-/// topk_indices or, where these are wanted, rows of `candidates` from what the index branch has left.
+/// topk_indices or, where these are wanted, rows of `candidates` from the scores.
 void launch_choose(const SelectParams& p, Launch launch);
 
-/// Attention, over the kv_blocks chosen from the candidates or those of topk_indices.
+/// Attention, over the kv_blocks chosen from the scores or those of topk_indices.
 using AttendFunction = void(const AttendParams& p, const CUtensorMap& k, const CUtensorMap& v, Launch launch);
 
 /// kDtype: of index_q or q; kCached: of index_k, or of k and v. Compiled by instantiate.cu.in for the rows of

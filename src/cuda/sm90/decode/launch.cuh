@@ -15,32 +15,22 @@ template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim, bool kIsExact>
 void launch_select(const SelectParams& p, const CUtensorMap& index_k, Launch launch) {
   using Query = Element<kDtype>;
   using Cached = Element<kCached>;
-  const auto start = [&](auto rows, auto capacity, auto ctas_per_sm) {
-    using Config = SelectConfig<Query, Cached, kDim, decltype(rows)::value, decltype(capacity)::value,
-                                decltype(ctas_per_sm)::value, kIsExact>;
-    const auto ctas = static_cast<unsigned int>(p.lists.ctas);
-    constexpr std::size_t kStorage = sizeof(typename Config::Storage) + 1024;
-    constexpr std::size_t kShared = Config::kIsAlone ? std::max(kStorage, kMoreThanHalfOfShared) : kStorage;
-    static_assert(Config::kCtasPerSm * (kShared + 1024) <= kSharedOfSm);
-    cuda::launch("decode_select", select_kernel<Config>, {ctas, Config::kThreads, kShared}, launch.stream, p, index_k);
+  const auto start = [&](auto rows, auto is_alone) {
+    using Config = SelectConfig<Query, Cached, kDim, decltype(rows)::value, decltype(is_alone)::value, kIsExact>;
+    const unsigned int ctas = launch.num_sms * Config::kCtasPerSm;
+    cuda::launch("decode_select", select_kernel<Config>, {ctas, Config::kThreads, Config::kSharedBytes}, launch.stream,
+                 p, index_k);
   };
-  constexpr cute::Int<kDecodeShortList> kShort;
-  constexpr cute::Int<2 * kMaxTopk> kLong;
-  constexpr cute::Int<kMostDecodeTileRows> kMost;
-  if (2 * p.rules.topk > kShort) return start(kMost, kLong, cute::_1{});
-  const auto start_short = [&](auto rows) {
-    constexpr int kCtasPerSm = index_ctas_per_sm(decltype(rows)::value, kShort / 2, sizeof(Cached) == 1);
-    start(rows, kShort, cute::Int<kCtasPerSm>{});
-  };
-  switch (p.lists.tile_rows) {
+  switch (p.tile_rows) {
     case kDecodeTileRows[0]:
-      return start_short(cute::Int<kDecodeTileRows[0]>{});
+      if (index_cta_is_alone(p.batch.batch)) return start(cute::Int<kDecodeTileRows[0]>{}, cute::true_type{});
+      return start(cute::Int<kDecodeTileRows[0]>{}, cute::false_type{});
     case kDecodeTileRows[1]:
-      return start_short(cute::Int<kDecodeTileRows[1]>{});
+      return start(cute::Int<kDecodeTileRows[1]>{}, cute::false_type{});
     case kDecodeTileRows[2]:
-      return start_short(cute::Int<kDecodeTileRows[2]>{});
+      return start(cute::Int<kDecodeTileRows[2]>{}, cute::false_type{});
     default:
-      return start_short(kMost);
+      return start(cute::Int<kMostDecodeTileRows>{}, cute::false_type{});
   }
 }
 
@@ -70,6 +60,8 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
         AttendConfig<typename Config::Element, typename Config::Element, kDim, Config::kQueries, Config::kKeySlices>;
     constexpr std::size_t kShared = sizeof(typename Widest::Storage) + 1024;
     static_assert(sizeof(typename Config::Storage) <= sizeof(typename Widest::Storage));
+    static_assert(Config::kQueries > 1 || kShared + kMoreThanHalfOfShared + 2048 <= kSharedOfSm,
+                  "one waits beside a CTA of the index branch that is otherwise alone");
     static ClusterOccupancy occupancy;
     const auto active = [&](unsigned int ctas) {
       return occupancy.active(ctas, [&] {

@@ -7,25 +7,25 @@
 #include "cuda/common/query_range.h"
 #include "cuda/common/selection.h"
 #include "cuda/common/tensor_view.h"
-#include "cuda/common/topk_key.h"
 #include "cuda/sm90/decode/split.h"
 
 namespace openmsa::cuda::sm90::decode {
 
 /// Keys that a warpgroup of the index branch multiplies at a time, and that a CTA of the attention takes at a time.
 inline constexpr int kTileKeys = 64;
-/// Index keys of a stage: fp8 has more of them in as many bytes.
-constexpr int decode_stage_keys(bool is_fp8) { return is_fp8 ? 2 * kTileKeys : kTileKeys; }
 
-/// Candidates that the segments of the index branch leave for the choice of the kv_blocks.
-struct CandidateLists {
-  Ranked* ranked;  // of each query tile [tile_rows][segments][kept], one tile after the other
-  std::int32_t tile_rows;
-  std::int32_t ctas;  // of the grid of the index branch
+/// Scores of kv_blocks on their way from the index branch to the choice: m[i,b,r], NaN where no key counts. Those of
+/// kv_blocks that do not compete for query i may be missing.
+struct ScoreRows {
+  float* data;               // [rows][heads][blocks]; null: there is no index branch
+  std::int64_t blocks;       // of a row, a multiple of 4
+  std::int32_t of_sequence;  // rows of each sequence of the batch; 0: as many as it has queries, one after the other
 
-  /// Candidates of a row from all segments of its query tile; those of segment first + i begin at i * kept.
-  OPENMSA_DEVICE Ranked* row(const SegmentRange& range, std::int32_t row, std::int32_t kept) const {
-    return ranked + (std::int64_t{range.first} * tile_rows + row * range.count) * kept;
+  /// Of query `query` of a sequence.
+  OPENMSA_DEVICE float* row(std::int32_t sequence, const SequenceView& view, std::int32_t query, std::int32_t head,
+                            std::int32_t heads) const {
+    const std::int64_t row = of_sequence == 0 ? view.q_row + query : std::int64_t{sequence} * of_sequence + query;
+    return data + (row * heads + head) * blocks;
   }
 };
 
@@ -36,7 +36,6 @@ inline constexpr std::int32_t kLaneSequences = 32;
 /// index_sequences, where somebody asks for them.
 struct SequenceIndex {
   std::int32_t* units;   // key units of all query tiles
-  std::int32_t* tiles;   // query tiles
   std::int32_t* groups;  // of group_queries query rows
 };
 
@@ -48,7 +47,8 @@ struct SelectParams {
   std::int32_t tile_queries;   // queries of a tile: tile_queries * heads rows
   std::int32_t group_queries;  // query rows that are attended to together
   SequenceIndex index;         // null: not needed
-  CandidateLists lists;
+  std::int32_t tile_rows;      // (query, head) rows of a tile of the index branch
+  ScoreRows scores;
 
   IndexQueryRows index_q;
   std::int32_t key_box_rows;
@@ -62,7 +62,7 @@ struct SelectParams {
 OPENMSA_DEVICE bool is_indexed(const SelectParams& p) { return p.index.units != nullptr; }
 
 struct AttendParams {
-  SelectParams select;  // the selection that follows from lists; without lists topk_indices are read
+  SelectParams select;  // the selection that follows from scores; without scores topk_indices are read
   std::int32_t log2_group_size;
   std::int32_t key_box_rows;
   float scale_log2;  // softmax_scale * log2(e)

@@ -32,7 +32,7 @@ __device__ __forceinline__ void read_choice(const SelectParams& p, const QueryPa
 template <class Config>
 __device__ __forceinline__ void store_part(const SelectParams& p, const typename Config::Storage& storage,
                                            const QueryPart& part, std::int32_t head, int lane) {
-  if (p.lists.ranked == nullptr || p.topk_indices.data == nullptr) return;
+  if (p.scores.data == nullptr || p.topk_indices.data == nullptr) return;
   for (int query = 0; query < part.count; ++query) {
     std::int32_t* const to = p.topk_indices.row(head, part.row + query);
     store_choice(storage.chosen.blocks[query], storage.chosen.counts[query], p.rules.topk, to,

@@ -1,24 +1,26 @@
-// The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j], the best k of each segment).
+// The index branch of a decode step (eq.: m[i,b,r] = max_j index_q[i,r] . index_k[j]).
 //
-// A CTA goes along its segments (split.h). One warp streams stages of 64 index keys, or of 128 in e4m3. Two
-// warpgroups take them in turn and multiply them with the (query, head) rows of the query tile: tiles of 64 keys are
-// the rows of the product, queries its columns, both in shared memory. The maximum over the 16 keys of a warp goes to a
-// buffer of scores in shared memory, and when that is full or the segment ends, warps pick the best candidates of each
-// row.
+// A CTA goes along its segments (split.h). One warp streams stages of 128 index keys; one warpgroup, or two in turn,
+// multiply them with the (query, head) rows of the query tile: tiles of 64 keys are the rows of the product, queries its
+// columns, both in shared memory. The maxima over the 16 keys of each warp meet in shared memory, and one thread per row
+// and kv_block writes the score. The choice is the next kernel's (choose.cuh), so that a range of keys costs nothing but
+// its keys.
 //
 //   barrier     arrivals                      waited on by     guards
 //   full[i]     producer + bytes of the keys  one warpgroup    keys of stage i have arrived
 //               (+ 32 lanes where keys have scales)
 //   empty[i]    one lane of each warp of      producer         its warpgroup is done with stage i
 //               the warpgroup
-//   kConsumers  all consumers                 the same         queries are in shared memory; score_buffer has
-//                                                              been written, has been read
+//   kConsumers  all consumers                 the same         queries are in shared memory; nobody multiplies with those
+//                                                              of the segment before
+//   kGroup      a warpgroup                   the same         its maxima of a stage are in shared memory, and those of
+//                                                              the stage before have been read
 //
 // e4m3 keys meet queries in e4m3, or become fp16 on their way into registers, from where the product takes them then
 // (tile/index_queries.cuh says how queries do). Scales of keys, and of kv_blocks, multiply scores.
 //
-// Bound by memory: a stage of 16 KB takes an SM about 900 cycles of its share of the bandwidth; product and maxima take
-// a warpgroup some 300.
+// Bound by memory: 16 KB take an SM about 900 cycles of its share of the bandwidth; product and maxima take a
+// warpgroup some 300.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -28,7 +30,6 @@
 
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/common/math.h"
-#include "cuda/generic/topk/best_list.cuh"
 #include "cuda/sm90/decode/params.h"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/tile/from_e4m3.cuh"
@@ -43,11 +44,12 @@ namespace openmsa::cuda::sm90::decode {
 /// Named barriers of the table above.
 enum class SelectBarrier {
   kConsumers = 1,
+  kGroup,  // and that of the second group
 };
 
-/// Query_: element type of index_q in memory; Cached_: of the keys. kListCapacity_: twice topk, or more. kCtasPerSm_: that
-/// share an SM. kIsExact_: keys in e4m3 meet queries in 16 bits.
-template <class Query_, class Cached_, int kDim_, int kRows_, int kListCapacity_, int kCtasPerSm_, bool kIsExact_>
+/// Query_: element type of index_q in memory; Cached_: of the keys. kIsAlone_: no other CTA of the index branch shares the
+/// SM. kIsExact_: keys in e4m3 meet queries in 16 bits.
+template <class Query_, class Cached_, int kDim_, int kRows_, bool kIsAlone_, bool kIsExact_>
 struct SelectConfig {
   using Query = Query_;
   using Cached = Cached_;
@@ -58,9 +60,8 @@ struct SelectConfig {
 
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Cached));
   static constexpr bool kIsQuantized = sizeof(Cached) == 1;
-  static constexpr int kStageKeys = decode_stage_keys(kIsQuantized);
+  static constexpr int kStageKeys = kUnitKeys;
   static constexpr int kStageTiles = kStageKeys / kTileKeys;
-  static constexpr int kUnitStages = kUnitKeys / kStageKeys;
   using Tile = SwizzledTile<kStageKeys, kRowBytes>;
 
   using Atom = std::conditional_t<(kDim * sizeof(Key) >= 128), cute::GMMA::Layout_K_SW128_Atom<Key>,
@@ -75,33 +76,33 @@ struct SelectConfig {
                                  cute::Shape<cute::Int<kTileKeys>, cute::Int<kRows>, cute::_16>, cute::GMMA::Major::K,
                                  cute::GMMA::Major::K>()));
 
-  static constexpr int kListCapacity = kListCapacity_;
-  static constexpr int kCtasPerSm = kCtasPerSm_;
-  static constexpr bool kIsAlone = kCtasPerSm == 1;
-  static constexpr int kGroups = kIsAlone ? 2 : 1;  // warpgroups that multiply
-  static constexpr int kConsumers = 4 * kGroups;    // their warps
-  static constexpr int kThreads = 32 * (kConsumers + 1);
-
+  static constexpr bool kIsAlone = kIsAlone_;
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
-  static constexpr int kStages = ((kIsAlone ? 96 : 48) << 10) / kStageBytes;
-  static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
-  static constexpr int kBufferTiles = kIsAlone ? (kRows == 8 ? 64 : 32) : 512 / kRows;
-
-  /// A CTA that is alone with few rows leaves registers for one of the attention, which then waits on the same SM.
-  static constexpr int kMinCtas = kIsAlone && kRows == 8 ? 2 : kCtasPerSm;
+  static constexpr int kStages = kIsAlone ? (96 << 10) / kStageBytes : 2;
+  /// Warpgroups that multiply. A stage belongs to one of them: nobody else may fall rounds behind.
+  static constexpr int kGroups = kIsAlone && kStages % 2 == 0 ? 2 : 1;
+  static constexpr int kConsumers = 4 * kGroups;  // their warps
+  static constexpr int kThreads = 32 * (kConsumers + 1);
 
   struct Storage {
     alignas(1024) char k[kStages][kStageBytes];
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
-    alignas(16) float score_buffer[kRows][kBufferTiles + 1][4];  // of each warp; rows differ in their banks
-    alignas(16) Ranked lists[kRows][kListCapacity];
-    int list_sizes[kRows];
+    alignas(16) float maxima[kGroups][2][kRows][kStageTiles][4];  // of each warp, for two stages
     std::uint64_t full[kStages], empty[kStages];
   };
+  static constexpr std::size_t kStorageBytes = sizeof(Storage) + 1024;
+  static constexpr std::size_t kSharedBytes =
+      kIsAlone && kStorageBytes < kMoreThanHalfOfShared ? kMoreThanHalfOfShared : kStorageBytes;
+  /// CTAs of the grid for each SM: as many as find room in its memory, and for whose rows, or widened keys, there are
+  /// registers.
+  static constexpr int kMostCtas = (kRows <= 16 ? 5 : kRows <= 32 ? 3 : 2) - (kIsExact ? kRows <= 16 ? 2 : 1 : 0);
+  static constexpr int kRoomForCtas = static_cast<int>(kSharedOfSm / (kSharedBytes + 1024));
+  static constexpr int kCtasPerSm = kRoomForCtas < kMostCtas ? kRoomForCtas : kMostCtas;
+  static_assert(!kIsAlone || kCtasPerSm == 1);
+  /// A CTA that is alone leaves registers for one of the attention, which then waits on the same SM.
+  static constexpr int kMinCtas = kIsAlone ? 2 : kCtasPerSm;
 };
-
-inline constexpr int kUnitTiles = kUnitKeys / kTileKeys;
 
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
@@ -180,55 +181,24 @@ __device__ __forceinline__ void store_maxima(const Scores& scores, Place place, 
   }
 }
 
-/// Offers the buffered scores, those of key units [begin, begin + units) of the segment, to the lists of this warp's
-/// rows, and writes the lists out, the best first, when the segment ends.
+/// m[i,b,r] of the kv_blocks of a stage from the maxima of its warps, by 128 threads.
 template <class Config>
-__device__ __forceinline__ void take_scores(const SelectParams& p, typename Config::Storage& storage,
-                                            const Segment& segment, int kept, int begin, int units, int warp,
-                                            int lane) {
+__device__ __forceinline__ void store_scores(const SelectParams& p,
+                                             const float (&maxima)[Config::kRows][Config::kStageTiles][4],
+                                             const Segment& segment, int unit, int thread) {
   const int log2_tiles = log2_of(p.rules.block_size) - log2_of(kTileKeys);  // of a kv_block
-  const int blocks_per_unit = kUnitTiles >> log2_tiles;
+  const int log2_blocks = log2_of(Config::kStageTiles) - log2_tiles;        // of a stage
   const int queries = min(p.tile_queries, segment.view.seqlen_q - segment.first_query);
-  const bool is_first = begin == segment.begin, is_last = begin + units == segment.end;
-  const bool keeps_all = is_first && is_last && units * blocks_per_unit <= kept && kept <= 32;
-  for (int row = warp; row < queries * p.heads; row += Config::kConsumers) {
-    const int query = p.tile_queries == 1 ? 0 : row / p.heads;
-    const int position = segment.view.seqlen_k - segment.view.seqlen_q + segment.first_query + query;
-    const Candidates candidates = Candidates(p.rules, position).of_shard(p.rules.shard);
-    const auto ranked = [&](int at) {  // the buffer's `at`-th kv_block; kNoCandidate where it does not compete
-      const int block = begin * blocks_per_unit + at, first = at << log2_tiles;
-      if (first >= units * kUnitTiles || block < candidates.init || block >= candidates.end) return kNoCandidate;
-      float score = NAN;
-      for (int tile = first; tile < first + (1 << log2_tiles); ++tile) {
-        const float4 of_warps = *reinterpret_cast<const float4*>(storage.score_buffer[row][tile]);
-        score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
-      }
-      return rank_of(score, block);
-    };
-    Ranked* const to = p.lists.row(segment.range, row, kept) + segment.number * kept;
-    if (keeps_all) {
-      const Ranked mine = ranked(lane);
-      int rank = 0;
-      for (int other = 0; other < kept; ++other) {
-        const Ranked theirs = __shfl_sync(kFullWarp, mine, other);
-        rank += theirs > mine || (theirs == mine && other < lane);
-      }
-      if (lane < kept) to[rank] = mine;
-      continue;
+  for (int i = thread; i < queries * p.heads << log2_blocks; i += 128) {
+    const int row = i >> log2_blocks, block = i - (row << log2_blocks);
+    const int query = p.tile_queries == 1 ? 0 : row / p.heads, head = row - query * p.heads;
+    float score = NAN;
+    for (int tile = block << log2_tiles; tile < (block + 1) << log2_tiles; ++tile) {
+      const float4 of_warps = *reinterpret_cast<const float4*>(maxima[row][tile]);
+      score = fmaxf(score, fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
     }
-    generic::BestList<Config::kListCapacity> best(storage.lists[row], kept, lane);
-    if (!is_first) best.resume(storage.list_sizes[row]);
-    for (int first = 0; first < units * blocks_per_unit; first += 32) {
-      const Ranked candidate = ranked(first + lane);
-      best.offer(candidate != kNoCandidate, candidate);
-    }
-    if (best.size() > kept || !is_last) best.keep_best();
-    if (!is_last) {
-      storage.list_sizes[row] = best.size();
-      continue;
-    }
-    __syncwarp();  // candidates of other lanes are read
-    for (int i = lane; i < kept; i += 32) to[i] = i < best.size() ? best.at(i) : kNoCandidate;
+    float* const to = p.scores.row(segment.sequence, segment.view, segment.first_query + query, head, p.heads);
+    to[(unit << log2_blocks) + block] = score;
   }
 }
 
@@ -345,58 +315,57 @@ template <class Config>
 __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typename Config::Storage& storage,
                                                    TileScheduler& scheduler, Segment& segment, int warp, int lane) {
   using namespace cute;
-  constexpr int kBufferUnits = Config::kBufferTiles / kUnitTiles;
   const auto sync_consumers = [] { sync(SelectBarrier::kConsumers, 32 * Config::kConsumers); };
+  const int group = Config::kGroups == 1 ? 0 : warp / 4;
   const int first_key = warp % 4 * 16 + lane / 4;  // of this thread, and the one 8 after it
   const KeyProduct<Config> product(storage.q);
   Tensor acc = partition_fragment_C(typename Config::Mma{}, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
+  const bool has_token_scales = Config::kIsQuantized && p.index_k_scale.is_per_token();
+  const bool is_scaled = has_token_scales || (Config::kIsQuantized && p.index_block_scale.exists());
 
-  int next = warp / 4;  // stage of this warpgroup, counted from the start of the buffer
+  int turn = 0;      // of the two places for maxima
+  int next = group;  // stage of this warpgroup, counted from the first one of the segment
   PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
     const SequenceView& view = segment.view;
+    if (Config::kGroups > 1) sync_consumers();
     product.template load_queries<32 * Config::kConsumers>(p, segment);
     cutlass::arch::fence_view_async_shared();
     sync_consumers();
     const int first_position = view.seqlen_k - view.seqlen_q + segment.first_query;
     const int seen_by_first = p.rules.shard.held_keys(first_position + 1, p.rules.block_size);
-    for (int begin = segment.begin; begin < segment.end; begin += kBufferUnits) {
-      const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
-      for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
-        FullBarrier::wait(&storage.full[ring.stage], ring.phase);
-        product.multiply(storage.k[ring.stage], acc);
-        const bool has_token_scales = Config::kIsQuantized && p.index_k_scale.is_per_token();
-        const bool is_scaled = has_token_scales || (Config::kIsQuantized && p.index_block_scale.exists());
-        float scale[Config::kStageTiles][2];
-        CUTE_UNROLL
-        for (int i = 0; i < 2 * Config::kStageTiles; ++i) {
-          const int tile_key = i / 2 * kTileKeys;
-          const int at = has_token_scales ? tile_key + first_key + i % 2 * 8 : tile_key >> log2_of(p.rules.block_size);
-          scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][at] : 1;
-        }
-        __syncwarp();
-        if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
-
-        CUTE_UNROLL
-        for (int m = 0; m < Config::kStageTiles; ++m) {
-          const int tile = next * Config::kStageTiles + m;  // of the buffer
-          Tensor scores = acc(_, m, 0);
-          const int tile_key = begin * kUnitKeys + tile * kTileKeys;
-          const bool all_seen = tile_key + kTileKeys <= seen_by_first;
-          if (is_scaled || !all_seen) {
-            SeenKeys seen{};
-            if (!all_seen) seen = p.rules.shard.seen_keys(first_position, p.rules.block_size);
-            hide_unseen(scores, scale[m], tile_key + first_key, all_seen, seen, p.heads, lane);
-          }
-          store_maxima<Config>(
-              scores, [&](int column) -> float& { return storage.score_buffer[column][tile][warp % 4]; }, lane);
-        }
+    const int stages = segment.end - segment.begin;
+    for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups), turn ^= 1) {
+      const int unit = segment.begin + next;
+      FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+      product.multiply(storage.k[ring.stage], acc);
+      float scale[Config::kStageTiles][2];
+      CUTE_UNROLL
+      for (int i = 0; i < 2 * Config::kStageTiles; ++i) {
+        const int tile_key = i / 2 * kTileKeys;
+        const int at = has_token_scales ? tile_key + first_key + i % 2 * 8 : tile_key >> log2_of(p.rules.block_size);
+        scale[i / 2][i % 2] = is_scaled ? storage.k_scale[ring.stage][at] : 1;
       }
-      next -= stages;
-      sync_consumers();
-      take_scores<Config>(p, storage, segment, scheduler.kept(), begin, units, warp, lane);
-      sync_consumers();
+      __syncwarp();
+      if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+
+      CUTE_UNROLL
+      for (int m = 0; m < Config::kStageTiles; ++m) {
+        Tensor scores = acc(_, m, 0);
+        const int tile_key = unit * kUnitKeys + m * kTileKeys;
+        const bool all_seen = tile_key + kTileKeys <= seen_by_first;
+        if (is_scaled || !all_seen) {
+          SeenKeys seen{};
+          if (!all_seen) seen = p.rules.shard.seen_keys(first_position, p.rules.block_size);
+          hide_unseen(scores, scale[m], tile_key + first_key, all_seen, seen, p.heads, lane);
+        }
+        store_maxima<Config>(
+            scores, [&](int column) -> float& { return storage.maxima[group][turn][column][m][warp % 4]; }, lane);
+      }
+      sync(of_consumer(SelectBarrier::kGroup, group), 128);
+      store_scores<Config>(p, storage.maxima[group][turn], segment, unit, threadIdx.x % 128);
     }
+    next -= stages;
   }
 }
 

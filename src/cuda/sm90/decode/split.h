@@ -6,7 +6,7 @@
 //
 //   units     | tile 0               | tile 1 | tile 2                    |
 //   CTAs      | 0        | 1        | 2        | 3        | 4        | 5  |
-//   segments  | 0        | 1    |2  | 3 |4     | ...                           number = CTA + query tile
+//   segments  |          |      |   |   |      |          |          |    |
 //
 // Units fit in 32 bits: select_route() sees to it. CTAs work this out for themselves from seqlens_k: there is no
 // schedule that could be stale.
@@ -47,25 +47,6 @@ OPENMSA_DEVICE std::int32_t query_groups(const SequenceView& view, QueryRange se
 /// Units of every CTA of the grid, all but the last ones alike.
 OPENMSA_DEVICE std::int32_t units_per_cta(std::int32_t units, std::int32_t ctas) {
   return units == 0 ? 1 : (units + ctas - 1) / ctas;
-}
-
-/// Candidates that each segment leaves for a row.
-OPENMSA_DEVICE std::int32_t kept_candidates(std::int32_t per_cta, const SelectionRules& rules) {
-  const std::int32_t scored = per_cta * (kUnitKeys >> log2_of(rules.block_size));
-  return scored < rules.topk ? scored : rules.topk;
-}
-
-/// The segments of one query tile.
-struct SegmentRange {
-  std::int32_t first;  // number of its first segment
-  std::int32_t count;
-};
-
-/// `begin`: the tile's first unit.
-OPENMSA_DEVICE SegmentRange segment_range(std::int32_t begin, std::int32_t key_units, std::int32_t per_cta,
-                                          std::int32_t query_tile) {
-  const std::int32_t first = begin / per_cta, last = (begin + key_units - 1) / per_cta;
-  return {first + query_tile, last - first + 1};
 }
 
 }  // namespace openmsa::cuda::sm90::decode

@@ -26,7 +26,6 @@ struct SequencePlace {
   SequenceView view;
   SequenceWork work;
   std::int32_t units_before;
-  std::int32_t tiles_before;
 };
 
 /// A batch that has its sequences in the lanes of a warp; lanes past the batch have none.
@@ -45,8 +44,7 @@ class SequenceLanes {
             {__shfl_sync(kFullWarp, view.q_row, owner), __shfl_sync(kFullWarp, view.seqlen_q, owner),
              __shfl_sync(kFullWarp, view.k_row, owner), __shfl_sync(kFullWarp, view.seqlen_k, owner)},
             {__shfl_sync(kFullWarp, work.query_tiles, owner), __shfl_sync(kFullWarp, work.key_units, owner)},
-            before(work.units()),
-            before(work.query_tiles)};
+            before(work.units())};
   }
 
   SequenceView view{0, 0, 0, 0};
@@ -64,14 +62,11 @@ __device__ __forceinline__ std::int32_t in_all(const SelectParams& p, const std:
 /// A place that the index knows.
 __device__ __forceinline__ SequencePlace indexed_place(const SelectParams& p, std::int32_t sequence) {
   const SequenceView view = p.batch.sequence(sequence, LdCg{});
-  return {sequence, view, sequence_work(view, p.served, p.rules, p.tile_queries), before(p.index.units, sequence),
-          before(p.index.tiles, sequence)};
+  return {sequence, view, sequence_work(view, p.served, p.rules, p.tile_queries), before(p.index.units, sequence)};
 }
 
 /// What a CTA takes of one query tile: key units [begin, end).
 struct Segment {
-  std::int32_t number;  // among those of its query tile
-  SegmentRange range;   // of the query tile
   std::int32_t sequence;
   SequenceView view;
   std::int32_t first_query;  // of the tile, in its sequence
@@ -87,9 +82,9 @@ class TileScheduler {
  public:
   __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane) : p_(&p), lane_(lane), lanes_(p, lane) {
     const std::int32_t units = is_indexed(p) ? in_all(p, p.index.units) : lanes_.units();
-    per_cta_ = units_per_cta(units, p.lists.ctas);
-    unit_ = per_cta_ * static_cast<std::int32_t>(blockIdx.x);
-    end_ = min(units, unit_ + per_cta_);
+    const std::int32_t per_cta = units_per_cta(units, static_cast<std::int32_t>(gridDim.x));
+    unit_ = per_cta * static_cast<std::int32_t>(blockIdx.x);
+    end_ = min(units, unit_ + per_cta);
     if (!is_indexed(p)) units_before_ = sum_before(lanes_.work.units(), lane);
   }
 
@@ -99,8 +94,6 @@ class TileScheduler {
     if (lane_ < p_->batch.batch) is_same = p_->batch.sequence(lane_, LdCg{}) == lanes_.view;
     return __all_sync(kFullWarp, is_same);
   }
-
-  __device__ __forceinline__ std::int32_t kept() const { return kept_candidates(per_cta_, p_->rules); }
 
   /// The first one, or one that does not exist.
   __device__ __forceinline__ Segment first() {
@@ -116,12 +109,10 @@ class TileScheduler {
     segment.view = place.view;
     const std::int32_t key_units = place.work.key_units;
     const std::int32_t tile = segment.view.seqlen_q <= p_->tile_queries ? 0 : (unit_ - place.units_before) / key_units;
-    const std::int32_t tile_begin = place.units_before + tile * key_units, tile_number = place.tiles_before + tile;
+    const std::int32_t tile_begin = place.units_before + tile * key_units;
     segment.first_query = tile * p_->tile_queries;
     segment.begin = unit_ - tile_begin;
     segment.end = min(end_ - tile_begin, key_units);
-    segment.range = segment_range(tile_begin, key_units, per_cta_, tile_number);
-    segment.number = static_cast<std::int32_t>(blockIdx.x) + tile_number - segment.range.first;
     unit_ = tile_begin + segment.end;
     return true;
   }
@@ -138,45 +129,24 @@ class TileScheduler {
 
   const SelectParams* p_;
   int lane_;
-  std::int32_t per_cta_, unit_, end_;  // units of this CTA still to go
+  std::int32_t unit_, end_;  // units of this CTA still to go
   SequenceLanes lanes_;
   std::int32_t units_before_ = 0;  // this lane's sequence
 };
 
-/// Query rows [row, row + count) of one sequence, and where the candidates of its query tiles lie.
+/// Query rows [row, row + count) of one sequence.
 struct QueryPart {
   SequenceView view;
   std::int32_t sequence;  // batch.batch: padding rows, which see nothing
   std::int32_t row;
   std::int32_t count;     // 0: there is no such part
   std::int32_t position;  // of the first row's key
-  // About the sequence; with candidates only.
-  SequenceWork work;
-  std::int32_t units_before;
-  std::int32_t tiles_before;
-  std::int32_t per_cta;
-
-  /// Segments of the tile that holds query `query` of the sequence.
-  __device__ __forceinline__ SegmentRange segments(const SelectParams& p, std::int32_t query) const {
-    const std::int32_t tile = query / p.tile_queries;
-    return segment_range(units_before + tile * work.key_units, work.key_units, per_cta, tiles_before + tile);
-  }
 };
 
-/// Up to `most` rows of a sequence from its query `query` on. units: of all sequences.
-__device__ __forceinline__ QueryPart part_of(const SelectParams& p, const SequencePlace& place, std::int32_t query,
-                                             std::int32_t most, std::int32_t units) {
-  QueryPart part{};
-  part.view = place.view;
-  part.sequence = place.sequence;
-  part.row = place.view.q_row + query;
-  part.count = min(most, place.view.seqlen_q - query);
-  part.position = place.view.seqlen_k - place.view.seqlen_q + query;
-  part.work = place.work;
-  part.units_before = place.units_before;
-  part.tiles_before = place.tiles_before;
-  if (p.lists.ranked != nullptr) part.per_cta = units_per_cta(units, p.lists.ctas);
-  return part;
+/// Up to `most` rows of a sequence from its query `query` on.
+__device__ __forceinline__ QueryPart part_of(std::int32_t sequence, const SequenceView& view, std::int32_t query,
+                                             std::int32_t most) {
+  return {view, sequence, view.q_row + query, min(most, view.seqlen_q - query), view.seqlen_k - view.seqlen_q + query};
 }
 
 /// Padding rows [row, row + count), which see nothing.
@@ -191,21 +161,18 @@ __device__ __forceinline__ QueryPart padding_part(const SelectParams& p, std::in
 
 /// Rows [row, end) as far as they belong to the sequence of the first one.
 __device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32_t row, std::int32_t end, int lane) {
-  const bool has_candidates = p.lists.ranked != nullptr;
-  if (p.batch.batch > kLaneSequences) {  // found by its row: the index tells of its work alone
+  if (p.batch.batch > kLaneSequences) {
     const std::int32_t sequence = find_sequence_together(p.batch.cu_seqlens_q, p.batch.batch + 1, row, lane, LdCg{});
     if (sequence == p.batch.batch) return padding_part(p, row, end - row);
-    SequencePlace place{sequence, p.batch.sequence(sequence, LdCg{}), {0, 0}, 0, 0};
-    if (has_candidates) place = indexed_place(p, sequence);
-    const std::int32_t units = has_candidates ? in_all(p, p.index.units) : 0;
-    return part_of(p, place, row - place.view.q_row, end - row, units);
+    const SequenceView view = p.batch.sequence(sequence, LdCg{});
+    return part_of(sequence, view, row - view.q_row, end - row);
   }
   const SequenceLanes lanes(p, lane);
   const std::uint32_t owner =
       __ballot_sync(kFullWarp, lanes.view.q_row <= row && row < lanes.view.q_row + lanes.view.seqlen_q);
   if (owner == 0) return padding_part(p, row, end - row);
   const SequencePlace place = lanes.at(__ffs(owner) - 1, lane);
-  return part_of(p, place, row - place.view.q_row, end - row, has_candidates ? lanes.units() : 0);
+  return part_of(place.sequence, place.view, row - place.view.q_row, end - row);
 }
 
 /// The part of group `group` where p.served is a range: each of its sequences is cut into groups of up to
@@ -214,9 +181,8 @@ __device__ __forceinline__ QueryPart find_group(const SelectParams& p, std::int3
   if (is_indexed(p)) {
     if (group >= in_all(p, p.index.groups)) return {};
     const std::int32_t sequence = find_sequence_together({p.index.groups, 1}, p.batch.batch, group, lane, LdCg{});
-    const SequencePlace place = indexed_place(p, sequence);
     const std::int32_t query = (group - before(p.index.groups, sequence)) * p.group_queries;
-    return part_of(p, place, query, p.group_queries, in_all(p, p.index.units));
+    return part_of(sequence, p.batch.sequence(sequence, LdCg{}), query, p.group_queries);
   }
   const SequenceLanes lanes(p, lane);
   const std::int32_t mine = query_groups(lanes.view, p.served, p.group_queries), before = sum_before(mine, lane);
@@ -224,7 +190,7 @@ __device__ __forceinline__ QueryPart find_group(const SelectParams& p, std::int3
   if (owner == 0) return {};
   const int at = __ffs(owner) - 1;
   const std::int32_t query = (group - __shfl_sync(kFullWarp, before, at)) * p.group_queries;
-  return part_of(p, lanes.at(at, lane), query, p.group_queries, lanes.units());
+  return part_of(at, lanes.at(at, lane).view, query, p.group_queries);
 }
 
 }  // namespace openmsa::cuda::sm90::decode
