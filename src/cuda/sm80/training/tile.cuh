@@ -173,7 +173,7 @@ __device__ __forceinline__ void load_key_operand(const SequenceKeys& keys, const
   for (int i = 0; i < 2; ++i) {
     const std::int32_t key = first + i * 8 + lane / 4;
     const bool exists = key < keys.end;
-    load_row<Tile::kDim>(keys.row(tensor, head, keys.page(key), exists ? key : 0), i, operand, lane);
+    load_row<Tile::kDim>(keys.row(tensor, head, exists ? key : 0), i, operand, lane);
 #pragma unroll
     for (int step = 0; step < Tile::kSteps; ++step) {
       if (!exists) operand[step][i] = operand[step][2 + i] = 0;
