@@ -186,8 +186,8 @@ __device__ __forceinline__ void backward_item(const generic::training::BackwardP
     copies.copy(t.d_o, first_head, shift, d_o, thread);
     async_commit();
   };
-  load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys, t.k, item.head, first_key, k, thread);
-  load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys, t.v, item.head, first_key, v, thread);
+  load_item_keys<Tile>(keys, t.k, item.head, first_key, k, thread);
+  load_item_keys<Tile>(keys, t.v, item.head, first_key, v, thread);
   load_q(0, 0);
   load_d_o();
   if (warp == 0) RowOfTile(p, item, 0, first_row, lane).store(storage.rows[0], lane);

@@ -165,6 +165,21 @@ __device__ __forceinline__ std::int32_t first_position(const BatchView& batch, c
   return view.seqlen_k - view.seqlen_q - view.q_row - item.block * batch.block_size;
 }
 
+/// Keys [first, first + kTileKeys) of one head as rows of a tile, by all threads; zeros after `end`. Once per item:
+/// addresses row by row cost less than the registers that those of load_keys keep.
+template <class Tile>
+__device__ __noinline__ void load_item_keys(const SequenceKeys& keys, const KeyTensor& tensor, std::int32_t head,
+                                               std::int32_t first, std::uint32_t tile, int thread) {
+  constexpr int kChunks = Tile::Rows::kChunks;
+#pragma unroll
+  for (int row = thread / kChunks; row < kTileKeys; row += kThreads / kChunks) {
+    const std::int32_t key = first + row;
+    const bool exists = key < keys.end;
+    const char* const from = keys.row(tensor, head, exists ? key : 0) + thread % kChunks * 16;
+    async_copy_16(tile + Tile::Rows::offset(row, thread % kChunks), from, exists);
+  }
+}
+
 /// The warp's keys of an item as a left operand, straight from memory; zeros where there are none.
 template <class Tile>
 __device__ __forceinline__ void load_key_operand(const SequenceKeys& keys, const KeyTensor& tensor, std::int32_t head,
