@@ -89,6 +89,7 @@ struct SelectConfig {
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
     alignas(16) float maxima[kGroups][2][kRows][kStageTiles][4];  // of each warp, for two stages
+    SequenceView lengths[kLaneSequences];  // of a small batch
     std::uint64_t full[kStages], empty[kStages];
   };
   static constexpr std::size_t kStorageBytes = sizeof(Storage) + 1024;
@@ -380,17 +381,24 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
     init_ring(storage.full, storage.empty, 4, p.index_k_scale.is_per_token() || p.index_block_scale.exists() ? 33 : 1);
     cutlass::arch::fence_barrier_init();
   }
-  __syncthreads();
   // Where this CTA begins follows from the lengths, which have usually been written long before.
   const bool begins_early = !is_indexed(p);
+  if (begins_early && warp == 0) storage.lengths[lane] = lane_sequence(p, lane);
+  __syncthreads();
   if (!begins_early) wait_for_earlier_kernels();
-  TileScheduler scheduler(p, lane);
+  TileScheduler scheduler(p, storage.lengths[lane], lane);
   Segment segment = scheduler.first();
   if (begins_early) wait_for_earlier_kernels();
   let_next_kernel_start();
-  if (begins_early && !scheduler.is_current()) {
-    scheduler = TileScheduler(p, lane);
-    segment = scheduler.first();
+  if (begins_early) {
+    SequenceView current{};
+    if (warp == 0) current = lane_sequence(p, lane);
+    if (__syncthreads_or(warp == 0 && !(current == storage.lengths[lane]))) {
+      if (warp == 0) storage.lengths[lane] = current;
+      __syncthreads();
+      scheduler = TileScheduler(p, storage.lengths[lane], lane);
+      segment = scheduler.first();
+    }
   }
   if (warp == Config::kConsumers) {
     produce_index_keys<Config>(p, map_k, storage, scheduler, segment, lane);

@@ -28,13 +28,17 @@ struct SequencePlace {
   std::int32_t units_before;
 };
 
-/// A batch that has its sequences in the lanes of a warp; lanes past the batch have none.
+/// Sequence `lane` of a small batch; lanes past the batch have none. Thousands of warps that ask for the same few lines
+/// of the L2 cache wait for each other: one warp of a CTA is enough.
+__device__ __forceinline__ SequenceView lane_sequence(const SelectParams& p, int lane) {
+  return lane < p.batch.batch ? p.batch.sequence(lane, LdCg{}) : SequenceView{0, 0, 0, 0};
+}
+
+/// A batch that has its sequences in the lanes of a warp.
 class SequenceLanes {
  public:
-  __device__ __forceinline__ SequenceLanes(const SelectParams& p, int lane) {
-    if (lane < p.batch.batch) view = p.batch.sequence(lane, LdCg{});
-    work = sequence_work(view, p.served, p.rules, p.tile_queries);
-  }
+  __device__ __forceinline__ SequenceLanes(const SelectParams& p, const SequenceView& of_lane)
+      : view(of_lane), work(sequence_work(view, p.served, p.rules, p.tile_queries)) {}
 
   __device__ __forceinline__ std::int32_t units() const { return __reduce_add_sync(kFullWarp, work.units()); }
 
@@ -47,7 +51,7 @@ class SequenceLanes {
             before(work.units())};
   }
 
-  SequenceView view{0, 0, 0, 0};
+  SequenceView view;
   SequenceWork work;
 };
 
@@ -76,23 +80,17 @@ struct Segment {
   __device__ __forceinline__ bool exists() const { return begin < end; }
 };
 
-/// The segments of this CTA, one after the other. Where the batch is in the lanes it may start from lengths that an
-/// earlier kernel is still about to write: its segments are then useless, but harmless, and is_current() tells.
+/// The segments of this CTA, one after the other. of_lane: lane_sequence(), where there is no index. It may have been
+/// read before an earlier kernel has written the lengths: segments are then useless, but harmless.
 class TileScheduler {
  public:
-  __device__ __forceinline__ TileScheduler(const SelectParams& p, int lane) : p_(&p), lane_(lane), lanes_(p, lane) {
+  __device__ __forceinline__ TileScheduler(const SelectParams& p, const SequenceView& of_lane, int lane)
+      : p_(&p), lane_(lane), lanes_(p, of_lane) {
     const std::int32_t units = is_indexed(p) ? in_all(p, p.index.units) : lanes_.units();
     const std::int32_t per_cta = units_per_cta(units, static_cast<std::int32_t>(gridDim.x));
     unit_ = per_cta * static_cast<std::int32_t>(blockIdx.x);
     end_ = min(units, unit_ + per_cta);
     if (!is_indexed(p)) units_before_ = sum_before(lanes_.work.units(), lane);
-  }
-
-  /// Whether the lengths are still those that the scheduler started from.
-  __device__ __forceinline__ bool is_current() const {
-    bool is_same = true;
-    if (lane_ < p_->batch.batch) is_same = p_->batch.sequence(lane_, LdCg{}) == lanes_.view;
-    return __all_sync(kFullWarp, is_same);
   }
 
   /// The first one, or one that does not exist.
@@ -167,7 +165,7 @@ __device__ __forceinline__ QueryPart find_part(const SelectParams& p, std::int32
     const SequenceView view = p.batch.sequence(sequence, LdCg{});
     return part_of(sequence, view, row - view.q_row, end - row);
   }
-  const SequenceLanes lanes(p, lane);
+  const SequenceLanes lanes(p, lane_sequence(p, lane));
   const std::uint32_t owner =
       __ballot_sync(kFullWarp, lanes.view.q_row <= row && row < lanes.view.q_row + lanes.view.seqlen_q);
   if (owner == 0) return padding_part(p, row, end - row);
@@ -184,7 +182,7 @@ __device__ __forceinline__ QueryPart find_group(const SelectParams& p, std::int3
     const std::int32_t query = (group - before(p.index.groups, sequence)) * p.group_queries;
     return part_of(sequence, p.batch.sequence(sequence, LdCg{}), query, p.group_queries);
   }
-  const SequenceLanes lanes(p, lane);
+  const SequenceLanes lanes(p, lane_sequence(p, lane));
   const std::int32_t mine = query_groups(lanes.view, p.served, p.group_queries), before = sum_before(mine, lane);
   const std::uint32_t owner = __ballot_sync(kFullWarp, before <= group && group < before + mine);
   if (owner == 0) return {};
