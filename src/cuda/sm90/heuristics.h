@@ -187,23 +187,23 @@ constexpr std::int64_t mixture_clusters(std::int64_t groups, std::int32_t num_he
   return std::min(groups * num_heads, num_sms * ctas_per_sm);
 }
 
-/// CTAs of the next smaller cluster: powers of two, with several queries any number up to the portable one.
-constexpr unsigned int smaller_cluster(unsigned int ctas, std::int32_t queries) {
-  return queries > 1 && ctas <= kPortableClusterCtas ? ctas - 1 : ctas / 2;
-}
+/// CTAs of the next smaller cluster: powers of two, up to the portable one any number.
+constexpr unsigned int smaller_cluster(unsigned int ctas) { return ctas <= kPortableClusterCtas ? ctas - 1 : ctas / 2; }
 
 /// CTAs of each of `clusters` clusters: the most with which all clusters run at once, as a second round would take as
 /// long as the first. active(ctas): clusters of that size that the device holds at once. A cluster has to find room in
-/// one part of the card, so that fewer fit than the number of SMs suggests.
+/// one part of the card, so that fewer fit than the number of SMs suggests; and while the index branch still leaves, fewer
+/// than that: clusters of up to 8 whose CTAs share SMs take three quarters of the room, larger ones have SMs to themselves.
 template <class Active>
-unsigned int cluster_ctas(unsigned int clusters, std::int32_t queries, unsigned int num_sms, unsigned int ctas_per_sm,
-                          Active active) {
+unsigned int cluster_ctas(unsigned int clusters, unsigned int num_sms, unsigned int ctas_per_sm, Active active) {
   const auto run_at_once = [&](unsigned int ctas) {
-    if (clusters * ctas > num_sms * (ctas <= 2 ? ctas_per_sm : 1)) return false;
-    return ctas <= 2 || active(ctas) >= static_cast<int>(clusters);
+    const unsigned int all = clusters * ctas;
+    if (ctas <= 2) return all <= num_sms * ctas_per_sm;
+    const bool has_room = all <= num_sms || (ctas <= kPortableClusterCtas && all <= num_sms * ctas_per_sm * 3 / 4);
+    return has_room && active(ctas) >= static_cast<int>(clusters);
   };
   unsigned int ctas = kMaxClusterCtas;
-  while (ctas > 1 && !run_at_once(ctas)) ctas = smaller_cluster(ctas, queries);
+  while (ctas > 1 && !run_at_once(ctas)) ctas = smaller_cluster(ctas);
   return ctas;
 }
 

@@ -148,18 +148,24 @@ TEST(ClusterCtas, AreTheMostThatRunAtOnce) {
     asked.push_back(ctas);
     return static_cast<int>(132 / ctas);
   };
-  EXPECT_EQ(cluster_ctas(4, 1, 132, 2, all_fit), 16u);
-  EXPECT_EQ(cluster_ctas(16, 1, 132, 2, all_fit), 8u);
-  EXPECT_EQ(cluster_ctas(32, 4, 132, 1, all_fit), 4u);
-  EXPECT_EQ(cluster_ctas(128, 1, 132, 2, all_fit), 2u);  // two CTAs share an SM
-  EXPECT_EQ(cluster_ctas(1000, 1, 132, 2, all_fit), 1u);
+  EXPECT_EQ(cluster_ctas(4, 132, 2, all_fit), 16u);
+  EXPECT_EQ(cluster_ctas(16, 132, 2, all_fit), 8u);
+  EXPECT_EQ(cluster_ctas(32, 132, 1, all_fit), 4u);
+  EXPECT_EQ(cluster_ctas(128, 132, 2, all_fit), 2u);  // two CTAs share an SM
+  EXPECT_EQ(cluster_ctas(1000, 132, 2, all_fit), 1u);
   for (const unsigned int ctas : asked) EXPECT_GT(ctas, 2u) << "smaller clusters always find room";
+}
+
+TEST(ClusterCtas, ThatShareSmsLeaveAQuarterOfTheRoom) {
+  const auto two_per_sm = [](unsigned int ctas) { return static_cast<int>(264 / ctas); };
+  EXPECT_EQ(cluster_ctas(32, 132, 2, two_per_sm), 6u);
+  EXPECT_EQ(cluster_ctas(64, 132, 2, two_per_sm), 3u);
+  EXPECT_EQ(cluster_ctas(12, 132, 2, two_per_sm), 8u);  // not 16: larger ones have SMs to themselves
 }
 
 TEST(ClusterCtas, ShrinkWhereTheCardHasNoRoomForThatMany) {
   const auto crowded = [](unsigned int ctas) { return ctas <= 3 ? 32 : 31; };
-  EXPECT_EQ(cluster_ctas(32, 4, 132, 1, crowded), 3u);
-  EXPECT_EQ(cluster_ctas(32, 1, 132, 1, crowded), 2u);  // powers of two
+  EXPECT_EQ(cluster_ctas(32, 132, 1, crowded), 3u);
 }
 
 }  // namespace

@@ -81,6 +81,9 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   constexpr int kWarps = Config::kConsumers + 1;
   const bool is_layer = p.select.scores.data != nullptr;
   if (!is_layer) wait_for_earlier_kernels();
+  // Read long before it is wanted, at the end.
+  const bool has_value_scale = Config::kIsQuantized && p.v_scale.is_for_all();
+  const float value_scale = has_value_scale ? *p.v_scale.data : 1;
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   PipelineState<Config::kStages> ring;
   std::uint32_t round = 0;
@@ -123,9 +126,7 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     }
     __syncthreads();
     if (warp != Config::kConsumers) {
-      const bool scaled = Config::kIsQuantized && p.v_scale.data != nullptr && !p.v_scale.is_per_token();
-      attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16,
-                      scaled ? *p.v_scale.data : 1, lane);
+      attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16, value_scale, lane);
     }
     __syncthreads();
     if (is_first) cute::cluster_wait();

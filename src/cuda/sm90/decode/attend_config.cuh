@@ -37,7 +37,7 @@ struct AttendConfig {
   };
   static constexpr int kVectors = kDim / 4;
   /// Vectors of a row over all CTAs of a cluster, where each has as many as the first.
-  static constexpr int kMaxSharedVectors = kQueries == 1 ? kVectors : kVectors + kPortableClusterCtas - 1;
+  static constexpr int kMaxSharedVectors = kVectors + kPortableClusterCtas - 1;
   /// Results of this CTA's warps.
   struct Partial {
     float max[kKeySlices][kRows];  // base 2

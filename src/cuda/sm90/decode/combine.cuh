@@ -58,42 +58,50 @@ __device__ __forceinline__ void await_partials(typename Config::Received& receiv
   }
 }
 
-/// Sends the sum of this CTA's slices to where it is combined: every CTA of the cluster has some channels.
+/// Sends the sum of this CTA's slices to where it is combined: every CTA of the cluster has some channels. A thread takes
+/// vectors of one row, so that it weighs the slices once.
 template <class Config>
 __device__ __forceinline__ void send_partial(const typename Config::Partial& partial,
                                              typename Config::Received& received, const ChannelShare& share, int rows) {
-  constexpr int kSlices = Config::kKeySlices;
+  constexpr int kSlices = Config::kKeySlices, kThreadsOfRow = 8;
+  static_assert(Config::kThreads % kThreadsOfRow == 0 && Config::kVectors % kThreadsOfRow == 0);
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = static_cast<int>(cluster.block_rank());
   const bool is_alone = cluster.num_blocks() == 1;
-#pragma unroll 4
-  for (int item = threadIdx.x; item < rows * Config::kVectors; item += Config::kThreads) {
-    const int row = item / Config::kVectors, vector = item % Config::kVectors;
-    const int owner = share.divide(vector), within = vector - owner * share.count;
-    float top = -INFINITY, total = 0;
+#pragma unroll 1
+  for (int row = threadIdx.x / kThreadsOfRow; row < rows; row += Config::kThreads / kThreadsOfRow) {
+    float weight[kSlices], top = -INFINITY, total = 0;
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, partial.max[slice][row]);
+    for (int slice = 0; slice < kSlices; ++slice) top = fmaxf(top, weight[slice] = partial.max[slice][row]);
     const float shift = finite_shift(top);
-    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
-      const float weight = exp2_approx(partial.max[slice][row] - shift);
-      const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
-      total += weight * partial.sum[slice][row];
-      sum.x += weight * o.x;
-      sum.y += weight * o.y;
-      sum.z += weight * o.z;
-      sum.w += weight * o.w;
+      weight[slice] = exp2_approx(weight[slice] - shift);
+      total += weight[slice] * partial.sum[slice][row];
     }
-    float4* const place = &received.o[(rank * Config::kRows + row) * share.count + within];
-    float2* const weight_place = &received.weight[rank][row];
-    if (is_alone) {
-      *place = sum;
-      if (within == 0) *weight_place = make_float2(top, total);
-    } else {
-      const RemoteMemory to{static_cast<std::uint32_t>(owner), &received.full};
-      to.store(place, sum);
-      if (within == 0) to.store(weight_place, make_float2(top, total));
+#pragma unroll
+    for (int i = 0; i < Config::kVectors / kThreadsOfRow; ++i) {
+      const int vector = threadIdx.x % kThreadsOfRow + i * kThreadsOfRow;
+      const int owner = share.divide(vector), within = vector - owner * share.count;
+      float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+        const float4 o = *reinterpret_cast<const float4*>(&partial.o[slice][row][vector * 4]);
+        sum.x += weight[slice] * o.x;
+        sum.y += weight[slice] * o.y;
+        sum.z += weight[slice] * o.z;
+        sum.w += weight[slice] * o.w;
+      }
+      float4* const place = &received.o[(rank * Config::kRows + row) * share.count + within];
+      float2* const weight_place = &received.weight[rank][row];
+      if (is_alone) {
+        *place = sum;
+        if (within == 0) *weight_place = make_float2(top, total);
+      } else {
+        const RemoteMemory to{static_cast<std::uint32_t>(owner), &received.full};
+        to.store(place, sum);
+        if (within == 0) to.store(weight_place, make_float2(top, total));
+      }
     }
   }
 }

@@ -61,6 +61,7 @@ void score_keys(const Problem& problem, SelectParams& p, const Workspace& worksp
   p.tile_rows = index_tile_rows(expected_queries(p.served, problem.total_q, problem.batch), config.num_heads_kv);
   p.tile_queries = tile_queries(plan, p.tile_rows);
   p.index_q = index_query_rows(problem);
+  p.table_pages = plan.is_paged() ? static_cast<std::int32_t>(t.block_table.shape[1]) : 0;
   const openmsa_tensor& keys = plan.is_paged() ? t.index_k_cache : t.index_k;
   p.key_box_rows = key_box_rows(plan, kUnitKeys);
   p.index_k_scale = index_token_scale(problem);

@@ -68,7 +68,7 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
         return active_clusters(attend_kernel<Config>, {ctas, Config::kThreads, kShared, ctas});
       });
     };
-    const unsigned int ctas = cluster_ctas(clusters, Config::kQueries, launch.num_sms, ctas_per_sm, active);
+    const unsigned int ctas = cluster_ctas(clusters, launch.num_sms, ctas_per_sm, active);
     cuda::launch("decode_attend", attend_kernel<Config>, {clusters * ctas, Config::kThreads, kShared, ctas},
                  launch.stream, p, k, v);
   };

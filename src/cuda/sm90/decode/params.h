@@ -50,6 +50,7 @@ struct SelectParams {
   std::int32_t tile_rows;      // (query, head) rows of a tile of the index branch
   ScoreRows scores;
 
+  std::int32_t table_pages;  // columns of block_table
   IndexQueryRows index_q;
   std::int32_t key_box_rows;
   TokenScale index_k_scale;

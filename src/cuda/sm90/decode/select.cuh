@@ -89,7 +89,7 @@ struct SelectConfig {
     alignas(1024) Key q[kRows * kDim];
     alignas(16) float k_scale[kStages][kStageKeys];
     alignas(16) float maxima[kGroups][2][kRows][kStageTiles][4];  // of each warp, for two stages
-    SequenceView lengths[kLaneSequences];  // of a small batch
+    SequenceView lengths[kLaneSequences];                         // of a small batch
     std::uint64_t full[kStages], empty[kStages];
   };
   static constexpr std::size_t kStorageBytes = sizeof(Storage) + 1024;
@@ -105,15 +105,30 @@ struct SelectConfig {
   static constexpr int kMinCtas = kIsAlone ? 2 : kCtasPerSm;
 };
 
+/// The sequence of a segment with the keys that are held.
+__device__ __forceinline__ SequenceView held_sequence(const SelectParams& p, const Segment& segment) {
+  SequenceView held = segment.view;
+  held.seqlen_k = p.rules.shard.held_keys(held.seqlen_k, p.rules.block_size);
+  return held;
+}
+
+/// Pages of a segment, the first ones looked up; none past the end of the table, whatever the lengths are.
+__device__ __forceinline__ PageWindow pages_of(const SelectParams& p, const Segment& segment, int lane) {
+  const std::int32_t most = p.table_pages * p.batch.page_size;
+  PageWindow pages(p.batch, segment.sequence, min(held_sequence(p, segment).seqlen_k, most), lane);
+  if (p.batch.page_size != 0) pages.at(max(0, segment.begin * kUnitKeys >> log2_of(p.batch.page_size)), 1);
+  return pages;
+}
+
+/// `pages`: of the first segment.
 template <class Config>
 __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const CUtensorMap& map_k,
                                                    typename Config::Storage& storage, TileScheduler& scheduler,
-                                                   Segment& segment, int lane) {
+                                                   Segment& segment, PageWindow pages, int lane) {
   PipelineState<Config::kStages> ring;
-  for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
-    SequenceView held = segment.view;
-    held.seqlen_k = p.rules.shard.held_keys(held.seqlen_k, p.rules.block_size);
-    PageWindow pages(p.batch, segment.sequence, held.seqlen_k, lane);
+  bool is_more = segment.exists();
+  while (is_more) {
+    const SequenceView held = held_sequence(p, segment);
     for (std::int32_t first = segment.begin * kUnitKeys; first < segment.end * kUnitKeys;
          first += Config::kStageKeys, ring.advance()) {
       const std::int32_t used = max(0, min(Config::kStageKeys, held.seqlen_k - first));
@@ -143,6 +158,8 @@ __device__ __forceinline__ void produce_index_keys(const SelectParams& p, const 
                           lane, first_page);
       }
     }
+    is_more = scheduler.next(segment);
+    if (is_more) pages = pages_of(p, segment, lane);
   }
 }
 
@@ -390,6 +407,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
   Segment segment = scheduler.first();
   if (begins_early) wait_for_earlier_kernels();
   let_next_kernel_start();
+  const bool is_producer = warp == Config::kConsumers;
+  PageWindow pages(p.batch, 0, 0, lane);
+  if (is_producer) pages = pages_of(p, segment, lane);  // while the lengths are looked at again
   if (begins_early) {
     SequenceView current{};
     if (warp == 0) current = lane_sequence(p, lane);
@@ -398,10 +418,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
       __syncthreads();
       scheduler = TileScheduler(p, storage.lengths[lane], lane);
       segment = scheduler.first();
+      if (is_producer) pages = pages_of(p, segment, lane);
     }
   }
-  if (warp == Config::kConsumers) {
-    produce_index_keys<Config>(p, map_k, storage, scheduler, segment, lane);
+  if (is_producer) {
+    produce_index_keys<Config>(p, map_k, storage, scheduler, segment, pages, lane);
   } else {
     consume_index_keys<Config>(p, storage, scheduler, segment, warp, lane);
   }

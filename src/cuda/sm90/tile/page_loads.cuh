@@ -14,7 +14,7 @@ namespace openmsa::cuda::sm90 {
 class PageWindow {
  public:
   __device__ __forceinline__ PageWindow(const BatchView& batch, std::int32_t sequence, std::int32_t seqlen_k, int lane)
-      : batch_(batch), sequence_(sequence), lane_(lane) {
+      : batch_(&batch), sequence_(sequence), lane_(lane) {
     if (batch.page_size != 0) pages_ = (seqlen_k + batch.page_size - 1) >> log2_of(batch.page_size);
   }
 
@@ -23,13 +23,13 @@ class PageWindow {
     if (first < begin_ || first + count > begin_ + 32) {
       begin_ = first;
       const std::int32_t mine = begin_ + lane_;
-      page_ = mine < pages_ ? batch_.table(sequence_, mine) : 0;
+      page_ = mine < pages_ ? batch_->table(sequence_, mine) : 0;
     }
     return __shfl_sync(kFullWarp, page_, (first - begin_ + lane_) % 32);
   }
 
  private:
-  const BatchView& batch_;
+  const BatchView* batch_;
   std::int32_t sequence_;
   std::int32_t pages_ = 0;
   int lane_;
