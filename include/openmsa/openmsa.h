@@ -113,7 +113,7 @@ typedef enum openmsa_backend OPENMSA_ENUM_BASE {
   OPENMSA_BACKEND_REFERENCE = 2,         /* the equations in float64, single-threaded; judges the others */
   OPENMSA_BACKEND_REFERENCE_FLOAT32 = 3, /* the same code in float32: how far rounding alone takes a result */
   OPENMSA_BACKEND_CUDA =
-      4 /* sm_80 and later; bf16 and fp16; tensors in device memory, work enqueued on a stream */
+      4 /* sm_80 and later, kernels of its own for sm_90a; bf16 and fp16; tensors in device memory, work enqueued on a stream */
 } openmsa_backend;
 
 /* How index_q meets index keys in e4m3; see "fp8 keys". */

@@ -169,7 +169,7 @@ __device__ __forceinline__ std::int32_t first_position(const BatchView& batch, c
 /// addresses row by row cost less than the registers that those of load_keys keep.
 template <class Tile>
 __device__ __noinline__ void load_item_keys(const SequenceKeys& keys, const KeyTensor& tensor, std::int32_t head,
-                                               std::int32_t first, std::uint32_t tile, int thread) {
+                                            std::int32_t first, std::uint32_t tile, int thread) {
   constexpr int kChunks = Tile::Rows::kChunks;
 #pragma unroll
   for (int row = thread / kChunks; row < kTileKeys; row += kThreads / kChunks) {
