@@ -209,8 +209,7 @@ __device__ __forceinline__ void backward_item(const generic::training::BackwardP
     probabilities<Tile>(s, rows, p.scale_log2, key, lane);
     async_wait<1>();
     __syncthreads();
-    const bool is_poisoned = rows.is_poisoned;
-    if (is_poisoned && rows.is_masked) {  // keys that a row does not see meet it as 0 * NaN in d_k and d_v
+    if (rows.is_poisoned && rows.is_masked) {  // keys that a row does not see meet it as 0 * NaN in d_k and d_v
       clear_what_is_not_finite<Tile, kTileRows>(storage.q[stage], thread);
       clear_what_is_not_finite<Tile, kTileRows>(storage.d_o, thread);
       __syncthreads();
@@ -218,7 +217,7 @@ __device__ __forceinline__ void backward_item(const generic::training::BackwardP
     Tile::multiply_rows(v, d_o, dp, warp, lane);
     Tile::round(s, rounded);
     Tile::add_key_gradients(rounded, d_o, d_v, lane);
-    if (is_poisoned) poison_keys<Tile>(d_v, rows, key, lane);
+    if (rows.is_poisoned) poison_keys<Tile>(d_v, rows, key, lane);
     score_gradients<Tile>(s, dp, rows, key, lane);
     Tile::round(dp, rounded);
     Tile::store_scores(rounded, storage.ds, warp, lane);

@@ -32,7 +32,8 @@ struct RowCopies {
     for (int i = 0; i < kCount; ++i) {
       const int row = i * kRowsAtOnce + thread / kChunks, own_head = head + (row & ((1 << log2_heads) - 1));
       const auto* const from = static_cast<const typename Tile::Element*>(rows.data) +
-                               max(q_rows[i], 0) * rows.strides[0] + own_head * rows.strides[1] + chunk * 8;
+                               (q_rows[i] < 0 ? 0 : q_rows[i] * rows.strides[0] + own_head * rows.strides[1]) +
+                               chunk * 8;
       async_copy_16(tile + Tile::Rows::offset(row, chunk), from, q_rows[i] >= 0);
     }
   }

@@ -146,7 +146,7 @@ __device__ __forceinline__ bool is_finite(const uint4& chunk) {
 template <class Tile, int kRows>
 __device__ __forceinline__ void clear_what_is_not_finite(char* tile, int thread) {
   constexpr int kChunks = Tile::Rows::kChunks;
-#pragma unroll
+#pragma unroll 1
   for (int row = thread / kChunks; row < kRows; row += kThreads / kChunks) {
     uint4& chunk = *reinterpret_cast<uint4*>(tile + Tile::Rows::offset(row, thread % kChunks));
     if (!is_finite<typename Tile::Element>(chunk)) chunk = uint4{0, 0, 0, 0};
