@@ -7,7 +7,8 @@
 
 The model is a small MiniMax-M3 of random weights (openmsa.bench.engines). Printed are, for each prompt, how many greedy tokens
 of /v1/completions are equal, how far the log-probabilities up to there are apart, and where tokens part how far the two
-candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens.
+candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens,
+and with --noise how far each server is from itself where all prompts are there at once: chunks and batches are others then.
 
 Exit status 1 where a server does not start or answer, where the one with openmsa does not say that it serves all sparse layers,
 where the other one says that it does, or where the candidates at which tokens part are more than --tolerance apart."""
@@ -15,6 +16,7 @@ where the other one says that it does, or where the candidates at which tokens p
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -184,6 +186,14 @@ def forced(engine: str, server: Server, model: Path, num_tokens: int) -> list[fl
     return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"] if entry[0] is not None][-FORCED_TOKENS:]
 
 
+def at_once(ask, sizes: tuple[int, ...]) -> list:
+    """ask(num_tokens) of every size, all in the server together."""
+    if not sizes:
+        return []
+    with concurrent.futures.ThreadPoolExecutor(len(sizes)) as pool:
+        return list(pool.map(ask, sizes))
+
+
 def mean_and_largest(first: list[float], second: list[float]) -> str:
     differences = [abs(one - other) for one, other in zip(first, second)]
     return f"{sum(differences) / len(differences):.3f}, {max(differences):.2f}"
@@ -205,18 +215,41 @@ def compare(
     return f"{text}; the candidates at which they part by {gap:.3f}", gap <= tolerance
 
 
+def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> bool:
+    """Asks and prints; whether tokens of the two servers part no earlier than noise lets them."""
+    engine, is_good = options.engine, True
+    forced_sizes = PROMPTS[1:] if options.forced else ()
+    answers = {(server, size): complete(server, model, size) for size in PROMPTS for server in servers}
+    logs = {(server, size): forced(engine, server, model, size) for size in forced_sizes for server in servers}
+    for size in PROMPTS:
+        text, is_near = compare(*(answers[server, size] for server in servers), options.tolerance)
+        is_good &= is_near
+        print(f"{engine}, {size} tokens: {text}", flush=True)
+    for size in forced_sizes:
+        far = mean_and_largest(*(logs[server, size] for server in servers))
+        print(f"{engine}, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
+    for server in servers if options.noise else ():
+        for size, answer in zip(PROMPTS, at_once(lambda size: complete(server, model, size), PROMPTS)):
+            text, _ = compare(answers[server, size], answer, options.tolerance)
+            print(f"{server.arm} beside itself, {size} tokens: {text}", flush=True)
+        for size, log in zip(forced_sizes, at_once(lambda size: forced(engine, server, model, size), forced_sizes)):
+            far = mean_and_largest(logs[server, size], log)
+            print(f"{server.arm} beside itself, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
+    return is_good
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=COMMANDS)
     parser.add_argument("--fp8", action="store_true", help="e4m3 caches of keys, values and index keys")
     parser.add_argument("--forced", action="store_true", help="also the prompts' own log-probabilities")
+    parser.add_argument("--noise", action="store_true", help="also each server beside itself, all prompts at once")
     parser.add_argument("--tolerance", type=float, default=0.1, help="of log-probabilities where tokens part (0.1)")
     parser.add_argument("--port", type=int, default=8100, help="and the next one (8100)")
     parser.add_argument("--logs", type=Path, default=Path("."), help="folder for what the servers print (.)")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for both to start (300)")
     options = parser.parse_args()
     servers: list[Server] = []
-    is_good = True
     with tempfile.TemporaryDirectory() as temporary:
         model = write_checkpoint(Model(num_layers=4), Path(temporary) / "model")
         add_tokenizer(model)
@@ -226,17 +259,7 @@ def main() -> int:
                 servers.append(Server(arm, command, port, options.logs / f"{options.engine}-{arm}.log"))
             for server in servers:
                 server.wait_until_ready(options.time_limit)
-            for num_tokens in PROMPTS:
-                answers = [complete(server, model, num_tokens) for server in servers]
-                text, is_near = compare(*answers, options.tolerance)
-                is_good &= is_near
-                print(f"{options.engine}, {num_tokens} tokens: {text}", flush=True)
-            for num_tokens in PROMPTS[1:] if options.forced else ():
-                logs = [forced(options.engine, server, model, num_tokens) for server in servers]
-                print(
-                    f"{options.engine}, last {FORCED_TOKENS} of {num_tokens} tokens: {mean_and_largest(*logs)}",
-                    flush=True,
-                )
+            is_good = ask_all(options, servers, model)
             for server in servers:
                 print(f"{server.arm} says: {server.what_it_says()}")
         except Failed as error:
