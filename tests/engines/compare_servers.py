@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import random
@@ -186,12 +187,10 @@ def forced(engine: str, server: Server, model: Path, num_tokens: int) -> list[fl
     return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"] if entry[0] is not None][-FORCED_TOKENS:]
 
 
-def at_once(ask, sizes: tuple[int, ...]) -> list:
-    """ask(num_tokens) of every size, all in the server together."""
-    if not sizes:
-        return []
-    with concurrent.futures.ThreadPoolExecutor(len(sizes)) as pool:
-        return list(pool.map(ask, sizes))
+def at_once(sizes: tuple[int, ...], ask, *arguments) -> list:
+    """ask(*arguments, num_tokens) of every size, all in the server together."""
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return list(pool.map(functools.partial(ask, *arguments), sizes))
 
 
 def mean_and_largest(first: list[float], second: list[float]) -> str:
@@ -229,10 +228,10 @@ def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> 
         far = mean_and_largest(*(logs[server, size] for server in servers))
         print(f"{engine}, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
     for server in servers if options.noise else ():
-        for size, answer in zip(PROMPTS, at_once(lambda size: complete(server, model, size), PROMPTS)):
+        for size, answer in zip(PROMPTS, at_once(PROMPTS, complete, server, model)):
             text, _ = compare(answers[server, size], answer, options.tolerance)
             print(f"{server.arm} beside itself, {size} tokens: {text}", flush=True)
-        for size, log in zip(forced_sizes, at_once(lambda size: forced(engine, server, model, size), forced_sizes)):
+        for size, log in zip(forced_sizes, at_once(forced_sizes, forced, engine, server, model)):
             far = mean_and_largest(logs[server, size], log)
             print(f"{server.arm} beside itself, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
     return is_good
