@@ -8,7 +8,8 @@
 The model is a small MiniMax-M3 of random weights (openmsa.bench.engines). Printed are, for each prompt, how many greedy tokens
 of /v1/completions are equal, how far the log-probabilities up to there are apart, and where tokens part how far the two
 candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens,
-and with --noise how far each server is from itself where all prompts are there at once: chunks and batches are others then.
+and with --noise how far each server is from itself where one request has all prompts: batches, and chunks of all but the
+longest, are others then.
 
 Exit status 1 where a server does not start or answer, where the one with openmsa does not say that it serves all sparse layers,
 where the other one says that it does, or where the candidates at which tokens part are more than --tolerance apart."""
@@ -16,9 +17,7 @@ where the other one says that it does, or where the candidates at which tokens p
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
-import functools
 import json
 import os
 import random
@@ -168,29 +167,26 @@ def prompt(num_tokens: int) -> list[int]:
     return [generator.randrange(3, VOCABULARY) for _ in range(num_tokens)]
 
 
-def complete(server: Server, model: Path, num_tokens: int) -> tuple[list[str], list[float]]:
-    """Greedy tokens behind a prompt, and their log-probabilities, as OpenAI's API has them."""
-    body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": NEW_TOKENS, "temperature": 0}
-    (choice,) = server.ask("/v1/completions", body | {"logprobs": 1, "ignore_eos": True})["choices"]
-    return choice["text"].split(), choice["logprobs"]["token_logprobs"]
+def complete(server: Server, model: Path, sizes: tuple[int, ...]) -> list[tuple[list[str], list[float]]]:
+    """Of a request with a prompt of each size: greedy tokens and their log-probabilities, as OpenAI's API has them."""
+    body = {"model": str(model), "prompt": [prompt(size) for size in sizes], "max_tokens": NEW_TOKENS}
+    body |= {"temperature": 0, "logprobs": 1, "ignore_eos": True}
+    choices = sorted(server.ask("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+    return [(choice["text"].split(), choice["logprobs"]["token_logprobs"]) for choice in choices]
 
 
-def forced(engine: str, server: Server, model: Path, num_tokens: int) -> list[float]:
-    """Log-probabilities of the last tokens of a prompt, by what each engine adds to that API."""
+def forced(engine: str, server: Server, model: Path, sizes: tuple[int, ...]) -> list[list[float]]:
+    """Of a request with a prompt of each size: log-probabilities of its last tokens, by what each engine adds to that API."""
+    prompts = [prompt(size) for size in sizes]
     if engine == "vllm":
-        body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": 1, "prompt_logprobs": 0}
-        (choice,) = server.ask("/v1/completions", body)["choices"]
-        return [next(iter(of_token.values()))["logprob"] for of_token in choice["prompt_logprobs"][-FORCED_TOKENS:]]
-    body = {"input_ids": prompt(num_tokens), "sampling_params": {"temperature": 0, "max_new_tokens": 1}}
-    start = num_tokens - FORCED_TOKENS - 1
-    answer = server.ask("/generate", body | {"return_logprob": True, "logprob_start_len": start})
-    return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"] if entry[0] is not None][-FORCED_TOKENS:]
-
-
-def at_once(sizes: tuple[int, ...], ask, *arguments) -> list:
-    """ask(*arguments, num_tokens) of every size, all in the server together."""
-    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-        return list(pool.map(functools.partial(ask, *arguments), sizes))
+        body = {"model": str(model), "prompt": prompts, "max_tokens": 1, "prompt_logprobs": 0}
+        choices = sorted(server.ask("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+        ends = [choice["prompt_logprobs"][-FORCED_TOKENS:] for choice in choices]
+        return [[next(iter(of_token.values()))["logprob"] for of_token in end] for end in ends]
+    body = {"input_ids": prompts, "sampling_params": {"temperature": 0, "max_new_tokens": 1}, "return_logprob": True}
+    answers = server.ask("/generate", body | {"logprob_start_len": [size - FORCED_TOKENS - 1 for size in sizes]})
+    logs = [[entry[0] for entry in answer["meta_info"]["input_token_logprobs"]] for answer in answers]
+    return [[log for log in of_prompt if log is not None][-FORCED_TOKENS:] for of_prompt in logs]
 
 
 def mean_and_largest(first: list[float], second: list[float]) -> str:
@@ -218,8 +214,8 @@ def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> 
     """Asks and prints; whether tokens of the two servers part no earlier than noise lets them."""
     engine, is_good = options.engine, True
     forced_sizes = PROMPTS[1:] if options.forced else ()
-    answers = {(server, size): complete(server, model, size) for size in PROMPTS for server in servers}
-    logs = {(server, size): forced(engine, server, model, size) for size in forced_sizes for server in servers}
+    answers = {(server, size): complete(server, model, (size,))[0] for size in PROMPTS for server in servers}
+    logs = {(server, size): forced(engine, server, model, (size,))[0] for size in forced_sizes for server in servers}
     for size in PROMPTS:
         text, is_near = compare(*(answers[server, size] for server in servers), options.tolerance)
         is_good &= is_near
@@ -228,10 +224,12 @@ def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> 
         far = mean_and_largest(*(logs[server, size] for server in servers))
         print(f"{engine}, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
     for server in servers if options.noise else ():
-        for size, answer in zip(PROMPTS, at_once(PROMPTS, complete, server, model)):
+        sizes = PROMPTS[::-1]
+        for size, answer in zip(sizes, complete(server, model, sizes)):
             text, _ = compare(answers[server, size], answer, options.tolerance)
             print(f"{server.arm} beside itself, {size} tokens: {text}", flush=True)
-        for size, log in zip(forced_sizes, at_once(forced_sizes, forced, engine, server, model)):
+        forced_logs = forced(engine, server, model, sizes[:-1]) if options.forced else ()
+        for size, log in zip(sizes, forced_logs):
             far = mean_and_largest(logs[server, size], log)
             print(f"{server.arm} beside itself, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
     return is_good

@@ -13,23 +13,22 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 SERVER = """
 import http.server, json, sys
 
-COUNT = {}
-
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        words, logs = ["t3"] * body["max_tokens"], [-1.0] * body["max_tokens"]
+        self.answer({"choices": [self.choice(body, *prompt) for prompt in enumerate(body["prompt"])][::-1]})
+
+    def choice(self, body, index, prompt):
         if "prompt_logprobs" in body:
-            times = COUNT.get(len(body["prompt"]), 0)
-            COUNT[len(body["prompt"])] = times + 1
-            of_prompt = [None] + [{"7": {"logprob": -1.0 - NOISE * times}}] * (len(body["prompt"]) - 1)
-            return self.answer({"choices": [{"prompt_logprobs": of_prompt}]})
-        if len(body["prompt"]) == PARTS_AT:
+            log = -1.0 - NOISE * (len(body["prompt"]) > 1)
+            return {"index": index, "prompt_logprobs": [None] + [{"7": {"logprob": log}}] * (len(prompt) - 1)}
+        words, logs = ["t3"] * body["max_tokens"], [-1.0] * body["max_tokens"]
+        if len(prompt) == PARTS_AT:
             words[5:], logs[5] = ["t4"] * 11, -1.0 - GAP
-        self.answer({"choices": [{"text": " ".join(words), "logprobs": {"token_logprobs": logs}}]})
+        return {"index": index, "text": " ".join(words), "logprobs": {"token_logprobs": logs}}
 
     def answer(self, value):
         self.send_response(200)
@@ -40,7 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 print(SAYS, flush=True)
-http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 """
 SERVES = "openmsa 0.1.0 serves 3 of 3 sparse layers"
 
