@@ -7,7 +7,9 @@
 
 The model is a small MiniMax-M3 of random weights (openmsa.bench.engines). Printed are, for each prompt, how many greedy tokens
 of /v1/completions are equal, how far the log-probabilities up to there are apart, and where tokens part how far the two
-candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens.
+candidates are: within the noise of bf16 they are. With --forced also the log-probabilities of the prompts' own last tokens,
+and with --noise how far each server is from itself where one request has all prompts: batches, and chunks of all but the
+longest, are others then.
 
 Exit status 1 where a server does not start or answer, where the one with openmsa does not say that it serves all sparse layers,
 where the other one says that it does, or where the candidates at which tokens part are more than --tolerance apart."""
@@ -165,23 +167,26 @@ def prompt(num_tokens: int) -> list[int]:
     return [generator.randrange(3, VOCABULARY) for _ in range(num_tokens)]
 
 
-def complete(server: Server, model: Path, num_tokens: int) -> tuple[list[str], list[float]]:
-    """Greedy tokens behind a prompt, and their log-probabilities, as OpenAI's API has them."""
-    body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": NEW_TOKENS, "temperature": 0}
-    (choice,) = server.ask("/v1/completions", body | {"logprobs": 1, "ignore_eos": True})["choices"]
-    return choice["text"].split(), choice["logprobs"]["token_logprobs"]
+def complete(server: Server, model: Path, sizes: tuple[int, ...]) -> list[tuple[list[str], list[float]]]:
+    """Of a request with a prompt of each size: greedy tokens and their log-probabilities, as OpenAI's API has them."""
+    body = {"model": str(model), "prompt": [prompt(size) for size in sizes], "max_tokens": NEW_TOKENS}
+    body |= {"temperature": 0, "logprobs": 1, "ignore_eos": True}
+    choices = sorted(server.ask("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+    return [(choice["text"].split(), choice["logprobs"]["token_logprobs"]) for choice in choices]
 
 
-def forced(engine: str, server: Server, model: Path, num_tokens: int) -> list[float]:
-    """Log-probabilities of the last tokens of a prompt, by what each engine adds to that API."""
+def forced(engine: str, server: Server, model: Path, sizes: tuple[int, ...]) -> list[list[float]]:
+    """Of a request with a prompt of each size: log-probabilities of its last tokens, by what each engine adds to that API."""
+    prompts = [prompt(size) for size in sizes]
     if engine == "vllm":
-        body = {"model": str(model), "prompt": prompt(num_tokens), "max_tokens": 1, "prompt_logprobs": 0}
-        (choice,) = server.ask("/v1/completions", body)["choices"]
-        return [next(iter(of_token.values()))["logprob"] for of_token in choice["prompt_logprobs"][-FORCED_TOKENS:]]
-    body = {"input_ids": prompt(num_tokens), "sampling_params": {"temperature": 0, "max_new_tokens": 1}}
-    start = num_tokens - FORCED_TOKENS - 1
-    answer = server.ask("/generate", body | {"return_logprob": True, "logprob_start_len": start})
-    return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"] if entry[0] is not None][-FORCED_TOKENS:]
+        body = {"model": str(model), "prompt": prompts, "max_tokens": 1, "prompt_logprobs": 0}
+        choices = sorted(server.ask("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+        ends = [choice["prompt_logprobs"][-FORCED_TOKENS:] for choice in choices]
+        return [[next(iter(of_token.values()))["logprob"] for of_token in end] for end in ends]
+    body = {"input_ids": prompts, "sampling_params": {"temperature": 0, "max_new_tokens": 1}, "return_logprob": True}
+    answers = server.ask("/generate", body | {"logprob_start_len": [size - FORCED_TOKENS - 1 for size in sizes]})
+    logs = [[entry[0] for entry in answer["meta_info"]["input_token_logprobs"]] for answer in answers]
+    return [[log for log in of_prompt if log is not None][-FORCED_TOKENS:] for of_prompt in logs]
 
 
 def mean_and_largest(first: list[float], second: list[float]) -> str:
@@ -205,18 +210,43 @@ def compare(
     return f"{text}; the candidates at which they part by {gap:.3f}", gap <= tolerance
 
 
+def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> bool:
+    """Asks and prints; whether tokens of the two servers part no earlier than noise lets them."""
+    engine, is_good = options.engine, True
+    forced_sizes = PROMPTS[1:] if options.forced else ()
+    answers = {(server, size): complete(server, model, (size,))[0] for size in PROMPTS for server in servers}
+    logs = {(server, size): forced(engine, server, model, (size,))[0] for size in forced_sizes for server in servers}
+    for size in PROMPTS:
+        text, is_near = compare(*(answers[server, size] for server in servers), options.tolerance)
+        is_good &= is_near
+        print(f"{engine}, {size} tokens: {text}", flush=True)
+    for size in forced_sizes:
+        far = mean_and_largest(*(logs[server, size] for server in servers))
+        print(f"{engine}, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
+    for server in servers if options.noise else ():
+        sizes = PROMPTS[::-1]
+        for size, answer in zip(sizes, complete(server, model, sizes)):
+            text, _ = compare(answers[server, size], answer, options.tolerance)
+            print(f"{server.arm} beside itself, {size} tokens: {text}", flush=True)
+        forced_logs = forced(engine, server, model, sizes[:-1]) if options.forced else ()
+        for size, log in zip(sizes, forced_logs):
+            far = mean_and_largest(logs[server, size], log)
+            print(f"{server.arm} beside itself, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
+    return is_good
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=COMMANDS)
     parser.add_argument("--fp8", action="store_true", help="e4m3 caches of keys, values and index keys")
     parser.add_argument("--forced", action="store_true", help="also the prompts' own log-probabilities")
+    parser.add_argument("--noise", action="store_true", help="also each server beside itself, all prompts at once")
     parser.add_argument("--tolerance", type=float, default=0.1, help="of log-probabilities where tokens part (0.1)")
     parser.add_argument("--port", type=int, default=8100, help="and the next one (8100)")
     parser.add_argument("--logs", type=Path, default=Path("."), help="folder for what the servers print (.)")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for both to start (300)")
     options = parser.parse_args()
     servers: list[Server] = []
-    is_good = True
     with tempfile.TemporaryDirectory() as temporary:
         model = write_checkpoint(Model(num_layers=4), Path(temporary) / "model")
         add_tokenizer(model)
@@ -226,17 +256,7 @@ def main() -> int:
                 servers.append(Server(arm, command, port, options.logs / f"{options.engine}-{arm}.log"))
             for server in servers:
                 server.wait_until_ready(options.time_limit)
-            for num_tokens in PROMPTS:
-                answers = [complete(server, model, num_tokens) for server in servers]
-                text, is_near = compare(*answers, options.tolerance)
-                is_good &= is_near
-                print(f"{options.engine}, {num_tokens} tokens: {text}", flush=True)
-            for num_tokens in PROMPTS[1:] if options.forced else ():
-                logs = [forced(options.engine, server, model, num_tokens) for server in servers]
-                print(
-                    f"{options.engine}, last {FORCED_TOKENS} of {num_tokens} tokens: {mean_and_largest(*logs)}",
-                    flush=True,
-                )
+            is_good = ask_all(options, servers, model)
             for server in servers:
                 print(f"{server.arm} says: {server.what_it_says()}")
         except Failed as error:

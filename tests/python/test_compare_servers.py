@@ -19,10 +19,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer({"choices": [self.choice(body, *prompt) for prompt in enumerate(body["prompt"])][::-1]})
+
+    def choice(self, body, index, prompt):
+        if "prompt_logprobs" in body:
+            log = -1.0 - NOISE * (len(body["prompt"]) > 1)
+            return {"index": index, "prompt_logprobs": [None] + [{"7": {"logprob": log}}] * (len(prompt) - 1)}
         words, logs = ["t3"] * body["max_tokens"], [-1.0] * body["max_tokens"]
-        if len(body["prompt"]) == PARTS_AT:
+        if len(prompt) == PARTS_AT:
             words[5:], logs[5] = ["t4"] * 11, -1.0 - GAP
-        self.answer({"choices": [{"text": " ".join(words), "logprobs": {"token_logprobs": logs}}]})
+        return {"index": index, "text": " ".join(words), "logprobs": {"token_logprobs": logs}}
 
     def answer(self, value):
         self.send_response(200)
@@ -45,14 +51,15 @@ def run(monkeypatch, tmp_path, unused_port):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def run(gap=0.0, says=("", SERVES)):
+    def run(*options, gap=0.0, says=("", SERVES), noise=(0.0, 0.0)):
         def command(arm, model, port, is_fp8):
             values = {"PARTS_AT": 0 if arm == "stock" else 3000, "GAP": gap, "PORT": port}
             values["SAYS"] = repr(says[module.ARMS.index(arm)])
+            values["NOISE"] = noise[module.ARMS.index(arm)]
             return [sys.executable, "-c", "".join(f"{name} = {value}\n" for name, value in values.items()) + SERVER]
 
         monkeypatch.setitem(module.COMMANDS, "vllm", command)
-        arguments = ["vllm", "--logs", str(tmp_path), "--port", str(unused_port), "--time-limit", "30"]
+        arguments = ["vllm", "--logs", str(tmp_path), "--port", str(unused_port), "--time-limit", "30", *options]
         monkeypatch.setattr(sys, "argv", ["compare_servers.py", *arguments])
         return module.main()
 
@@ -86,6 +93,15 @@ def test_what_parts_within_noise_is_no_failure(run, capsys):
 
 def test_what_parts_farther_is_one(run):
     assert run(gap=0.5) == 1
+
+
+def test_noise_is_how_far_a_server_is_from_itself(run, capsys):
+    assert run("--forced", "--noise", noise=(0.25, 0.5)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "vllm, last 512 of 9000 tokens: 0.000, 0.00" in lines
+    assert "stock beside itself, last 512 of 9000 tokens: 0.250, 0.25" in lines
+    assert "openmsa beside itself, last 512 of 3000 tokens: 0.500, 0.50" in lines
+    assert sum("beside itself" in line for line in lines) == 2 * (3 + 2)
 
 
 @pytest.mark.parametrize(
