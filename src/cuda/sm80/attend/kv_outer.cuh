@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
         for (int i = 2 * m; i < 2 * m + 2; ++i) {
           const std::int64_t q_row = __shfl_sync(kFullWarp, q_rows, i * 8 + lane / 4);
           const std::int64_t query_head = (p.work.head << log2_group) + head_of(i);
-          const auto* const from =
-              static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] + query_head * t.q.strides[1];
+          const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
+                                   query_head * t.q.strides[1];
           scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
         }
         q.put(m, rows);

@@ -166,8 +166,8 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
       query[i] = (warp * kRows + i) * 8 + lane / 4 >> p.log2_group_size;
       const std::int64_t q_row = tile.queries.q_row + min(query[i], tile.queries.count - 1);
       const std::int64_t query_head = (tile.head << p.log2_group_size) + head(i);
-      const auto* const from =
-          static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] + query_head * t.q.strides[1];
+      const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
+                               query_head * t.q.strides[1];
       scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
     }
     q.put(m, rows);

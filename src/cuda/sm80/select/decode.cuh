@@ -32,7 +32,7 @@ struct DecodeConfig {
   static constexpr int kHeldMaxima = 4;  // kv_blocks of the stage at work, and of the one before
   struct Storage {
     Stage stages[kStages];
-    uint4 q[kRowTiles][Product::kSteps][32];        // fragments of each lane
+    uint4 q[kRowTiles][Product::kSteps][32];  // fragments of each lane
     float maxima[kHeldMaxima][kWarps][kDecodeRows];
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
