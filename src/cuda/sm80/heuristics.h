@@ -78,7 +78,7 @@ constexpr std::int32_t score_queries(std::int64_t query_bytes, std::int64_t max_
 }
 
 /// CTAs of decode's index branch on an SM: as many as GPUs with 227 KB of shared memory hold.
-inline constexpr int kScoreCtasPerSm = 2;
+inline constexpr int kScoreCtasPerSm = 3;
 
 // ---- Attention of prompts -------------------------------------------------------------------------------------------
 
@@ -106,6 +106,9 @@ constexpr std::int32_t batches_together(std::int64_t tiles, std::int64_t partial
   while (together > 1 && together * tiles > partial_tiles) together /= 2;
   return together;
 }
+
+/// CTAs of kv_outer on an SM: as many as GPUs with 227 KB of shared memory hold.
+inline constexpr int kPromptCtasPerSm = 2;
 
 /// Queries of a tile that must want a kv_block for q_outer to work it off: three quarters of them.
 constexpr std::int32_t shared_threshold(std::int32_t tile_queries) { return std::max(2, tile_queries * 3 / 4); }

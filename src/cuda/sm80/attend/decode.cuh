@@ -64,9 +64,22 @@ struct Choice {
       is_open &= invalid < 0;
     }
   }
-  /// All lanes ask together.
+  /// All lanes ask together, each for a slot of its own.
   __device__ __forceinline__ std::int32_t block(std::int32_t slot) const {
-    return __shfl_sync(kFullWarp, slot < 32 ? blocks[0] : blocks[1], slot & 31);
+    const std::int32_t low = __shfl_sync(kFullWarp, blocks[0], slot & 31);
+    const std::int32_t high = __shfl_sync(kFullWarp, blocks[1], slot & 31);
+    return slot < 32 ? low : high;
+  }
+};
+
+/// Groups of keys from `first` on, of which lane `from` + i knows the page of group i.
+struct PagedGroups {
+  const SequenceKeys& sequence;
+  const KeyTensor& keys;
+  std::int32_t head, first, pages, from;
+
+  __device__ __forceinline__ const char* row(int group) const {
+    return sequence.row(keys, head, first + group * kGroupKeys, __shfl_sync(kFullWarp, pages, from + group));
   }
 };
 
@@ -150,12 +163,22 @@ __global__ void __launch_bounds__(Config::kThreads, 2) decode_kernel(const __gri
     const std::int32_t in_block = chunk & ((1 << log2_chunks) - 1);
     return (choice.block(chunk >> log2_chunks) << log2_block) + in_block * kChunkKeys;
   };
+  // Pages of a warp's next 32 groups of keys, one in each lane: its loop would wait for them one by one.
+  constexpr int kGroups = kChunkKeys / kGroupKeys, kAhead = 32 / kGroups;
+  std::int32_t pages = 0;
   const auto load = [&](std::int32_t chunk, int stage) {
     if (chunk < end) {
       typename Config::Chunk& to = storage.chunks[warp][stage];
+      const int number = (chunk - begin) / Config::kWarps % kAhead;
+      if (number == 0) {
+        const std::int32_t mine = min(chunk + lane / kGroups * Config::kWarps, end - 1);
+        pages = keys.page(first_key(mine) + lane % kGroups * kGroupKeys);
+      }
       const std::int32_t first = first_key(chunk);
-      load_keys<kChunkKeys, kRowBytes, 32>(keys, t.k, head, first, shared_address(to.k), lane);
-      load_keys<kChunkKeys, kRowBytes, 32>(keys, t.v, head, first, shared_address(to.v), lane);
+      const PagedGroups k{keys, t.k, head, first, pages, number * kGroups};
+      const PagedGroups v{keys, t.v, head, first, pages, number * kGroups};
+      load_groups<kChunkKeys, kRowBytes, 32>(k, t.k.token_stride, keys.end, first, shared_address(to.k), lane);
+      load_groups<kChunkKeys, kRowBytes, 32>(v, t.v.token_stride, keys.end, first, shared_address(to.v), lane);
       if constexpr (Product::kIsQuantized) {
         if (t.k_scale.is_per_token()) {
           load_scales<kChunkKeys, 32>(keys, t.k_scale, head, first, shared_address(to.k_scale), lane);
@@ -170,7 +193,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) decode_kernel(const __gri
 #pragma unroll
   for (int i = 0; i < Config::kStages - 1; ++i) load(begin + i * Config::kWarps, i);
 
-  typename Product::Queries q;
+  RegisterRows<Product, 1> q;
   float scale_log2[2];
   const float k_scale = t.k_scale.is_for_all() ? *t.k_scale.data : 1;
 #pragma unroll
@@ -179,9 +202,9 @@ __global__ void __launch_bounds__(Config::kThreads, 2) decode_kernel(const __gri
     const std::int64_t query_head = (head << p.log2_group_size) + min(i * 8 + lane / 4, group - 1);
     const auto* const from =
         static_cast<const typename Product::Element*>(t.q.data) + row * t.q.strides[0] + query_head * t.q.strides[1];
-    scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i, q, lane);
+    scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i, q.tiles[0], lane);
   }
-  WarpAttention<Product> attention;
+  WarpAttention<Product, 1> attention;
   int stage = 0;
 #pragma unroll 1
   for (std::int32_t chunk = begin; chunk < end; chunk += Config::kWarps) {
@@ -207,7 +230,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) decode_kernel(const __gri
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int at = i * 8 + lane / 4;
-    Product::store_row(attention.o, i, storage.partial.o[warp][at], lane);
+    Product::store_row(attention.o[0], i, storage.partial.o[warp][at], lane);
     if (lane % 4 == 0) {
       storage.partial.max[warp][at] = attention.max[i];
       storage.partial.sum[warp][at] = attention.sum[i];

@@ -1,4 +1,4 @@
-// Products of queries with keys and of probabilities with values, 16 rows by 16 keys at a time.
+// Products of queries with keys and of probabilities with values. Tiles of 16 rows share what is read of keys.
 //
 // Keys of 16 bits are multiplied as they are. e4m3 becomes fp16 in registers; queries in bf16 then become fp16 too
 // (tile/narrow.cuh). A lane has channels 2 t, 2 t + 1 of every 8 of a 16-bit key; of e4m3 channels 4 t to 4 t + 3 of
@@ -62,42 +62,52 @@ struct KeyProduct {
     }
   }
 
-  /// s0, s1 += q k^T for keys [key, key + 8) and [key + 8, key + 16) of a tile.
-  static __device__ __forceinline__ void add_scores(const Queries& q, std::uint32_t k, int key, float (&s0)[4],
-                                                    float (&s1)[4], int lane) {
-    if constexpr (!kIsQuantized) {
+  /// s += q k^T for keys [key, key + 8 kColumns) of a tile. Rows: RegisterRows or SharedRows, below.
+  template <class Rows, int kRowTiles, int kColumns>
+  static __device__ __forceinline__ void add_scores(const Rows& q, std::uint32_t k, int key,
+                                                    float (&s)[kRowTiles][kColumns][4], int lane) {
+    constexpr int kTogether = kIsQuantized ? 2 : 1;  // steps of one ldmatrix
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        std::uint32_t b[4];
-        Tile::load(k, key, 2 * step, lane, b);
-        multiply_add<Product>(s0, q[step], b[0], b[2]);
-        multiply_add<Product>(s1, q[step], b[1], b[3]);
+    for (int step = 0; step < kSteps; step += kTogether) {
+      std::uint32_t a[kRowTiles][kTogether][4];
+#pragma unroll
+      for (int i = 0; i < kRowTiles * kTogether; ++i) {
+        q.get(i / kTogether, step + i % kTogether, a[i / kTogether][i % kTogether]);
       }
-    } else {
 #pragma unroll
-      for (int step = 0; step < kSteps; step += 2) {
+      for (int n = 0; n < kColumns; n += 2) {
         std::uint32_t b[4];
-        Tile::load(k, key, step, lane, b);
+        Tile::load(k, key + n * 8, 2 * step / kTogether, lane, b);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const std::uint32_t first = b[2 * i], second = b[2 * i + 1];
-          multiply_add<Product>(s0, q[step + i], half_from_e4m3(first), half_from_e4m3(first >> 16));
-          multiply_add<Product>(s1, q[step + i], half_from_e4m3(second), half_from_e4m3(second >> 16));
+        for (int m = 0; m < kRowTiles; ++m) {
+          if constexpr (!kIsQuantized) {
+            multiply_add<Product>(s[m][n], a[m][0], b[0], b[2]);
+            multiply_add<Product>(s[m][n + 1], a[m][0], b[1], b[3]);
+          } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              multiply_add<Product>(s[m][n + i % 2], a[m][i / 2], half_from_e4m3(b[i]), half_from_e4m3(b[i] >> 16));
+            }
+          }
         }
       }
     }
   }
 
   /// o += p v for keys [key, key + 16) of a tile.
-  static __device__ __forceinline__ void add_values(const std::uint32_t (&p)[4], std::uint32_t v, int key, Values& o,
-                                                    int lane) {
+  template <int kRowTiles>
+  static __device__ __forceinline__ void add_values(const std::uint32_t (&p)[kRowTiles][4], std::uint32_t v, int key,
+                                                    Values (&o)[kRowTiles], int lane) {
     if constexpr (!kIsQuantized) {
 #pragma unroll
       for (int n = 0; n < kColumnTiles; n += 2) {
         std::uint32_t b[4];
         Tile::load_transposed(v, key, n, lane, b);
-        multiply_add<Product>(o[n], p, b[0], b[1]);
-        multiply_add<Product>(o[n + 1], p, b[2], b[3]);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          multiply_add<Product>(o[m][n], p[m], b[0], b[1]);
+          multiply_add<Product>(o[m][n + 1], p[m], b[2], b[3]);
+        }
       }
     } else {
 #pragma unroll
@@ -105,13 +115,12 @@ struct KeyProduct {
         std::uint32_t b[4];
         Tile::load_transposed(v, key, n / 2, lane, b);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < 4; ++i) {
+          const int pick = i % 2 == 0 ? 0x20 : 0x31;  // bytes of one channel, of both keys
+          const std::uint32_t low = half_from_e4m3(__byte_perm(b[i / 2 * 2], 0, pick));
+          const std::uint32_t high = half_from_e4m3(__byte_perm(b[i / 2 * 2 + 1], 0, pick));
 #pragma unroll
-          for (int odd = 0; odd < 2; ++odd) {
-            const int pick = odd ? 0x31 : 0x20;  // bytes of one channel, of both keys
-            multiply_add<Product>(o[n + 2 * i + odd], p, half_from_e4m3(__byte_perm(b[2 * i], 0, pick)),
-                                  half_from_e4m3(__byte_perm(b[2 * i + 1], 0, pick)));
-          }
+          for (int m = 0; m < kRowTiles; ++m) multiply_add<Product>(o[m][n + i], p[m], low, high);
         }
       }
     }
@@ -149,6 +158,32 @@ struct KeyProduct {
         reinterpret_cast<float4*>(row)[n * 2 + lane % 4] =
             make_float4(o[n][half * 2], o[n + 1][half * 2], o[n][half * 2 + 1], o[n + 1][half * 2 + 1]);
       }
+    }
+  }
+};
+
+/// Queries of a warp, kRowTiles tiles of 16 rows: in registers,
+template <class Product, int kRowTiles>
+struct RegisterRows {
+  typename Product::Queries tiles[kRowTiles];
+  __device__ __forceinline__ void get(int tile, int step, std::uint32_t (&a)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = tiles[tile][step][i];
+  }
+};
+
+/// or in shared memory, [tile][step][lane] fragments, where they cost no registers; `mine` is this lane's first one.
+template <class Product>
+struct SharedRows {
+  uint4* mine;
+  __device__ __forceinline__ void get(int tile, int step, std::uint32_t (&a)[4]) const {
+    const uint4 packed = mine[(tile * Product::kSteps + step) * 32];
+    a[0] = packed.x, a[1] = packed.y, a[2] = packed.z, a[3] = packed.w;
+  }
+  __device__ __forceinline__ void put(int tile, const typename Product::Queries& q) const {
+#pragma unroll
+    for (int step = 0; step < Product::kSteps; ++step) {
+      mine[(tile * Product::kSteps + step) * 32] = make_uint4(q[step][0], q[step][1], q[step][2], q[step][3]);
     }
   }
 };

@@ -1,5 +1,5 @@
 // Attention with kv_blocks in the outer loop: a CTA keeps one kv_block in shared memory, and its warps take the queries
-// that want it, wherever they are, 16 (query, head) rows at a time straight from memory into registers. Each leaves a
+// that want it, wherever they are, 32 (query, head) rows at a time. Each leaves a
 // normalised partial result in a slot of its query, which q_outer merges:
 //
 //   partial_o = softmax(scale q k^T) v,   partial_lse = log2 sum exp2(scale_log2 q k^T)      over the kv_block's keys
@@ -21,14 +21,15 @@ namespace openmsa::cuda::sm80::attend {
 template <class Element, class Cached, int kDim>
 struct KvOuterConfig {
   using Product = KeyProduct<Element, Cached, kDim>;
-  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
+  static constexpr int kThreads = 32 * kPromptWarps;
   static constexpr int kKeys = 128;     // of the largest kv_block
-  static constexpr int kStepKeys = 64;  // whose scores are in registers at a time
+  static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Storage {
     alignas(128) char k[kKeys * Product::kRowBytes];
     alignas(128) char v[kKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kKeys : 4];
     float v_scale[Product::kIsQuantized ? kKeys : 4];
+    uint4 q[kPromptWarps][kWarpTiles][Product::kSteps][32];  // fragments of each lane
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
@@ -37,7 +38,7 @@ struct KvOuterConfig {
 template <class Config>
 __device__ __forceinline__ void load_block(const PromptParams& p, typename Config::Storage& storage,
                                            const KvOuterItem& item, int thread) {
-  constexpr int kStep = Config::kStepKeys, kRowBytes = Config::Product::kRowBytes, kThreads = Config::kThreads;
+  constexpr int kStep = 64, kRowBytes = Config::Product::kRowBytes, kThreads = Config::kThreads;
   const SequenceView view = p.batch.sequence(item.sequence);
   const SequenceKeys keys{&p.batch, item.sequence, view.k_row, view.seqlen_k};
   const AttentionTensors& t = p.tensors;
@@ -61,8 +62,9 @@ __device__ __forceinline__ void load_block(const PromptParams& p, typename Confi
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
+__global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
   using Product = typename Config::Product;
+  constexpr int kRows = 2 * kWarpTiles;  // of a thread
   extern __shared__ __align__(128) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
@@ -70,41 +72,56 @@ __global__ void __launch_bounds__(Config::kThreads, 1) kv_outer_kernel(const __g
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_earlier_kernels();
   const std::int32_t num_items = *p.work.num_items, log2_group = p.log2_group_size, group = 1 << log2_group;
-  const std::int32_t queries = 16 >> log2_group;  // of a warp's rows
+  const Visit* const visits = p.work.visits;
+  const std::int32_t queries = 16 * kWarpTiles >> log2_group;  // of a warp's rows
   const KeysInShared keys{shared_address(storage.k), shared_address(storage.v),
                           t.k_scale.is_per_token() ? storage.k_scale : nullptr,
                           t.v_scale.is_per_token() ? storage.v_scale : nullptr};
-  const float k_scale = t.k_scale.is_for_all() ? *t.k_scale.data : 1;
+  const SharedRows<Product> q{&storage.q[warp][0][0][lane]};
+  const float k_scale = Product::kIsQuantized && t.k_scale.is_for_all() ? *t.k_scale.data : 1;
   const float v_scale = t.v_scale.is_for_all() ? *t.v_scale.data : 1;
   for (std::int32_t number = blockIdx.x; number < num_items; number += gridDim.x) {
     const KvOuterItem item = p.work.items[number];
+    // Row in q of row `lane` of this warp's next 32, looked up a round ahead.
+    const auto q_row_from = [&](std::int32_t first) {
+      return visits[item.begin + min(first + (lane >> log2_group), item.count - 1)].q_row;
+    };
+    std::int32_t q_rows = q_row_from(warp * queries);
     load_block<Config>(p, storage, item, thread);
-    for (std::int32_t first = warp * queries; first < item.count; first += Config::kWarps * queries) {
-      typename Product::Queries q;
-      std::int32_t place[2];  // of this thread's rows among partial results; -1: there is no such row
-      float scale_log2[2];
+    for (std::int32_t first = warp * queries; first < item.count; first += kPromptWarps * queries) {
+      // Of this thread's row i; looked up once more for its result, in place of registers for all four.
+      const auto head_of = [&](int i) { return i * 8 + lane / 4 & (group - 1); };
+      const auto at = [&](int i) { return first + (i * 8 + lane / 4 >> log2_group); };
+      float scale_log2[kRows];
+      __syncwarp();
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = i * 8 + lane / 4, at = first + (row >> log2_group), head = row & (group - 1);
-        const Visit visit = p.work.visits[item.begin + min(at, item.count - 1)];
-        const std::int64_t query_head = (p.work.head << log2_group) + head;
-        const auto* const from = static_cast<const typename Product::Element*>(t.q.data) +
-                                 visit.q_row * t.q.strides[0] + query_head * t.q.strides[1];
-        scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i, q, lane);
-        place[i] = at < item.count ? visit.slot * group + head : -1;
+      for (int m = 0; m < kWarpTiles; ++m) {
+        typename Product::Queries rows;
+#pragma unroll
+        for (int i = 2 * m; i < 2 * m + 2; ++i) {
+          const std::int64_t q_row = __shfl_sync(kFullWarp, q_rows, i * 8 + lane / 4);
+          const std::int64_t query_head = (p.work.head << log2_group) + head_of(i);
+          const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
+                                   query_head * t.q.strides[1];
+          scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
+        }
+        q.put(m, rows);
       }
-      WarpAttention<Product> attention;
-      constexpr int kEverything[2] = {Config::kStepKeys, Config::kStepKeys};
+      __syncwarp();
+      q_rows = q_row_from(first + kPromptWarps * queries);
+      WarpAttention<Product, kWarpTiles> attention;
+      constexpr int kEverything[kRows] = {};
 #pragma unroll 1
       for (int key = 0; key < p.batch.block_size; key += Config::kStepKeys) {
         attention.template add<Config::kStepKeys, false>(q, keys, key, kEverything, scale_log2, lane);
       }
       attention.finish(v_scale);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (place[i] < 0) continue;
-        PartialRow<Product>::store(attention.o, i, attention.inverse(i), p.work.partial_o, place[i], lane);
-        if (lane % 4 == 0) p.work.partial_lse[place[i]] = attention.lse_log2(i);
+      for (int i = 0; i < kRows; ++i) {
+        if (at(i) >= item.count) continue;
+        const std::int32_t place = visits[item.begin + at(i)].slot * group + head_of(i);
+        PartialRow<Product>::store(attention.o[i / 2], i % 2, attention.inverse(i), p.work.partial_o, place, lane);
+        if (lane % 4 == 0) p.work.partial_lse[place] = attention.lse_log2(i);
       }
     }
     __syncthreads();

@@ -13,13 +13,12 @@ void launch_scheduled(const PromptBatches& batches, int count, Launch launch) {
   using Outer = KvOuterConfig<Element<kDtype>, Element<kCached>, kDim>;
   using Inner = QOuterConfig<Element<kDtype>, Element<kCached>, kDim>;
   const auto rows = static_cast<unsigned int>(count);
-  const auto ctas = static_cast<unsigned int>(launch.num_sms);
+  const auto ctas = static_cast<unsigned int>(kPromptCtasPerSm * launch.num_sms);
   cuda::launch("kv_outer", kv_outer_kernel<Outer>, {{ctas, rows}, Outer::kThreads, sizeof(typename Outer::Storage)},
                launch.stream, batches);
   const auto tiles = static_cast<unsigned int>(batches.of[0].work.max_tiles);
-  cuda::launch("q_outer", q_outer_kernel<Inner>,
-               {{tiles, rows}, Inner::kThreads, Inner::kStages * sizeof(typename Inner::Stage)}, launch.stream,
-               batches);
+  cuda::launch("q_outer", q_outer_kernel<Inner>, {{tiles, rows}, Inner::kThreads, sizeof(typename Inner::Storage)},
+               launch.stream, batches);
 }
 
 template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>
@@ -28,9 +27,7 @@ void launch_dense(const PromptParams& p, std::int64_t max_tiles, Launch launch) 
   PromptBatches one;
   one.of[0] = p;
   cuda::launch("dense_attention", q_outer_kernel<Config>,
-               {{static_cast<unsigned int>(max_tiles * p.heads)},
-                Config::kThreads,
-                Config::kStages * sizeof(typename Config::Stage)},
+               {{static_cast<unsigned int>(max_tiles * p.heads)}, Config::kThreads, sizeof(typename Config::Storage)},
                launch.stream, one);
 }
 

@@ -17,8 +17,8 @@ using generic::ScheduleParams;
 using generic::SharedBlock;
 using generic::Visit;
 
-/// (query, head) rows of a tile of a prompt: 16 for each of its 8 warps.
-inline constexpr int kPromptWarps = 8, kPromptRows = 16 * kPromptWarps;
+/// (query, head) rows of a tile of a prompt: two tiles of 16 for each of its 4 warps.
+inline constexpr int kPromptWarps = 4, kWarpTiles = 2, kPromptRows = 16 * kWarpTiles * kPromptWarps;
 
 /// What all kernels read and write.
 struct AttentionTensors {

@@ -1,4 +1,4 @@
-// Attention with queries in the outer loop: a tile of 128 (query, head) rows, 16 for each of 8 warps, over kv_blocks
+// Attention with queries in the outer loop: a tile of 128 (query, head) rows, 32 for each of 4 warps, over kv_blocks
 // that its queries share, which stream through shared memory 64 keys at a time. With a selection these are the tile's
 // shared blocks, and afterwards the partial results of kv_outer are merged:
 //
@@ -24,14 +24,19 @@ template <class Element, class Cached, int kDim>
 struct QOuterConfig {
   using Product = KeyProduct<Element, Cached, kDim>;
   static constexpr int kThreads = 32 * kPromptWarps;
-  static constexpr int kStageKeys = 64, kStages = 3;
+  static constexpr int kStageKeys = 64, kStages = 2;
+  static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Stage {
     alignas(128) char k[kStageKeys * Product::kRowBytes];
     alignas(128) char v[kStageKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kStageKeys : 4];
     float v_scale[Product::kIsQuantized ? kStageKeys : 4];
   };
-  static_assert(kStages * sizeof(Stage) <= kSharedBytes);
+  struct Storage {
+    Stage stages[kStages];
+    uint4 q[kPromptWarps][kWarpTiles][Product::kSteps][32];  // fragments of each lane
+  };
+  static_assert(sizeof(Storage) <= kSharedBytes);
 };
 
 /// A tile of queries with the heads of one KV head, and the kv_blocks that it walks.
@@ -69,43 +74,52 @@ __device__ __forceinline__ bool find_prompt_tile(const PromptParams& p, PromptTi
   return true;
 }
 
-/// Adds the partial results of kv_outer to one finished row of this thread; those of `query` of the tile.
+/// Adds the partial results of kv_outer to finished row `i` of this thread, which is head `head` of `query` of the tile.
 template <class Product>
 __device__ __forceinline__ void merge_partials(const PromptParams& p, const PromptTile& tile, int query, int head,
-                                               WarpAttention<Product>& attention, int half, int lane) {
+                                               WarpAttention<Product, kWarpTiles>& attention, int i, int lane) {
   const ScheduleBatch& work = p.work;
   const std::int32_t slots = work.slot_counts[tile.number * work.tile_queries + query];
   if (slots == 0) return;
   const auto row = [&](std::int32_t slot) {
     return (((tile.number * work.slots + slot) * work.tile_queries + query) << p.log2_group_size) + head;
   };
-  const float own = attention.lse_log2(half);
+  const float own = attention.lse_log2(i);
   float top = own;
   for (std::int32_t slot = 0; slot < slots; ++slot) top = fmaxf(top, work.partial_lse[row(slot)]);
-  const float shift = finite_shift(top), weight = exp2_approx(own - shift) * attention.inverse(half);
+  const float shift = finite_shift(top);
   float total = exp2_approx(own - shift);
+  attention.scale_row(i, total * attention.inverse(i));
+  constexpr int kTogether = 4;  // that are under way at a time
+#pragma unroll 1
+  for (std::int32_t first = 0; first < slots; first += kTogether) {
+    PartialRow<Product> partial[kTogether];
+    float share[kTogether];
 #pragma unroll
-  for (int n = 0; n < Product::kColumnTiles; ++n) {
-    attention.o[n][half * 2] *= weight;
-    attention.o[n][half * 2 + 1] *= weight;
+    for (int j = 0; j < kTogether; ++j) {
+      const std::int32_t at = row(min(first + j, slots - 1));
+      share[j] = work.partial_lse[at];
+      partial[j].load(work.partial_o, at, lane);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (first + j >= slots) break;
+      share[j] = exp2_approx(share[j] - shift);
+      total += share[j];
+      partial[j].add_to(attention.o[i / 2], i % 2, share[j]);
+    }
   }
-#pragma unroll 2
-  for (std::int32_t slot = 0; slot < slots; ++slot) {
-    const std::int32_t at = row(slot);
-    const float share = exp2_approx(work.partial_lse[at] - shift);
-    total += share;
-    PartialRow<Product>::add(attention.o, half, share, work.partial_o, at, lane);
-  }
-  attention.max[half] = top;
-  attention.sum[half] = total;
+  attention.max[i] = top;
+  attention.sum[i] = total;
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1) q_outer_kernel(const __grid_constant__ PromptBatches batches) {
+__global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __grid_constant__ PromptBatches batches) {
   using Product = typename Config::Product;
   constexpr int kStageKeys = Config::kStageKeys, kRowBytes = Product::kRowBytes, kThreads = Config::kThreads;
+  constexpr int kRows = 2 * kWarpTiles;  // of a thread
   extern __shared__ __align__(128) char shared[];
-  auto* const stages = reinterpret_cast<typename Config::Stage*>(shared);
+  auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
   const AttentionTensors& t = p.tensors;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -121,7 +135,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) q_outer_kernel(const __gr
   };
   const auto load = [&](std::int32_t step) {
     if (step < steps) {
-      typename Config::Stage& to = stages[step % Config::kStages];
+      typename Config::Stage& to = storage.stages[step % Config::kStages];
       const std::int32_t first = first_key(step, tile.block(step >> log2_steps));
       load_keys<kStageKeys, kRowBytes, kThreads>(keys, t.k, tile.head, first, shared_address(to.k), thread);
       load_keys<kStageKeys, kRowBytes, kThreads>(keys, t.v, tile.head, first, shared_address(to.v), thread);
@@ -139,25 +153,28 @@ __global__ void __launch_bounds__(Config::kThreads, 1) q_outer_kernel(const __gr
 #pragma unroll
   for (int i = 0; i < Config::kStages - 1; ++i) load(i);
 
-  const float k_scale = t.k_scale.is_for_all() ? *t.k_scale.data : 1;
-  typename Product::Queries q;
-  float scale_log2[2];
-  int query[2], head[2];  // of the tile, of the group: of this thread's rows
-  bool exists[2];
+  const float k_scale = Product::kIsQuantized && t.k_scale.is_for_all() ? *t.k_scale.data : 1;
+  const SharedRows<Product> q{&storage.q[warp][0][0][lane]};
+  float scale_log2[kRows];
+  int query[kRows];  // of the tile, of this thread's rows
+  const auto head = [&](int i) { return (warp * kRows + i) * 8 + lane / 4 & ((1 << p.log2_group_size) - 1); };
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = warp * 16 + i * 8 + lane / 4;
-    query[i] = row >> p.log2_group_size;
-    head[i] = row & ((1 << p.log2_group_size) - 1);
-    exists[i] = query[i] < tile.queries.count;
-    const std::int64_t q_row = tile.queries.q_row + min(query[i], tile.queries.count - 1);
-    const std::int64_t query_head = (tile.head << p.log2_group_size) + head[i];
-    const auto* const from =
-        static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] + query_head * t.q.strides[1];
-    scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i, q, lane);
+  for (int m = 0; m < kWarpTiles; ++m) {
+    typename Product::Queries rows;
+#pragma unroll
+    for (int i = 2 * m; i < 2 * m + 2; ++i) {
+      query[i] = (warp * kRows + i) * 8 + lane / 4 >> p.log2_group_size;
+      const std::int64_t q_row = tile.queries.q_row + min(query[i], tile.queries.count - 1);
+      const std::int64_t query_head = (tile.head << p.log2_group_size) + head(i);
+      const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
+                               query_head * t.q.strides[1];
+      scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
+    }
+    q.put(m, rows);
   }
+  __syncwarp();
 
-  WarpAttention<Product> attention;
+  WarpAttention<Product, kWarpTiles> attention;
 #pragma unroll 1
   for (std::int32_t step = 0; step < steps; ++step) {
     async_wait<Config::kStages - 2>();
@@ -165,22 +182,31 @@ __global__ void __launch_bounds__(Config::kThreads, 1) q_outer_kernel(const __gr
     load(step + Config::kStages - 1);
     const SharedBlock block = tile.block(step >> log2_steps);
     const std::int32_t first = first_key(step, block);
-    int limit[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool wants = exists[i] && (tile.shared == nullptr || (block.members >> query[i] & 1) != 0);
-      limit[i] = wants ? tile.queries.position + query[i] + 1 - first : 0;
-    }
-    const typename Config::Stage& now = stages[step % Config::kStages];
+    const typename Config::Stage& now = storage.stages[step % Config::kStages];
     const KeysInShared in_shared{shared_address(now.k), shared_address(now.v),
                                  t.k_scale.is_per_token() ? now.k_scale : nullptr,
                                  t.v_scale.is_per_token() ? now.v_scale : nullptr};
-    const int least = min(limit[0], limit[1]), most = max(limit[0], limit[1]);
+    int limit[kRows], least = kStageKeys, most = 0;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const bool exists = query[i] < tile.queries.count;
+      const bool wants = exists && (tile.shared == nullptr || (block.members >> query[i] & 1) != 0);
+      limit[i] = wants ? tile.queries.position + query[i] + 1 - first : 0;
+      least = min(least, limit[i]), most = max(most, limit[i]);
+    }
     if (!__any_sync(kFullWarp, most > 0)) continue;
-    if (__all_sync(kFullWarp, least >= kStageKeys)) {
-      attention.template add<kStageKeys, false>(q, in_shared, 0, limit, scale_log2, lane);
+    if (__all_sync(kFullWarp, least == kStageKeys)) {
+#pragma unroll 1
+      for (int key = 0; key < kStageKeys; key += Config::kStepKeys) {
+        attention.template add<Config::kStepKeys, false>(q, in_shared, key, limit, scale_log2, lane);
+      }
     } else {
-      attention.template add<kStageKeys, true>(q, in_shared, 0, limit, scale_log2, lane);
+#pragma unroll 1
+      for (int key = 0; key < kStageKeys; key += Config::kStepKeys) {
+        attention.template add<Config::kStepKeys, true>(q, in_shared, key, limit, scale_log2, lane);
+#pragma unroll
+        for (int& seen : limit) seen -= Config::kStepKeys;
+      }
     }
   }
   async_wait<0>();
@@ -188,13 +214,14 @@ __global__ void __launch_bounds__(Config::kThreads, 1) q_outer_kernel(const __gr
   attention.finish(t.v_scale.is_for_all() ? *t.v_scale.data : 1);
   const OutputRows& out = t.out;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (exists[i] && !p.is_dense) merge_partials(p, tile, query[i], head[i], attention, i, lane);
-    const std::int64_t q_row = tile.queries.q_row + query[i], query_head = (tile.head << p.log2_group_size) + head[i];
+  for (int i = 0; i < kRows; ++i) {
+    const bool exists = query[i] < tile.queries.count;
+    if (exists && !p.is_dense) merge_partials(p, tile, query[i], head(i), attention, i, lane);
+    const std::int64_t q_row = tile.queries.q_row + query[i], query_head = (tile.head << p.log2_group_size) + head(i);
     auto* const o =
         static_cast<typename Product::Element*>(out.o) + q_row * out.o_strides[0] + query_head * out.o_strides[1];
-    Product::store_row(attention.o, i, attention.inverse(i), o, exists[i], lane);
-    if (out.lse != nullptr && exists[i] && lane % 4 == 0) {
+    Product::store_row(attention.o[i / 2], i % 2, attention.inverse(i), o, exists, lane);
+    if (out.lse != nullptr && exists && lane % 4 == 0) {
       out.lse[q_row * out.lse_strides[0] + query_head * out.lse_strides[1]] = attention.lse_log2(i) * kLn2;
     }
   }

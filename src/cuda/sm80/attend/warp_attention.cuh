@@ -1,4 +1,4 @@
-// Attention of one warp: 16 (query, head) rows, with a running softmax, over keys in shared memory.
+// Attention of one warp: tiles of 16 (query, head) rows, with a running softmax, over keys in shared memory.
 #pragma once
 
 #include "cuda/sm80/attend/key_product.cuh"
@@ -14,61 +14,78 @@ struct KeysInShared {
 };
 
 /// A thread has rows g and g + 8 (ptx/matrix.cuh).
-template <class Product>
+/// A thread has rows g and g + 8 of each tile (ptx/matrix.cuh): row i is half i % 2 of tile i / 2.
+template <class Product, int kRowTiles>
 struct WarpAttention {
   static constexpr bool kIsQuantized = Product::kIsQuantized;
+  static constexpr int kRows = 2 * kRowTiles;
 
-  float max[2] = {-INFINITY, -INFINITY};  // in units of log2
-  float sum[2] = {0, 0};                  // of this thread's columns, times 2^kLift
-  float unit = 0;                         // of o: the largest v_scale so far, where tokens have one each
-  typename Product::Values o = {};
+  float max[kRows];  // in units of log2
+  float sum[kRows];  // of this thread's columns, times 2^kLift
+  float unit = 0;    // of o: the largest v_scale so far, where tokens have one each
+  typename Product::Values o[kRowTiles] = {};
+
+  __device__ __forceinline__ WarpAttention() {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) max[row] = -INFINITY, sum[row] = 0;
+  }
 
   /// Keys [key, key + kKeys) of the tiles, of which row i sees the first limit[i]; kIsMasked: they may be fewer than
   /// kKeys. scale_log2: of scores, for each row.
-  template <int kKeys, bool kIsMasked>
-  __device__ __forceinline__ void add(const typename Product::Queries& q, const KeysInShared& keys, int key,
-                                      const int (&limit)[2], const float (&scale_log2)[2], int lane) {
+  template <int kKeys, bool kIsMasked, class Rows>
+  __device__ __forceinline__ void add(const Rows& q, const KeysInShared& keys, int key, const int (&limit)[kRows],
+                                      const float (&scale_log2)[kRows], int lane) {
     constexpr int kTiles = kKeys / 8;
     const int column = lane % 4 * 2;
-    float s[kTiles][4] = {};
-#pragma unroll
-    for (int n = 0; n < kTiles; n += 2) Product::add_scores(q, keys.k, key + n * 8, s[n], s[n + 1], lane);
+    float s[kRowTiles][kTiles][4] = {};
+    Product::add_scores(q, keys.k, key, s, lane);
     if (kIsQuantized && keys.k_scale != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 4 * kTiles; ++i) s[i / 4][i % 4] *= keys.k_scale[key + i / 4 * 8 + column + i % 2];
-    }
-    float top[2] = {-INFINITY, -INFINITY};
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        const float scale = keys.k_scale[key + i / 2 * 8 + column + i % 2];
 #pragma unroll
-    for (int i = 0; i < 4 * kTiles; ++i) {
-      float& x = s[i / 4][i % 4];
-      const int row = i / 2 % 2;
-      if (kIsMasked && i / 4 * 8 + column + i % 2 >= limit[row]) x = -INFINITY;
-      top[row] = fmaxf(top[row], x);
+        for (int row = 0; row < kRows; ++row) score(s, row, i) *= scale;
+      }
     }
-    float alpha[2], shift[2];
+    float alpha[kRows], shift[kRows];
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      alpha[row] = raise_max(max[row], quad_max(top[row]) * scale_log2[row], shift[row]);
+    for (int row = 0; row < kRows; ++row) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        float& x = score(s, row, i);
+        if (kIsMasked && i / 2 * 8 + column + i % 2 >= limit[row]) x = -INFINITY;
+        top = fmaxf(top, x);
+      }
+      alpha[row] = raise_max(max[row], quad_max(top) * scale_log2[row], shift[row]);
       shift[row] -= Product::kLift;
       sum[row] *= alpha[row];
     }
 #pragma unroll
-    for (int i = 0; i < 4 * kTiles; ++i) {
-      float& x = s[i / 4][i % 4];
-      const int row = i / 2 % 2;
-      x = exp2_approx(fmaf(x, scale_log2[row], -shift[row]));
-      sum[row] += x;
-    }
-    if (kIsQuantized && keys.v_scale != nullptr) scale_probabilities<kKeys>(s, keys.v_scale + key + column, alpha);
-    if (__any_sync(kFullWarp, alpha[0] != 1 || alpha[1] != 1)) {
+    for (int row = 0; row < kRows; ++row) {
 #pragma unroll
-      for (int i = 0; i < 4 * Product::kColumnTiles; ++i) o[i / 4][i % 4] *= alpha[i / 2 % 2];
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        float& x = score(s, row, i);
+        x = exp2_approx(fmaf(x, scale_log2[row], -shift[row]));
+        sum[row] += x;
+      }
+    }
+    if (kIsQuantized && keys.v_scale != nullptr) scale_probabilities(s, keys.v_scale + key + column, alpha);
+    bool is_raised = false;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) is_raised |= alpha[row] != 1;
+    if (__any_sync(kFullWarp, is_raised)) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) scale_row(row, alpha[row]);
     }
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
-      using Element = typename Product::Product;
-      const std::uint32_t p[4] = {pack<Element>(s[n][0], s[n][1]), pack<Element>(s[n][2], s[n][3]),
-                                  pack<Element>(s[n + 1][0], s[n + 1][1]), pack<Element>(s[n + 1][2], s[n + 1][3])};
+      std::uint32_t p[kRowTiles][4];
+#pragma unroll
+      for (int i = 0; i < 4 * kRowTiles; ++i) {
+        const float* const two = &s[i / 4][n + i % 4 / 2][i % 2 * 2];
+        p[i / 4][i % 4] = pack<typename Product::Product>(two[0], two[1]);
+      }
       Product::add_values(p, keys.v, key + n * 8, o, lane);
     }
   }
@@ -77,12 +94,11 @@ struct WarpAttention {
   __device__ __forceinline__ void finish(float v_scale) {
     constexpr float kDrop = kIsQuantized ? 0x1p-15f : 1;
     static_assert(!kIsQuantized || Product::kLift == 15);
+    const float factor = kDrop * v_scale * (unit > 0 ? unit : 1);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) sum[row] = quad_sum(sum[row]) * kDrop;
-    if constexpr (kIsQuantized) {
-      const float factor = kDrop * v_scale * (unit > 0 ? unit : 1);
-#pragma unroll
-      for (int i = 0; i < 4 * Product::kColumnTiles; ++i) o[i / 4][i % 4] *= factor;
+    for (int row = 0; row < kRows; ++row) {
+      sum[row] = quad_sum(sum[row]) * kDrop;
+      if (kIsQuantized) scale_row(row, factor);
     }
   }
 
@@ -90,21 +106,37 @@ struct WarpAttention {
   __device__ __forceinline__ float lse_log2(int i) const { return sum[i] == 0 ? -INFINITY : max[i] + log2f(sum[i]); }
   __device__ __forceinline__ float inverse(int i) const { return sum[i] == 0 ? 0 : 1 / sum[i]; }
 
+  /// Row `row` of o times `factor`.
+  __device__ __forceinline__ void scale_row(int row, float factor) {
+#pragma unroll
+    for (int i = 0; i < 2 * Product::kColumnTiles; ++i) o[row / 2][i / 2][row % 2 * 2 + i % 2] *= factor;
+  }
+
  private:
+  /// The i-th of this thread's scores of a row.
+  template <int kTiles>
+  static __device__ __forceinline__ float& score(float (&s)[kRowTiles][kTiles][4], int row, int i) {
+    return s[row / 2][i / 2][row % 2 * 2 + i % 2];
+  }
+
   /// Multiplies probabilities by the scales of their values, as shares of the largest so far, so that they keep to the
   /// range of fp16. From here on o counts in units of that; the sums of probabilities do not.
-  template <int kKeys>
-  __device__ __forceinline__ void scale_probabilities(float (&s)[kKeys / 8][4], const float* scales,
-                                                      float (&alpha)[2]) {
+  template <int kTiles>
+  __device__ __forceinline__ void scale_probabilities(float (&s)[kRowTiles][kTiles][4], const float* scales,
+                                                      float (&alpha)[kRows]) {
     float largest = unit;
 #pragma unroll
-    for (int i = 0; i < kKeys / 4; ++i) largest = fmaxf(largest, scales[i / 2 * 8 + i % 2]);
+    for (int i = 0; i < 2 * kTiles; ++i) largest = fmaxf(largest, scales[i / 2 * 8 + i % 2]);
     largest = quad_max(largest);
     const float inverse = largest > 0 ? 1 / largest : 0;
 #pragma unroll
-    for (int i = 0; i < kKeys / 2; ++i) s[i / 4][i % 4] *= scales[i / 4 * 8 + i % 2] * inverse;
-    alpha[0] *= unit * inverse;
-    alpha[1] *= unit * inverse;
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      const float share = scales[i / 2 * 8 + i % 2] * inverse;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) score(s, row, i) *= share;
+    }
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) alpha[row] *= unit * inverse;
     unit = largest;
   }
 };

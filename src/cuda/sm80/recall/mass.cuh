@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) mass_kernel(const __grid_
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) load(i);
-  typename Product::Queries q;
+  attend::RegisterRows<Product, 1> q;
   int position[2];  // of this thread's rows
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) mass_kernel(const __grid_
     const std::int64_t query_head = (head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
     const auto* const from = static_cast<const typename Product::Element*>(p.q.data) +
                              (tile.q_row + query) * p.q.strides[0] + query_head * p.q.strides[1];
-    Product::load_query(from, i, q, lane);
+    Product::load_query(from, i, q.tiles[0], lane);
     position[i] = tile.position + query;
   }
 
@@ -101,15 +101,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1) mass_kernel(const __grid_
         sum[i] = 0;
       }
     }
-    float s[kTiles][4] = {};
-#pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      Product::add_scores(q, shared_address(storage.k[step % kStages]), n * 8, s[n], s[n + 1], lane);
-    }
+    float s[1][kTiles][4] = {};
+    Product::add_scores(q, shared_address(storage.k[step % kStages]), 0, s, lane);
     float step_top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
-      float& x = s[i / 4][i % 4];
+      float& x = s[0][i / 4][i % 4];
       if (first + i / 4 * 8 + lane % 4 * 2 + i % 2 > position[i / 2 % 2]) x = -INFINITY;
       step_top[i / 2 % 2] = fmaxf(step_top[i / 2 % 2], x);
     }
@@ -120,7 +117,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) mass_kernel(const __grid_
     }
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
-      sum[i / 2 % 2] += exp2_approx(fmaf(s[i / 4][i % 4], p.scale_log2, -shift[i / 2 % 2]));
+      sum[i / 2 % 2] += exp2_approx(fmaf(s[0][i / 4][i % 4], p.scale_log2, -shift[i / 2 % 2]));
     }
     if (is_second && ((first + kStageKeys) % blocks_keys == 0 || step == 2 * steps - 1)) {
       write_mass(p, tile, head, number, first / blocks_keys, sum, warp, lane);

@@ -63,40 +63,41 @@ struct IndexProduct {
     }
   }
 
-  /// c += a k^T for the 16 keys from row `key` of a tile on, in two column tiles; kProducts tiles of 16 query rows meet
-  /// the same keys.
-  template <int kProducts>
+  /// c += a k^T for 16 kGroups keys from row `key` of a tile on, two column tiles for each 16; kProducts tiles of 16
+  /// query rows meet the same keys.
+  template <int kGroups, int kProducts>
   static __device__ __forceinline__ void add(const std::uint32_t (&a)[kProducts][kSteps][4], std::uint32_t tile,
-                                             int key, float (&c)[kProducts][2][4], int lane) {
-    std::uint32_t b[kSteps][4];
-    load_keys(tile, key, b, lane);
+                                             int key, float (&c)[kGroups][kProducts][2][4], int lane) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+    for (int step = 0; step < kSteps; step += kTogether) {
 #pragma unroll
-      for (int m = 0; m < kProducts; ++m) {
-        multiply_add<Product>(c[m][0], a[m][step], b[step][0], b[step][2]);
-        multiply_add<Product>(c[m][1], a[m][step], b[step][1], b[step][3]);
+      for (int group = 0; group < kGroups; ++group) {
+        std::uint32_t b[kTogether][4];
+        load_keys(tile, key + group * 16, step, b, lane);
+#pragma unroll
+        for (int i = 0; i < kTogether * kProducts; ++i) {
+          const int m = i % kProducts, next = i / kProducts;
+          multiply_add<Product>(c[group][m][0], a[m][step + next], b[next][0], b[next][2]);
+          multiply_add<Product>(c[group][m][1], a[m][step + next], b[next][1], b[next][3]);
+        }
       }
     }
   }
 
-  /// The 16 keys from row `key` on as `b` of every step: columns [0, 8) in b[.][0], b[.][2], the others in b[.][1],
-  /// b[.][3].
-  static __device__ __forceinline__ void load_keys(std::uint32_t tile, int key, std::uint32_t (&b)[kSteps][4],
-                                                   int lane) {
+  static constexpr int kTogether = kIsQuantized ? 2 : 1;  // steps of one ldmatrix
+  /// Steps [step, step + kTogether) of the 16 keys from row `key` on as `b`: columns [0, 8) in b[.][0], b[.][2], the
+  /// others in b[.][1], b[.][3].
+  static __device__ __forceinline__ void load_keys(std::uint32_t tile, int key, int step,
+                                                   std::uint32_t (&b)[kTogether][4], int lane) {
     if constexpr (!kIsQuantized) {
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) Tile::load(tile, key, 2 * step, lane, b[step]);
+      Tile::load(tile, key, 2 * step, lane, b[0]);
     } else {
+      std::uint32_t packed[4];
+      Tile::load(tile, key, step, lane, packed);
 #pragma unroll
-      for (int step = 0; step < kSteps; step += 2) {
-        std::uint32_t packed[4];
-        Tile::load(tile, key, step, lane, packed);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b[step + i / 2][i % 2] = half_from_e4m3(packed[i]);
-          b[step + i / 2][2 + i % 2] = half_from_e4m3(packed[i] >> 16);
-        }
+      for (int i = 0; i < 4; ++i) {
+        b[i / 2][i % 2] = half_from_e4m3(packed[i]);
+        b[i / 2][2 + i % 2] = half_from_e4m3(packed[i] >> 16);
       }
     }
   }

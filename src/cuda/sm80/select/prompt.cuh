@@ -28,6 +28,7 @@ struct PromptConfig {
   static constexpr int kHeld = 2 * kProducts;                 // rows whose scores a thread holds
   static constexpr int kThreads = 32 * kPromptWarps;
   static constexpr int kStageKeys = 128;
+  static constexpr int kRunKeys = 64;   // in one piece of code: the smallest kv_block
   static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   using Stage = KeyStage<Product, kStageKeys>;
   static constexpr int kStages = 3;
@@ -72,6 +73,10 @@ __device__ __forceinline__ float exchange_max(const float (&top)[kHeld], int lan
 template <class Config>
 using StepScores = float[Config::kStepKeys / 16][Config::kProducts][2][4];
 
+/// Queries of a warp.
+template <class Config>
+using StepQueries = std::uint32_t[Config::kProducts][Config::Product::kSteps][4];
+
 /// The score of held row `row` with column i of this thread's kStepKeys / 4.
 template <class Config>
 __device__ __forceinline__ float& held_score(StepScores<Config>& scores, int row, int i) {
@@ -89,10 +94,18 @@ __device__ __forceinline__ void scale_columns(StepScores<Config>& scores, const 
   }
 }
 
-/// Raises the maxima of the held rows to the scores of the first seen[row] keys. NaN loses to every number.
+/// Raises the maxima of the held rows to the scores of the kStepKeys keys from row `key` of a stage on, of which held row
+/// i sees the first seen[i]. NaN loses to every number.
 template <class Config, bool kIsMasked>
-__device__ __forceinline__ void raise_maxima(float (&top)[Config::kHeld], StepScores<Config>& scores,
-                                             const int (&seen)[Config::kHeld], int lane) {
+__device__ __forceinline__ void add_step(const SelectParams& p, const StepQueries<Config>& q,
+                                         const typename Config::Stage& stage, int key, const int (&seen)[Config::kHeld],
+                                         float (&top)[Config::kHeld], int lane) {
+  using Product = typename Config::Product;
+  StepScores<Config> scores = {};
+  Product::add(q, shared_address(stage.keys), key, scores, lane);
+  if constexpr (Product::kIsQuantized) {
+    if (p.index_k_scale.is_per_token()) scale_columns<Config>(scores, stage.scales + key, lane);
+  }
 #pragma unroll
   for (int row = 0; row < Config::kHeld; ++row) {
 #pragma unroll
@@ -119,6 +132,8 @@ template <class Config>
 __device__ __forceinline__ void select_item(const SelectParams& p, typename Config::Stage* stages, WorkItem item,
                                             int splits) {
   using Product = typename Config::Product;
+  constexpr int kHeld = Config::kHeld, kStageKeys = Config::kStageKeys, kStepKeys = Config::kStepKeys;
+  constexpr int kRunKeys = Config::kRunKeys;
   const int thread = threadIdx.x, lane = thread % 32;
   const WarpRows<Config> rows{thread / 32 * 16 * Config::kProducts, lane};
   const QueryTile tile = find_tile(p.batch, p.index, item.tile, p.queries_per_tile);
@@ -133,15 +148,13 @@ __device__ __forceinline__ void select_item(const SelectParams& p, typename Conf
 #pragma unroll
   for (int i = 0; i < Config::kStages - 1; ++i) load(range.begin + i);
 
-  std::uint32_t q[Config::kProducts][Product::kSteps][4];
+  StepQueries<Config> q;
   OwnedRow owned{};
-  int limit[Config::kHeld];  // keys that each held row sees
 #pragma unroll
   for (int i = 0; i < Config::kHeld; ++i) {
     const int row = rows.held(i), query = row / p.heads, head = row % p.heads;
     const int q_row = tile.q_row + min(query, tile.count - 1);
     const float unit = Product::load_query(p, q_row, head, i % 2, q[i / 2], lane);
-    limit[i] = tile.position + query + 1;
     if (rows.owns_one() && row == rows.owned()) {
       const bool exists = query < min(tile.count, p.queries_per_tile);
       owned = {exists, tile.position + query, q_row, head, row, unit};
@@ -149,46 +162,41 @@ __device__ __forceinline__ void select_item(const SelectParams& p, typename Conf
   }
   TopkEpilogue<Config::kCapacity> epilogue(p, owned);
 
-  const int log2_block = log2_of(p.rules.block_size), last_of_block = (p.rules.block_size - 1) / Config::kStepKeys;
-  float top[Config::kHeld];
+  const int log2_block = log2_of(p.rules.block_size), last_of_block = p.rules.block_size - 1;
+  float top[kHeld];
+  int seen[kHeld];
 #pragma unroll 1
   for (int stage = range.begin; stage < range.end; ++stage) {
     async_wait<Config::kStages - 2>();
     __syncthreads();
     load(stage + Config::kStages - 1);
     const typename Config::Stage& now = stages[stage % Config::kStages];
-    const std::uint32_t tile_address = shared_address(now.keys);
 #pragma unroll 1
-    for (int step = 0; step < Config::kStageKeys / Config::kStepKeys; ++step) {
-      StepScores<Config> scores = {};
+    for (int from = 0; from < kStageKeys; from += kRunKeys) {
+      const int first_key = stage * kStageKeys + from;
+      if ((first_key & last_of_block) == 0) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Product::template add<Config::kProducts>(q, tile_address, step * Config::kStepKeys + half * 16, scores[half],
-                                                 lane);
+        for (float& maximum : top) maximum = NAN;
       }
-      if constexpr (Product::kIsQuantized) {
-        if (p.index_k_scale.is_per_token()) scale_columns<Config>(scores, now.scales + step * Config::kStepKeys, lane);
-      }
-      const int first_key = stage * Config::kStageKeys + step * Config::kStepKeys;
-      const int block = first_key >> log2_block, part = step & last_of_block;
-      int seen[Config::kHeld], least = Config::kStepKeys;
-#pragma unroll
-      for (int i = 0; i < Config::kHeld; ++i) {
-        if (part == 0) top[i] = NAN;
-        seen[i] = limit[i] - first_key;
-        least = min(least, seen[i]);
-      }
-      if (__all_sync(kFullWarp, least == Config::kStepKeys)) {
-        raise_maxima<Config, false>(top, scores, seen, lane);
-      } else {
-        raise_maxima<Config, true>(top, scores, seen, lane);
-      }
-      if (part == last_of_block) {
-        float score = exchange_max(top, lane);
-        if (Product::kIsQuantized && p.index_block_scale.exists()) {
-          score *= now.scales[step * Config::kStepKeys >> log2_block];
+      if (tile.position + 1 >= first_key + kRunKeys) {  // all rows see them
+#pragma unroll 1
+        for (int key = 0; key < kRunKeys; key += kStepKeys) {
+          add_step<Config, false>(p, q, now, from + key, seen, top, lane);
         }
-        epilogue.take(p, score, block);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) seen[i] = tile.position + rows.held(i) / p.heads + 1 - first_key;
+#pragma unroll 1
+        for (int key = 0; key < kRunKeys; key += kStepKeys) {
+          add_step<Config, true>(p, q, now, from + key, seen, top, lane);
+#pragma unroll
+          for (int& keys_left : seen) keys_left -= kStepKeys;
+        }
+      }
+      if ((first_key + kRunKeys & last_of_block) == 0) {
+        float score = exchange_max(top, lane);
+        if (Product::kIsQuantized && p.index_block_scale.exists()) score *= now.scales[from >> log2_block];
+        epilogue.take(p, score, first_key >> log2_block);
       }
     }
   }

@@ -40,7 +40,10 @@ struct SequenceKeys {
 
   /// Row of a key of which one page lookup is enough for its group of kGroupKeys: those follow token_stride apart.
   OPENMSA_DEVICE const char* row(const KeyTensor& keys, std::int32_t head, std::int32_t key) const {
-    return keys.data + head * keys.head_stride + page(key) * keys.page_stride + entry(key) * keys.token_stride;
+    return row(keys, head, key, page(key));
+  }
+  OPENMSA_DEVICE const char* row(const KeyTensor& keys, std::int32_t head, std::int32_t key, std::int32_t page) const {
+    return keys.data + head * keys.head_stride + page * keys.page_stride + entry(key) * keys.token_stride;
   }
 
   /// Number of a key among all tokens, in the order in which their scales lie.

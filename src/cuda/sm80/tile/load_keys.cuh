@@ -27,24 +27,30 @@ class GroupRows {
 };
 
 /// Keys [first, first + kKeys) of one head as rows of a tile, by kThreads threads; 16 | first. Zeros after the
-/// sequence's `end`.
-template <int kKeys, int kRowBytes, int kThreads>
-__device__ __forceinline__ void load_keys(const SequenceKeys& sequence, const KeyTensor& keys, std::int32_t head,
-                                          std::int32_t first, std::uint32_t tile, int thread) {
+/// sequence's `end`. groups.row(i): where group i of them begins.
+template <int kKeys, int kRowBytes, int kThreads, class Groups>
+__device__ __forceinline__ void load_groups(const Groups& groups, std::int64_t token_stride, std::int32_t end,
+                                            std::int32_t first, std::uint32_t tile, int thread) {
   using Tile = SharedTile<kRowBytes>;
   constexpr int kRowsAtOnce = kThreads / Tile::kChunks, kLast = kGroupKeys - 1;
   static_assert(kThreads % Tile::kChunks == 0 && kKeys % kRowsAtOnce == 0);
   static_assert(32 / Tile::kChunks <= kGroupKeys, "rows of a warp lie in one group");
-  const GroupRows<kKeys> groups(sequence, keys, head, first, thread % 32);
   const int chunk = thread % Tile::kChunks, first_row = thread / Tile::kChunks;
-  const std::int64_t in_group = (first_row & kLast) * keys.token_stride + chunk * 16;
+  const std::int64_t in_group = (first_row & kLast) * token_stride + chunk * 16;
 #pragma unroll
   for (int from = 0; from < kKeys; from += kRowsAtOnce) {
     const int row = from + first_row;
     const char* const group = groups.row(row / kGroupKeys) + in_group;
-    const char* const from_row = from % kGroupKeys == 0 ? group : group + from % kGroupKeys * keys.token_stride;
-    async_copy_16(tile + Tile::offset(row, chunk), from_row, first + row < sequence.end);
+    const char* const from_row = from % kGroupKeys == 0 ? group : group + from % kGroupKeys * token_stride;
+    async_copy_16(tile + Tile::offset(row, chunk), from_row, first + row < end);
   }
+}
+
+template <int kKeys, int kRowBytes, int kThreads>
+__device__ __forceinline__ void load_keys(const SequenceKeys& sequence, const KeyTensor& keys, std::int32_t head,
+                                          std::int32_t first, std::uint32_t tile, int thread) {
+  const GroupRows<kKeys> groups(sequence, keys, head, first, thread % 32);
+  load_groups<kKeys, kRowBytes, kThreads>(groups, keys.token_stride, sequence.end, first, tile, thread);
 }
 
 /// The scales of keys [first, first + kKeys) of one head; 0 after the sequence's `end`.
