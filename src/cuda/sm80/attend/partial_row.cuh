@@ -24,20 +24,12 @@ struct PartialRow {
     }
   }
 
-  uint4 chunks[Product::kColumnTiles / 4];  // of this lane
-
-  __device__ __forceinline__ void load(const void* rows, std::int32_t row, int lane) {
+  /// o += weight * row.
+  static __device__ __forceinline__ void add(typename Product::Values& o, int half, float weight, const void* rows,
+                                             std::int32_t row, int lane) {
 #pragma unroll
     for (int i = 0; i < Product::kColumnTiles; i += 4) {
-      chunks[i / 4] = static_cast<const uint4*>(rows)[chunk(row, i, lane)];
-    }
-  }
-
-  /// o += weight * this.
-  __device__ __forceinline__ void add_to(typename Product::Values& o, int half, float weight) const {
-#pragma unroll
-    for (int i = 0; i < Product::kColumnTiles; i += 4) {
-      const uint4 packed = chunks[i / 4];
+      const uint4 packed = static_cast<const uint4*>(rows)[chunk(row, i, lane)];
       const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
       for (int n = 0; n < 4; ++n) {

@@ -90,24 +90,12 @@ __device__ __forceinline__ void merge_partials(const PromptParams& p, const Prom
   const float shift = finite_shift(top);
   float total = exp2_approx(own - shift);
   attention.scale_row(i, total * attention.inverse(i));
-  constexpr int kTogether = 4;  // that are under way at a time
-#pragma unroll 1
-  for (std::int32_t first = 0; first < slots; first += kTogether) {
-    PartialRow<Product> partial[kTogether];
-    float share[kTogether];
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const std::int32_t at = row(min(first + j, slots - 1));
-      share[j] = work.partial_lse[at];
-      partial[j].load(work.partial_o, at, lane);
-    }
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      if (first + j >= slots) break;
-      share[j] = exp2_approx(share[j] - shift);
-      total += share[j];
-      partial[j].add_to(attention.o[i / 2], i % 2, share[j]);
-    }
+#pragma unroll 2
+  for (std::int32_t slot = 0; slot < slots; ++slot) {
+    const std::int32_t at = row(slot);
+    const float share = exp2_approx(work.partial_lse[at] - shift);
+    total += share;
+    PartialRow<Product>::add(attention.o[i / 2], i % 2, share, work.partial_o, at, lane);
   }
   attention.max[i] = top;
   attention.sum[i] = total;
