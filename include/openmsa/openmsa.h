@@ -113,7 +113,7 @@ typedef enum openmsa_backend OPENMSA_ENUM_BASE {
   OPENMSA_BACKEND_REFERENCE = 2,         /* the equations in float64, single-threaded; judges the others */
   OPENMSA_BACKEND_REFERENCE_FLOAT32 = 3, /* the same code in float32: how far rounding alone takes a result */
   OPENMSA_BACKEND_CUDA =
-      4 /* sm_80 and later, kernels of its own for sm_90a; bf16 and fp16; tensors in device memory, work enqueued on a stream */
+      4 /* sm_80 and later, with kernels for sm_90a; bf16, fp16; tensors in device memory, work enqueued on a stream */
 } openmsa_backend;
 
 /* How index_q meets index keys in e4m3; see "fp8 keys". */
@@ -228,11 +228,11 @@ OPENMSA_API openmsa_status openmsa_plan_workspace_bytes(const openmsa_plan* plan
  * openmsa_append_kv; whatever else is asked of them is refused.
  *
  * Candidates. What competes for a place in a selection is one number, a kv_block b with its block score in fp32,
- *   candidate = key * 2^32 + (2^32 - 1 - b),   key = the score's bits as int32, of a negative one all but the sign
- *                                                    inverted, so that keys are ordered as scores; 0 for -0;
- * -2^31 + 1 for NaN; and INT64_MIN is none. The greater number is chosen first: the higher score, of equal ones the
- * lower kv_block, NaN after every number. The backend that made them merges them: on CUDA scores lack the positive
- * factor that all kv_blocks of a query and KV head share, of 1/sqrt(index_dim), a[i,r] and an index_k_scale of [1]. */
+ *   candidate = key * 2^32 + (2^32 - 1 - b),   key = the score's bits as int32, where it is negative with all but the
+ *                                                    sign inverted (so that keys are ordered as scores are);
+ *                                                    0 for -0; -2^31 + 1 for NaN
+ * and INT64_MIN is none. The greater one is chosen first: the higher score, the lower kv_block, NaN last. Who made them
+ * merges them: CUDA's scores lack a positive factor, of 1/sqrt(index_dim), a[i,r] and an index_k_scale of [1]. */
 typedef struct openmsa_tensors {
   size_t struct_size;
 
