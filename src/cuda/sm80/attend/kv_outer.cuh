@@ -82,11 +82,6 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
   const float v_scale = t.v_scale.is_for_all() ? *t.v_scale.data : 1;
   for (std::int32_t number = blockIdx.x; number < num_items; number += gridDim.x) {
     const KvOuterItem item = p.work.items[number];
-    // Row in q of row `lane` of this warp's next 32, looked up a round ahead.
-    const auto q_row_from = [&](std::int32_t first) {
-      return visits[item.begin + min(first + (lane >> log2_group), item.count - 1)].q_row;
-    };
-    std::int32_t q_rows = q_row_from(warp * queries);
     load_block<Config>(p, storage, item, thread);
     for (std::int32_t first = warp * queries; first < item.count; first += kPromptWarps * queries) {
       // Of this thread's row i; looked up once more for its result, in place of registers for all four.
@@ -99,7 +94,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
         typename Product::Queries rows;
 #pragma unroll
         for (int i = 2 * m; i < 2 * m + 2; ++i) {
-          const std::int64_t q_row = __shfl_sync(kFullWarp, q_rows, i * 8 + lane / 4);
+          const std::int64_t q_row = visits[item.begin + min(at(i), item.count - 1)].q_row;
           const std::int64_t query_head = (p.work.head << log2_group) + head_of(i);
           const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
                                    query_head * t.q.strides[1];
@@ -108,7 +103,6 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
         q.put(m, rows);
       }
       __syncwarp();
-      q_rows = q_row_from(first + kPromptWarps * queries);
       WarpAttention<Product, kWarpTiles> attention;
       constexpr int kEverything[kRows] = {};
 #pragma unroll 1
