@@ -111,9 +111,11 @@ __device__ __forceinline__ SequenceView held_sequence(const SelectParams& p, con
   return held;
 }
 
-/// Pages of a segment, the first ones looked up; none past the end of the table, whatever the lengths are.
+/// Pages of a segment, the first ones looked up; nothing outside of the table, whatever the lengths are: from useless ones
+/// may follow a segment of no sequence.
 __device__ __forceinline__ PageWindow pages_of(const SelectParams& p, const Segment& segment, int lane) {
-  PageWindow pages(p.batch, segment.sequence, min(held_sequence(p, segment).seqlen_k, p.table_keys), lane);
+  const std::int32_t seqlen_k = min(held_sequence(p, segment).seqlen_k, p.table_keys);
+  PageWindow pages(p.batch, max(0, segment.sequence), seqlen_k, lane);
   if (p.batch.page_size != 0) pages.at(max(0, segment.begin * kUnitKeys >> log2_of(p.batch.page_size)), 1);
   return pages;
 }
