@@ -157,8 +157,8 @@ IndexQueryRows index_query_rows(const Problem& problem) {
 }
 
 OutputRows output_rows(const openmsa_tensors& tensors) {
-  OutputRows rows{tensors.o.data, {tensors.o.strides[0], tensors.o.strides[1]}, nullptr, {}, false};
-  rows.is_fp32 = tensors.o.dtype == OPENMSA_FLOAT32;
+  OutputRows rows{
+      tensors.o.data, {tensors.o.strides[0], tensors.o.strides[1]}, nullptr, {}, tensors.o.dtype == OPENMSA_FLOAT32};
   if (present(tensors.lse)) {
     rows.lse = static_cast<float*>(tensors.lse.data);
     std::copy_n(tensors.lse.strides, 2, rows.lse_strides);

@@ -1,6 +1,8 @@
 // Tables of compiled kernels: one row per combination of template arguments.
 #pragma once
 
+#include <openmsa/openmsa.h>
+
 #include <cstddef>
 
 #include "core/error.h"
@@ -11,6 +13,13 @@ template <class Key, class Function>
 struct Variant {
   Key key;
   Function* function;
+};
+
+/// The key of kernels that have one version for each type and dimension.
+struct DtypeAndDim {
+  openmsa_dtype dtype;
+  int dim;  // of heads or of the index branch
+  bool operator==(const DtypeAndDim&) const = default;
 };
 
 /// The kernel that was compiled for `key`: there is one for every plan that check_plan lets pass.

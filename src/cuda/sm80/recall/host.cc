@@ -1,8 +1,8 @@
 #include "cuda/sm80/recall/host.h"
 
-#include <algorithm>
 #include <bit>
 
+#include "cuda/generic/recall/call.h"
 #include "cuda/generic/schedule/kernels.h"
 #include "cuda/sm80/call.h"
 #include "cuda/sm80/recall/variants.h"
@@ -13,7 +13,6 @@ namespace {
 using core::Arena;
 using core::Plan;
 using core::Problem;
-using generic::recall::Figure;
 
 struct Workspace {
   Workspace(Arena& arena, const Plan& plan)
@@ -30,10 +29,6 @@ struct Workspace {
   std::int64_t tiles;  // whose masses it holds
   float* mass;
 };
-
-Figure figure(const openmsa_tensor& tensor) {
-  return {static_cast<float*>(tensor.data), {tensor.strides[0], tensor.strides[1]}};
-}
 
 }  // namespace
 
@@ -56,21 +51,12 @@ void run(const Problem& problem, Arena arena, Launch launch) {
   p.q = query_rows(t.q);
   p.k = key_tensor(problem, t.k, t.k_cache, true);
   p.scale_log2 = scale_log2(plan);
-  p.max_blocks = static_cast<std::int32_t>(plan.max_blocks);
-  p.mass = workspace.mass;
-  p.topk_indices = selection_view(t.topk_indices);
-  p.topk = plan.config.topk;
-  p.block_recall = figure(t.block_recall);
-  p.score_recall = figure(t.score_recall);
+  generic::recall::set_results(p, problem, workspace.mass);
   generic::index_batch(p.batch, p.index, p.tile_queries, launch);
   RecallFunction* const recall =
       find_variant(kRecallVariants, {plan.config.dtype, plan.config.head_dim}, "block_recall");
   const std::int64_t tiles = max_tiles(problem.total_q, problem.batch, p.tile_queries);
-  for (std::int64_t first = 0; first < tiles; first += workspace.tiles) {
-    p.first_tile = static_cast<std::int32_t>(first);
-    p.tiles = static_cast<std::int32_t>(std::min(workspace.tiles, tiles - first));
-    recall(p, launch);
-  }
+  generic::recall::run_in_parts(p, tiles, workspace.tiles, [&] { recall(p, launch); });
 }
 
 }  // namespace openmsa::cuda::sm80::recall

@@ -6,12 +6,6 @@
 
 namespace openmsa::cuda::sm80::training {
 
-struct TrainingKey {
-  openmsa_dtype dtype;
-  int dim;  // of heads or of the index branch
-  bool operator==(const TrainingKey&) const = default;
-};
-
 struct TrainingKernels {
   BackwardFunction* backward;
   TeacherFunction* teacher;
@@ -23,7 +17,7 @@ template <openmsa_dtype kDtype, int kDim>
 inline constexpr TrainingKernels kKernels = {launch_backward<kDtype, kDim>, launch_teacher<kDtype, kDim>,
                                              launch_index_lse<kDtype, kDim>, launch_kl<kDtype, kDim>};
 
-inline constexpr Variant<TrainingKey, const TrainingKernels> kVariants[] = {
+inline constexpr Variant<DtypeAndDim, const TrainingKernels> kVariants[] = {
     {{OPENMSA_BFLOAT16, 64}, &kKernels<OPENMSA_BFLOAT16, 64>},
     {{OPENMSA_BFLOAT16, 128}, &kKernels<OPENMSA_BFLOAT16, 128>},
     {{OPENMSA_FLOAT16, 64}, &kKernels<OPENMSA_FLOAT16, 64>},

@@ -6,18 +6,13 @@
 
 namespace openmsa::cuda::sm90::dense {
 
-struct PromptKey {
-  openmsa_dtype dtype;
-  int dim;
-  bool operator==(const PromptKey&) const = default;
-};
 struct DecodeKey {
   openmsa_dtype dtype;   // of the queries
   openmsa_dtype cached;  // of the keys
   int dim;
   bool operator==(const DecodeKey&) const = default;
 };
-using PromptVariant = Variant<PromptKey, PromptFunction>;
+using PromptVariant = Variant<DtypeAndDim, PromptFunction>;
 using DecodeVariant = Variant<DecodeKey, DecodeFunction>;
 
 template <openmsa_dtype kDtype, int kDim>

@@ -1,8 +1,7 @@
 #include "cuda/sm90/recall/host.h"
 
-#include <algorithm>
-
 #include "cuda/common/call.h"
+#include "cuda/generic/recall/call.h"
 #include "cuda/generic/schedule/kernels.h"
 #include "cuda/sm90/dense/host.h"
 #include "cuda/sm90/heuristics.h"
@@ -29,10 +28,6 @@ struct Workspace {
   float* mass;
 };
 
-Figure figure(const openmsa_tensor& tensor) {
-  return {static_cast<float*>(tensor.data), {tensor.strides[0], tensor.strides[1]}};
-}
-
 }  // namespace
 
 std::size_t bytes(const Plan& plan) {
@@ -47,23 +42,14 @@ void run(const Problem& problem, Arena arena, Launch launch) {
   const Workspace workspace(arena, plan);
   RecallParams p{};
   static_cast<dense::PromptParams&>(p) = dense::prompt_params(problem, workspace.prompt);
-  p.max_blocks = static_cast<std::int32_t>(plan.max_blocks);
-  p.mass = workspace.mass;
-  p.topk_indices = selection_view(t.topk_indices);
-  p.topk = plan.config.topk;
-  p.block_recall = figure(t.block_recall);
-  p.score_recall = figure(t.score_recall);
+  generic::recall::set_results(p, problem, workspace.mass);
   generic::index_batch(p.batch, p.index, p.tile_queries, launch);
   const CUtensorMap q = dense::query_map(problem);
   const CUtensorMap k = key_map(problem, t.k, t.k_cache, true, p.key_box_rows, t.q.data);
   RecallFunction* const recall =
       find_variant(kRecallVariants, {plan.config.dtype, plan.config.head_dim}, "block_recall");
   const std::int64_t tiles = dense::max_tiles(problem.total_q, problem.batch, p.tile_queries);
-  for (std::int64_t first = 0; first < tiles; first += workspace.tiles) {
-    p.first_tile = static_cast<std::int32_t>(first);
-    p.tiles = static_cast<std::int32_t>(std::min(workspace.tiles, tiles - first));
-    recall(p, q, k, launch);
-  }
+  generic::recall::run_in_parts(p, tiles, workspace.tiles, [&] { recall(p, q, k, launch); });
 }
 
 }  // namespace openmsa::cuda::sm90::recall

@@ -6,7 +6,6 @@
 
 namespace openmsa::cuda::sm90::recall {
 
-using generic::recall::Figure;
 using RecallParams = generic::recall::RecallParams<dense::PromptParams>;
 
 }  // namespace openmsa::cuda::sm90::recall

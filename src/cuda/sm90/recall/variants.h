@@ -6,12 +6,7 @@
 
 namespace openmsa::cuda::sm90::recall {
 
-struct RecallKey {
-  openmsa_dtype dtype;
-  int dim;
-  bool operator==(const RecallKey&) const = default;
-};
-using RecallVariant = Variant<RecallKey, RecallFunction>;
+using RecallVariant = Variant<DtypeAndDim, RecallFunction>;
 
 template <openmsa_dtype kDtype, int kDim>
 inline constexpr RecallVariant kRecall = {{kDtype, kDim}, &launch_recall<kDtype, kDim>};

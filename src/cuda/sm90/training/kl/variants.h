@@ -6,13 +6,8 @@
 
 namespace openmsa::cuda::sm90::training::kl {
 
-struct KlKey {
-  openmsa_dtype dtype;
-  int dim;
-  bool operator==(const KlKey&) const = default;
-};
-using TeacherVariant = Variant<KlKey, TeacherFunction>;
-using IndexKeysVariant = Variant<KlKey, IndexKeysFunction>;
+using TeacherVariant = Variant<DtypeAndDim, TeacherFunction>;
+using IndexKeysVariant = Variant<DtypeAndDim, IndexKeysFunction>;
 
 template <openmsa_dtype kDtype, int kDim>
 inline constexpr TeacherVariant kTeacher = {{kDtype, kDim}, &launch_teacher<kDtype, kDim>};
