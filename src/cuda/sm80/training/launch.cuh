@@ -9,36 +9,35 @@
 
 namespace openmsa::cuda::sm80::training {
 
+template <class Config, class Params, class Tensors>
+void launch_items(const char* name, void (*kernel)(Params, Tensors), unsigned int ctas_per_sm, const Params& p,
+                  const Tensors& t, Launch launch) {
+  const unsigned int ctas = ctas_per_sm * static_cast<unsigned int>(launch.num_sms);
+  cuda::launch(name, kernel, {{ctas}, kThreads, sizeof(typename Config::Storage)}, launch.stream, p, t);
+}
+
 template <openmsa_dtype kDtype, int kDim>
 void launch_backward(const generic::training::BackwardParams& p, const BackwardTensors& t, Launch launch) {
   using Config = BackwardConfig<Element<kDtype>, kDim>;
-  cuda::launch("backward", backward_kernel<Config>,
-               {{static_cast<unsigned int>(launch.num_sms)}, kThreads, sizeof(typename Config::Storage)}, launch.stream,
-               p, t);
+  launch_items<Config>("backward", backward_kernel<Config>, 1, p, t, launch);
 }
 
 template <openmsa_dtype kDtype, int kDim>
 void launch_teacher(const generic::training::kl::Params& p, const TeacherTensors& t, Launch launch) {
   using Config = kl::TeacherConfig<Element<kDtype>, kDim>;
-  cuda::launch("teacher", kl::teacher_kernel<Config>,
-               {{2 * static_cast<unsigned int>(launch.num_sms)}, kThreads, sizeof(typename Config::Storage)},
-               launch.stream, p, t);
+  launch_items<Config>("teacher", kl::teacher_kernel<Config>, 2, p, t, launch);
 }
 
 template <openmsa_dtype kDtype, int kIndexDim>
 void launch_index_lse(const generic::training::kl::Params& p, const KeyTensor& index_k, Launch launch) {
   using Config = kl::IndexLseConfig<Element<kDtype>, kIndexDim>;
-  cuda::launch("index_lse", kl::index_lse_kernel<Config>,
-               {{static_cast<unsigned int>(launch.num_sms)}, kThreads, sizeof(typename Config::Storage)}, launch.stream,
-               p, index_k);
+  launch_items<Config>("index_lse", kl::index_lse_kernel<Config>, 1, p, index_k, launch);
 }
 
 template <openmsa_dtype kDtype, int kIndexDim>
 void launch_kl(const generic::training::kl::Params& p, const KeyTensor& index_k, Launch launch) {
   using Config = kl::Config<Element<kDtype>, kIndexDim>;
-  cuda::launch("kl", kl::kl_kernel<Config>,
-               {{static_cast<unsigned int>(launch.num_sms)}, kThreads, sizeof(typename Config::Storage)}, launch.stream,
-               p, index_k);
+  launch_items<Config>("kl", kl::kl_kernel<Config>, 1, p, index_k, launch);
 }
 
 }  // namespace openmsa::cuda::sm80::training

@@ -39,12 +39,20 @@ struct RowCopies {
   }
 };
 
-/// Takes the next item of a list batch for a CTA, whose threads all call it; `next`: in shared memory.
-__device__ __forceinline__ std::int32_t take_item(std::int32_t* counter, std::int32_t& next) {
-  __syncthreads();
-  if (threadIdx.x == 0) next = atomicAdd(counter, 1);
-  __syncthreads();
-  return next;
+/// work(item, number) on the items of a list batch that a CTA takes, by a counter; all of its threads call it. `next`: in
+/// shared memory.
+template <class Work>
+__device__ __forceinline__ void for_each_item(const generic::ListBatch& batch, std::int32_t* counter,
+                                              std::int32_t& next, Work work) {
+  const std::int32_t num_items = *batch.num_items;
+  for (;;) {
+    __syncthreads();
+    if (threadIdx.x == 0) next = atomicAdd(counter, 1);
+    __syncthreads();
+    const std::int32_t number = next;
+    if (number >= num_items) return;
+    work(batch.items[number], number);
+  }
 }
 
 /// Adds what the threads of a CTA hold of an item's keys to memory, in the item's turn.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/generic/training/kl/partial_place.cuh"
 #include "cuda/sm80/heuristics.h"
 #include "cuda/sm80/ptx/turn.cuh"
 #include "cuda/sm80/tile/softmax.cuh"
@@ -12,6 +13,7 @@
 namespace openmsa::cuda::sm80::training::kl {
 
 using generic::training::kl::Params;
+using generic::training::kl::partial_place;
 using generic::training::kl::PartialLse;
 
 template <class Element, int kDim>
@@ -23,22 +25,6 @@ struct IndexLseConfig {
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
-
-/// Where the partial result of a row and kv_block goes; nullptr in lanes that do not store it. The four lanes of a quad
-/// look at every fourth slot of the row's selection; without one the kv_block is the slot.
-__device__ __forceinline__ PartialLse* partial_place(const Params& p, const generic::ListItem& item, std::int32_t row,
-                                                     int lane) {
-  if (row < 0) return nullptr;
-  PartialLse* const partials = p.partials + p.work.place(item.head, row) * p.slots;
-  if (p.topk_indices.data == nullptr) return lane % 4 == 0 ? partials + item.block : nullptr;
-  const std::int32_t* const chosen = p.topk_indices.row(item.head, row);
-  PartialLse* found = nullptr;
-#pragma unroll 4
-  for (int slot = lane % 4; slot < p.slots; slot += 4) {
-    if (chosen[slot * p.topk_indices.strides[2]] == item.block) found = partials + slot;
-  }
-  return found;
-}
 
 /// 16 visits of an item from `first` on, by a warp.
 template <class Config>
@@ -97,23 +83,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_earlier_kernels();
-  const std::int32_t num_items = *p.work.num_items;
-  for (;;) {
-    const std::int32_t number = take_item(p.next_item + generic::training::kl::kIndexLseItem, storage.next_item);
-    if (number >= num_items) return;
-    const generic::ListItem item = p.work.items[number];
-    const std::uint32_t keys = shared_address(storage.index_k);
-    load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys_of(p.batch, item), index_k, 0, item.block * p.batch.block_size,
-                                                    keys, thread);
-    async_commit();
-    async_wait<0>();
-    __syncthreads();
-    const std::int32_t first_row = first_position(p.batch, item);
+  for_each_item(p.work, p.next_item + generic::training::kl::kIndexLseItem, storage.next_item,
+                [&](const generic::ListItem& item, std::int32_t) {
+                  const std::uint32_t keys = shared_address(storage.index_k);
+                  load_keys<kTileKeys, Tile::kRowBytes, kThreads>(keys_of(p.batch, item), index_k, 0,
+                                                                  item.block * p.batch.block_size, keys, thread);
+                  async_commit();
+                  async_wait<0>();
+                  __syncthreads();
+                  const std::int32_t first_row = first_position(p.batch, item);
 #pragma unroll 1
-    for (int first = warp * 16; first < item.count; first += kWarps * 16) {
-      index_lse_rows<Config>(p, item, keys, first, first_row, lane);
-    }
-  }
+                  for (int first = warp * 16; first < item.count; first += kWarps * 16) {
+                    index_lse_rows<Config>(p, item, keys, first, first_row, lane);
+                  }
+                });
 }
 
 }  // namespace openmsa::cuda::sm80::training::kl

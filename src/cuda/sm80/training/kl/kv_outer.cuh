@@ -212,12 +212,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(128) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
-  const std::int32_t num_items = *p.work.num_items;
-  for (;;) {
-    const std::int32_t number = take_item(p.next_item + generic::training::kl::kStepsItem, storage.next_item);
-    if (number >= num_items) return;
-    kl_item<Config>(p, index_k, p.work.items[number], number, storage);
-  }
+  for_each_item(
+      p.work, p.next_item + generic::training::kl::kStepsItem, storage.next_item,
+      [&](const generic::ListItem& item, std::int32_t number) { kl_item<Config>(p, index_k, item, number, storage); });
 }
 
 }  // namespace openmsa::cuda::sm80::training::kl

@@ -112,12 +112,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
-  const std::int32_t num_items = *p.work.num_items;
-  for (;;) {
-    const std::int32_t number = take_item(p.next_item + generic::training::kl::kTeacherItem, storage.next_item);
-    if (number >= num_items) return;
-    teacher_item<Config>(p, t, p.work.items[number], storage);
-  }
+  for_each_item(p.work, p.next_item + generic::training::kl::kTeacherItem, storage.next_item,
+                [&](const generic::ListItem& item, std::int32_t) { teacher_item<Config>(p, t, item, storage); });
 }
 
 }  // namespace openmsa::cuda::sm80::training::kl

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common/grid_dependency.cuh"
+#include "cuda/generic/training/kl/partial_place.cuh"
 #include "cuda/sm90/ptx/cp_async.cuh"
 #include "cuda/sm90/tile/attention_tile.cuh"
 #include "cuda/sm90/tile/causal_mask.cuh"
@@ -73,22 +74,6 @@ class IndexRows {
   const int thread_;
   std::int32_t rows_[Config::kRowsPerThread];  // -1: past the end of the item
 };
-
-/// Where the partial result of a row and kv_block goes; nullptr in lanes that do not store it. The four lanes of a quad
-/// look at every fourth slot of the row's selection; without one the kv_block is the slot.
-__device__ __forceinline__ PartialLse* partial_place(const Params& p, const generic::ListItem& item, std::int32_t row,
-                                                     int lane) {
-  if (row < 0) return nullptr;
-  PartialLse* const partials = p.partials + p.work.place(item.head, row) * p.slots;
-  if (p.topk_indices.data == nullptr) return lane % 4 == 0 ? partials + item.block : nullptr;
-  const std::int32_t* const chosen = p.topk_indices.row(item.head, row);
-  PartialLse* found = nullptr;
-#pragma unroll 4
-  for (int slot = lane % 4; slot < p.slots; slot += 4) {
-    if (chosen[slot * p.topk_indices.strides[2]] == item.block) found = partials + slot;
-  }
-  return found;
-}
 
 /// A tile of 64 rows of the item from visit `first` on.
 template <class Config>
