@@ -12,6 +12,7 @@
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/sm80/attend/params.h"
 #include "cuda/sm80/attend/partial_row.cuh"
+#include "cuda/sm80/attend/query_rows.cuh"
 #include "cuda/sm80/attend/warp_attention.cuh"
 #include "cuda/sm80/heuristics.h"
 #include "cuda/sm80/tile/load_keys.cuh"
@@ -89,19 +90,9 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
       const auto at = [&](int i) { return first + (i * 8 + lane / 4 >> log2_group); };
       float scale_log2[kRows];
       __syncwarp();
-#pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-        typename Product::Queries rows;
-#pragma unroll
-        for (int i = 2 * m; i < 2 * m + 2; ++i) {
-          const std::int64_t q_row = visits[item.begin + min(at(i), item.count - 1)].q_row;
-          const std::int64_t query_head = (p.work.head << log2_group) + head_of(i);
-          const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
-                                   query_head * t.q.strides[1];
-          scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
-        }
-        q.put(m, rows);
-      }
+      put_queries(
+          t, k_scale, q, scale_log2, lane, [&](int i) { return visits[item.begin + min(at(i), item.count - 1)].q_row; },
+          [&](int i) { return (p.work.head << log2_group) + head_of(i); });
       __syncwarp();
       WarpAttention<Product, kWarpTiles> attention;
       constexpr int kEverything[kRows] = {};

@@ -14,6 +14,7 @@
 #include "cuda/common/grid_dependency.cuh"
 #include "cuda/sm80/attend/params.h"
 #include "cuda/sm80/attend/partial_row.cuh"
+#include "cuda/sm80/attend/query_rows.cuh"
 #include "cuda/sm80/attend/warp_attention.cuh"
 #include "cuda/sm80/heuristics.h"
 #include "cuda/sm80/tile/load_keys.cuh"
@@ -147,19 +148,11 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   int query[kRows];  // of the tile, of this thread's rows
   const auto head = [&](int i) { return (warp * kRows + i) * 8 + lane / 4 & ((1 << p.log2_group_size) - 1); };
 #pragma unroll
-  for (int m = 0; m < kWarpTiles; ++m) {
-    typename Product::Queries rows;
-#pragma unroll
-    for (int i = 2 * m; i < 2 * m + 2; ++i) {
-      query[i] = (warp * kRows + i) * 8 + lane / 4 >> p.log2_group_size;
-      const std::int64_t q_row = tile.queries.q_row + min(query[i], tile.queries.count - 1);
-      const std::int64_t query_head = (tile.head << p.log2_group_size) + head(i);
-      const auto* const from = static_cast<const typename Product::Element*>(t.q.data) + q_row * t.q.strides[0] +
-                               query_head * t.q.strides[1];
-      scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
-    }
-    q.put(m, rows);
-  }
+  for (int i = 0; i < kRows; ++i) query[i] = (warp * kRows + i) * 8 + lane / 4 >> p.log2_group_size;
+  put_queries(
+      t, k_scale, q, scale_log2, lane,
+      [&](int i) { return tile.queries.q_row + min(query[i], tile.queries.count - 1); },
+      [&](int i) { return (tile.head << p.log2_group_size) + head(i); });
   __syncwarp();
 
   WarpAttention<Product, kWarpTiles> attention;

@@ -16,17 +16,10 @@ __global__ void __launch_bounds__(kChooseWarps * 32) candidates_kernel(const __g
   wait_for_earlier_kernels();
   let_next_kernel_start();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool is_mixture = !p.served.is_open();
-  for (auto number = static_cast<std::int32_t>(blockIdx.x); is_mixture || number < p.batch.total_q * p.heads;
-       number += gridDim.x) {
-    const std::int32_t at = number / p.heads, head = number % p.heads;
-    const QueryPart part = is_mixture ? find_group(p, at, lane) : find_part(p, at, at + 1, lane);
-    if (part.count == 0) break;
-    const generic::CandidateRow out{p.candidates.row(head, part.row), p.candidates.strides[2], p.rules.topk,
-                                    p.rules.shard};
-    generic::write_candidates(gathered, scratch, ChoiceTeam(1, kChooseWarps, warp), choice_row(p, part, 0, head), out,
-                              lane);
-  }
+  for_each_choice(p, lane, [&](std::int32_t row, std::int32_t head, const ChoiceRow& choice) {
+    const generic::CandidateRow out{p.candidates.row(head, row), p.candidates.strides[2], p.rules.topk, p.rules.shard};
+    generic::write_candidates(gathered, scratch, ChoiceTeam(1, kChooseWarps, warp), choice, out, lane);
+  });
 }
 
 }  // namespace openmsa::cuda::sm90::decode
