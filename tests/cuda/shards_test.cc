@@ -10,6 +10,7 @@
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
+#include "cuda/support/replays.h"
 #include "support/compare.h"
 #include "support/selections.h"
 
@@ -211,32 +212,15 @@ TEST_F(ShardGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
   };
   for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_MERGE_CANDIDATES, OPENMSA_OP_SPARSE_ATTENTION,
                               OPENMSA_OP_MERGE_PARTIALS}) {
-    DeviceCall call(steps.front(), op);
-    const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-    const Stream stream;
-    for (std::size_t i = 0; i < steps.size(); ++i) {
-      SCOPED_TRACE(testing::Message() << name_of(op) << ", step " << i);
-      call.update(steps[i]);
-      call.poison();
-      graph.replay(stream);
-      expect_same_bits(call.results(), run(steps[i], op));
-    }
+    expect_replays_follow(steps, op);
   }
 }
 
 TEST_F(ShardGraph, TwentyReplaysAreEqual) {
   const Layer full = step(2, {16, 1, 2, 300}, {2900, 9000, 900, 700});
   for (const openmsa_op op : {OPENMSA_OP_SELECT_CANDIDATES, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MERGE_PARTIALS}) {
-    const DeviceCall call(full, op);
-    const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-    const Stream stream;
-    graph.replay(stream);
-    const TensorMap first = call.results();
-    for (int repeat = 1; repeat < 20; ++repeat) {
-      graph.replay(stream);
-      expect_same_bits(call.results(), first);
-      if (HasFailure()) return;
-    }
+    expect_equal_replays(full, op);
+    if (HasFailure()) return;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
 #include "cuda/support/late_copy.h"
+#include "cuda/support/replays.h"
 #include "support/compare.h"
 #include "support/selections.h"
 
@@ -55,31 +56,11 @@ INSTANTIATE_TEST_SUITE_P(PageSizes, DecodeGraph, testing::Values(0, 32), testing
 TEST_P(DecodeGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
   const std::vector<Layer> all = steps();
   for (const openmsa_op op : {OPENMSA_OP_SELECT_BLOCKS, OPENMSA_OP_SPARSE_ATTENTION, OPENMSA_OP_MSA_ATTENTION}) {
-    DeviceCall call(all.front(), op);
-    const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-    const Stream stream;
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      SCOPED_TRACE(testing::Message() << "operation " << op << ", step " << i);
-      call.update(all[i]);
-      call.poison();
-      graph.replay(stream);
-      expect_same_bits(call.results(), run(all[i], op));
-    }
+    expect_replays_follow(all, op);
   }
 }
 
-TEST_P(DecodeGraph, TwentyReplaysAreEqual) {
-  const DeviceCall call(full_step(), OPENMSA_OP_MSA_ATTENTION);
-  const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-  const Stream stream;
-  graph.replay(stream);
-  const TensorMap first = call.results();
-  for (int repeat = 1; repeat < 20; ++repeat) {
-    graph.replay(stream);
-    expect_same_bits(call.results(), first);
-    if (HasFailure()) return;
-  }
-}
+TEST_P(DecodeGraph, TwentyReplaysAreEqual) { expect_equal_replays(full_step(), OPENMSA_OP_MSA_ATTENTION); }
 
 TEST_P(DecodeGraph, LengthsMayBeWrittenByTheKernelBefore) {
   const Layer layer = full_step();

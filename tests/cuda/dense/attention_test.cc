@@ -4,6 +4,7 @@
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
+#include "cuda/support/replays.h"
 #include "support/compare.h"
 
 namespace openmsa::test {
@@ -122,16 +123,8 @@ TEST_F(DenseBatch, ReplayAfterChangesEqualsAFreshRun) {
     const Layer steps[] = {with_lengths(memory, {most, 1, 2, 1}, {2900, 9000, 900, 300}),
                            with_lengths(memory, {1, 1, 1, most}, {130, 8000, 1, 299}),
                            with_lengths(memory, {0, 1, 0, 0}, {0, 0, 0, 0}), memory};
-    DeviceCall call(steps[0], kDense);
-    const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-    const Stream stream;
-    for (std::size_t i = 0; i < std::size(steps); ++i) {
-      SCOPED_TRACE(testing::Message() << "at most " << most << " queries, step " << i);
-      call.update(steps[i]);
-      call.poison();
-      graph.replay(stream);
-      expect_same_bits(call.results(), run(steps[i], kDense));
-    }
+    SCOPED_TRACE(testing::Message() << "at most " << most << " queries");
+    expect_replays_follow(steps, kDense);
   }
 }
 

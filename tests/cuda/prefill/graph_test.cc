@@ -2,6 +2,7 @@
 #include "cuda/support/cases.h"
 #include "cuda/support/device_call.h"
 #include "cuda/support/hopper.h"
+#include "cuda/support/replays.h"
 #include "support/compare.h"
 #include "support/selections.h"
 
@@ -70,16 +71,7 @@ TEST_P(DeviceGraph, ReplayAfterChangesInPlaceEqualsAFreshRun) {
   const Layer first = step({most, 1, 5, 0}, {300, 1900, 64, 129}, 1);
   const Layer steps[] = {first, step({1, most, 2, 3}, {129, 300, 1900, 64}, 2), emptied(first),
                          step({0, 1, 0, most}, {64, 129, 300, 1900}, 3), first};
-  DeviceCall call(first, GetParam().op);
-  const Graph graph([&](cudaStream_t stream) { call.enqueue(stream); });
-  const Stream stream;
-  for (std::size_t i = 0; i < std::size(steps); ++i) {
-    SCOPED_TRACE(testing::Message() << "step " << i);
-    call.update(steps[i]);
-    call.poison();
-    graph.replay(stream);
-    expect_same_bits(call.results(), run(steps[i], GetParam().op));
-  }
+  expect_replays_follow(steps, GetParam().op);
 }
 
 }  // namespace
