@@ -27,7 +27,7 @@ from .._machine import machine_facts
 from ._arms import Arm, Failed
 from ._checkpoint import Model, write_checkpoint
 from ._engines import ENGINES, PAGE, Settings
-from ._loads import Load, Request, loads_of
+from ._loads import STEPS, WARM_STEPS, Load, Request, loads_of
 from ._report import rows_of, table
 
 CONTEXTS, BATCHES = [32768, 131072], [1, 8, 32]
@@ -120,8 +120,10 @@ def rounds_of(load: Load, options: argparse.Namespace, fresh: Iterator[int]) -> 
     for _ in range(0 if is_read_once else options.rounds):
         requests = load.requests(next(fresh))
         yield requests, True
+    # The chunks of prompts that are still read have a page or more each.
+    decodes = [dataclasses.replace(request, num_new=load.batch + WARM_STEPS + STEPS) for request in requests]
     for _ in range(options.decodes):
-        yield requests, False
+        yield decodes, False
 
 
 def run_load(load: Load, arms: dict[str, Arm], options: argparse.Namespace, fresh: Iterator[int]) -> list[dict]:
