@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import statistics
@@ -27,8 +28,13 @@ class Request:
     is_late: bool = False
 
     def prompt(self) -> list[int]:
-        generator = random.Random(self.seed)
-        return [generator.randrange(3, VOCABULARY) for _ in range(self.context)]
+        return _prompt(self.context, self.seed)
+
+
+@functools.lru_cache(maxsize=64)  # a load has its prompts more than once
+def _prompt(num_tokens: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(3, VOCABULARY) for _ in range(num_tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
