@@ -57,22 +57,22 @@ def add_tokenizer(folder: Path) -> None:
 #: `vllm serve`, in which layers of MTP have names of their own. vLLM 0.33.0 names them as the first layers of the model, which
 #: M3's are not, since the names of its text model begin with language_model; those of a text model alone are, and it does not start.
 MTP_SERVER = """
-from vllm.models.minimax_m3.nvidia.mtp import MiniMaxM3MTP
-
-made = MiniMaxM3MTP.__init__
-MiniMaxM3MTP.__init__ = lambda self, *, vllm_config, prefix="": made(self, vllm_config=vllm_config, prefix=prefix or "mtp")
-
 if __name__ == "__main__":
     from vllm.entrypoints.cli.main import main
 
     main()
+else:  # the engine's process, which imports this file
+    from vllm.models.minimax_m3.nvidia.mtp import MiniMaxM3MTP
+
+    made = MiniMaxM3MTP.__init__
+    MiniMaxM3MTP.__init__ = lambda self, *, vllm_config, prefix="": made(self, vllm_config=vllm_config, prefix=prefix or "mtp")
 """
 
 
 def vllm_command(arm: str, model: Path, port: int, options: argparse.Namespace) -> list[str]:
     program = ["-m", "vllm.entrypoints.cli.main"]
     if options.drafts == "mtp" and drafts_of(arm, options):
-        path = model / "serve_mtp.py"  # a file: processes of the engine import it again
+        path = model / "serve_mtp.py"
         path.write_text(MTP_SERVER)
         program = [str(path)]
     command = [sys.executable, *program, "serve", str(model), "--host=127.0.0.1", f"--port={port}"]
