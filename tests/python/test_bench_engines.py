@@ -1,6 +1,8 @@
 """python -m openmsa.bench.engines without an engine: loads, figures, tables, and what becomes of processes that fail.
 An engine that is made up stands in for one."""
 
+import dataclasses
+import itertools
 import json
 import sys
 import textwrap
@@ -77,17 +79,18 @@ def test_a_configuration_that_both_engines_read():
     assert Model().bytes_per_token() == 2 * 128 * (2 * 4 * 20 + 19)
 
 
-@pytest.mark.parametrize("num_experts", [0, 2])
-def test_a_checkpoint(num_experts, tmp_path):
+@pytest.mark.parametrize("num_experts, num_mtp", [(0, 0), (2, 0), (2, 1)])
+def test_a_checkpoint(num_experts, num_mtp, tmp_path):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     model = Model(num_heads_q=4, num_heads_kv=2, num_layers=2, hidden_size=64, mlp_size=32, num_experts=num_experts)
+    model = dataclasses.replace(model, num_mtp=num_mtp)
     weights = safetensors.load_file(write_checkpoint(model, tmp_path / "m3") / "model.safetensors")
     assert weights["model.layers.1.self_attn.index_q_proj.weight"].shape == (2 * 128, 64)
     assert "model.layers.0.self_attn.index_q_proj.weight" not in weights
     assert weights["model.layers.0.mlp.down_proj.weight"].dtype == torch.bfloat16
     experts = {name for name in weights if ".experts." in name}
-    assert len(experts) == 3 * num_experts
+    assert len(experts) == 3 * num_experts * (1 + num_mtp)
 
 
 #: An engine that needs no time to speak of, and says in its log what a plug-in says.
@@ -96,8 +99,12 @@ MADE_UP = """
     from openmsa.bench.engines import _engines, _worker
 
     class MadeUp:
+        @staticmethod
+        def import_modules():
+            print("imported")
         def __init__(self, settings):
             assert settings.model and settings.max_tokens * 100 < settings.cache_bytes
+            assert settings.keeps_prompts == ({decodes} > 0)
             if settings.with_openmsa:
                 print("{says}")
             self.step = 1.0 if settings.with_openmsa else 2.0
@@ -115,9 +122,9 @@ MADE_UP = """
 def made_up(monkeypatch, tmp_path):
     """Has workers run the engine that is made up, in the ways that a test asks for."""
 
-    def make(says="openmsa 0.1.0 serves 2 of 2 sparse layers", dies=""):
+    def make(says="openmsa 0.1.0 serves 2 of 2 sparse layers", dies="", decodes=0):
         script = tmp_path / "worker.py"
-        script.write_text(textwrap.dedent(MADE_UP.format(says=says, dies=dies)))
+        script.write_text(textwrap.dedent(MADE_UP.format(says=says, dies=dies, decodes=decodes)))
         interpreter = tmp_path / "python"
         interpreter.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" "{script}" "$@"\n')
         interpreter.chmod(0o755)
@@ -152,6 +159,36 @@ def test_arms_take_turns(made_up, tmp_path, capsys):
         (2, "stock"),
     ]
     assert [one["chunk"] for one in results["settings"]] == [512, 256]
+
+
+def test_decodes_of_prompts_that_the_engine_keeps(made_up, tmp_path):
+    """The small load's prompts are read in every round, then decoded twice more; the large one's are read once."""
+    made_up(decodes=2)
+    assert run(tmp_path, "--decodes", "2", "--read-once", "512") == 0
+    runs = json.loads((tmp_path / "out" / "engines-vllm.json").read_text())["runs"]
+    has_new_prompts = {}
+    for one in runs:
+        has_new_prompts.setdefault(one["load"], []).append("first_token_ms" in one)
+        assert ("step_ms" in one) == ("prompt" not in one["load"])
+    assert has_new_prompts["512 x 1"] == [True] * 6 + [False] * 4
+    assert has_new_prompts["512 x 2"] == [True] * 2 + [False] * 4
+    assert has_new_prompts["512 x 8, and a prompt of 512"] == [True] * 6
+
+
+def test_prompts_of_rounds():
+    """New ones are no load's; those that are read once are the beginning of a longer load's."""
+    options = bench.parse(["vllm", "--decodes", "1", "--read-once", "1000"])
+    fresh = itertools.count(1)
+    loads = [Load(1000, 1, 512), Load(1000, 2, 512), Load(2000, 2, 512)]
+    small, large, longer = (
+        [[one.prompt() for one in each] for each, _ in bench.rounds_of(load, options, fresh)] for load in loads
+    )
+    assert len(small) == 4 and len({tuple(prompt) for (prompt,) in small}) == 3 and small[2] == small[3]
+    assert large[0] == large[1] and large[0][0] == small[0][0]
+    assert [prompt[:1000] for prompt in longer[0]] == large[0]
+    mixed = [each for each, _ in bench.rounds_of(MIXED, options, fresh)]
+    assert all(each[:2] == mixed[0][:2] for each in mixed)
+    assert len({tuple(each[2].prompt()) for each in mixed}) == 3
 
 
 @pytest.mark.parametrize(

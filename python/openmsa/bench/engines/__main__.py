@@ -5,8 +5,9 @@ The model is a small MiniMax-M3 of random weights: M3's attention in --layers la
 MLPs, no experts, bf16. Nearly all of a prompt's time is attention, so that gains are upper bounds of what M3 gains. Two
 processes, one with openmsa, have their engines side by side and take turns: stock, openmsa, openmsa, stock, and so on,
 for each load. Both must fit on the GPU with their caches. Figures are the best of a load's runs, after one that is not
-counted, which compiles kernels. A JSON file has every run, the machine, versions and settings; beside it is what the
-engines printed.
+counted, which compiles kernels. With --decodes a load goes on with runs of the same prompts, which the engine's cache of
+prefixes has, for the figures of decode steps alone. A JSON file has every run, the machine, versions and settings; beside
+it is what the engines printed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .._machine import machine_facts
 from ._arms import Arm, Failed
 from ._checkpoint import Model, write_checkpoint
 from ._engines import ENGINES, PAGE, Settings
-from ._loads import Load, loads_of
+from ._loads import STEPS, WARM_STEPS, Load, Request, loads_of
 from ._report import rows_of, table
 
 CONTEXTS, BATCHES = [32768, 131072], [1, 8, 32]
@@ -47,6 +50,12 @@ def parse(arguments) -> argparse.Namespace:
     )
     parser.add_argument("--mixed-chunk", type=int, default=2048, help="tokens of a step with both (2048)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of a load for each arm (2)")
+    parser.add_argument(
+        "--decodes", type=int, default=0, help="further runs of a load for each arm over prompts in the cache (0)"
+    )
+    parser.add_argument(
+        "--read-once", type=int, help="with --decodes: loads of more tokens have their prompts read once (none has)"
+    )
     parser.add_argument("--heads-q", type=int, default=64)
     parser.add_argument("--heads-kv", type=int, default=4)
     parser.add_argument("--layers", type=int, default=20)
@@ -91,16 +100,41 @@ def settings_of(model: Model, checkpoint: Path, members: list[Load], options: ar
         cache_bytes=pages * PAGE * model.bytes_per_token(),
         is_mixed=any(load.is_mixed for load in members),
         attention_backend=options.attention_backend,
+        keeps_prompts=options.decodes > 0,
     )
 
 
-def run_load(load: Load, arms: dict[str, Arm], rounds: int) -> list[dict]:
+def rounds_of(load: Load, options: argparse.Namespace, fresh: Iterator[int]) -> Iterator[tuple[list[Request], bool]]:
+    """Of every round the requests and whether their prompts are new. The first round does not count.
+
+    fresh   seeds that no load has had. Rounds that need no new prompts share those of seed 0, of which a longer prompt
+            begins with a shorter one: the cache of prefixes has a part of the next load's then
+    """
+    if load.is_mixed:
+        for _ in range(1 + options.rounds):
+            yield load.requests(0, next(fresh)), True
+        return
+    requests = load.requests(0)
+    yield requests, True
+    is_read_once = options.decodes and options.read_once is not None and load.context * load.batch > options.read_once
+    for _ in range(0 if is_read_once else options.rounds):
+        requests = load.requests(next(fresh))
+        yield requests, True
+    # The chunks of prompts that are still read have a page or more each.
+    decodes = [dataclasses.replace(request, num_new=load.batch + WARM_STEPS + STEPS) for request in requests]
+    for _ in range(options.decodes):
+        yield decodes, False
+
+
+def run_load(load: Load, arms: dict[str, Arm], options: argparse.Namespace, fresh: Iterator[int]) -> list[dict]:
     """A run of each arm that does not count, then the rounds, each in the opposite order of the one before."""
     order = list(arms)
     runs = []
-    for number in range(rounds + 1):
+    for number, (requests, has_new_prompts) in enumerate(rounds_of(load, options, fresh)):
         for name in order:
-            figures = load.figures(*arms[name].serve(load.requests(number)))
+            figures = load.figures(*arms[name].serve(requests))
+            if not has_new_prompts:
+                del figures["first_token_ms"]
             runs.append({"load": load.label, "arm": name, "round": number} | figures)
             words = ", ".join(f"{figure} {value:.5g}" for figure, value in figures.items())
             print(f"{load.label}, {name}: {words}" + ("" if number else " (not counted)"), file=sys.stderr, flush=True)
@@ -113,14 +147,16 @@ def measure(settings: Settings, members: list[Load], options: argparse.Namespace
     """Starts both arms and runs the loads; on_runs gets the runs of each."""
     arms: dict[str, Arm] = {}
     try:
-        for with_openmsa in (False, True):  # one after the other: an engine measures how much memory is free
+        for with_openmsa in (False, True):
             arm_settings = dataclasses.replace(settings, with_openmsa=with_openmsa)
             name = "openmsa" if with_openmsa else "stock"
             log = options.output / f"{options.engine}-{name}-{settings.chunk}.log"
             arms[name] = Arm(options.engine, arm_settings, log, options.time_limit)
-            arms[name].wait_until_ready()
+        for arm in arms.values():  # one after the other: an engine measures memory, and kernels of some sizes
+            arm.start()
+        fresh = itertools.count(1)
         for load in members:
-            on_runs(run_load(load, arms, options.rounds))
+            on_runs(run_load(load, arms, options, fresh))
     finally:
         for arm in arms.values():
             arm.close()

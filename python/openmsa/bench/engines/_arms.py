@@ -26,7 +26,9 @@ class Failed(RuntimeError):
 
 
 class Arm:
-    """name     "stock" or "openmsa"
+    """A process that imports the engine and waits for `start`.
+
+    name        "stock" or "openmsa"
     log         file of what the process prints
     time_limit  seconds for the engine to start, and for a load
     """
@@ -45,8 +47,9 @@ class Arm:
                 start_new_session=True,  # the engine's own processes go with it
             )
 
-    def wait_until_ready(self) -> None:
-        """Raises Failed too where the layers are not served as the name says."""
+    def start(self) -> None:
+        """Has the engine made. Raises Failed too where the layers are not served as the name says."""
+        self._send("make the engine")
         self._answer()
         text = self.log.read_text(errors="replace")
         serves, leaves = _SERVES.search(text), _LEAVES.search(text)
@@ -59,9 +62,7 @@ class Arm:
             raise Failed(f"{self.name}: expected {expected}, got {said}; see {self.log}")
 
     def serve(self, requests: list[Request]) -> Times:
-        assert self._process.stdin is not None  # it is a pipe
-        self._process.stdin.write(json.dumps([dataclasses.asdict(request) for request in requests]) + "\n")
-        self._process.stdin.flush()
+        self._send([dataclasses.asdict(request) for request in requests])
         sent, arrivals = self._answer()
         return sent, arrivals
 
@@ -69,6 +70,12 @@ class Arm:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def _send(self, value) -> None:
+        assert self._process.stdin is not None  # it is a pipe
+        with contextlib.suppress(BrokenPipeError):  # _answer says what became of the process
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
 
     def _answer(self):
         assert self._process.stdout is not None

@@ -19,6 +19,7 @@ class Model:
     num_heads_kv   also heads of the index branch
     num_dense      layers of dense attention, the first ones; M3 has 3 of 60
     num_experts    of every layer behind the dense ones; 0: MLPs
+    num_mtp        layers that predict further tokens, sparse, with experts: 8 where num_experts is 0
     """
 
     num_heads_q: int = 64
@@ -29,6 +30,7 @@ class Model:
     hidden_size: int = 512
     mlp_size: int = 512
     num_experts: int = 0
+    num_mtp: int = 0
     max_position: int = 1 << 20
 
     def bytes_per_token(self) -> int:
@@ -58,7 +60,7 @@ def configuration(model: Model) -> dict:
         "num_experts_per_tok": 2,
         "n_shared_experts": 1,
         "moe_layer_freq": [flag if model.num_experts else 0 for flag in is_sparse],
-        "num_mtp_modules": 0,
+        "num_mtp_modules": model.num_mtp,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "rms_norm_eps": 1e-6,
@@ -120,33 +122,43 @@ def _weights(model: Model, seed: int):
         yield linear(f"{name}.{up}", size, hidden)
         yield linear(f"{name}.{down}", hidden, size)
 
-    hidden, half = model.hidden_size, model.mlp_size // 2
-    q_size, kv_size = model.num_heads_q * HEAD_DIM, model.num_heads_kv * HEAD_DIM
-    yield "model.embed_tokens.weight", normal(VOCABULARY, hidden).bfloat16()
-    for number in range(model.num_layers):
-        layer = f"model.layers.{number}"
-        attention = f"{layer}.self_attn"
-        yield norm(f"{layer}.input_layernorm", hidden)
-        yield norm(f"{layer}.post_attention_layernorm", hidden)
+    def layer(name: str, is_sparse: bool, num_experts: int):
+        attention = f"{name}.self_attn"
+        yield norm(f"{name}.input_layernorm", hidden)
+        yield norm(f"{name}.post_attention_layernorm", hidden)
         yield linear(f"{attention}.q_proj", q_size, hidden)
         yield linear(f"{attention}.k_proj", kv_size, hidden)
         yield linear(f"{attention}.v_proj", kv_size, hidden)
         yield linear(f"{attention}.o_proj", hidden, q_size, 2.0)
         yield norm(f"{attention}.q_norm", HEAD_DIM, 0.4)
         yield norm(f"{attention}.k_norm", HEAD_DIM, 0.4)
-        if number >= model.num_dense:
+        if is_sparse:
             yield linear(f"{attention}.index_q_proj", kv_size, hidden)
             yield linear(f"{attention}.index_k_proj", HEAD_DIM, hidden)
             yield norm(f"{attention}.index_q_norm", HEAD_DIM)
             yield norm(f"{attention}.index_k_norm", HEAD_DIM)
-        if number < model.num_dense or not model.num_experts:
-            yield from mlp(f"{layer}.mlp", model.mlp_size, "gate_proj", "up_proj", "down_proj")
-            continue
-        experts = f"{layer}.block_sparse_moe"
-        yield f"{experts}.gate.weight", linear("", model.num_experts, hidden)[1].float()
-        yield f"{experts}.e_score_correction_bias", 0.1 * normal(model.num_experts)
+        if not num_experts:
+            yield from mlp(f"{name}.mlp", model.mlp_size, "gate_proj", "up_proj", "down_proj")
+            return
+        experts = f"{name}.block_sparse_moe"
+        yield f"{experts}.gate.weight", linear("", num_experts, hidden)[1].float()
+        yield f"{experts}.e_score_correction_bias", 0.1 * normal(num_experts)
         yield from mlp(f"{experts}.shared_experts", half, "gate_proj", "up_proj", "down_proj")
-        for expert in range(model.num_experts):
+        for expert in range(num_experts):
             yield from mlp(f"{experts}.experts.{expert}", half, "w1", "w3", "w2")
+
+    hidden, half = model.hidden_size, model.mlp_size // 2
+    q_size, kv_size = model.num_heads_q * HEAD_DIM, model.num_heads_kv * HEAD_DIM
+    yield "model.embed_tokens.weight", normal(VOCABULARY, hidden).bfloat16()
+    for number in range(model.num_layers):
+        name, is_sparse = f"model.layers.{number}", number >= model.num_dense
+        yield from layer(name, is_sparse, model.num_experts if is_sparse else 0)
     yield norm("model.norm", hidden)
     yield linear("lm_head", VOCABULARY, hidden, 2.0)
+    for number in range(model.num_mtp):
+        name = f"model.mtp.layers.{number}"
+        yield norm(f"{name}.enorm", hidden)
+        yield norm(f"{name}.hnorm", hidden)
+        yield linear(f"{name}.eh_proj", hidden, 2 * hidden)
+        yield from layer(f"{name}.transformer_layer", True, model.num_experts or 8)
+        yield norm(f"{name}.final_layernorm", hidden)

@@ -24,6 +24,7 @@ class Settings:
     cache_bytes        for max_tokens
     is_mixed           whether a step may have decodes and chunks of prompts
     attention_backend  of dense layers, as the engine names it; "": its own choice
+    keeps_prompts      whether the engine has its cache of prefixes
     """
 
     model: str
@@ -35,6 +36,7 @@ class Settings:
     cache_bytes: int
     is_mixed: bool = False
     attention_backend: str = ""
+    keeps_prompts: bool = False
 
     @property
     def attention_options(self) -> dict[str, str]:
@@ -47,6 +49,10 @@ Times = tuple[list[float], list[list[float]]]
 
 class Vllm:
     """Through the engine's own step(), as its LLM does. VLLM_ENABLE_V1_MULTIPROCESSING=0 runs it in one process."""
+
+    @staticmethod
+    def import_modules() -> None:
+        import vllm.v1.engine.llm_engine  # noqa: F401
 
     def __init__(self, settings: Settings):
         from vllm import LLM
@@ -61,7 +67,7 @@ class Vllm:
             max_num_seqs=settings.max_batch,
             kv_cache_memory_bytes=settings.cache_bytes,
             gpu_memory_utilization=0.1,  # has to be free; with kv_cache_memory_bytes it means nothing else
-            enable_prefix_caching=False,
+            enable_prefix_caching=settings.keeps_prompts,
             generation_config="vllm",
             additional_config={"openmsa": settings.with_openmsa},
             **settings.attention_options,
@@ -99,6 +105,10 @@ class Vllm:
 class Sglang:
     """Through the streams of its Engine, whose scheduler is another process."""
 
+    @staticmethod
+    def import_modules() -> None:
+        import sglang.srt.entrypoints.engine  # noqa: F401
+
     def __init__(self, settings: Settings):
         os.environ["OPENMSA_SGLANG"] = "1" if settings.with_openmsa else "0"
         import sglang
@@ -114,7 +124,7 @@ class Sglang:
             max_running_requests=settings.max_batch,
             cuda_graph_max_bs_decode=settings.max_batch,
             max_total_tokens=settings.max_tokens,
-            disable_radix_cache=True,
+            disable_radix_cache=not settings.keeps_prompts,
             enable_multimodal=False,
             log_level="info",
             **settings.attention_options,

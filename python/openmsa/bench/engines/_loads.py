@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import statistics
@@ -27,8 +28,13 @@ class Request:
     is_late: bool = False
 
     def prompt(self) -> list[int]:
-        generator = random.Random(self.seed)
-        return [generator.randrange(3, VOCABULARY) for _ in range(self.context)]
+        return _prompt(self.context, self.seed)
+
+
+@functools.lru_cache(maxsize=64)  # a load has its prompts more than once
+def _prompt(num_tokens: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(3, VOCABULARY) for _ in range(num_tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +52,15 @@ class Load:
         size = f"{tokens(self.context)} x {self.batch}"
         return f"{size}, and a prompt of {tokens(self.context)}" if self.is_mixed else size
 
-    def requests(self, seed: int) -> list[Request]:
-        """Other prompts for every seed, so that no cache of prefixes has them."""
+    def requests(self, seed: int, late_seed: int | None = None) -> list[Request]:
+        """Other prompts for every seed, so that no cache of prefixes has them; late_seed: of the prompt that is late."""
         # While the last prompts are read the first requests decode already.
         num_chunks = math.ceil(self.context / self.chunk) * (2 if self.is_mixed else self.batch)
         num_new = num_chunks + WARM_STEPS + STEPS
         requests = [Request(self.context, num_new, seed * 1000 + number) for number in range(self.batch)]
         if self.is_mixed:
-            requests.append(Request(self.context, 2, seed * 1000 + self.batch, is_late=True))
+            late_seed = seed if late_seed is None else late_seed
+            requests.append(Request(self.context, 2, late_seed * 1000 + self.batch, is_late=True))
         return requests
 
     def num_tokens(self) -> int:

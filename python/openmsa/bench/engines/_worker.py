@@ -1,7 +1,8 @@
 """A process that has one engine: python -m openmsa.bench.engines._worker ENGINE SETTINGS, the settings as JSON.
 
-Reads a line for each load, a list of requests, and answers with a line, when each was sent and when its tokens came.
-The first line that it writes says that the engine is there. What the engine prints goes to stderr."""
+Its first line of input says that the engine may be made, its first line of output that the engine is there. Then it reads a
+line for each load, a list of requests, and answers with a line, when each was sent and when its tokens came. What the engine
+prints goes to stderr."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    ENGINES[name].import_modules()
+    sys.stdin.readline()
     engine = ENGINES[name](Settings(**json.loads(settings)))
     answer("ready")
     for line in sys.stdin:

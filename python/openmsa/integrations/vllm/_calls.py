@@ -27,8 +27,8 @@ class Sequences(NamedTuple):
     seqlens_k: torch.Tensor
     block_table: torch.Tensor
 
-    def batch(self) -> dict[str, torch.Tensor]:
-        """Arguments of openmsa's functions."""
+    def batch(self) -> dict[str, Any]:
+        """Arguments of openmsa's functions, arrays all of them."""
         return {name: value for name, value in self._asdict().items() if name != "rows"}
 
 
