@@ -1,7 +1,8 @@
 // Dense attention of a few queries over all keys, which waits for memory: K and V are streamed once, in the order in
 // which they lie. One work item is a segment of a sequence's keys with all KV heads, for a token's heads lie side by
 // side. It goes from tile to tile of keys, head by head; while a head is worked on, its share of the next tile's memory
-// is fetched. The segments' (o, m, l) are merged in a second step.
+// is fetched, after the last tile that of the next segment, which most often the same thread takes next. The segments'
+// (o, m, l) are merged in a second step.
 
 #include <algorithm>
 #include <numeric>
@@ -186,11 +187,11 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
   const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(plan.config.kv_dtype));
   const bool are_together = lie_together(k, heads, row_bytes) && lie_together(v, heads, row_bytes);
   s.run.reset(rows_of_all);
-  std::int64_t keys, next, in_run = 0;
+  std::int64_t keys, in_run = 0;
   bool is_first = true;
   for (std::int64_t begin = segment.begin * plan.config.block_size; begin < end; begin += keys) {
     keys = std::min(decode_keys_per_tile(plan), end - begin);
-    next = std::min(decode_keys_per_tile(plan), end - begin - keys);
+    const std::int64_t next = std::min(decode_keys_per_tile(plan), sequence.seqlen_k - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
       s.ahead.begin(are_together ? row_bytes * heads : row_bytes);
       fetch_share(k, are_together, heads, head, begin + keys, next, s.ahead);
@@ -203,7 +204,7 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
       });
     }
     in_run += keys;
-    if (in_run < kDecodeRunKeys && next > 0) continue;
+    if (in_run < kDecodeRunKeys && begin + keys < end) continue;
     end_run(rows_of_all, is_first, s);
     is_first = false;
     in_run = 0;
