@@ -33,6 +33,7 @@ struct Scratch {
         values(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
         ahead(arena, decode_keys_per_tile(plan)),
         speed(product_speed(multiplies_in_pairs(plan))),
+        row_speed(row_product_speed(multiplies_in_pairs(plan))),
         keys_ld(decode_keys_per_tile(plan)),
         scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
@@ -50,7 +51,7 @@ struct Scratch {
   ScoreProduct qk;
   ValueProduct values;
   FetchList ahead;
-  std::int64_t speed;
+  std::int64_t speed, row_speed;
   std::int64_t keys_ld;  // decode_keys_per_tile
   float* scores;         // [keys_ld][kMaxColumns], or [columns][keys_ld] of few
   float *limit, *max, *sum, *alpha;
@@ -102,7 +103,7 @@ void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const Ke
           Scratch& s) {
   const std::int64_t columns = std::min(max_chunk(plan.group_size), sequence.seqlen_q) * plan.group_size;
   const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
-  const StepTimes times = step_times(plan, columns, are_few, s.speed);
+  const StepTimes times = step_times(plan, columns, are_few, s.speed, s.row_speed);
   const std::int64_t products = times.scores + times.softmax + times.values;
   if (are_few) {
     s.qk.load_keys_for_rows(k);
@@ -119,7 +120,7 @@ void attend(const Plan& plan, const Sequence& sequence, const Columns& columns, 
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
   const bool is_few = s.qk.has_few_columns(queries);
-  const StepTimes times = step_times(plan, size, is_few, s.speed);
+  const StepTimes times = step_times(plan, size, is_few, s.speed, s.row_speed);
   const Ahead during_scores = s.ahead.take(times.scores, times.softmax + times.values);
   const Ahead during_softmax = s.ahead.take(times.softmax, times.values);
   std::copy_n(rows.max, size, s.max);

@@ -97,10 +97,6 @@ void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, cons
   }
 }
 
-bool ScoreProduct::has_few_columns(const ScoreQueries& q) const {
-  return q.size_ <= kFewRows && (!in_pairs_ || pair_ops()->row_products != nullptr);
-}
-
 void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
   const QueryTile& tile = q.tile_;
   if (in_pairs_) {

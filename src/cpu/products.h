@@ -71,6 +71,7 @@ inline bool multiplies_index_in_pairs(const core::Plan& plan) {
 
 /// Of products with them, beside those in fp32.
 inline std::int64_t product_speed(bool in_pairs) { return in_pairs ? pair_ops()->speed : 1; }
+inline std::int64_t row_product_speed(bool in_pairs) { return in_pairs ? pair_ops()->row_speed : 1; }
 
 /// Rows of q, index_q or d_o as ScoreProduct takes them; d_o in fp32 is rounded where products are in pairs.
 class ScoreQueries {
@@ -114,8 +115,10 @@ class ScoreProduct {
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// Whether there are so few columns that row_scores takes less time.
-  bool has_few_columns(const ScoreQueries& q) const;
-  /// The same scores as s [columns][ld], ld being a multiple of kLanes.
+  bool has_few_columns(const ScoreQueries& q) const { return q.size_ <= kFewRows; }
+  /// Whether those are the same bits.
+  bool has_exact_row_scores() const { return !in_pairs_ || pair_ops()->rows_have_same_bits; }
+  /// The scores as s [columns][ld], ld being a multiple of kLanes.
   void row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// top[column] = the column's largest score, NaN ignored.
   void column_max(const ScoreQueries& q, float* top, const Ahead& ahead = {}) const;

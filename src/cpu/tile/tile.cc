@@ -474,6 +474,9 @@ namespace openmsa::cpu {
 HWY_EXPORT(make_ops);
 
 bool fetches_past_first_level() {
+#if HWY_ARCH_X86_64
+  if (__builtin_cpu_is("intel")) return true;
+#endif
 #ifdef _SC_LEVEL1_DCACHE_SIZE
   static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 where the system does not know
   return bytes > 0 && bytes <= 32 << 10;
