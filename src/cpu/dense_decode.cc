@@ -103,14 +103,12 @@ void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const Ke
           Scratch& s) {
   const std::int64_t columns = std::min(max_chunk(plan.group_size), sequence.seqlen_q) * plan.group_size;
   const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
+  const bool has_keys = are_few && s.qk.load_keys_for_rows(k), has_values = are_few && s.values.load_for_rows(v);
   const StepTimes times = step_times(plan, columns, are_few, s.speed, s.row_speed);
   const std::int64_t products = times.scores + times.softmax + times.values;
-  if (are_few) {
-    s.qk.load_keys_for_rows(k);
-  } else {
-    s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
-  }
-  s.values.load(v, s.ahead.take(times.load_v, products));
+  const std::int64_t load_v = has_values ? 0 : times.load_v;
+  if (!has_keys) s.qk.load_keys(k, s.ahead.take(times.load_k, load_v + products));
+  if (!has_values) s.values.load(v, s.ahead.take(load_v, products));
 }
 
 /// Brings consecutive rows up to date with the keys and values loaded; the first of them is that of column 0.

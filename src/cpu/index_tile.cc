@@ -51,11 +51,8 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   const std::int64_t next_keys = next < end ? keys_in_block(plan, sequence, next) : 0;
   // A decode step chooses what a prompt does.
   const bool is_few = product_.has_few_columns(q_) && product_.has_exact_row_scores();
-  if (is_few) {
-    product_.load_keys_for_rows({rows, begin, keys});
-  } else {
-    product_.load_keys({rows, begin, keys});
-  }
+  const KeySpan span = {rows, begin, keys};
+  if (!is_few || !product_.load_keys_for_rows(span)) product_.load_keys(span);
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
   ahead_.add({rows, next * plan.config.block_size, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);
@@ -69,9 +66,8 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   } else {
     product_.column_max(q_, top, ahead_.take());
   }
-  bool has_lowest = false;
-  for (std::int64_t c = 0; c < columns.size(); ++c) has_lowest |= top[c] == -kInfinity;
-  if (has_lowest) mark_nan(is_few, needs_scores);
+  const auto is_lowest = [](float score) { return score == -kInfinity; };
+  if (std::any_of(top, top + columns.size(), is_lowest)) mark_nan(is_few, needs_scores);
   for (std::int64_t c = 0; c < n; ++c) top[c] = limit_[c] > 0 ? top[c] * scale : -kInfinity;
 }
 

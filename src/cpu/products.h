@@ -107,8 +107,8 @@ class ScoreProduct {
 
   /// Fetches `ahead` if the keys are not multiplied where they lie.
   void load_keys(const KeySpan& keys, const Ahead& ahead = {});
-  /// The same for row_scores of few columns alone, which widens e4m3 itself.
-  void load_keys_for_rows(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for row_scores of few columns alone, where that widens the keys itself; returns whether it does.
+  bool load_keys_for_rows(const KeySpan& keys);
   /// Whether a score has a factor of its key: then there is no column_max.
   bool has_scales() const { return has_scales_; }
 
@@ -138,6 +138,8 @@ class ValueProduct {
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for multiply_rows alone, where that widens the values itself; returns whether it does.
+  bool load_for_rows(const KeySpan& keys);
 
   /// p [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
@@ -168,6 +170,8 @@ class ValueProduct {
   bool has_scales_ = false;
   core::BFloat16* last_;  // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
+  openmsa_dtype halves_dtype_{};
+  bool has_halves_ = false;
   std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
 };
 

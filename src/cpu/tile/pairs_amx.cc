@@ -24,7 +24,6 @@
 #include <algorithm>
 #include <limits>
 #include <type_traits>
-#include <utility>
 
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx512bf16,avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
 namespace openmsa::cpu {
@@ -152,27 +151,20 @@ std::int64_t count_blocks(std::int64_t m, std::int64_t n) {
   return core::ceil_div(m, 2 * kRows) * core::ceil_div(n, 2 * kRows);
 }
 
-/// A block of c.
-struct Sums {
-  float* c = nullptr;
-  std::int64_t rows = 0, columns = 0;
-
-  HWY_INLINE void scale(std::int64_t ldc, float scale) const {
-    const __m512 factor = _mm512_set1_ps(scale);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t j = 0; j < columns; j += 16) {
-        float* const at = c + i * ldc + j;
-        _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
-      }
+HWY_INLINE void scale_rows(float* c, std::int64_t ldc, std::int64_t rows, std::int64_t columns, float scale) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; j += 16) {
+      float* const at = c + i * ldc + j;
+      _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
     }
   }
-};
+}
 
 void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
             std::int64_t ldb, float* c, std::int64_t ldc, float scale, bool accumulate) {
   Registers registers;
   Prefetcher prefetcher(a.ahead, count_blocks(m, n) * (pairs / kPairs));
-  Sums before;  // not scaled yet: that would wait for what a register has just stored
   const auto sum = [&](auto two_rows, auto two_columns, std::int64_t i, std::int64_t j) {
     float *const upper = c + i * ldc + j, *const lower = upper + kRows * ldc;
     const std::int64_t row_bytes = ldc * static_cast<std::int64_t>(sizeof(float));
@@ -189,9 +181,7 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat
     if constexpr (two_columns) store<1>(upper + kRows, row_bytes);
     if constexpr (two_rows) store<2>(lower, row_bytes);
     if constexpr (two_rows && two_columns) store<3>(lower + kRows, row_bytes);
-    if (scale == 1) return;
-    before.scale(ldc, scale);
-    before = {upper, std::min(m - i, 2 * kRows), two_columns ? 2 * kRows : kRows};
+    if (scale != 1) scale_rows(upper, ldc, std::min(m - i, 2 * kRows), two_columns ? 2 * kRows : kRows, scale);
   };
   for (std::int64_t i = 0; i < m; i += 2 * kRows) {  // rows of a are read once, and columns of b stay in the L1 cache
     registers.set_rows(std::min(m - i, 2 * kRows));
@@ -199,64 +189,49 @@ void matmul(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat
       call_with_size(m - i, n - j, [&](auto two_rows, auto two_columns) { sum(two_rows, two_columns, i, j); });
     }
   }
-  before.scale(ldc, scale);
 }
 
-/// max(best, max over `rows` rows of 16 sums), NaN ignored. Of a NaN and a number the instruction takes the number.
-HWY_INLINE __m512 max_of_rows(const float* sums, std::int64_t rows, __m512 best) {
-  __m512 top[4] = {best, best, best, best};  // a maximum waits for the one before it
-  const auto take = [&](std::int64_t i, __m512& of) {
-    of = _mm512_maskz_max_ps(0xffff, _mm512_load_ps(sums + i * 16), of);
-  };
+/// max(best, max over `rows` of a register's sums), NaN ignored.
+template <int kNumber>
+HWY_INLINE __m512 max_of_rows(std::int64_t rows, __m512 best) {
+  alignas(64) float sums[kRows * 16];
+  store<kNumber>(sums, kRowBytes);
+  __m512 other = best;  // two chains
   std::int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    for (std::int64_t chain = 0; chain < 4; ++chain) take(i + chain, top[chain]);
+  for (; i + 2 <= rows; i += 2) {
+    best = _mm512_maskz_max_ps(0xffff, _mm512_load_ps(sums + i * 16), best);  // of a NaN and a number: the number
+    other = _mm512_maskz_max_ps(0xffff, _mm512_load_ps(sums + (i + 1) * 16), other);
   }
-  for (; i < rows; ++i) take(i, top[0]);
-  const __m512 even = _mm512_maskz_max_ps(0xffff, top[0], top[2]), odd = _mm512_maskz_max_ps(0xffff, top[1], top[3]);
-  return _mm512_maskz_max_ps(0xffff, even, odd);
+  if (i < rows) best = _mm512_maskz_max_ps(0xffff, _mm512_load_ps(sums + i * 16), best);
+  return _mm512_maskz_max_ps(0xffff, other, best);
 }
 
-/// The maxima of a block are taken while the next one's products run.
 void matmul_column_max(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<BFloat16> a, const BFloat16* b,
                        std::int64_t ldb, float* top) {
   Registers registers;
   Prefetcher prefetcher(a.ahead, count_blocks(m, n) * (pairs / kPairs));
-  struct alignas(64) Block {
-    float sums[2][2 * kRows][16];  // [column tile][row]
-    std::int64_t rows = 0;
-  } blocks[2];
-  const auto sum = [&](auto two_rows, auto two_columns, std::int64_t i, std::int64_t j, Block& block) {
+  __m512 best[2];
+  const auto max_of = [&](auto two_rows, auto two_columns, std::int64_t i, std::int64_t j) {
+    const std::int64_t upper = std::min(m - i, kRows), lower = m - i - kRows;
     finish_writes();
     clear<0>();
     if constexpr (two_columns) clear<1>();
     if constexpr (two_rows) clear<2>();
     if constexpr (two_rows && two_columns) clear<3>();
     sum_block<two_rows, two_columns>(i, j, pairs, a, b, ldb, prefetcher);
-    store<0>(block.sums[0], kRowBytes);
-    if constexpr (two_columns) store<1>(block.sums[1], kRowBytes);
-    if constexpr (two_rows) store<2>(block.sums[0] + kRows, kRowBytes);
-    if constexpr (two_rows && two_columns) store<3>(block.sums[1] + kRows, kRowBytes);
-    finish_writes();
-    block.rows = std::min(m - i, 2 * kRows);
+    best[0] = max_of_rows<0>(upper, best[0]);
+    if constexpr (two_rows) best[0] = max_of_rows<2>(std::min(lower, kRows), best[0]);
+    if constexpr (two_columns) best[1] = max_of_rows<1>(upper, best[1]);
+    if constexpr (two_rows && two_columns) best[1] = max_of_rows<3>(std::min(lower, kRows), best[1]);
   };
   for (std::int64_t j = 0; j < n; j += 2 * kRows) {
-    const std::int64_t tiles = n - j > kRows ? 2 : 1;
-    __m512 best[2];
     best[0] = best[1] = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    const auto take = [&](const Block& block) {
-      for (std::int64_t t = 0; t < tiles; ++t) best[t] = max_of_rows(block.sums[t][0], block.rows, best[t]);
-    };
-    Block *now = blocks, *before = blocks + 1;
-    before->rows = 0;
     for (std::int64_t i = 0; i < m; i += 2 * kRows) {
       registers.set_rows(std::min(m - i, 2 * kRows));
-      call_with_size(m - i, n - j, [&](auto two_rows, auto two_columns) { sum(two_rows, two_columns, i, j, *now); });
-      take(*before);
-      std::swap(now, before);
+      call_with_size(m - i, n - j, [&](auto two_rows, auto two_columns) { max_of(two_rows, two_columns, i, j); });
     }
-    take(*before);
-    for (std::int64_t t = 0; t < tiles; ++t) _mm512_storeu_ps(top + j + t * 16, best[t]);
+    _mm512_storeu_ps(top + j, best[0]);
+    if (n - j > kRows) _mm512_storeu_ps(top + j + kRows, best[1]);
   }
 }
 

@@ -70,6 +70,10 @@ struct TileOps {
   void (*matmul)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
                  std::int64_t ldc, bool accumulate);
 
+  /// The same for b in bf16 or fp16, widened on the way, which few rows wait for no longer than for fp32.
+  void (*matmul_widened)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, openmsa_dtype dtype,
+                         const std::byte* b, std::int64_t ldb, float* c, std::int64_t ldc, bool accumulate);
+
   /// top[j] = max over i < m of sum_p a(i,p) b[p][j], NaN ignored; -inf when there is nothing else.
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
                             float* top);
