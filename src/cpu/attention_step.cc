@@ -22,7 +22,7 @@ void AttentionStep::attend(const core::Plan& plan, const core::Sequence& sequenc
                            std::int64_t later_steps) {
   const std::int64_t keys = keys_in_block(plan, sequence, block), size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, block * plan.config.block_size, keys, limit);
-  const StepTimes times = step_times(plan, size, false, speed, speed);
+  const StepTimes times = step_times(plan, size, false, speed);
   const std::int64_t later = later_steps * (times.scores + times.softmax + times.values);
   qk.scores(queries, scores, kMaxColumns, ahead.take(times.scores, times.softmax + times.values + later));
   tile_ops().softmax_columns(scores, kMaxColumns, keys, columns.padded(), limit, max, sum, alpha,

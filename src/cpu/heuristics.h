@@ -73,8 +73,8 @@ inline std::int64_t decode_keys_per_tile(const core::Plan& plan) {
 }
 
 /// How long the parts of a step of attention take beside each other, in cycles per key, about, for `columns` query rows:
-/// what memory is fetched meanwhile is shared out so. `speed` is that of products beside those in fp32, `row_speed` the same
-/// of scores of few columns, whose keys lie along the lanes.
+/// what memory is fetched meanwhile is shared out so. `speed` is that of products beside those in fp32; few columns have
+/// their keys along the lanes.
 struct StepTimes {
   std::int64_t load_k;  // 0 where keys are multiplied as they lie
   std::int64_t load_v;
@@ -82,14 +82,13 @@ struct StepTimes {
   std::int64_t softmax;
   std::int64_t values;
 };
-inline StepTimes step_times(const core::Plan& plan, std::int64_t columns, bool are_few, std::int64_t speed,
-                            std::int64_t row_speed) {
+inline StepTimes step_times(const core::Plan& plan, std::int64_t columns, bool are_few, std::int64_t speed) {
   const std::int64_t dim = plan.config.head_dim, padded = core::ceil_div(columns, 16) * 16;
   const bool is_widened = plan.config.kv_dtype != plan.config.dtype || plan.config.dtype == OPENMSA_FLOAT16;
   StepTimes times{};
   times.load_k = is_widened ? dim / 6 : 0;
   times.load_v = plan.config.kv_dtype == OPENMSA_FLOAT32 ? 0 : dim / 6;
-  times.scores = (are_few ? dim * (5 + columns) / (16 * row_speed) : dim * padded / (20 * speed)) + 1;
+  times.scores = (are_few ? dim * (5 + columns) / (16 * speed) : dim * padded / (20 * speed)) + 1;
   times.softmax = are_few ? columns : padded;
   times.values = dim * columns / ((are_few ? 16 : 25) * speed) + 1;
   return times;

@@ -69,7 +69,7 @@ inline bool multiplies_index_in_pairs(const core::Plan& plan) {
   return multiplies_in_pairs(is_rounded ? keys : plan.config.dtype, keys, plan.config.index_dim);
 }
 
-/// Of products with them, beside those in fp32.
+/// Of products with them, and of those of few rows, beside those in fp32.
 inline std::int64_t product_speed(bool in_pairs) { return in_pairs ? pair_ops()->speed : 1; }
 inline std::int64_t row_product_speed(bool in_pairs) { return in_pairs ? pair_ops()->row_speed : 1; }
 
