@@ -16,8 +16,6 @@
 namespace openmsa::cpu {
 namespace {
 
-using core::KeyRows;
-
 std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
 
 struct Scratch {
