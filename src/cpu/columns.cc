@@ -164,6 +164,14 @@ bool KeyTile::load_codes(const core::KeyRows& keys, std::int64_t begin, std::int
   return std::all_of(scales, scales + count, [](float scale) { return std::isfinite(scale); });
 }
 
+bool KeyTile::load_halves(const core::KeyRows& keys, std::int64_t begin, std::int64_t count) {
+  const bool has_16_bits = keys.dtype == OPENMSA_BFLOAT16 || keys.dtype == OPENMSA_FLOAT16;
+  if (!has_16_bits || dim % kLanes != 0 || keys.run(begin, count) != count) return false;
+  halves = keys.token(begin);
+  ld = keys.token_bytes / static_cast<std::int64_t>(sizeof(core::BFloat16));
+  return true;
+}
+
 float largest(const float* from, std::int64_t count) {
   float amax = 0;
   for (std::int64_t c = 0; c < count; ++c) amax = std::fabs(from[c]) > amax ? std::fabs(from[c]) : amax;

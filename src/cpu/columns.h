@@ -72,6 +72,8 @@ struct KeyTile {
   /// Tokens that are e4m3, as they are, and their scales, if there are any, to scales[key]. Returns false where they do not
   /// lie evenly spaced or a scale is Inf or NaN.
   bool load_codes(const core::KeyRows& keys, std::int64_t begin, std::int64_t count, float* scales);
+  /// Tokens that are bf16 or fp16, as they are. Returns false where they do not lie evenly spaced, or not in whole vectors.
+  bool load_halves(const core::KeyRows& keys, std::int64_t begin, std::int64_t count);
   Operand operand() const { return {data, ld, 1}; }
 
   std::int64_t dim;
@@ -79,6 +81,7 @@ struct KeyTile {
   const float* data = nullptr;              // of load
   const core::BFloat16* bf16 = nullptr;     // of load_bf16
   const core::Float8E4M3* codes = nullptr;  // of load_codes
+  const std::byte* halves = nullptr;        // of load_halves
   std::int64_t ld = 0;                      // elements from one row to the next
 };
 

@@ -1,7 +1,8 @@
 // Dense attention of a few queries over all keys, which waits for memory: K and V are streamed once, in the order in
 // which they lie. One work item is a segment of a sequence's keys with all KV heads, for a token's heads lie side by
 // side. It goes from tile to tile of keys, head by head; while a head is worked on, its share of the next tile's memory
-// is fetched. The segments' (o, m, l) are merged in a second step.
+// is fetched, after the last tile that of the next segment, which most often the same thread takes next. The segments'
+// (o, m, l) are merged in a second step.
 
 #include <algorithm>
 #include <numeric>
@@ -14,8 +15,6 @@
 
 namespace openmsa::cpu {
 namespace {
-
-using core::KeyRows;
 
 std::int64_t max_queries(const Plan& plan) { return std::min(kMaxDecodeQueries, plan.config.max_total_q); }
 
@@ -32,6 +31,7 @@ struct Scratch {
         values(arena, decode_keys_per_tile(plan), plan.config.head_dim, multiplies_in_pairs(plan)),
         ahead(arena, decode_keys_per_tile(plan)),
         speed(product_speed(multiplies_in_pairs(plan))),
+        row_speed(row_product_speed(multiplies_in_pairs(plan))),
         keys_ld(decode_keys_per_tile(plan)),
         scores(arena.take<float>(decode_keys_per_tile(plan) * kMaxColumns)),
         limit(arena.take<float>(kMaxColumns)),
@@ -49,7 +49,7 @@ struct Scratch {
   ScoreProduct qk;
   ValueProduct values;
   FetchList ahead;
-  std::int64_t speed;
+  std::int64_t speed, row_speed;
   std::int64_t keys_ld;  // decode_keys_per_tile
   float* scores;         // [keys_ld][kMaxColumns], or [columns][keys_ld] of few
   float *limit, *max, *sum, *alpha;
@@ -101,14 +101,12 @@ void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const Ke
           Scratch& s) {
   const std::int64_t columns = std::min(max_chunk(plan.group_size), sequence.seqlen_q) * plan.group_size;
   const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
-  const StepTimes times = step_times(plan, columns, are_few, s.speed);
+  const bool has_keys = are_few && s.qk.load_keys_for_rows(k), has_values = are_few && s.values.load_for_rows(v);
+  const StepTimes times = step_times(plan, columns, are_few, are_few ? s.row_speed : s.speed);
   const std::int64_t products = times.scores + times.softmax + times.values;
-  if (are_few) {
-    s.qk.load_keys_for_rows(k);
-  } else {
-    s.qk.load_keys(k, s.ahead.take(times.load_k, times.load_v + products));
-  }
-  s.values.load(v, s.ahead.take(times.load_v, products));
+  const std::int64_t load_v = has_values ? 0 : times.load_v;
+  if (!has_keys) s.qk.load_keys(k, s.ahead.take(times.load_k, load_v + products));
+  if (!has_values) s.values.load(v, s.ahead.take(load_v, products));
 }
 
 /// Brings consecutive rows up to date with the keys and values loaded; the first of them is that of column 0.
@@ -118,7 +116,7 @@ void attend(const Plan& plan, const Sequence& sequence, const Columns& columns, 
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
   const bool is_few = s.qk.has_few_columns(queries);
-  const StepTimes times = step_times(plan, size, is_few, s.speed);
+  const StepTimes times = step_times(plan, size, is_few, is_few ? s.row_speed : s.speed);
   const Ahead during_scores = s.ahead.take(times.scores, times.softmax + times.values);
   const Ahead during_softmax = s.ahead.take(times.softmax, times.values);
   std::copy_n(rows.max, size, s.max);
@@ -186,11 +184,11 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
   const std::int64_t row_bytes = dim * static_cast<std::int64_t>(openmsa_dtype_bytes(plan.config.kv_dtype));
   const bool are_together = lie_together(k, heads, row_bytes) && lie_together(v, heads, row_bytes);
   s.run.reset(rows_of_all);
-  std::int64_t keys, next, in_run = 0;
+  std::int64_t keys, in_run = 0;
   bool is_first = true;
   for (std::int64_t begin = segment.begin * plan.config.block_size; begin < end; begin += keys) {
     keys = std::min(decode_keys_per_tile(plan), end - begin);
-    next = std::min(decode_keys_per_tile(plan), end - begin - keys);
+    const std::int64_t next = std::min(decode_keys_per_tile(plan), sequence.seqlen_k - begin - keys);
     for (std::int64_t head = 0; head < heads; ++head) {
       s.ahead.begin(are_together ? row_bytes * heads : row_bytes);
       fetch_share(k, are_together, heads, head, begin + keys, next, s.ahead);
@@ -203,7 +201,7 @@ void attend_segment(const Problem& problem, const Sequence& sequence, Segment se
       });
     }
     in_run += keys;
-    if (in_run < kDecodeRunKeys && next > 0) continue;
+    if (in_run < kDecodeRunKeys && begin + keys < end) continue;
     end_run(rows_of_all, is_first, s);
     is_first = false;
     in_run = 0;

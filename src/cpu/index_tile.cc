@@ -49,12 +49,10 @@ void IndexTile::score(const Problem& problem, const Sequence& sequence, std::int
   }
   const std::int64_t next = block + plan.config.shard_count;
   const std::int64_t next_keys = next < end ? keys_in_block(plan, sequence, next) : 0;
-  const bool is_few = product_.has_few_columns(q_);
-  if (is_few) {
-    product_.load_keys_for_rows({rows, begin, keys});
-  } else {
-    product_.load_keys({rows, begin, keys});
-  }
+  // A decode step chooses what a prompt does.
+  const bool is_few = product_.has_few_columns(q_) && product_.has_exact_row_scores();
+  const KeySpan span = {rows, begin, keys};
+  if (!is_few || !product_.load_keys_for_rows(span)) product_.load_keys(span);
   ahead_.begin(plan.config.index_dim * static_cast<std::int64_t>(openmsa_dtype_bytes(rows.dtype)));
   ahead_.add({rows, next * plan.config.block_size, next_keys});
   const bool is_partial = causal_limits(sequence, columns, begin, keys, limit_);

@@ -66,11 +66,11 @@ ScoreQueries* take_queries(core::Arena& arena, std::int64_t count, std::int64_t 
 ScoreProduct::ScoreProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs)
     : in_pairs_(in_pairs), k_(arena, block_size, dim), scales_(arena.take<float>(in_pairs ? block_size : 0)) {}
 
-void ScoreProduct::load_keys_for_rows(const KeySpan& keys, const Ahead& ahead) {
+bool ScoreProduct::load_keys_for_rows(const KeySpan& keys) {
   has_codes_ = in_pairs_ && k_.load_codes(keys.rows, keys.begin, keys.count, scales_);
-  if (!has_codes_) return load_keys(keys, ahead);
   keys_ = keys.count;
   has_scales_ = keys.rows.scales != nullptr;
+  return has_codes_;
 }
 
 void ScoreProduct::load_keys(const KeySpan& keys, const Ahead& ahead) {
@@ -95,10 +95,6 @@ void ScoreProduct::scores(const ScoreQueries& q, float* s, std::int64_t ld, cons
     tile_ops().matmul(keys_, pad_lanes(q.size_), tile.dim, {k_.data, k_.ld, 1, ahead}, tile.columns, tile.columns_ld, s,
                       ld, false);
   }
-}
-
-bool ScoreProduct::has_few_columns(const ScoreQueries& q) const {
-  return q.size_ <= kFewRows && (!in_pairs_ || pair_ops()->row_products != nullptr);
 }
 
 void ScoreProduct::row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead) const {
@@ -144,6 +140,7 @@ ValueProduct::ValueProduct(core::Arena& arena, std::int64_t block_size, std::int
 
 void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
   keys_ = keys.count;
+  has_halves_ = false;
   is_finite_.reset();
   if (!in_pairs_) return v_.load(keys.rows, keys.begin, keys.count, ahead);
   has_scales_ = keys.rows.scales != nullptr;
@@ -154,6 +151,14 @@ void ValueProduct::load(const KeySpan& keys, const Ahead& ahead) {
     pair_ops()->pair_rows(v_.bf16, v_.ld, keys_, width_, paired_, ahead);
   }
   std::fill(paired_ + core::ceil_div(keys_, 2) * 2 * width_, paired_ + pad_steps(keys_) * width_, BFloat16{0});
+}
+
+bool ValueProduct::load_for_rows(const KeySpan& keys) {
+  has_halves_ = row_product_speed(in_pairs_) == 1 && v_.load_halves(keys.rows, keys.begin, keys.count);
+  keys_ = keys.count;
+  halves_dtype_ = keys.rows.dtype;
+  is_finite_ = false;  // not looked at: columns that see only part of them go one by one
+  return has_halves_;
 }
 
 bool ValueProduct::all_finite() {
@@ -190,7 +195,7 @@ void ValueProduct::multiply(const float* p, std::int64_t columns, const float* l
 
 void ValueProduct::multiply_rows(float* p, std::int64_t ld, std::int64_t columns, const float* limit, bool is_partial,
                                  float* pv, bool accumulate, const Ahead& ahead) {
-  if (in_pairs_) {
+  if (in_pairs_ && !has_halves_) {
     if (has_scales_) tile_ops().scale_tile(p, ld, columns, pad_lanes(keys_), nullptr, scales_);
     const OperandOf<BFloat16> rounded = pair_ops()->round_rows(p, ld, columns, keys_, rounded_);
     multiply_seen(rounded, columns, limit, is_partial, pv, accumulate, ahead);
@@ -200,6 +205,9 @@ void ValueProduct::multiply_rows(float* p, std::int64_t ld, std::int64_t columns
 }
 
 void ValueProduct::multiply_left(Operand p, std::int64_t columns, std::int64_t keys, float* pv, bool accumulate) const {
+  if (has_halves_) {
+    return tile_ops().matmul_widened(columns, width_, keys, p, halves_dtype_, v_.halves, v_.ld, pv, width_, accumulate);
+  }
   tile_ops().matmul(columns, width_, keys, p, v_.data, v_.ld, pv, width_, accumulate);
 }
 

@@ -69,8 +69,9 @@ inline bool multiplies_index_in_pairs(const core::Plan& plan) {
   return multiplies_in_pairs(is_rounded ? keys : plan.config.dtype, keys, plan.config.index_dim);
 }
 
-/// Of products with them, beside those in fp32.
+/// Of products with them, and of those of few rows, beside those in fp32.
 inline std::int64_t product_speed(bool in_pairs) { return in_pairs ? pair_ops()->speed : 1; }
+inline std::int64_t row_product_speed(bool in_pairs) { return in_pairs ? pair_ops()->row_speed : 1; }
 
 /// Rows of q, index_q or d_o as ScoreProduct takes them; d_o in fp32 is rounded where products are in pairs.
 class ScoreQueries {
@@ -106,16 +107,18 @@ class ScoreProduct {
 
   /// Fetches `ahead` if the keys are not multiplied where they lie.
   void load_keys(const KeySpan& keys, const Ahead& ahead = {});
-  /// The same for row_scores of few columns alone, which widens e4m3 itself.
-  void load_keys_for_rows(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for row_scores of few columns alone, where that widens the keys itself; returns whether it does.
+  bool load_keys_for_rows(const KeySpan& keys);
   /// Whether a score has a factor of its key: then there is no column_max.
   bool has_scales() const { return has_scales_; }
 
   /// s [keys][ld], for the columns and their padding.
   void scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// Whether there are so few columns that row_scores takes less time.
-  bool has_few_columns(const ScoreQueries& q) const;
-  /// The same scores as s [columns][ld], ld being a multiple of kLanes.
+  bool has_few_columns(const ScoreQueries& q) const { return q.size_ <= kFewRows; }
+  /// Whether those are the same bits.
+  bool has_exact_row_scores() const { return !in_pairs_ || pair_ops()->rows_have_same_bits; }
+  /// The scores as s [columns][ld], ld being a multiple of kLanes.
   void row_scores(const ScoreQueries& q, float* s, std::int64_t ld, const Ahead& ahead = {}) const;
   /// top[column] = the column's largest score, NaN ignored.
   void column_max(const ScoreQueries& q, float* top, const Ahead& ahead = {}) const;
@@ -135,6 +138,8 @@ class ValueProduct {
   ValueProduct(core::Arena& arena, std::int64_t block_size, std::int64_t dim, bool in_pairs);
 
   void load(const KeySpan& keys, const Ahead& ahead = {});
+  /// The same for multiply_rows alone, where that widens the values itself; returns whether it does.
+  bool load_for_rows(const KeySpan& keys);
 
   /// p [keys][kMaxColumns] is 0 past each column's limit. Where some columns see only part of the keys
   /// that leaves the sum as it is unless v holds Inf or NaN there; then each column stops at its limit.
@@ -165,6 +170,8 @@ class ValueProduct {
   bool has_scales_ = false;
   core::BFloat16* last_;  // [2 * width]: a pair whose second key is out of sight
   std::int64_t keys_ = 0;
+  openmsa_dtype halves_dtype_{};
+  bool has_halves_ = false;
   std::optional<bool> is_finite_;  // of the values loaded, once it has been asked for
 };
 

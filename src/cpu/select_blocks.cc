@@ -55,23 +55,25 @@ struct Workspace {
   Partials partials;
 };
 
-/// Range of kv_blocks that compete for some query of a tile, the slots that they compete for (the same for every query
-/// that has any, for then all forced kv_blocks are visible), and whether scores are wanted, since some lose or since they
-/// are what is asked for.
+/// Range of a segment's kv_blocks that compete for some query of a tile, and the end of those of all segments; the slots
+/// that they compete for (the same for every query that has any, for then all forced kv_blocks are visible), and whether
+/// scores are wanted, since some lose or since they are what is asked for.
 struct Contest {
   std::int64_t begin, end;
+  std::int64_t end_of_all;
   std::int64_t slots;
   bool has_scores;
 };
 
 Contest contest(const Problem& problem, const Candidates* candidates, std::int64_t count, Segment segment) {
   const Plan& plan = problem.plan;
-  Contest result{segment.end, segment.begin, 0, core::present(problem.tensors.candidates)};
+  Contest result{segment.end, segment.begin, 0, 0, core::present(problem.tensors.candidates)};
   for (std::int64_t t = 0; t < count; ++t) {
     const Candidates& of_query = candidates[t];
     if (of_query.slots == 0) continue;
     result.begin = std::min(result.begin, std::max(of_query.init, segment.begin));
     result.end = std::max(result.end, std::min(of_query.end, segment.end));
+    result.end_of_all = std::max(result.end_of_all, of_query.end);
     result.slots = plan.config.topk - of_query.local - of_query.init;
     result.has_scores |= of_query.slots < of_query.end - of_query.init;
   }
@@ -101,7 +103,7 @@ void select_tile(const Problem& problem, const Sequence& sequence, std::int64_t 
   s.tile.load(problem, sequence, first, count);
   std::fill_n(s.tile.top, columns, 0.0f);
   for (std::int64_t block = range.begin; block < range.end; block += plan.config.shard_count) {
-    if (range.has_scores) s.tile.score(problem, sequence, block, range.end);
+    if (range.has_scores) s.tile.score(problem, sequence, block, range.end_of_all);
     tile_ops().offer(s.tile.top, static_cast<std::int32_t>(block), s.ends, columns, s.lists);
   }
 }

@@ -10,6 +10,7 @@ openmsa::cpu::features()::names
 openmsa::cpu::fetches_past_first_level()::bytes
 openmsa::cpu::tile_ops()::ops
 openmsa::cpu::tile_pair_ops()::is_supported
+openmsa::cpu::tile_pair_ops()::ops
 openmsa::cpu::vector_pair_ops()::is_supported
 openmsa_cuda_device::text'
 found=$("$nm" --demangle --format=sysv "$archive" |

@@ -251,6 +251,18 @@ OperandOf<BFloat16> round_columns(const float* tile, std::int64_t ld, std::int64
   return {memory, row, 2};
 }
 
+/// Rows of few columns are multiplied in vectors, whose softmax has no empty columns.
+PairOps in_tiles(PairOps ops) {
+  ops.name = "AMX_BF16";
+  ops.speed = 8;
+  ops.row_speed = 1;
+  ops.rows_have_same_bits = false;
+  ops.matmul = matmul;
+  ops.matmul_column_max = matmul_column_max;
+  ops.round_columns = round_columns;
+  return ops;
+}
+
 bool has_amx_bf16() {
   unsigned int a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned int kBf16 = 1u << 22, kTile = 1u << 24;
@@ -274,10 +286,9 @@ namespace openmsa::cpu {
 const PairOps* tile_pair_ops() {
 #if HWY_ARCH_X86_64 && defined(__linux__)
   static const bool is_supported = vector_pair_ops() != nullptr && has_amx_bf16() && may_use_tiles();
-  static constexpr PairOps kOps = {"AMX_BF16",    8,          matmul,    matmul_column_max,
-                                   nullptr,       nullptr,    pair_rows, pair_rows_e4m3,
-                                   round_columns, round_rows, widen_e4m3};
-  return is_supported ? &kOps : nullptr;
+  if (!is_supported) return nullptr;
+  static const PairOps ops = in_tiles(*vector_pair_ops());
+  return &ops;
 #else
   return nullptr;
 #endif

@@ -142,9 +142,19 @@ namespace openmsa::cpu {
 
 const PairOps* vector_pair_ops() {
 #if HWY_ARCH_X86_64
-  static constexpr PairOps kOps = {"AVX512_BF16",     2,         matmul,         matmul_column_max, row_products,
-                                   row_products_e4m3, pair_rows, pair_rows_e4m3, round_columns,     round_rows,
-                                   widen_e4m3};
+  static constexpr PairOps kOps = {.name = "AVX512_BF16",
+                                   .speed = 2,
+                                   .row_speed = 2,
+                                   .rows_have_same_bits = true,
+                                   .matmul = matmul,
+                                   .matmul_column_max = matmul_column_max,
+                                   .row_products = row_products,
+                                   .row_products_e4m3 = row_products_e4m3,
+                                   .pair_rows = pair_rows,
+                                   .pair_rows_e4m3 = pair_rows_e4m3,
+                                   .round_columns = round_columns,
+                                   .round_rows = round_rows,
+                                   .widen_e4m3 = widen_e4m3};
   static const bool is_supported = (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16") &&
                                    __builtin_cpu_supports("avx512vbmi");
   return is_supported ? &kOps : nullptr;

@@ -3,7 +3,7 @@
 // guard, and nothing here is seen by other files.
 //
 // A policy P says how elements become vectors:
-//   Element          of both operands
+//   Element          of the right operand, and of the left one where that has no type of its own
 //   kPerColumn       elements of one column and one step of the sum: 1, or 2 for pairs
 //   kColumns         columns of a vector of sums
 //   kMaxVectors      vectors of a register block
@@ -69,7 +69,7 @@ inline constexpr std::int64_t kChunk = 16;
 template <class P, int kRows, int kVectors, class A>
 HWY_INLINE void accumulate_block(std::int64_t k, A a, const typename P::Element* HWY_RESTRICT b, std::int64_t ldb,
                                  Prefetcher& prefetcher, typename P::Vec (&acc)[kRows][kVectors]) {
-  const typename P::Element* rows[kRows];
+  decltype(a.data) rows[kRows];
   for (int i = 0; i < kRows; ++i) rows[i] = a.data + i * a.row;
   const std::int64_t chunk = prefetcher.has_work() ? kChunk : k;  // a look costs 10 % where there is nothing to fetch
   for (std::int64_t begin = 0; begin < k; begin += chunk) {

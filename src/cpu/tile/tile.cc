@@ -400,6 +400,7 @@ struct StoredFp32 {
   static HWY_INLINE V vector(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
 };
 struct StoredBf16 {
+  using Element = core::BFloat16;
   static constexpr std::int64_t kSize = 2;
   static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::BFloat16*>(p)); }
   static HWY_INLINE V vector(const std::byte* p) {
@@ -408,6 +409,7 @@ struct StoredBf16 {
   }
 };
 struct StoredFp16 {
+  using Element = core::Float16;
   static constexpr std::int64_t kSize = 2;
   static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float16*>(p)); }
   static HWY_INLINE V vector(const std::byte* p) {
@@ -420,6 +422,25 @@ struct StoredE4m3 {
   static float one(const std::byte* p) { return core::to_float(*reinterpret_cast<const core::Float8E4M3*>(p)); }
   static HWY_INLINE V vector(const std::byte* p) { return widen_e4m3(reinterpret_cast<const std::uint8_t*>(p)); }
 };
+
+/// Products whose right operand is widened on the way, for a register block of few rows.
+template <class Stored>
+struct Widened : Fp32 {
+  using Element = typename Stored::Element;
+  static constexpr int rows(int vectors) { return std::min(Fp32::rows(vectors), static_cast<int>(kFewRows)); }
+  static HWY_INLINE V right(const Element* p) { return Stored::vector(reinterpret_cast<const std::byte*>(p)); }
+};
+
+void matmul_widened(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, openmsa_dtype dtype, const std::byte* b,
+                    std::int64_t ldb, float* c, std::int64_t ldc, bool accumulate) {
+  if (dtype == OPENMSA_BFLOAT16) {
+    const auto* const right = reinterpret_cast<const core::BFloat16*>(b);
+    matmul_tile<Widened<StoredBf16>>(m, n, k, a, right, ldb, c, ldc, 1, accumulate);
+  } else {
+    const auto* const right = reinterpret_cast<const core::Float16*>(b);
+    matmul_tile<Widened<StoredFp16>>(m, n, k, a, right, ldb, c, ldc, 1, accumulate);
+  }
+}
 
 template <class Stored>
 void widen_each(const std::byte* from, std::int64_t from_bytes, std::int64_t rows, float* to, std::int64_t ld,
@@ -460,9 +481,9 @@ void narrow(openmsa_dtype dtype, const float* from, std::byte* to, std::int64_t 
 }
 
 TileOps make_ops() {
-  return {matmul,        matmul_column_max, row_products, column_max,      row_max,   softmax_columns, softmax_rows,
-          probabilities, d_scores,          kl_columns,   teacher_columns, scale_add, scale_tile,      offer,
-          transpose,     all_finite,        widen,        widen_rows,      narrow};
+  return {matmul,       matmul_widened, matmul_column_max, row_products, column_max,      row_max,   softmax_columns,
+          softmax_rows, probabilities,  d_scores,          kl_columns,   teacher_columns, scale_add, scale_tile,
+          offer,        transpose,      all_finite,        widen,        widen_rows,      narrow};
 }
 
 }  // namespace openmsa::cpu::HWY_NAMESPACE
@@ -474,6 +495,9 @@ namespace openmsa::cpu {
 HWY_EXPORT(make_ops);
 
 bool fetches_past_first_level() {
+#if HWY_ARCH_X86_64
+  if (__builtin_cpu_is("intel")) return true;
+#endif
 #ifdef _SC_LEVEL1_DCACHE_SIZE
   static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 where the system does not know
   return bytes > 0 && bytes <= 32 << 10;

@@ -39,7 +39,8 @@ struct Ahead {
   }
 };
 
-/// Whether that ends in the second-level cache: a first-level cache of 32 KiB keeps its room for what is worked on.
+/// Whether that ends in the second-level cache: a first-level cache of 32 KiB keeps its room for what is worked on, and
+/// Intel's processors read more memory at once so.
 bool fetches_past_first_level();
 
 /// The left operand of a product: element (i, p) is data[i * row + p * column].
@@ -68,6 +69,10 @@ struct TileOps {
   /// c[i][j] = sum_p a(i,p) b[p][j] (+ c[i][j] when `accumulate`) for i < m, j < n, p < k; n is a multiple of kLanes.
   void (*matmul)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb, float* c,
                  std::int64_t ldc, bool accumulate);
+
+  /// The same for b in bf16 or fp16, widened on the way, which few rows wait for no longer than for fp32.
+  void (*matmul_widened)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, openmsa_dtype dtype,
+                         const std::byte* b, std::int64_t ldb, float* c, std::int64_t ldc, bool accumulate);
 
   /// top[j] = max over i < m of sum_p a(i,p) b[p][j], NaN ignored; -inf when there is nothing else.
   void (*matmul_column_max)(std::int64_t m, std::int64_t n, std::int64_t k, Operand a, const float* b, std::int64_t ldb,
@@ -149,8 +154,10 @@ constexpr std::int64_t pad_steps(std::int64_t m) {
 /// Products of bf16 numbers with fp32 sums. A step of a sum is a pair of products, so that two neighbours in memory are
 /// one step: of a key, two channels; of probabilities and values, two keys, for which pair_rows interleaves two rows.
 struct PairOps {
-  const char* name;    // of the instruction set
-  std::int64_t speed;  // of a tile's products beside those in fp32, about
+  const char* name;          // of the instruction set
+  std::int64_t speed;        // of a tile's products beside those in fp32, about
+  std::int64_t row_speed;    // the same of row_products
+  bool rows_have_same_bits;  // whether row_products has matmul's bits
 
   /// c[i][j] = scale * sum_p (a(i,p)[0] b[p][2j] + a(i,p)[1] b[p][2j+1]), the sum begun with c[i][j] when `accumulate`;
   /// for i < m, j < n, p < pairs; n is a multiple of kLanes, pairs of kPairsPerStep.
@@ -162,7 +169,7 @@ struct PairOps {
                             const core::BFloat16* b, std::int64_t ldb, float* top);
 
   /// s[j][i] = scale * sum_p (a(i,p)[0] q[j][2p] + a(i,p)[1] q[j][2p+1]) for i < m, j < n <= kFewRows, p < pairs; in
-  /// matmul's order, so with its bits. Rows of s have room for pad_lanes(m). nullptr where matmul is no slower.
+  /// order of p. Rows of s have room for pad_lanes(m).
   void (*row_products)(std::int64_t m, std::int64_t n, std::int64_t pairs, OperandOf<core::BFloat16> a,
                        const core::BFloat16* q, std::int64_t ldq, float* s, std::int64_t lds, float scale);
 
