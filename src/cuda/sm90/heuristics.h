@@ -123,7 +123,10 @@ inline constexpr std::int32_t kDecodeShortList = 64;
 inline constexpr std::int32_t kMaxSms = 144;  // that Hopper has
 /// Shared memory that fits into an SM once, not twice: CTAs with long lists have the same work, and every SM must get
 /// exactly one of them, even where it still runs the attention of the layer before.
-inline constexpr std::size_t kMoreThanHalfOfShared = 114 << 10;
+inline constexpr std::size_t kMoreThanHalfOfShared = (113 << 10) + 128;
+/// What a CTA of the attention to e4m3 takes, more than it needs: those that could share an SM with more others do not
+/// finish earlier for it. One fits beside a CTA of the index branch.
+inline constexpr std::size_t kQuantizedAttendShared = 112 << 10;
 
 /// Shared memory of an SM.
 inline constexpr std::size_t kSharedOfSm = 228 << 10;

@@ -95,6 +95,10 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
       cutlass::arch::fence_view_async_shared();
       cluster.sync();
     }
+    std::conditional_t<Config::kIsGroup, GroupQuery<Config>, Nothing> query;
+    if constexpr (Config::kIsGroup) {  // an input of the layer: before it is let go, the index branch has waited for those
+      if (warp != Config::kConsumers) query.read(p, part.row, head, threadIdx.x);
+    }
     if (is_layer) {
       const ChoiceTeam team(part.count, kWarps, warp);
       const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
@@ -105,25 +109,33 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
     }
     if (is_first) let_next_kernel_start();
-    cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was
-    if constexpr (Config::kQueries > 1) {
-      unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
-    } else {
+    if constexpr (Config::kIsGroup) {
+      if (warp != Config::kConsumers) query.place(storage.group, threadIdx.x);
+    }
+    cutlass::arch::fence_view_async_shared();  // stages are loaded where the scratch memory was; wgmma reads the query
+    if constexpr (Config::kIsGroup) {
       __syncthreads();
+    } else {
+      unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
     }
     const std::int32_t shift = batch.block_size == kTileKeys ? 0 : 1;
-    const std::int32_t count = Config::kQueries == 1 ? storage.chosen.counts[0] : storage.united.count;
-    const KeyTiles tiles{rank, count << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
-    WarpAttention<Config> attention;  // of a consumer
+    const KeyTiles tiles{rank, storage.block_count() << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
+    std::conditional_t<Config::kIsGroup, GroupAttention<Config>, WarpAttention<Config>> attention;  // of a consumer
     if (warp == Config::kConsumers) {
       produce_key_tiles<Config>(p, map_k, map_v, storage, part, tiles, head, ring, lane);
       if (rank == 0) store_part<Config>(p.select, storage, part, head, lane);
+    } else if constexpr (Config::kIsGroup) {
+      consume_key_tiles<Config>(p, storage, part, tiles, ring, attention, warp, lane);
     } else {
       consume_key_tiles<Config>(p, storage, part, tiles, head, ring, attention, warp, lane);
     }
     __syncthreads();
     if (warp != Config::kConsumers) {
-      attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16, value_scale, lane);
+      if constexpr (Config::kIsGroup) {
+        attention.store(storage.partial, value_scale, warp, lane);
+      } else {
+        attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16, value_scale, lane);
+      }
     }
     __syncthreads();
     if (is_first) cute::cluster_wait();

@@ -5,6 +5,9 @@
 // 2, so channels meet in another order, which queries and results follow.
 #pragma once
 
+#include <cutlass/array.h>
+#include <cutlass/numeric_conversion.h>
+
 #include "cuda/sm90/tile/from_e4m3.cuh"
 #include "cuda/sm90/tile/warp_mma.cuh"
 
@@ -15,6 +18,17 @@ namespace openmsa::cuda::sm90::decode {
 __device__ __forceinline__ std::uint32_t kept_keys(int key, int end, bool upper, int lane) {
   const int first = key + (upper ? 8 : 0) + lane % 4 * 2;
   return (first < end ? 0xffffu : 0u) | (first + 1 < end ? 0xffff0000u : 0u);
+}
+
+/// Two numbers as the products want them, the first in the lower half.
+template <class Product>
+__device__ __forceinline__ std::uint32_t pack_two(float low, float high) {
+  const cutlass::NumericArrayConverter<Product, float, 2> convert;
+  cutlass::Array<float, 2> pair;
+  pair[0] = low;
+  pair[1] = high;
+  const auto rounded = convert(pair);
+  return reinterpret_cast<const std::uint32_t&>(rounded);
 }
 
 /// 16-bit elements of the queries' type.

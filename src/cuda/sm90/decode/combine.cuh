@@ -77,7 +77,7 @@ __device__ __forceinline__ void send_partial(const typename Config::Partial& par
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
       weight[slice] = exp2_approx(weight[slice] - shift);
-      total += weight[slice] * partial.sum[slice][row];
+      total += weight[slice] * partial.total(slice, row);
     }
 #pragma unroll
     for (int i = 0; i < Config::kVectors / kThreadsOfRow; ++i) {

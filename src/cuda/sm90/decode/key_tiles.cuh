@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common/math.h"
+#include "cuda/sm90/decode/group_attention.cuh"
 #include "cuda/sm90/decode/tile_scheduler.cuh"
 #include "cuda/sm90/decode/warp_attention.cuh"
 #include "cuda/sm90/tile/page_loads.cuh"
@@ -19,8 +20,7 @@ template <class Config>
 __device__ __forceinline__ std::int32_t chosen_tile_key(const typename Config::Storage& storage, const KeyTiles& tiles,
                                                         std::int32_t tile) {
   const std::int32_t within = tile & ((1 << tiles.shift) - 1);
-  const std::int32_t* const blocks = Config::kQueries == 1 ? storage.chosen.blocks[0] : storage.united.blocks;
-  return ((blocks[tile >> tiles.shift] << tiles.shift) + within) * kTileKeys;
+  return ((storage.blocks()[tile >> tiles.shift] << tiles.shift) + within) * kTileKeys;
 }
 
 /// The first key of a key tile.
@@ -87,9 +87,7 @@ __device__ __forceinline__ void produce_key_tiles(const AttendParams& p, const C
 template <class Config>
 __device__ __forceinline__ bool is_tile_of_query(const typename Config::Storage& storage, const QueryPart& part,
                                                  const KeyTiles& tiles, std::int32_t tile, int query) {
-  if constexpr (Config::kQueries == 1) {
-    return true;
-  } else if constexpr (Config::kIsDense) {
+  if constexpr (Config::kIsDense) {
     return query < part.count;
   } else {
     return (storage.united.members[tile >> tiles.shift] >> query & 1) != 0;
@@ -119,6 +117,25 @@ __device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typenam
     for (int chunk = slice_key; chunk < min(end, slice_key + Config::kSliceKeys); chunk += Config::kChunkKeys) {
       attention.add(storage, ring.stage, chunk, q, end, p, scale_log2, lane);
     }
+    __syncwarp();
+    if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
+    ring.advance();
+  }
+}
+
+/// The same for one query, by a warpgroup.
+template <class Config>
+__device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typename Config::Storage& storage,
+                                                  const QueryPart& part, const KeyTiles& tiles,
+                                                  PipelineState<Config::kStages>& ring,
+                                                  GroupAttention<Config>& attention, int warp, int lane) {
+  attention.begin(p, storage.group, lane);
+  for (std::int32_t tile = tiles.begin; tile < tiles.end; tile += tiles.step) {
+    const std::int32_t key = tile_key<Config>(storage, tiles, tile);
+    if (key >= part.view.seqlen_k) continue;
+    const int end = part.position + 1 - key;
+    FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+    if (end > 0) attention.add(storage, ring.stage, end, p, warp, lane);
     __syncwarp();
     if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
     ring.advance();

@@ -65,11 +65,10 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
     using Config = decltype(config);
     const auto clusters = static_cast<unsigned int>(
         is_mixture ? mixture_clusters(groups, s.heads, launch.num_sms, ctas_per_sm) : groups * s.heads);
-    // e4m3 takes as much as 16 bits: CTAs that could share an SM with more others do not finish earlier for it.
-    using Widest =
-        AttendConfig<typename Config::Element, typename Config::Element, kDim, Config::kQueries, Config::kKeySlices>;
-    constexpr std::size_t kShared = sizeof(typename Widest::Storage) + 1024;
-    static_assert(sizeof(typename Config::Storage) <= sizeof(typename Widest::Storage));
+    constexpr std::size_t kStorage = sizeof(typename Config::Storage) + 1024;
+    constexpr std::size_t kShared = Config::kIsQuantized ? kQuantizedAttendShared : kStorage;
+    static_assert(kStorage <= kShared);
+    static_assert(!Config::kIsGroup || kShared + 1024 + kMoreThanHalfOfShared + 1024 <= kSharedOfSm);
     static ClusterOccupancy occupancy;
     const auto active = [&](unsigned int ctas) {
       return occupancy.active(ctas, [&] {
@@ -85,7 +84,7 @@ void launch_attend(const AttendParams& p, const CUtensorMap& k, const CUtensorMa
       return start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, kClusterQueries, 2>{}, 1);
     }
   }
-  start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, 1, 4>{}, 2);
+  start(AttendConfig<Element<kDtype>, Element<kCached>, kDim, 1>{}, 2);
 }
 
 }  // namespace openmsa::cuda::sm90::decode

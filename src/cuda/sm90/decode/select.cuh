@@ -84,16 +84,18 @@ struct SelectConfig {
 
   static constexpr int kStageBytes = kStageKeys * kRowBytes;
   static constexpr int kStages = ((kIsAlone ? 96 : 48) << 10) / kStageBytes;
+  static_assert(kStageBytes % 1024 == 0);
   static_assert(kStages % kGroups == 0, "a stage belongs to one group: nobody else may fall rounds behind");
   static constexpr int kBufferTiles = kIsAlone ? (kRows == 8 ? 64 : 32) : 512 / kRows;
 
   /// A CTA that is alone with few rows leaves registers for one of the attention, which then waits on the same SM.
   static constexpr int kMinCtas = kIsAlone && kRows == 8 ? 2 : kCtasPerSm;
 
-  struct Storage {
-    alignas(1024) char k[kStages][kStageBytes];
-    alignas(1024) Key q[kRows * kDim];
-    alignas(16) float k_scale[kStages][kStageKeys];
+  static constexpr int kScaleStages = kIsQuantized ? kStages : 1;
+  struct Storage {  // on a 1024-byte boundary
+    char k[kStages][kStageBytes];
+    Key q[kRows * kDim];
+    alignas(16) float k_scale[kScaleStages][kIsQuantized ? kStageKeys : 1];
     alignas(16) float score_buffer[kRows][kBufferTiles + 1][4];  // of each warp; rows differ in their banks
     alignas(16) Ranked lists[kRows][kListCapacity];
     int list_sizes[kRows];
@@ -277,12 +279,7 @@ class KeyProduct {
     if constexpr (Config::kIsExact) {
       cute::Tensor smem = cute::make_tensor(cute::make_smem_ptr(q_), typename Config::LayoutQ{});
       const auto store = [&](int row, int channel, const QueryChannels<typename Config::Key>& channels) {
-        const std::uint32_t pairs[4] = {channels.packed.x, channels.packed.y, channels.packed.z, channels.packed.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {  // where widened keys have these two channels
-          const int place = channel / 16 * 16 + channel % 16 / 2 + i / 2 * 2 + i % 2 * 8;
-          *reinterpret_cast<std::uint32_t*>(&smem(row, place)) = pairs[i];
-        }
+        store_as_widened(smem, row, channel, channels.packed);
       };
       load_index_queries<Config, kThreads>(p, view.q_row, view.seqlen_q, segment.first_query, threadIdx.x, store);
     } else {

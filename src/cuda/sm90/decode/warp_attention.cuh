@@ -73,8 +73,8 @@ struct WarpAttention {
     }
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
-      const std::uint32_t weights[4] = {pack(s[n][0], s[n][1]), pack(s[n][2], s[n][3]), pack(s[n + 1][0], s[n + 1][1]),
-                                        pack(s[n + 1][2], s[n + 1][3])};
+      const auto pack = [&](int n, int i) { return pack_two<typename Config::Keys::Product>(s[n][i], s[n][i + 1]); };
+      const std::uint32_t weights[4] = {pack(n, 0), pack(n, 2), pack(n + 1, 0), pack(n + 1, 2)};
       Config::Keys::add_values(storage.stages[stage].v, key + n * 8, end, weights, lane, o);
     }
   }
@@ -121,15 +121,6 @@ struct WarpAttention {
     alpha[0] *= unit * inverse;
     alpha[1] *= unit * inverse;
     unit = largest;
-  }
-
-  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
-    const cutlass::NumericArrayConverter<typename Config::Keys::Product, float, 2> convert;
-    cutlass::Array<float, 2> pair;
-    pair[0] = low;
-    pair[1] = high;
-    const auto rounded = convert(pair);
-    return reinterpret_cast<const std::uint32_t&>(rounded);
   }
 };
 

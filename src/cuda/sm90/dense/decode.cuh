@@ -44,16 +44,17 @@ struct Task {
   bool exists;
 };
 
-/// One query shares its key tiles out over four warps; several have a warp each.
+/// One query has a warpgroup; several have a warp each.
 template <class Element, class Cached, int kDim, int kQueries>
-struct DecodeConfig : decode::AttendConfig<Element, Cached, kDim, kQueries, kQueries == 1 ? 4 : 1> {
-  using Base = decode::AttendConfig<Element, Cached, kDim, kQueries, kQueries == 1 ? 4 : 1>;
+struct DecodeConfig : decode::AttendConfig<Element, Cached, kDim, kQueries> {
+  using Base = decode::AttendConfig<Element, Cached, kDim, kQueries>;
   static constexpr bool kIsDense = true;
   static constexpr int kStages = 4;
   static constexpr int kTasks = 2;
 
   struct Storage {
     typename Base::Stage stages[kStages];
+    typename Base::Group group;
     typename Base::Partial partial;  // of the segment that has ended
     float k_scale[kStages][decode::kTileKeys];
     float v_scale[kStages][decode::kTileKeys];
@@ -109,7 +110,7 @@ __device__ __forceinline__ void write_segment(const DecodeParams& p, const typen
     PartialSum sum;
 #pragma unroll
     for (int slice = 0; slice < Config::kKeySlices; ++slice) {
-      sum.add(partial.max[slice][row], partial.sum[slice][row],
+      sum.add(partial.max[slice][row], partial.total(slice, row),
               *reinterpret_cast<const float4*>(&partial.o[slice][row][channel]));
     }
     if (task.segment.is_whole) {
@@ -133,11 +134,22 @@ __device__ __forceinline__ void consume_segments(const DecodeParams& p, typename
     FullBarrier::wait(&storage.task_full[at.stage], at.phase);
     const Task& task = storage.tasks[at.stage];
     if (!task.exists) return;
-    decode::WarpAttention<Config> attention;
-    decode::consume_key_tiles<Config>(p, storage, task.item.part, task.tiles, task.item.head, ring, attention, warp,
-                                      lane);
-    attention.store(storage.partial, warp % Config::kKeySlices, warp / Config::kKeySlices * 16,
-                    is_scaled ? *p.v_scale.data : 1, lane);
+    const float value_scale = is_scaled ? *p.v_scale.data : 1;
+    if constexpr (Config::kIsGroup) {
+      decode::GroupQuery<Config> query;
+      query.read(p, task.item.part.row, task.item.head, threadIdx.x);
+      query.place(storage.group, threadIdx.x);
+      cutlass::arch::fence_view_async_shared();
+      sync(DecodeBarrier::kConsumers, kThreads);
+      decode::GroupAttention<Config> attention;
+      decode::consume_key_tiles<Config>(p, storage, task.item.part, task.tiles, ring, attention, warp, lane);
+      attention.store(storage.partial, value_scale, warp, lane);
+    } else {
+      decode::WarpAttention<Config> attention;
+      decode::consume_key_tiles<Config>(p, storage, task.item.part, task.tiles, task.item.head, ring, attention, warp,
+                                        lane);
+      attention.store(storage.partial, 0, warp * 16, value_scale, lane);
+    }
     sync(DecodeBarrier::kConsumers, kThreads);
     write_segment<Config>(p, storage.partial, task);
     sync(DecodeBarrier::kConsumers, kThreads);

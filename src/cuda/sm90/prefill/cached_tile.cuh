@@ -12,9 +12,6 @@
 
 namespace openmsa::cuda::sm90::prefill {
 
-/// What storage has in place of what it does not need.
-struct Nothing {};
-
 template <class Element, class Cached, int kDim, int kBlock>
 using CachedTile =
     AttentionTile<Element, kDim, kBlock, std::conditional_t<sizeof(Cached) == 1, cutlass::half_t, Element>>;

@@ -66,6 +66,18 @@ __device__ __forceinline__ QueryChannels<Key> convert_channels(const uint4& pack
   }
 }
 
+/// Stores 8 channels of a row for a product with keys in e4m3 that are widened in registers: a thread then has channels
+/// 4 t to 4 t + 3 of every 16, which the product takes as 2 t, 2 t + 1 and 2 t + 8, 2 t + 9.
+template <class Tensor>
+__device__ __forceinline__ void store_as_widened(Tensor& smem, int row, int channel, const uint4& packed) {
+  const std::uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int place = channel / 16 * 16 + channel % 16 / 2 + i / 2 * 2 + i % 2 * 8;
+    *reinterpret_cast<std::uint32_t*>(&smem(row, place)) = pairs[i];
+  }
+}
+
 /// Hands take(row, channel, 8 channels) the (query, head) rows from query `first` of a sequence on, to kThreads threads
 /// that all call it; the last query fills up the tile. Chunk: what 8 channels are in memory.
 template <class Config, int kThreads, class Chunk, class Take>

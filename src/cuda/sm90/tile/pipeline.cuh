@@ -43,6 +43,9 @@ __device__ __forceinline__ void init_ring(std::uint64_t (&full)[kStages], std::u
   }
 }
 
+/// What storage has in place of what it does not need.
+struct Nothing {};
+
 /// Dynamic shared memory on the 1024-byte boundary that the 128-byte swizzle wants. Launch with sizeof + 1024 bytes.
 template <class Storage>
 __device__ __forceinline__ Storage& shared_storage(char* raw) {

@@ -60,8 +60,14 @@ struct SwizzledTile {
   /// columns in out[0], out[1] and of the others in out[2], out[3].
   static __device__ __forceinline__ void load_transposed(const char* tile, int row, int byte, int lane,
                                                          std::uint32_t (&out)[4]) {
-    const char* const from = tile + offset(row + lane % 16, byte + lane / 16 * 16);
-    cute::SM75_U16x8_LDSM_T::copy(*reinterpret_cast<const cute::uint128_t*>(from), out[0], out[1], out[2], out[3]);
+    load_matrices_transposed(tile, row + lane % 16, byte + lane / 16 * 16, out);
+  }
+
+  /// Four matrices of 8 rows and 16 bytes, transposed; lane i names row i % 8 of matrix i / 8 and where in it that begins.
+  static __device__ __forceinline__ void load_matrices_transposed(const char* tile, int row, int byte,
+                                                                  std::uint32_t (&out)[4]) {
+    const auto& from = *reinterpret_cast<const cute::uint128_t*>(tile + offset(row, byte));
+    cute::SM75_U16x8_LDSM_T::copy(from, out[0], out[1], out[2], out[3]);
   }
 };
 
