@@ -64,6 +64,8 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const auto cluster = cooperative_groups::this_cluster();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  STAMP_N(1);
+  if (threadIdx.x == 0) STAMP(1, stamp_n, 0);
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&map_k);
     cute::prefetch_tma_descriptor(&map_v);
@@ -86,6 +88,7 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
   const float value_scale = has_value_scale ? *p.v_scale.data : 1;
   const ChannelShare share(Config::kVectors, static_cast<int>(cluster.num_blocks()));
   PipelineState<Config::kStages> ring;
+  STAMP_SET(ring, stamp_n);
   std::uint32_t round = 0;
   for (std::int32_t at = -1, head = 0;; ++round) {  // mostly one
     const QueryPart part = next_part(p, at, head, lane);
@@ -99,11 +102,23 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     if constexpr (Config::kIsGroup) {  // an input of the layer: before it is let go, the index branch has waited for those
       if (warp != Config::kConsumers) query.read(p, part.row, head, threadIdx.x);
     }
+#ifdef OPENMSA_WARM
+    if (is_first && is_layer && p.warm[0] != nullptr && part.sequence < batch.batch) {
+      const int pages = (part.view.seqlen_k + batch.page_size - 1) >> log2_of(batch.page_size);
+      const int step = static_cast<int>(cluster.num_blocks()) * Config::kThreads;
+      for (int i = rank * Config::kThreads + threadIdx.x; i < pages; i += step) {
+        const std::int64_t at = batch.page(part.sequence, i) * p.warm_stride;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.warm[0] + at));
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.warm[1] + at));
+      }
+    }
+#endif
     if (is_layer) {
       const ChoiceTeam team(part.count, kWarps, warp);
       const ChoiceRow choice = choice_row(p.select, part, min(team.row, part.count - 1), head);
       // Only now: before it wrote candidates the index branch has waited for those who wrote the lengths.
       if (is_first) wait_for_earlier_kernels();
+      if (threadIdx.x == 0) STAMP(1, stamp_n, 1);
       choose_blocks(storage.chosen, storage.scratch, part.count, team, choice, lane);
     } else {
       read_choice<kWarps>(p.select, part, head, storage.chosen, warp, lane);
@@ -118,6 +133,7 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     } else {
       unite<Config::kThreads>(storage.chosen, part.count, p.select.rules.topk, storage.united, threadIdx.x);
     }
+    if (threadIdx.x == 0) STAMP(1, stamp_n, 2);
     const std::int32_t shift = batch.block_size == kTileKeys ? 0 : 1;
     const KeyTiles tiles{rank, storage.block_count() << shift, static_cast<std::int32_t>(cluster.num_blocks()), shift};
     std::conditional_t<Config::kIsGroup, GroupAttention<Config>, WarpAttention<Config>> attention;  // of a consumer
@@ -141,9 +157,13 @@ __global__ void __maxnreg__(Config::kMaxRegisters)
     if (is_first) cute::cluster_wait();
     if (threadIdx.x == 0) expect_partials<Config>(storage.received, share, part.count * 16);
     send_partial<Config>(storage.partial, storage.received, share, part.count * 16);
+    if (threadIdx.x == 0) STAMP(1, stamp_n, 7);
     await_partials<Config>(storage.received, round % 2);
+    if (threadIdx.x == 0) STAMP(1, stamp_n, 8);
     combine_cluster<Config>(p, storage.received, share, part, head);
+    if (threadIdx.x == 0) STAMP(1, stamp_n, 9);
   }
+  if (threadIdx.x == 0) STAMP_END(1);
   if (round == 0) {  // nothing to do, which takes as long as everything before
     if (is_layer) wait_for_earlier_kernels();
     cute::cluster_wait();

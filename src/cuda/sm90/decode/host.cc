@@ -89,6 +89,11 @@ void attend_selected(const Problem& problem, const SelectParams& select, Launch 
   p.q = query_rows(t.q);
   p.out = output_rows(t);
   const openmsa_tensor& keys = plan.is_paged() ? t.k_cache : t.k;
+  if (plan.is_paged()) {
+    p.warm[0] = static_cast<const char*>(t.k_cache.data);
+    p.warm[1] = static_cast<const char*>(t.v_cache.data);
+    p.warm_stride = t.k_cache.strides[0] * (t.k_cache.dtype == OPENMSA_FLOAT8_E4M3 ? 1 : 2);
+  }
   const CUtensorMap k = key_map(problem, t.k, t.k_cache, true, p.key_box_rows, t.q.data);
   const CUtensorMap v = key_map(problem, t.v, t.v_cache, true, p.key_box_rows, t.q.data);
   find_variant(kAttendVariants, {plan.config.dtype, keys.dtype, plan.config.head_dim}, "decode")(p, k, v, launch);

@@ -68,6 +68,8 @@ __device__ __forceinline__ void produce_key_tiles(const AttendParams& p, const C
         load_box<Tile, typename Config::Cached>(map_k, full, storage.stages[ring.stage].k + to, head, box);
         load_box<Tile, typename Config::Cached>(map_v, full, storage.stages[ring.stage].v + to, head, box);
       }
+      if (lane == 0 && first == tiles.begin && i == 0) STAMP(1, ring.stamp_n, 3);
+      if (lane == 0) STAMP(1, ring.stamp_n, 11);
       if constexpr (Config::kIsQuantized) {
         if (p.k_scale.is_per_token()) {
           load_box_scales<kTileKeys>(batch, part.view, p.k_scale, head, box, key, p.key_box_rows,
@@ -135,7 +137,11 @@ __device__ __forceinline__ void consume_key_tiles(const AttendParams& p, typenam
     if (key >= part.view.seqlen_k) continue;
     const int end = part.position + 1 - key;
     FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+    if (threadIdx.x == 0 && tile == tiles.begin) STAMP(1, ring.stamp_n, 4);
+    if (threadIdx.x == 0 && tile == tiles.begin + 3 * tiles.step) STAMP(1, ring.stamp_n, 5);
+    if (threadIdx.x == 0) STAMP(1, ring.stamp_n, 10);
     if (end > 0) attention.add(storage, ring.stage, end, p, warp, lane);
+    if (threadIdx.x == 0) STAMP(1, ring.stamp_n, 6);
     __syncwarp();
     if (lane == 0) EmptyBarrier::arrive(&storage.empty[ring.stage]);
     ring.advance();

@@ -72,6 +72,8 @@ struct AttendParams {
 
   QueryRows q;  // [total_q][num_heads_q][head_dim]
   OutputRows out;
+  const char* warm[2];
+  std::int64_t warm_stride;
 };
 
 }  // namespace openmsa::cuda::sm90::decode

@@ -367,6 +367,7 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
   const KeyProduct<Config> product(storage.q);
   Tensor acc = partition_fragment_C(typename Config::Mma{}, Shape<Int<Config::kStageKeys>, Int<Config::kRows>>{});
 
+  bool is_begin = true;
   int next = warp / 4;  // stage of this warpgroup, counted from the start of the buffer
   PipelineState<Config::kStages> ring = PipelineState<Config::kStages>{}.after(next);
   for (bool is_more = segment.exists(); is_more; is_more = scheduler.next(segment)) {
@@ -380,6 +381,9 @@ __device__ __forceinline__ void consume_index_keys(const SelectParams& p, typena
       const int units = min(kBufferUnits, segment.end - begin), stages = units * Config::kUnitStages;
       for (; next < stages; next += Config::kGroups, ring.advance(Config::kGroups)) {
         FullBarrier::wait(&storage.full[ring.stage], ring.phase);
+#ifdef OPENMSA_STAMPS
+        if (threadIdx.x == 0) { const unsigned n = g_launch[0][blockIdx.x]; if (is_begin) STAMP(0, n, 2); STAMP(0, n, 3); is_begin = false; }
+#endif
         product.multiply(storage.k[ring.stage], acc);
         const bool has_token_scales = Config::kIsQuantized && p.index_k_scale.is_per_token();
         const bool is_scaled = has_token_scales || (Config::kIsQuantized && p.index_block_scale.exists());
@@ -420,6 +424,8 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
     select_kernel(const __grid_constant__ SelectParams p, const __grid_constant__ CUtensorMap map_k) {
   extern __shared__ char raw[];
+  STAMP_N(0);
+  if (threadIdx.x == 0) STAMP(0, stamp_n, 0);
   auto& storage = shared_storage<typename Config::Storage>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {  // init_barriers, written out: beside a prefetch in a closure other code comes out
@@ -435,6 +441,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
   TileScheduler scheduler(p, storage.lengths[lane], lane);
   Segment segment = scheduler.first();
   if (begins_early) wait_for_earlier_kernels();
+  if (threadIdx.x == 0) STAMP(0, stamp_n, 1);
   let_next_kernel_start();
   const bool is_producer = warp == Config::kConsumers;
   PageWindow pages(p.batch, 0, 0, lane);
@@ -453,7 +460,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
   if (is_producer) {
     produce_index_keys<Config>(p, map_k, storage, scheduler, segment, pages, lane);
   } else {
+    if (threadIdx.x == 0) STAMP(0, stamp_n, 5);
     consume_index_keys<Config>(p, storage, scheduler, segment, warp, lane);
+    if (threadIdx.x == 0) { STAMP(0, stamp_n, 4); STAMP_END(0); }
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cute/arch/util.hpp>
 
 #include "cuda/sm90/ptx/compiler.cuh"
+#include "cuda/sm90/tile/stamps.cuh"
 
 namespace openmsa::cuda::sm90 {
 
@@ -18,6 +19,9 @@ template <int kStages>
 struct PipelineState {
   int stage = 0;
   std::uint32_t phase = 0;
+#ifdef OPENMSA_STAMPS
+  unsigned stamp_n = 0;
+#endif
 
   __device__ __forceinline__ void advance(int steps = 1) {
     stage += steps;
