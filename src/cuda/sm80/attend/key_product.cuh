@@ -62,7 +62,7 @@ struct KeyProduct {
     }
   }
 
-  /// s += q k^T for keys [key, key + 8 kColumns) of a tile. Rows: RegisterRows or SharedRows, below.
+  /// s += q k^T for keys [key, key + 8 kColumns) of a tile. Rows: RegisterRows, below, or WarpQueries.
   template <class Rows, int kRowTiles, int kColumns>
   static __device__ __forceinline__ void add_scores(const Rows& q, std::uint32_t k, int key,
                                                     float (&s)[kRowTiles][kColumns][4], int lane) {
@@ -77,16 +77,16 @@ struct KeyProduct {
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         std::uint32_t b[4];
-        Tile::load(k, key + n * 8, 2 * step / kTogether, lane, b);
+        Tile::load_columns(k, key + n * 8, 2 * step / kTogether, lane, b);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           if constexpr (!kIsQuantized) {
-            multiply_add<Product>(s[m][n], a[m][0], b[0], b[2]);
-            multiply_add<Product>(s[m][n + 1], a[m][0], b[1], b[3]);
+            multiply_add<Product>(s[m][n], a[m][0], b[0], b[1]);
+            multiply_add<Product>(s[m][n + 1], a[m][0], b[2], b[3]);
           } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              multiply_add<Product>(s[m][n + i % 2], a[m][i / 2], half_from_e4m3(b[i]), half_from_e4m3(b[i] >> 16));
+              multiply_add<Product>(s[m][n + i / 2], a[m][i % 2], half_from_e4m3(b[i]), half_from_e4m3(b[i] >> 16));
             }
           }
         }
@@ -162,29 +162,13 @@ struct KeyProduct {
   }
 };
 
-/// Queries of a warp, kRowTiles tiles of 16 rows: in registers,
+/// Queries of a warp in registers, kRowTiles tiles of 16 rows; WarpQueries (query_rows.cuh) has them in shared memory.
 template <class Product, int kRowTiles>
 struct RegisterRows {
   typename Product::Queries tiles[kRowTiles];
   __device__ __forceinline__ void get(int tile, int step, std::uint32_t (&a)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = tiles[tile][step][i];
-  }
-};
-
-/// or in shared memory, [tile][step][lane] fragments, where they cost no registers; `mine` is this lane's first one.
-template <class Product>
-struct SharedRows {
-  uint4* mine;
-  __device__ __forceinline__ void get(int tile, int step, std::uint32_t (&a)[4]) const {
-    const uint4 packed = mine[(tile * Product::kSteps + step) * 32];
-    a[0] = packed.x, a[1] = packed.y, a[2] = packed.z, a[3] = packed.w;
-  }
-  __device__ __forceinline__ void put(int tile, const typename Product::Queries& q) const {
-#pragma unroll
-    for (int step = 0; step < Product::kSteps; ++step) {
-      mine[(tile * Product::kSteps + step) * 32] = make_uint4(q[step][0], q[step][1], q[step][2], q[step][3]);
-    }
   }
 };
 

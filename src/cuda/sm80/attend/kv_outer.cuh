@@ -1,6 +1,6 @@
 // Attention with kv_blocks in the outer loop: a CTA keeps one kv_block in shared memory, and its warps take the queries
 // that want it, wherever they are, 32 (query, head) rows at a time. Each leaves a
-// normalised partial result in a slot of its query, which q_outer merges:
+// normalised partial result in a slot of its query (merge.cuh):
 //
 //   partial_o = softmax(scale q k^T) v,   partial_lse = log2 sum exp2(scale_log2 q k^T)      over the kv_block's keys
 //
@@ -26,20 +26,22 @@ struct KvOuterConfig {
   static constexpr int kKeys = 128;     // of the largest kv_block
   static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Storage {
-    alignas(128) char k[kKeys * Product::kRowBytes];
-    alignas(128) char v[kKeys * Product::kRowBytes];
+    alignas(256) char k[kKeys * Product::kRowBytes];
+    alignas(256) char v[kKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kKeys : 4];
     float v_scale[Product::kIsQuantized ? kKeys : 4];
-    uint4 q[kPromptWarps][kWarpTiles][Product::kSteps][32];  // fragments of each lane
+    alignas(256) char q[kPromptWarps][WarpQueries<Product>::kBytes];
+    Visit visits[kMostVisits];
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
 
-/// Starts loading k and v of kv_block `item.block`, and waits.
+/// Starts loading k and v of an item's kv_block, and has its visits in shared memory. Returns how many they are.
 template <class Config>
-__device__ __forceinline__ void load_block(const PromptParams& p, typename Config::Storage& storage,
-                                           const KvOuterItem& item, int thread) {
+__device__ __forceinline__ std::int32_t load_item(const PromptParams& p, typename Config::Storage& storage,
+                                                  const KvOuterItem& item, int thread) {
   constexpr int kStep = 64, kRowBytes = Config::Product::kRowBytes, kThreads = Config::kThreads;
+  for (int i = thread; i < item.count; i += kThreads) storage.visits[i] = p.work.visits[item.begin + i];
   const SequenceView view = p.batch.sequence(item.sequence);
   const SequenceKeys keys{&p.batch, item.sequence, view.k_row, view.seqlen_k};
   const AttentionTensors& t = p.tensors;
@@ -57,42 +59,53 @@ __device__ __forceinline__ void load_block(const PromptParams& p, typename Confi
       }
     }
   }
-  async_commit();
-  async_wait<0>();
   __syncthreads();
+  return item.count;
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
   using Product = typename Config::Product;
   constexpr int kRows = 2 * kWarpTiles;  // of a thread
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(256) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
   const AttentionTensors& t = p.tensors;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_earlier_kernels();
   const std::int32_t num_items = *p.work.num_items, log2_group = p.log2_group_size, group = 1 << log2_group;
-  const Visit* const visits = p.work.visits;
   const std::int32_t queries = 16 * kWarpTiles >> log2_group;  // of a warp's rows
   const KeysInShared keys{shared_address(storage.k), shared_address(storage.v),
                           t.k_scale.is_per_token() ? storage.k_scale : nullptr,
                           t.v_scale.is_per_token() ? storage.v_scale : nullptr};
-  const SharedRows<Product> q{&storage.q[warp][0][0][lane]};
+  const WarpQueries<Product> q(storage.q[warp], lane);
   const float k_scale = Product::kIsQuantized && t.k_scale.is_for_all() ? *t.k_scale.data : 1;
   const float v_scale = t.v_scale.is_for_all() ? *t.v_scale.data : 1;
   for (std::int32_t number = blockIdx.x; number < num_items; number += gridDim.x) {
-    const KvOuterItem item = p.work.items[number];
-    load_block<Config>(p, storage, item, thread);
-    for (std::int32_t first = warp * queries; first < item.count; first += kPromptWarps * queries) {
-      // Of this thread's row i; looked up once more for its result, in place of registers for all four.
-      const auto head_of = [&](int i) { return i * 8 + lane / 4 & (group - 1); };
-      const auto at = [&](int i) { return first + (i * 8 + lane / 4 >> log2_group); };
+    const std::int32_t count = load_item<Config>(p, storage, p.work.items[number], thread);
+    // Row `lane` of a warp's queries from `first` on.
+    const auto row_from = [&](std::int32_t first) {
+      const Visit& visit = storage.visits[min(first + (lane >> log2_group), count - 1)];
+      const std::int32_t head = (p.work.head << log2_group) + (lane & (group - 1));
+      return reinterpret_cast<const char*>(static_cast<const typename Product::Element*>(t.q.data) +
+                                           visit.q_row * t.q.strides[0] + head * t.q.strides[1]);
+    };
+    std::int32_t first = warp * queries;
+    if constexpr (q.kIsAsync) {
+      if (first < count) q.start(row_from(first));
+    }
+    async_commit();
+    async_wait<0>();
+    __syncthreads();
+    for (; first < count; first += kPromptWarps * queries) {
       float scale_log2[kRows];
-      __syncwarp();
-      put_queries(
-          t, k_scale, q, scale_log2, lane, [&](int i) { return visits[item.begin + min(at(i), item.count - 1)].q_row; },
-          [&](int i) { return (p.work.head << log2_group) + head_of(i); });
+#pragma unroll
+      for (float& scale : scale_log2) scale = t.scale_log2 * k_scale;
+      if constexpr (q.kIsAsync) {
+        async_wait<0>();
+      } else {
+        q.put(row_from(first), scale_log2);
+      }
       __syncwarp();
       WarpAttention<Product, kWarpTiles> attention;
       constexpr int kEverything[kRows] = {};
@@ -100,11 +113,18 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
       for (int key = 0; key < p.batch.block_size; key += Config::kStepKeys) {
         attention.template add<Config::kStepKeys, false>(q, keys, key, kEverything, scale_log2, lane);
       }
+      __syncwarp();
+      if constexpr (q.kIsAsync) {  // those of the next round come while results of this one are stored
+        const std::int32_t next = first + kPromptWarps * queries;
+        if (next < count) q.start(row_from(next));
+        async_commit();
+      }
       attention.finish(v_scale);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (at(i) >= item.count) continue;
-        const std::int32_t place = visits[item.begin + at(i)].slot * group + head_of(i);
+        const int row = i * 8 + lane / 4, at = first + (row >> log2_group);
+        if (at >= count) continue;
+        const std::int32_t place = storage.visits[at].slot * group + (row & (group - 1));
         PartialRow<Product>::store(attention.o[i / 2], i % 2, attention.inverse(i), p.work.partial_o, place, lane);
         if (lane % 4 == 0) p.work.partial_lse[place] = attention.lse_log2(i);
       }

@@ -4,6 +4,7 @@
 #include "cuda/sm80/attend/decode.cuh"
 #include "cuda/sm80/attend/kernels.h"
 #include "cuda/sm80/attend/kv_outer.cuh"
+#include "cuda/sm80/attend/merge.cuh"
 #include "cuda/sm80/attend/q_outer.cuh"
 
 namespace openmsa::cuda::sm80::attend {
@@ -19,6 +20,9 @@ void launch_scheduled(const PromptBatches& batches, int count, Launch launch) {
   const auto tiles = static_cast<unsigned int>(batches.of[0].work.max_tiles);
   cuda::launch("q_outer", q_outer_kernel<Inner>, {{tiles, rows}, Inner::kThreads, sizeof(typename Inner::Storage)},
                launch.stream, batches);
+  using Merge = MergeConfig<typename Inner::Product>;
+  cuda::launch("merge", merge_kernel<typename Inner::Product>,
+               {{tiles * Merge::kCtasPerTile, rows}, Merge::kThreads, 0}, launch.stream, batches);
 }
 
 template <openmsa_dtype kDtype, openmsa_dtype kCached, int kDim>

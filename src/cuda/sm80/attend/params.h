@@ -20,6 +20,10 @@ using generic::Visit;
 /// (query, head) rows of a tile of a prompt: two tiles of 16 for each of its 4 warps.
 inline constexpr int kPromptWarps = 4, kWarpTiles = 2, kPromptRows = 16 * kWarpTiles * kPromptWarps;
 
+/// Visits of an item of kv_outer, at most: about kItemVisits, in whole tiles of 4 to 64 (generic::KvOuterBlock).
+inline constexpr int kMostVisits = 128;
+static_assert(kMostVisits % 64 == 0 && generic::kItemVisits <= kMostVisits);
+
 /// What all kernels read and write.
 struct AttentionTensors {
   QueryRows q;
@@ -35,6 +39,12 @@ struct PromptParams : ScheduleParams {
   std::int32_t heads;  // KV heads
   bool is_dense;
 };
+
+/// Row of the partial result of a slot of a query and head of tile `number`.
+OPENMSA_DEVICE std::int32_t partial_row(const ScheduleBatch& work, std::int32_t number, std::int32_t slot,
+                                        std::int32_t query, std::int32_t head, std::int32_t log2_group_size) {
+  return (((number * work.slots + slot) * work.tile_queries + query) << log2_group_size) + head;
+}
 
 /// Schedule batches that one launch works off side by side, a row of CTAs each: heads of a call that leaves SMs idle.
 inline constexpr int kBatchesTogether = 4;

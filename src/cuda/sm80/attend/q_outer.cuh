@@ -1,10 +1,7 @@
 // Attention with queries in the outer loop: a tile of 128 (query, head) rows, 32 for each of 4 warps, over kv_blocks
 // that its queries share, which stream through shared memory 64 keys at a time. With a selection these are the tile's
-// shared blocks, and afterwards the partial results of kv_outer are merged:
-//
-//   o = sum_i 2^(lse_i - lse) o_i,   lse = log2 sum_i 2^lse_i,      i over the shared blocks together and kv_outer's slots
-//
-// Without one they are all kv_blocks that some query sees: dense attention.
+// shared blocks, and the result of a query that kv_outer works for too is one more partial one (merge.cuh). Without one
+// they are all kv_blocks that some query sees: dense attention.
 //
 //   wait           waits for                             guards
 //   async_wait     this thread's copies of a stage       (with the barrier) the stage has arrived
@@ -28,14 +25,14 @@ struct QOuterConfig {
   static constexpr int kStageKeys = 64, kStages = 2;
   static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Stage {
-    alignas(128) char k[kStageKeys * Product::kRowBytes];
-    alignas(128) char v[kStageKeys * Product::kRowBytes];
+    alignas(256) char k[kStageKeys * Product::kRowBytes];
+    alignas(256) char v[kStageKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kStageKeys : 4];
     float v_scale[Product::kIsQuantized ? kStageKeys : 4];
   };
   struct Storage {
     Stage stages[kStages];
-    uint4 q[kPromptWarps][kWarpTiles][Product::kSteps][32];  // fragments of each lane
+    alignas(256) char q[kPromptWarps][WarpQueries<Product>::kBytes];
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
@@ -75,31 +72,20 @@ __device__ __forceinline__ bool find_prompt_tile(const PromptParams& p, PromptTi
   return true;
 }
 
-/// Adds the partial results of kv_outer to finished row `i` of this thread, which is head `head` of `query` of the tile.
+/// Leaves finished row `i` of this thread as a partial result after those of kv_outer, where there are some. Returns
+/// whether there are.
 template <class Product>
-__device__ __forceinline__ void merge_partials(const PromptParams& p, const PromptTile& tile, int query, int head,
-                                               WarpAttention<Product, kWarpTiles>& attention, int i, int lane) {
+__device__ __forceinline__ bool leave_partial(const PromptParams& p, std::int32_t number, int query, int head,
+                                              const WarpAttention<Product, kWarpTiles>& attention, int i, int lane) {
   const ScheduleBatch& work = p.work;
-  const std::int32_t slots = work.slot_counts[tile.number * work.tile_queries + query];
-  if (slots == 0) return;
-  const auto row = [&](std::int32_t slot) {
-    return (((tile.number * work.slots + slot) * work.tile_queries + query) << p.log2_group_size) + head;
-  };
-  const float own = attention.lse_log2(i);
-  float top = own;
-  for (std::int32_t slot = 0; slot < slots; ++slot) top = fmaxf(top, work.partial_lse[row(slot)]);
-  const float shift = finite_shift(top);
-  float total = exp2_approx(own - shift);
-  attention.scale_row(i, total * attention.inverse(i));
-#pragma unroll 2
-  for (std::int32_t slot = 0; slot < slots; ++slot) {
-    const std::int32_t at = row(slot);
-    const float share = exp2_approx(work.partial_lse[at] - shift);
-    total += share;
-    PartialRow<Product>::add(attention.o[i / 2], i % 2, share, work.partial_o, at, lane);
+  const std::int32_t slots = work.slot_counts[number * work.tile_queries + query];
+  if (slots == 0) return false;
+  if (slots < work.slots) {  // else kv_outer has all kv_blocks of the query
+    const std::int32_t place = partial_row(work, number, slots, query, head, p.log2_group_size);
+    PartialRow<Product>::store(attention.o[i / 2], i % 2, attention.inverse(i), work.partial_o, place, lane);
+    if (lane % 4 == 0) work.partial_lse[place] = attention.lse_log2(i);
   }
-  attention.max[i] = top;
-  attention.sum[i] = total;
+  return true;
 }
 
 template <class Config>
@@ -107,7 +93,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   using Product = typename Config::Product;
   constexpr int kStageKeys = Config::kStageKeys, kRowBytes = Product::kRowBytes, kThreads = Config::kThreads;
   constexpr int kRows = 2 * kWarpTiles;  // of a thread
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(256) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
   const AttentionTensors& t = p.tensors;
@@ -139,21 +125,33 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
     }
     async_commit();
   };
+  // Row i of this thread is row `i * 8 + lane / 4` of its warp.
+  const float k_scale = Product::kIsQuantized && t.k_scale.is_for_all() ? *t.k_scale.data : 1;
+  const auto query_of = [&](int row) { return warp * WarpQueries<Product>::kRows + row >> p.log2_group_size; };
+  const auto head_of = [&](int row) {
+    return (tile.head << p.log2_group_size) + (row & ((1 << p.log2_group_size) - 1));
+  };
+  const WarpQueries<Product> q(storage.q[warp], lane);
+  const std::int64_t my_row = tile.queries.q_row + min(query_of(lane), tile.queries.count - 1);
+  const auto* const my_q = reinterpret_cast<const char*>(static_cast<const typename Product::Element*>(t.q.data) +
+                                                         my_row * t.q.strides[0] + head_of(lane) * t.q.strides[1]);
+  float scale_log2[kRows];
+#pragma unroll
+  for (float& scale : scale_log2) scale = t.scale_log2 * k_scale;
+  if constexpr (q.kIsAsync) {
+    q.start(my_q);  // with the first stage
+  } else {
+    q.put(my_q, scale_log2);
+  }
 #pragma unroll
   for (int i = 0; i < Config::kStages - 1; ++i) load(i);
 
-  const float k_scale = Product::kIsQuantized && t.k_scale.is_for_all() ? *t.k_scale.data : 1;
-  const SharedRows<Product> q{&storage.q[warp][0][0][lane]};
-  float scale_log2[kRows];
-  int query[kRows];  // of the tile, of this thread's rows
-  const auto head = [&](int i) { return (warp * kRows + i) * 8 + lane / 4 & ((1 << p.log2_group_size) - 1); };
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) query[i] = (warp * kRows + i) * 8 + lane / 4 >> p.log2_group_size;
-  put_queries(
-      t, k_scale, q, scale_log2, lane,
-      [&](int i) { return tile.queries.q_row + min(query[i], tile.queries.count - 1); },
-      [&](int i) { return (tile.head << p.log2_group_size) + head(i); });
-  __syncwarp();
+  // Queries of this warp, and their bits among the members of a shared block.
+  const int first_query = query_of(0),
+            end_query = min(query_of(WarpQueries<Product>::kRows - 1) + 1, tile.queries.count);
+  const auto bits_before = [](int query) { return query < 32 ? (1u << query) - 1 : ~0u; };
+  const std::uint32_t some = tile.shared == nullptr ? ~0u : bits_before(end_query) & ~bits_before(first_query);
+  const std::uint32_t mine = first_query < end_query ? some : 0;
 
   WarpAttention<Product, kWarpTiles> attention;
 #pragma unroll 1
@@ -167,26 +165,25 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
     const KeysInShared in_shared{shared_address(now.k), shared_address(now.v),
                                  t.k_scale.is_per_token() ? now.k_scale : nullptr,
                                  t.v_scale.is_per_token() ? now.v_scale : nullptr};
-    int limit[kRows], least = kStageKeys, most = 0;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const bool exists = query[i] < tile.queries.count;
-      const bool wants = exists && (tile.shared == nullptr || (block.members >> query[i] & 1) != 0);
-      limit[i] = wants ? tile.queries.position + query[i] + 1 - first : 0;
-      least = min(least, limit[i]), most = max(most, limit[i]);
-    }
-    if (!__any_sync(kFullWarp, most > 0)) continue;
-    if (__all_sync(kFullWarp, least == kStageKeys)) {
+    const std::int32_t position = tile.queries.position - first;  // of the tile, among the keys of the stage
+    if ((block.members & mine) == 0 || position + end_query <= 0) continue;
+    constexpr int kEverything[kRows] = {};
+    if ((block.members & mine) == mine && position + first_query + 1 >= kStageKeys) {
 #pragma unroll 1
       for (int key = 0; key < kStageKeys; key += Config::kStepKeys) {
-        attention.template add<Config::kStepKeys, false>(q, in_shared, key, limit, scale_log2, lane);
+        attention.template add<Config::kStepKeys, false>(q, in_shared, key, kEverything, scale_log2, lane);
       }
     } else {
 #pragma unroll 1
       for (int key = 0; key < kStageKeys; key += Config::kStepKeys) {
-        attention.template add<Config::kStepKeys, true>(q, in_shared, key, limit, scale_log2, lane);
+        int limit[kRows];
 #pragma unroll
-        for (int& seen : limit) seen -= Config::kStepKeys;
+        for (int i = 0; i < kRows; ++i) {
+          const int query = query_of(i * 8 + lane / 4);
+          const bool wants = tile.shared == nullptr || (block.members >> query & 1) != 0;
+          limit[i] = wants ? position + query + 1 - key : 0;
+        }
+        attention.template add<Config::kStepKeys, true>(q, in_shared, key, limit, scale_log2, lane);
       }
     }
   }
@@ -196,9 +193,11 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   const OutputRows& out = t.out;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const bool exists = query[i] < tile.queries.count;
-    if (exists && !p.is_dense) merge_partials(p, tile, query[i], head(i), attention, i, lane);
-    const std::int64_t q_row = tile.queries.q_row + query[i], query_head = (tile.head << p.log2_group_size) + head(i);
+    const int query = query_of(i * 8 + lane / 4);
+    bool exists = query < tile.queries.count;
+    const std::int32_t query_head = head_of(i * 8 + lane / 4), head = query_head & ((1 << p.log2_group_size) - 1);
+    if (exists && !p.is_dense) exists = !leave_partial(p, tile.number, query, head, attention, i, lane);
+    const std::int64_t q_row = tile.queries.q_row + query;
     auto* const o =
         static_cast<typename Product::Element*>(out.o) + q_row * out.o_strides[0] + query_head * out.o_strides[1];
     Product::store_row(attention.o[i / 2], i % 2, attention.inverse(i), o, exists, lane);

@@ -1,28 +1,73 @@
-// Queries of a warp of the prompt kernels on their way into shared memory.
+// Queries of a warp of the prompt kernels, in shared memory.
 #pragma once
 
 #include "cuda/sm80/attend/key_product.cuh"
 #include "cuda/sm80/attend/params.h"
+#include "cuda/sm80/ptx/anew.cuh"
 
 namespace openmsa::cuda::sm80::attend {
 
-/// Puts a warp's rows of q into shared memory as fragments; to be followed by __syncwarp. Row i of this thread is that of
-/// q_row(i) and query_head(i), and a product with it times scale_log2[i] is a score in units of log2.
-template <class Product, class Row, class Head>
-__device__ __forceinline__ void put_queries(const AttentionTensors& t, float k_scale, const SharedRows<Product>& q,
-                                            float (&scale_log2)[2 * kWarpTiles], int lane, Row q_row, Head query_head) {
-#pragma unroll
-  for (int m = 0; m < kWarpTiles; ++m) {
-    typename Product::Queries rows;
-#pragma unroll
-    for (int i = 2 * m; i < 2 * m + 2; ++i) {
-      const std::int64_t row = q_row(i), head = query_head(i);
-      const auto* const from =
-          static_cast<const typename Product::Element*>(t.q.data) + row * t.q.strides[0] + head * t.q.strides[1];
-      scale_log2[i] = t.scale_log2 * k_scale * Product::load_query(from, i % 2, rows, lane);
-    }
-    q.put(m, rows);
-  }
+/// A pointer of another lane; all lanes ask together.
+__device__ __forceinline__ const char* pointer_of(const char* mine, int lane) {
+  return reinterpret_cast<const char*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(mine), lane));
 }
+
+/// The 32 rows of a warp. For keys of 16 bits they lie as they are and arrive by copies that nobody waits for; for e4m3
+/// keys they lie as fragments of each lane, [tile][step][lane], which only the lane itself reads.
+template <class Product>
+class WarpQueries {
+ public:
+  static constexpr bool kIsAsync = !Product::kIsQuantized;
+  static constexpr int kRows = 16 * kWarpTiles, kBytes = kRows * Product::kDim * 2;
+
+  /// shared: kBytes of this warp, aligned to 256.
+  __device__ __forceinline__ WarpQueries(char* shared, int lane) : shared_(shared), lane_(lane) {}
+
+  /// Rows on their way, of which `row` is where that of this lane begins; kIsAsync only. Nobody reads the old ones any more.
+  __device__ __forceinline__ void start(const char* row) const {
+    constexpr int kAtOnce = 32 / Tile::kChunks;
+    const int at = lane_ / Tile::kChunks, chunk = lane_ % Tile::kChunks;
+    const std::uint32_t to = shared_address(shared_) + Tile::offset(at, chunk);
+#pragma unroll
+    for (int from = 0; from < kRows; from += kAtOnce) {
+      async_copy_16(Tile::below(to, from), pointer_of(row, from + at) + chunk * 16, true);
+    }
+  }
+
+  /// The same for e4m3 keys. Multiplies scale[i] by what a number of this thread's row i counts.
+  __device__ __forceinline__ void put(const char* row, float (&scale)[2 * kWarpTiles]) const {
+#pragma unroll
+    for (int m = 0; m < kWarpTiles; ++m) {
+      typename Product::Queries rows;
+#pragma unroll
+      for (int i = 2 * m; i < 2 * m + 2; ++i) {
+        scale[i] *= Product::load_query(pointer_of(row, i * 8 + lane_ / 4), i % 2, rows, lane_);
+      }
+#pragma unroll
+      for (int step = 0; step < Product::kSteps; ++step) {
+        fragment(m, step) = make_uint4(rows[step][0], rows[step][1], rows[step][2], rows[step][3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void get(int tile, int step, std::uint32_t (&a)[4]) const {
+    if constexpr (kIsAsync) {
+      Tile::load(anew(shared_address(shared_)), tile * 16, 2 * step, lane_, a);
+    } else {
+      const uint4 packed = fragment(tile, step);
+      a[0] = packed.x, a[1] = packed.y, a[2] = packed.z, a[3] = packed.w;
+    }
+  }
+
+ private:
+  using Tile = SharedTile<Product::kDim * 2>;
+
+  __device__ __forceinline__ uint4& fragment(int tile, int step) const {
+    return reinterpret_cast<uint4*>(shared_)[(tile * Product::kSteps + step) * 32 + lane_];
+  }
+
+  char* shared_;
+  int lane_;
+};
 
 }  // namespace openmsa::cuda::sm80::attend

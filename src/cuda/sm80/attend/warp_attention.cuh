@@ -13,12 +13,14 @@ struct KeysInShared {
   const float* v_scale;
 };
 
-/// A thread has rows g and g + 8 (ptx/matrix.cuh).
 /// A thread has rows g and g + 8 of each tile (ptx/matrix.cuh): row i is half i % 2 of tile i / 2.
 template <class Product, int kRowTiles>
 struct WarpAttention {
   static constexpr bool kIsQuantized = Product::kIsQuantized;
   static constexpr int kRows = 2 * kRowTiles;
+  /// Scores may exceed `max` by so much before it is raised and what was added up is rescaled; in units of log2. bf16 and
+  /// fp16 hold probabilities of 2^kSlack as well as those of 1; lifted ones leave no room in fp16.
+  static constexpr float kSlack = kIsQuantized ? 0 : 8;
 
   float max[kRows];  // in units of log2
   float sum[kRows];  // of this thread's columns, times 2^kLift
@@ -42,9 +44,9 @@ struct WarpAttention {
     if (kIsQuantized && keys.k_scale != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
-        const float scale = keys.k_scale[key + i / 2 * 8 + column + i % 2];
+        const float k_scale = keys.k_scale[key + i / 2 * 8 + column + i % 2];
 #pragma unroll
-        for (int row = 0; row < kRows; ++row) score(s, row, i) *= scale;
+        for (int row = 0; row < kRows; ++row) score(s, row, i) *= k_scale;
       }
     }
     float alpha[kRows], shift[kRows];
@@ -57,7 +59,7 @@ struct WarpAttention {
         if (kIsMasked && i / 2 * 8 + column + i % 2 >= limit[row]) x = -INFINITY;
         top = fmaxf(top, x);
       }
-      alpha[row] = raise_max(max[row], quad_max(top) * scale_log2[row], shift[row]);
+      alpha[row] = raise_max(max[row], quad_max(top) * scale_log2[row], shift[row], kSlack);
       shift[row] -= Product::kLift;
       sum[row] *= alpha[row];
     }

@@ -52,8 +52,8 @@ struct KeyScores {
 
   __device__ __forceinline__ void add(const uint4& q, const std::uint32_t (&keys)[4]) {
     const std::uint32_t a[4] = {q.x, q.y, q.z, q.w};
-    multiply_add<typename Product::Product>(scores[0], a, keys[0], keys[2]);
-    multiply_add<typename Product::Product>(scores[1], a, keys[1], keys[3]);
+    multiply_add<typename Product::Product>(scores[0], a, keys[0], keys[1]);
+    multiply_add<typename Product::Product>(scores[1], a, keys[2], keys[3]);
   }
   /// The largest score of row `half` among this thread's keys from `key` on that lie before `limit`.
   __device__ __forceinline__ float max(int half, const float (&scale)[4], int key, int limit) const {
@@ -187,7 +187,7 @@ __device__ __forceinline__ void score_run(const SelectParams& p, typename Config
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, kScoreCtasPerSm)
     score_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(256) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
   const std::int32_t* const first_block = p.index.blocks;

@@ -77,27 +77,27 @@ struct IndexProduct {
 #pragma unroll
         for (int i = 0; i < kTogether * kProducts; ++i) {
           const int m = i % kProducts, next = i / kProducts;
-          multiply_add<Product>(c[group][m][0], a[m][step + next], b[next][0], b[next][2]);
-          multiply_add<Product>(c[group][m][1], a[m][step + next], b[next][1], b[next][3]);
+          multiply_add<Product>(c[group][m][0], a[m][step + next], b[next][0], b[next][1]);
+          multiply_add<Product>(c[group][m][1], a[m][step + next], b[next][2], b[next][3]);
         }
       }
     }
   }
 
   static constexpr int kTogether = kIsQuantized ? 2 : 1;  // steps of one ldmatrix
-  /// Steps [step, step + kTogether) of the 16 keys from row `key` on as `b`: columns [0, 8) in b[.][0], b[.][2], the
-  /// others in b[.][1], b[.][3].
+  /// Steps [step, step + kTogether) of the 16 keys from row `key` on as `b`: columns [0, 8) in b[.][0], b[.][1], the
+  /// others in b[.][2], b[.][3].
   static __device__ __forceinline__ void load_keys(std::uint32_t tile, int key, int step,
                                                    std::uint32_t (&b)[kTogether][4], int lane) {
     if constexpr (!kIsQuantized) {
-      Tile::load(tile, key, 2 * step, lane, b[0]);
+      Tile::load_columns(tile, key, 2 * step, lane, b[0]);
     } else {
       std::uint32_t packed[4];
-      Tile::load(tile, key, step, lane, packed);
+      Tile::load_columns(tile, key, step, lane, packed);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        b[i / 2][i % 2] = half_from_e4m3(packed[i]);
-        b[i / 2][2 + i % 2] = half_from_e4m3(packed[i] >> 16);
+        b[i % 2][i / 2 * 2] = half_from_e4m3(packed[i]);
+        b[i % 2][i / 2 * 2 + 1] = half_from_e4m3(packed[i] >> 16);
       }
     }
   }

@@ -34,15 +34,17 @@ __device__ __forceinline__ void load_groups(const Groups& groups, std::int64_t t
   using Tile = SharedTile<kRowBytes>;
   constexpr int kRowsAtOnce = kThreads / Tile::kChunks, kLast = kGroupKeys - 1;
   static_assert(kThreads % Tile::kChunks == 0 && kKeys % kRowsAtOnce == 0);
+  static_assert((kRowsAtOnce & (kRowsAtOnce - 1)) == 0, "Tile::below");
   static_assert(32 / Tile::kChunks <= kGroupKeys, "rows of a warp lie in one group");
   const int chunk = thread % Tile::kChunks, first_row = thread / Tile::kChunks;
   const std::int64_t in_group = (first_row & kLast) * token_stride + chunk * 16;
+  const std::uint32_t to = tile + Tile::offset(first_row, chunk);
 #pragma unroll
   for (int from = 0; from < kKeys; from += kRowsAtOnce) {
     const int row = from + first_row;
     const char* const group = groups.row(row / kGroupKeys) + in_group;
     const char* const from_row = from % kGroupKeys == 0 ? group : group + from % kGroupKeys * token_stride;
-    async_copy_16(tile + Tile::offset(row, chunk), from_row, first + row < end);
+    async_copy_16(Tile::below(to, from), from_row, first + row < end);
   }
 }
 

@@ -1,5 +1,6 @@
 // Rows in shared memory whose 16-byte chunks are swizzled, so that the eight rows that ldmatrix reads at once meet in no
-// bank: chunk c of row r lies at chunk c ^ (r % 8), of rows of 64 bytes at c ^ (r / 2 % 4).
+// bank: chunk c of row r lies at chunk c ^ (r % 8), of rows of 64 bytes at c ^ (r / 2 % 4). A tile lies at a multiple of
+// 256 bytes: the place of a chunk is then a matter of its address's low bits.
 #pragma once
 
 #include "cuda/sm80/ptx/async_copy.cuh"
@@ -18,19 +19,31 @@ struct SharedTile {
     return row * kRowBytes + (chunk ^ swizzle) * 16;
   }
 
-  /// Chunks `chunk` (even) and the next one of rows [row, row + 16), 8 | row, as four matrices: rows 0-7 and 8-15 of
-  /// the first chunk in out[0], out[1], of the second in out[2], out[3]. That is `a` of 16 rows; or `b` of columns
-  /// [row, row + 8) in out[0], out[2] and of the eight after them in out[1], out[3].
-  static __device__ __forceinline__ void load(std::uint32_t tile, int row, int chunk, int lane,
-                                              std::uint32_t (&out)[4]) {
-    load_matrices(tile + row * kRowBytes + (offset(lane % 16, lane / 16) ^ chunk * 16), out);
+  /// The chunk `rows` rows below the one at `address`, of a row whose number has no bit in common with `rows`.
+  static __device__ __forceinline__ std::uint32_t below(std::uint32_t address, int rows) {
+    return (address ^ (kRowBytes == 64 ? rows / 2 % 4 : rows % 8) * 16) + rows * kRowBytes;
   }
 
-  /// The same matrices transposed, rows being k: `b` of the first chunk's 8 columns of 2 bytes in out[0], out[1], of
+  /// Chunks `chunk` (even) and the next one of rows [row, row + 16), 8 | row, as four matrices: rows 0-7 and 8-15 of
+  /// the first chunk in out[0], out[1], of the second in out[2], out[3]. That is `a` of 16 rows.
+  static __device__ __forceinline__ void load(std::uint32_t tile, int row, int chunk, int lane,
+                                              std::uint32_t (&out)[4]) {
+    load_matrices((tile + row * kRowBytes + offset(lane % 16, lane / 16)) ^ chunk * 16, out);
+  }
+
+  /// The same with both chunks of rows 0-7 in out[0], out[1], of rows 8-15 in out[2], out[3]: `b` of columns
+  /// [row, row + 8) and of the eight after them. Products want the two words of `b` side by side, and get them by moves
+  /// where they are not.
+  static __device__ __forceinline__ void load_columns(std::uint32_t tile, int row, int chunk, int lane,
+                                                      std::uint32_t (&out)[4]) {
+    load_matrices((tile + row * kRowBytes + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2)) ^ chunk * 16, out);
+  }
+
+  /// The matrices of load() transposed, rows being k: `b` of the first chunk's 8 columns of 2 bytes in out[0], out[1], of
   /// the second's in out[2], out[3].
   static __device__ __forceinline__ void load_transposed(std::uint32_t tile, int row, int chunk, int lane,
                                                          std::uint32_t (&out)[4]) {
-    load_matrices_transposed(tile + row * kRowBytes + (offset(lane % 16, lane / 16) ^ chunk * 16), out);
+    load_matrices_transposed((tile + row * kRowBytes + offset(lane % 16, lane / 16)) ^ chunk * 16, out);
   }
 };
 

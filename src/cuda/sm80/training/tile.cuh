@@ -50,9 +50,9 @@ struct TrainingTile {
 #pragma unroll
       for (int row = 0; row < kTileRows; row += 16) {
         std::uint32_t b[4];
-        Rows::load(rows, row, 2 * step, lane, b);
-        multiply_add<Element>(s[row / 8], a, b[0], b[2]);
-        multiply_add<Element>(s[row / 8 + 1], a, b[1], b[3]);
+        Rows::load_columns(rows, row, 2 * step, lane, b);
+        multiply_add<Element>(s[row / 8], a, b[0], b[1]);
+        multiply_add<Element>(s[row / 8 + 1], a, b[2], b[3]);
       }
     }
   }

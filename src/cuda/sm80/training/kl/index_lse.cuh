@@ -20,7 +20,7 @@ template <class Element, int kDim>
 struct IndexLseConfig {
   using Tile = TrainingTile<Element, kDim>;
   struct Storage {
-    alignas(128) char index_k[kTileKeys * Tile::kRowBytes];
+    alignas(256) char index_k[kTileKeys * Tile::kRowBytes];
     std::int32_t next_item;
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
@@ -50,9 +50,9 @@ __device__ __forceinline__ void index_lse_rows(const Params& p, const generic::L
 #pragma unroll
     for (int step = 0; step < Tile::kSteps; ++step) {
       std::uint32_t b[4];
-      Tile::Rows::load(index_k, n * 8, 2 * step, lane, b);
-      multiply_add<typename Tile::Element>(s[n], q[step], b[0], b[2]);
-      multiply_add<typename Tile::Element>(s[n + 1], q[step], b[1], b[3]);
+      Tile::Rows::load_columns(index_k, n * 8, 2 * step, lane, b);
+      multiply_add<typename Tile::Element>(s[n], q[step], b[0], b[1]);
+      multiply_add<typename Tile::Element>(s[n + 1], q[step], b[2], b[3]);
     }
   }
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
@@ -79,7 +79,7 @@ template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
     index_lse_kernel(const __grid_constant__ Params p, const __grid_constant__ KeyTensor index_k) {
   using Tile = typename Config::Tile;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(256) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_earlier_kernels();
