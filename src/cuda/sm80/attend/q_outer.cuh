@@ -33,6 +33,7 @@ struct QOuterConfig {
   struct Storage {
     Stage stages[kStages];
     alignas(256) char q[kPromptWarps][WarpQueries<Product>::kBytes];
+    std::int32_t q_row[kPromptWarps];  // of the tile: wanted at the end, and in no register until then
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
@@ -153,6 +154,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   const std::uint32_t some = tile.shared == nullptr ? ~0u : bits_before(end_query) & ~bits_before(first_query);
   const std::uint32_t mine = first_query < end_query ? some : 0;
 
+  storage.q_row[warp] = tile.queries.q_row;
   WarpAttention<Product, kWarpTiles> attention;
 #pragma unroll 1
   for (std::int32_t step = 0; step < steps; ++step) {
@@ -197,7 +199,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
     bool exists = query < tile.queries.count;
     const std::int32_t query_head = head_of(i * 8 + lane / 4), head = query_head & ((1 << p.log2_group_size) - 1);
     if (exists && !p.is_dense) exists = !leave_partial(p, tile.number, query, head, attention, i, lane);
-    const std::int64_t q_row = tile.queries.q_row + query;
+    const std::int64_t q_row = storage.q_row[warp] + query;
     auto* const o =
         static_cast<typename Product::Element*>(out.o) + q_row * out.o_strides[0] + query_head * out.o_strides[1];
     Product::store_row(attention.o[i / 2], i % 2, attention.inverse(i), o, exists, lane);
