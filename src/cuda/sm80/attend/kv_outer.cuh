@@ -1,6 +1,6 @@
 // Attention with kv_blocks in the outer loop: a CTA keeps one kv_block in shared memory, and its warps take the queries
-// that want it, wherever they are, 32 (query, head) rows at a time. Each leaves a
-// normalised partial result in a slot of its query (merge.cuh):
+// that want it, wherever they are, 32 (query, head) rows at a time. Each leaves a normalised partial result in a slot of
+// its query (merge.cuh):
 //
 //   partial_o = softmax(scale q k^T) v,   partial_lse = log2 sum exp2(scale_log2 q k^T)      over the kv_block's keys
 //
