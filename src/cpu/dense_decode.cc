@@ -41,6 +41,10 @@ struct Scratch {
     if (members != nullptr) std::iota(members, members + max_queries(plan), 0);
   }
 
+  StepTimes times(const Plan& plan, std::int64_t columns, bool are_few) const {
+    return step_times(plan, columns, are_few, are_few ? row_speed : speed);
+  }
+
   RunningSoftmax run;      // of the last kDecodeRunKeys keys; rows [KV head][query][head of the group]
   RunningSoftmax segment;  // of the runs before
   std::int64_t chunks;
@@ -102,7 +106,7 @@ void load(const Plan& plan, const Sequence& sequence, const KeySpan& k, const Ke
   const std::int64_t columns = std::min(max_chunk(plan.group_size), sequence.seqlen_q) * plan.group_size;
   const bool are_few = s.qk.has_few_columns(queries);  // and so are those of the queries after them
   const bool has_keys = are_few && s.qk.load_keys_for_rows(k), has_values = are_few && s.values.load_for_rows(v);
-  const StepTimes times = step_times(plan, columns, are_few, are_few ? s.row_speed : s.speed);
+  const StepTimes times = s.times(plan, columns, are_few);
   const std::int64_t products = times.scores + times.softmax + times.values;
   const std::int64_t load_v = has_values ? 0 : times.load_v;
   if (!has_keys) s.qk.load_keys(k, s.ahead.take(times.load_k, load_v + products));
@@ -116,7 +120,7 @@ void attend(const Plan& plan, const Sequence& sequence, const Columns& columns, 
   const std::int64_t size = columns.size();
   const bool is_partial = causal_limits(sequence, columns, first_key, keys, s.limit);
   const bool is_few = s.qk.has_few_columns(queries);
-  const StepTimes times = step_times(plan, size, is_few, is_few ? s.row_speed : s.speed);
+  const StepTimes times = s.times(plan, size, is_few);
   const Ahead during_scores = s.ahead.take(times.scores, times.softmax + times.values);
   const Ahead during_softmax = s.ahead.take(times.softmax, times.values);
   std::copy_n(rows.max, size, s.max);

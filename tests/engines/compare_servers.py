@@ -23,7 +23,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from openmsa.bench.engines._arms import Failed, words_in
 from openmsa.bench.engines._checkpoint import VOCABULARY, Model, write_checkpoint
 
 ARMS = ("stock", "openmsa")
@@ -40,7 +40,6 @@ PROMPTS = (300, 3000, 9000)
 NEW_TOKENS, FORCED_TOKENS = 16, 512
 DRAFTS = {"ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 4}, "mtp": {"method": "mtp"}}
 CONTEXT, CHUNK, REQUESTS = 16384, 2048, 8
-_SERVES, _LEAVES = re.compile(r"openmsa \S+ serves .*"), re.compile(r"openmsa leaves .*")
 
 
 def add_tokenizer(folder: Path) -> None:
@@ -71,7 +70,7 @@ else:  # the engine's process, which imports this file
 
 def vllm_command(arm: str, model: Path, port: int, options: argparse.Namespace) -> list[str]:
     program = ["-m", "vllm.entrypoints.cli.main"]
-    if options.drafts == "mtp" and drafts_of(arm, options):
+    if options.drafts == "mtp" and has_drafts(arm, options):
         path = model / "serve_mtp.py"
         path.write_text(MTP_SERVER)
         program = [str(path)]
@@ -81,13 +80,13 @@ def vllm_command(arm: str, model: Path, port: int, options: argparse.Namespace) 
     command += ["--no-enable-prefix-caching", "--attention-backend=TRITON_ATTN"]
     if options.fp8:
         command += ["--kv-cache-dtype=fp8_e4m3", '--attention-config={"indexer_kv_dtype": "fp8"}']
-    if drafts_of(arm, options):
+    if has_drafts(arm, options):
         drafts = DRAFTS[options.drafts] | {"num_speculative_tokens": options.num_drafts}
         command.append(f"--speculative-config={json.dumps(drafts)}")
     return command + [f'--additional-config={{"openmsa": {str(arm == "openmsa").lower()}}}']
 
 
-def drafts_of(arm: str, options: argparse.Namespace) -> bool:
+def has_drafts(arm: str, options: argparse.Namespace) -> bool:
     """Whether a server gets drafts to verify."""
     return options.drafts is not None and (arm == "openmsa" or options.drafts != "mtp")
 
@@ -123,10 +122,6 @@ if __name__ == "__main__":
 
 
 COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
-
-
-class Failed(RuntimeError):
-    pass
 
 
 class Server:
@@ -175,14 +170,11 @@ class Server:
 
     def what_it_says(self) -> str:
         """Raises Failed where the layers are not served as the name says."""
-        text = self.log.read_text(errors="replace")
-        serves, leaves = _SERVES.findall(text), _LEAVES.search(text)
+        serves, leaves = words_in(self.log.read_text(errors="replace"))
         if self.arm == "stock" and serves:
             raise Failed(f"stock: expected the engine's own kernels, got {serves[0]}")
-        if self.arm == "openmsa" and (not serves or leaves is not None):
-            raise Failed(
-                f"openmsa: expected it in all sparse layers, got {leaves.group() if leaves else 'no word of it'}"
-            )
+        if self.arm == "openmsa" and (not serves or leaves):
+            raise Failed(f"openmsa: expected it in all sparse layers, got {leaves[0] if leaves else 'no word of it'}")
         return "; ".join(serves) or "nothing of openmsa"
 
     def _call(self, path: str, body: dict | None, timeout: float) -> bytes:
@@ -267,7 +259,7 @@ def ask_all(options: argparse.Namespace, servers: list[Server], model: Path) -> 
             far = mean_and_largest(logs[server, size], log)
             print(f"{server.arm} beside itself, last {FORCED_TOKENS} of {size} tokens: {far}", flush=True)
     for server in servers:
-        if drafts_of(server.arm, options):
+        if has_drafts(server.arm, options):
             print(f"{server.arm}, drafts: {server.drafts()}", flush=True)
     return is_good
 

@@ -21,6 +21,11 @@ from ._loads import Request
 _SERVES, _LEAVES = re.compile(r"openmsa \S+ serves .*"), re.compile(r"openmsa leaves .*")
 
 
+def words_in(log: str) -> tuple[list[str], list[str]]:
+    """What openmsa says in a log of layers that it serves, and of those that it leaves to the engine."""
+    return _SERVES.findall(log), _LEAVES.findall(log)
+
+
 class Failed(RuntimeError):
     """A process ended or did not answer; the message has the end of its log."""
 
@@ -51,14 +56,13 @@ class Arm:
         """Has the engine made. Raises Failed too where the layers are not served as the name says."""
         self._send("make the engine")
         self._answer()
-        text = self.log.read_text(errors="replace")
-        serves, leaves = _SERVES.search(text), _LEAVES.search(text)
+        serves, leaves = words_in(self.log.read_text(errors="replace"))
         if self.name == "stock":
             expected, got = "the engine's own kernels", serves
         else:
             expected, got = "openmsa in all sparse layers", leaves
-        if got is not None or (self.name == "openmsa" and serves is None):
-            said = got.group() if got else "no word of it"
+        if got or (self.name == "openmsa" and not serves):
+            said = got[0] if got else "no word of it"
             raise Failed(f"{self.name}: expected {expected}, got {said}; see {self.log}")
 
     def serve(self, requests: list[Request]) -> Times:

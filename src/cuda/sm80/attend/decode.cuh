@@ -29,8 +29,8 @@ struct DecodeConfig {
   static constexpr int kStages = 3;
   static constexpr int kPartialStride = kDim + 8;  // rows side by side differ in their banks
   struct Chunk {
-    alignas(256) char k[kChunkKeys * Product::kRowBytes];
-    alignas(256) char v[kChunkKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char k[kChunkKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char v[kChunkKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kChunkKeys : 4];
     float v_scale[Product::kIsQuantized ? kChunkKeys : 4];
   };
@@ -133,7 +133,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
   using Product = typename Config::Product;
   constexpr int kChunkKeys = Config::kChunkKeys, kRowBytes = Product::kRowBytes;
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const AttentionTensors& t = p.tensors;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -26,11 +26,11 @@ struct KvOuterConfig {
   static constexpr int kKeys = 128;     // of the largest kv_block
   static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Storage {
-    alignas(256) char k[kKeys * Product::kRowBytes];
-    alignas(256) char v[kKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char k[kKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char v[kKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kKeys : 4];
     float v_scale[Product::kIsQuantized ? kKeys : 4];
-    alignas(256) char q[kPromptWarps][WarpQueries<Product>::kBytes];
+    alignas(kTileAlignment) char q[kPromptWarps][WarpQueries<Product>::kBytes];
     Visit visits[kMostVisits];
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
@@ -67,7 +67,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __grid_constant__ PromptBatches batches) {
   using Product = typename Config::Product;
   constexpr int kRows = 2 * kWarpTiles;  // of a thread
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
   const AttentionTensors& t = p.tensors;
@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) kv_outer_kernel(const __g
     const auto row_from = [&](std::int32_t first) {
       const Visit& visit = storage.visits[min(first + (lane >> log2_group), count - 1)];
       const std::int32_t head = (p.work.head << log2_group) + (lane & (group - 1));
-      return reinterpret_cast<const char*>(static_cast<const typename Product::Element*>(t.q.data) +
-                                           visit.q_row * t.q.strides[0] + head * t.q.strides[1]);
+      return WarpQueries<Product>::row_of(t.q, visit.q_row, head);
     };
     std::int32_t first = warp * queries;
     if constexpr (q.kIsAsync) {

@@ -25,14 +25,14 @@ struct QOuterConfig {
   static constexpr int kStageKeys = 64, kStages = 2;
   static constexpr int kStepKeys = 32;  // whose scores are in registers at a time
   struct Stage {
-    alignas(256) char k[kStageKeys * Product::kRowBytes];
-    alignas(256) char v[kStageKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char k[kStageKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char v[kStageKeys * Product::kRowBytes];
     float k_scale[Product::kIsQuantized ? kStageKeys : 4];
     float v_scale[Product::kIsQuantized ? kStageKeys : 4];
   };
   struct Storage {
     Stage stages[kStages];
-    alignas(256) char q[kPromptWarps][WarpQueries<Product>::kBytes];
+    alignas(kTileAlignment) char q[kPromptWarps][WarpQueries<Product>::kBytes];
     std::int32_t q_row[kPromptWarps];  // of the tile: wanted at the end, and in no register until then
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   using Product = typename Config::Product;
   constexpr int kStageKeys = Config::kStageKeys, kRowBytes = Product::kRowBytes, kThreads = Config::kThreads;
   constexpr int kRows = 2 * kWarpTiles;  // of a thread
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const PromptParams& p = batches.of[blockIdx.y];
   const AttentionTensors& t = p.tensors;
@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(Config::kThreads, 2) q_outer_kernel(const __gr
   };
   const WarpQueries<Product> q(storage.q[warp], lane);
   const std::int64_t my_row = tile.queries.q_row + min(query_of(lane), tile.queries.count - 1);
-  const auto* const my_q = reinterpret_cast<const char*>(static_cast<const typename Product::Element*>(t.q.data) +
-                                                         my_row * t.q.strides[0] + head_of(lane) * t.q.strides[1]);
+  const char* const my_q = WarpQueries<Product>::row_of(t.q, my_row, head_of(lane));
   float scale_log2[kRows];
 #pragma unroll
   for (float& scale : scale_log2) scale = t.scale_log2 * k_scale;

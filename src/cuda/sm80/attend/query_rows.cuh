@@ -20,8 +20,14 @@ class WarpQueries {
   static constexpr bool kIsAsync = !Product::kIsQuantized;
   static constexpr int kRows = 16 * kWarpTiles, kBytes = kRows * Product::kDim * 2;
 
-  /// shared: kBytes of this warp, aligned to 256.
+  /// shared: kBytes of this warp, aligned as a tile.
   __device__ __forceinline__ WarpQueries(char* shared, int lane) : shared_(shared), lane_(lane) {}
+
+  /// Where head `head` of row `row` of q begins.
+  static __device__ __forceinline__ const char* row_of(const QueryRows& q, std::int64_t row, std::int32_t head) {
+    const auto* const elements = static_cast<const typename Product::Element*>(q.data);
+    return reinterpret_cast<const char*>(elements + row * q.strides[0] + head * q.strides[1]);
+  }
 
   /// Rows on their way, of which `row` is where that of this lane begins; kIsAsync only. Nobody reads the old ones any more.
   __device__ __forceinline__ void start(const char* row) const {

@@ -24,7 +24,7 @@ struct MassConfig {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStageKeys = 64, kStages = 4;
   struct Storage {
-    alignas(256) char k[kStages][kStageKeys * Product::kRowBytes];
+    alignas(kTileAlignment) char k[kStages][kStageKeys * Product::kRowBytes];
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
 };
@@ -53,7 +53,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1) mass_kernel(const __grid_constant__ RecallParams p) {
   using Product = typename Config::Product;
   constexpr int kStageKeys = Config::kStageKeys, kStages = Config::kStages, kTiles = kStageKeys / 8;
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const auto number = p.first_tile + static_cast<std::int32_t>(blockIdx.x);

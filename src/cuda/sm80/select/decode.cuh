@@ -187,7 +187,7 @@ __device__ __forceinline__ void score_run(const SelectParams& p, typename Config
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, kScoreCtasPerSm)
     score_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
   const std::int32_t* const first_block = p.index.blocks;

@@ -11,7 +11,7 @@ struct KeyStage {
   static constexpr bool kIsQuantized = Product::kIsQuantized;
   static constexpr int kKeys = kKeys_;
   static constexpr int kRowBytes = Product::kRowBytes;
-  alignas(256) char keys[kKeys * kRowBytes];
+  alignas(kTileAlignment) char keys[kKeys * kRowBytes];
   alignas(16) float scales[Product::kIsQuantized ? kKeys : 4];  // of its keys, or of its kv_blocks
 };
 

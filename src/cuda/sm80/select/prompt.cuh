@@ -209,7 +209,7 @@ __device__ __forceinline__ void select_item(const SelectParams& p, typename Conf
 /// that whoever had a longer tile has a shorter one next.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1) prompt_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto* const stages = reinterpret_cast<typename Config::Stage*>(shared);
   wait_for_earlier_kernels();
   const int tiles = p.num_tiles(), splits = p.splits(), items = tiles * splits;

@@ -1,12 +1,14 @@
 // Rows in shared memory whose 16-byte chunks are swizzled, so that the eight rows that ldmatrix reads at once meet in no
-// bank: chunk c of row r lies at chunk c ^ (r % 8), of rows of 64 bytes at c ^ (r / 2 % 4). A tile lies at a multiple of
-// 256 bytes: the place of a chunk is then a matter of its address's low bits.
+// bank: chunk c of row r lies at chunk c ^ (r % 8), of rows of 64 bytes at c ^ (r / 2 % 4).
 #pragma once
 
 #include "cuda/sm80/ptx/async_copy.cuh"
 #include "cuda/sm80/ptx/matrix.cuh"
 
 namespace openmsa::cuda::sm80 {
+
+/// Of a tile in shared memory, bytes: the place of a chunk is then a matter of its address's low bits.
+inline constexpr int kTileAlignment = 256;
 
 template <int kRowBytes_>
 struct SharedTile {

@@ -44,11 +44,11 @@ struct BackwardConfig {
   using Tile = TrainingTile<Element, kDim>;
   static constexpr int kStages = 2;
   struct Storage {
-    alignas(256) char k[kTileKeys * Tile::kRowBytes];
-    alignas(256) char v[kTileKeys * Tile::kRowBytes];
-    alignas(256) char q[kStages][kTileRows * Tile::kRowBytes];
-    alignas(256) char d_o[kTileRows * Tile::kRowBytes];
-    alignas(256) char ds[Tile::kScoreBytes];
+    alignas(kTileAlignment) char k[kTileKeys * Tile::kRowBytes];
+    alignas(kTileAlignment) char v[kTileKeys * Tile::kRowBytes];
+    alignas(kTileAlignment) char q[kStages][kTileRows * Tile::kRowBytes];
+    alignas(kTileAlignment) char d_o[kTileRows * Tile::kRowBytes];
+    alignas(kTileAlignment) char ds[Tile::kScoreBytes];
     alignas(16) TileRows rows[kStages];
     std::int32_t next_item;
   };
@@ -243,7 +243,7 @@ template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const __grid_constant__ generic::training::BackwardParams p,
                     const __grid_constant__ BackwardTensors t) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
   for_each_item(p.work, p.work.next_item, storage.next_item,

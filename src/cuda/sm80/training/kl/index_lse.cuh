@@ -20,7 +20,7 @@ template <class Element, int kDim>
 struct IndexLseConfig {
   using Tile = TrainingTile<Element, kDim>;
   struct Storage {
-    alignas(256) char index_k[kTileKeys * Tile::kRowBytes];
+    alignas(kTileAlignment) char index_k[kTileKeys * Tile::kRowBytes];
     std::int32_t next_item;
   };
   static_assert(sizeof(Storage) <= kSharedBytes);
@@ -79,7 +79,7 @@ template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
     index_lse_kernel(const __grid_constant__ Params p, const __grid_constant__ KeyTensor index_k) {
   using Tile = typename Config::Tile;
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_earlier_kernels();

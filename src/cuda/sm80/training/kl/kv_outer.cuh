@@ -37,9 +37,9 @@ struct Config {
   static constexpr int kStages = 2;
   static constexpr float kGradientScale = generic::training::kl::gradient_scale(std::is_same_v<Element, __half>);
   struct Storage {
-    alignas(256) char index_k[kTileKeys * Tile::kRowBytes];
-    alignas(256) char index_q[kStages][kStepQueries * Tile::kRowBytes];
-    alignas(256) char gradients[Tile::kScoreBytes];
+    alignas(kTileAlignment) char index_k[kTileKeys * Tile::kRowBytes];
+    alignas(kTileAlignment) char index_q[kStages][kStepQueries * Tile::kRowBytes];
+    alignas(kTileAlignment) char gradients[Tile::kScoreBytes];
     alignas(16) StepRows rows[kStages];
     float loss[kWarps];
     std::int32_t next_item;
@@ -209,7 +209,7 @@ __device__ __forceinline__ void kl_item(const Params& p, const KeyTensor& index_
 template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
     kl_kernel(const __grid_constant__ Params p, const __grid_constant__ KeyTensor index_k) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
   for_each_item(

@@ -23,7 +23,7 @@ struct TeacherConfig {
   using Tile = TrainingTile<Element, kDim>;
   static constexpr int kStages = 4;
   struct Stage {
-    alignas(256) char q[kTileRows * Tile::kRowBytes];
+    alignas(kTileAlignment) char q[kTileRows * Tile::kRowBytes];
     float lse[kTileRows];
   };
   struct Storage {
@@ -109,7 +109,7 @@ __device__ __forceinline__ void teacher_item(const Params& p, const TeacherTenso
 template <class Config>
 __global__ void __launch_bounds__(kThreads, 2)
     teacher_kernel(const __grid_constant__ Params p, const __grid_constant__ TeacherTensors t) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(kTileAlignment) char shared[];
   auto& storage = *reinterpret_cast<typename Config::Storage*>(shared);
   wait_for_earlier_kernels();
   for_each_item(p.work, p.next_item + generic::training::kl::kTeacherItem, storage.next_item,
